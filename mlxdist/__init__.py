@@ -1,0 +1,21 @@
+"""A distributed data-parallel optimizer for MLX.
+
+Importing it starts nothing: `init()` joins the world that the launcher started.
+"""
+
+from .agreement import MismatchError
+from .averaging import average_gradients
+from .data import ShardedSampler
+from .optimizer import DistributedOptimizer
+from .world import World, init
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DistributedOptimizer",
+    "MismatchError",
+    "ShardedSampler",
+    "World",
+    "average_gradients",
+    "init",
+]

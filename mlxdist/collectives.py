@@ -1,0 +1,106 @@
+"""What every transport offers: collectives over flat arrays, in one order.
+
+Two transports offer it. `native` builds lazy `mx.distributed` operations, which work
+on any backend and inside `mx.compile`; `host` calls MPI on evaluated arrays, which is
+faster and adds in rank order, but can't be traced. Each world has one of each at most,
+and nothing else in the package communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .sharding import Bucket
+
+Array = Any  # mx.array, whose stubs mypy does not follow
+
+
+@dataclass
+class Traffic:
+    """What one rank sends: collectives over arrays, their bytes, and small headers."""
+
+    collectives: int = 0
+    bytes_sent: int = 0
+    headers: int = 0
+
+    def add(self, nbytes: int, collectives: int = 1) -> None:
+        self.collectives += collectives
+        self.bytes_sent += nbytes
+
+
+class Weights(NamedTuple):
+    """How much each rank's gradients count in the mean.
+
+    `own` may be an array that `mx.compile` traces; `every` is then None, since the
+    others' weights are not known before the step runs.
+    """
+
+    own: Any
+    every: tuple[float, ...] | None
+
+    @property
+    def equal(self) -> bool:
+        return self.every is not None and all(weight == 1.0 for weight in self.every)
+
+    @property
+    def total(self) -> float:
+        assert self.every is not None
+        return sum(self.every)
+
+
+class Pending(Protocol):
+    """A collective under way. Its buffers must live until it is finished."""
+
+    def finish(self) -> Array:
+        """Waits for it, and returns the array it was started for."""
+
+
+class Collectives(Protocol):
+    """One rank's end of the wire. Every rank calls the same methods in the same order.
+
+    The array methods take and give 1-D arrays. `start_` methods return at once, as far
+    as the transport can; they may be finished in the order in which they were started.
+    """
+
+    name: str
+    rank: int
+    size: int
+    traffic: Traffic
+
+    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us on `host`."""
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, of any length, in rank order. Not lazy."""
+
+    def broadcast(self, array: Array, root: int) -> Array:
+        """The root's array on every rank, where shape and dtype are the same. Eager."""
+
+    def start_sum_scatter(
+        self, flat: Array, bucket: Bucket, weights: Weights
+    ) -> Pending:
+        """(bucket.size,) -> this rank's span of the weighted sum.
+
+        `host` sends (N-1)/N of the array's bytes and adds in float32; `native` adds in
+        the array's dtype and sends twice that where MLX has no reduce-scatter.
+        """
+
+    def start_all_gather(self, chunk: Array, bucket: Bucket) -> Pending:
+        """This rank's span -> (bucket.size,). Sends N-1 times the chunk's bytes."""
+
+    def start_all_sum(self, flat: Array, bucket: Bucket, weights: Weights) -> Pending:
+        """(bucket.size,) -> the weighted sum of all of it. `native` alone."""
+
+    def sum_scalar(self, value: Array) -> Array:
+        """The sum of one float32 number over the ranks, the same bits on all."""
+
+
+def split_counts(total: int, limit: int) -> list[tuple[int, int]]:
+    """[start, stop) ranges of at most `limit` that cover `total`, at least one."""
+    starts: Sequence[int] = range(0, max(total, 1), limit)
+    return [(start, min(start + limit, total)) for start in starts]

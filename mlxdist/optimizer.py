@@ -1,0 +1,317 @@
+"""DistributedOptimizer: any MLX optimizer, on N ranks."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.nn import Module
+from mlx.utils import tree_flatten, tree_map
+
+from . import norms, prepare, wrapped
+from . import state as states
+from .agreement import MismatchError, agree
+from .checks import agree_on_step, check_transport, gradient_problem, is_traced
+from .collectives import Array, Collectives, Weights
+from .describe import Description
+from .sharding import Plan, make_plan
+from .trees import Flat, Tree, entries_of, nested, rebuild
+from .wire import Wire
+from .world import World, init
+
+Transport = Literal["auto", "native", "host"]
+
+DEFAULT_BUCKET_SIZE = 4 * 2**20
+_names = itertools.count(1)
+
+
+class DistributedOptimizer(optim.Optimizer):
+    """Wraps an MLX optimizer so that N ranks train one model.
+
+    Each `update` averages the gradients over the ranks and applies the same step
+    everywhere. With `shard`, each rank holds the optimizer's state for its share of
+    the parameters alone, updates that share, and all ranks exchange the results (ZeRO
+    stage 1, Rajbhandari et al., SC 2020). Results do not depend on `shard`.
+
+    It is an `mlx.optimizers.Optimizer` and goes wherever one goes.
+
+    Args:
+        optimizer: the optimizer to wrap; it must not be used on its own any more.
+        shard: False keeps all state on all ranks. "elements" cuts it into equal flat
+            slices, for optimizers that treat each element by itself; "tensors" gives
+            each tensor to one rank, for all others; True chooses between the two.
+        world: what `mlxdist.init()` gave; calls it where it is None.
+        transport: "native" is lazy `mx.distributed`, needed inside `mx.compile`;
+            "host" is MPI on evaluated arrays. "auto" takes "host" for sharded state
+            over MPI, outside `mx.compile`, and "native" for everything else.
+        bucket_size: bytes of gradients that travel together.
+        reduce_dtype: what "native" adds in. "host" always adds in float32.
+        wire_dtype: what gradients travel as with "host", such as mx.bfloat16; they are
+            added in float32 all the same. None: as they are.
+        max_norm: clips the averaged gradient to this global norm; None leaves it.
+            math.inf measures `grad_norm` without clipping.
+
+    Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
+    replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no
+    reduce-scatter over MPI or its ring. "native" sends 16-bit gradients as float32.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        *,
+        shard: bool | Literal["elements", "tensors"] = False,
+        world: World | None = None,
+        transport: Transport = "auto",
+        bucket_size: int = DEFAULT_BUCKET_SIZE,
+        reduce_dtype: Any = mx.float32,
+        wire_dtype: Any = None,
+        max_norm: float | None = None,
+    ):
+        if isinstance(optimizer, DistributedOptimizer):
+            raise ValueError("the optimizer is a DistributedOptimizer already")
+        norms.check_max_norm(max_norm)
+        self.world = init() if world is None else world
+        self.optimizer = optimizer
+        self.strategy = wrapped.choose_strategy(optimizer, shard)
+        self.transport = check_transport(
+            self.world, transport, wire_dtype, reduce_dtype
+        )
+        self.bucket_size = bucket_size
+        self.reduce_dtype = reduce_dtype
+        self.wire_dtype = wire_dtype
+        self.max_norm = max_norm
+        self._inner = optimizer
+        self._plan: Plan | None = None
+        self._name = f"optimizer {next(_names)}"
+        self._updates = 0
+        self._norm: Array | None = None
+
+    # -- what every MLX optimizer has
+
+    def init(self, parameters: Tree) -> None:
+        """Puts the same parameters and state on all ranks, and plans who owns what.
+
+        Args:
+            parameters: the model, whose parameters all become rank 0's, the frozen
+                ones and buffers too; or a tree of arrays, which has to be the same on
+                all ranks already, since it can't be changed in place.
+
+        Called again, after freezing layers or adding some, it keeps the state of those
+        parameters that it had.
+
+        Raises:
+            MismatchError: on all ranks, where the optimizer, its settings, or the
+                parameters' paths, shapes or dtypes differ, or a tree's values do.
+            ValueError: where a parameter can't be trained.
+        """
+        entries = entries_of(trainable(parameters))
+        comm = self.world.control
+        prepare.agree_to_init(comm, self._name, entries, self._settings())
+        before = prepare.state_so_far(comm, self._inner, self._plan, entries)
+        self._share(parameters)
+        flat = dict(tree_flatten(trainable(parameters)))
+        self._inner = wrapped.resolve_filters(self.optimizer, flat)
+        self._plan = make_plan(
+            entries, comm.size, strategy=self.strategy, bucket_size=self.bucket_size
+        )
+        held = prepare.set_up(comm, self._inner, self._plan, flat, before)
+        told = agree(comm, f"{self._name}.init", 0, list, number=held)
+        self._state_bytes = tuple(int(number) for number in told)
+
+    def update(
+        self, model: Module, gradients: Tree, weight: float | None = None
+    ) -> None:
+        """Averages the gradients and takes a step; `apply_gradients` says how."""
+        model.update(self.apply_gradients(gradients, model, weight))
+
+    def apply_gradients(
+        self, gradients: Tree, parameters: Tree, weight: float | None = None
+    ) -> Tree:
+        """Averages the gradients over the ranks and returns the updated parameters.
+
+        Args:
+            gradients: this rank's, with the paths, shapes and dtypes of `init`. An
+                empty tree on all ranks steps the schedules alone.
+            parameters: the same tree, or one that contains it; the same on all ranks.
+            weight: how much this rank's gradients count, such as its number of tokens;
+                1 where it is None. 0 leaves them out, even where they are nan.
+
+        Returns:
+            New arrays in the structure of `gradients`, the same bits on all ranks.
+
+        Raises:
+            MismatchError: on all ranks, before anything has changed, where gradients
+                or weights are not what they must be on one of them.
+        """
+        flat = dict(tree_flatten(gradients))
+        before = tree_map(lambda _, parameter: parameter, gradients, parameters)
+        traced = is_traced(list(flat.values()))
+        if self._plan is None and flat:
+            if traced:
+                raise ValueError("call optimizer.init(model) before mx.compile traces")
+            self.init(before)
+        with self.world.native.tracing() if traced else nullcontext():
+            weights = self._agree_to_update(flat, weight, traced)
+            wire = self._wire(traced)
+            mean = self._clipped(wire.reduce(flat, weights), wire.comm, traced)
+            own = wire.cut(dict(tree_flatten(before)))
+            stepped = self._inner.apply_gradients(nested(mean), nested(own))
+            full = wire.gather(dict(tree_flatten(stepped)))
+        self._updates += 1
+        return rebuild(gradients, full)
+
+    @property
+    def state(self) -> Any:
+        """The wrapped optimizer's state on this rank: the shard's, where it is cut.
+
+        'step', 'learning_rate', and a tree like the parameters that leaves out what
+        other ranks own. For all of it: `gather_state`.
+        """
+        return self._inner.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._inner.state = value
+
+    @property
+    def step(self) -> Array:
+        return wrapped.leaves(self._inner)[0].state["step"]
+
+    @property
+    def learning_rate(self) -> Array:
+        return self._inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._inner.learning_rate = value
+
+    # -- what is new
+
+    @property
+    def grad_norm(self) -> Array:
+        """Global norm of the last averaged gradient before clipping, float32 scalar.
+
+        Raises:
+            ValueError: where `max_norm` is None, and so nothing was measured.
+        """
+        if self.max_norm is None:
+            raise ValueError(
+                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
+                "without clipping"
+            )
+        if self._norm is None:
+            raise ValueError(
+                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
+            )
+        return self._norm
+
+    def gather_state(self) -> dict[str, Any]:
+        """The full state in MLX's own layout, on every rank.
+
+        What the wrapped optimizer would hold in one process: it may be saved, given to
+        one, or loaded with `load_state` on any number of ranks. Called by all ranks;
+        sends each rank's own state to all others.
+        """
+        plan = self._require_plan()
+        comm = self.world.control
+        agree(comm, f"{self._name}.gather_state", plan.fingerprint, list)
+        own = states.read(self._inner, plan.shard(comm.rank))
+        return states.as_mlx(self._inner, states.gather(own, plan, comm))
+
+    def load_state(self, full: dict[str, Any]) -> None:
+        """Takes a full state, the same on all ranks, and keeps what this rank owns.
+
+        Raises:
+            MismatchError: on all ranks, and nothing is loaded, where it lacks a
+                parameter or its shapes or dtypes are others.
+        """
+        comm, plan = self.world.control, self._require_plan()
+        prepare.load(comm, f"{self._name}.load_state", self._inner, plan, full)
+
+    def describe(self) -> Description:
+        """Who owns what, what travels, and the bytes of state on each rank."""
+        return Description(
+            self._require_plan(),
+            optimizer=type(self.optimizer).__name__,
+            transport=self._comm(traced=False).name,
+            rank=self.world.rank,
+            traffic=self._wire(traced=False).expected(),
+            state_bytes_by_rank=self._state_bytes,
+        )
+
+    # -- how
+
+    def _require_plan(self) -> Plan:
+        if self._plan is None:
+            raise ValueError("call optimizer.init(model) first")
+        return self._plan
+
+    def _comm(self, traced: bool) -> Collectives:
+        if traced and self.transport == "host":
+            raise ValueError(
+                'transport="host" works on evaluated arrays and can\'t be traced by '
+                'mx.compile: use transport="native" or "auto", or call update() outside'
+            )
+        host = self.world.host_transport
+        wanted = self.transport == "host" or (
+            self.transport == "auto" and self.strategy != "replicated"
+        )
+        return host if wanted and host is not None and not traced else self.world.native
+
+    def _wire(self, traced: bool) -> Wire:
+        comm = self._comm(traced)
+        dtype = self.wire_dtype if comm.name == "host" else self.reduce_dtype
+        return Wire(self._require_plan(), comm, wire_dtype=dtype)
+
+    def _settings(self) -> list[str]:
+        own = ("strategy", "transport", "bucket_size", "reduce_dtype", "wire_dtype")
+        return [
+            *(f"{name} = {getattr(self, name)}" for name in (*own, "max_norm")),
+            *wrapped.settings(self.optimizer),
+        ]
+
+    def _share(self, parameters: Tree) -> None:
+        if isinstance(parameters, Module):
+            self.world.broadcast(parameters)
+        elif not self.world.identical(parameters):
+            raise MismatchError(
+                "init(parameters): the ranks hold different values. Make them equal "
+                "with `parameters = world.broadcast(parameters)` first, or call "
+                "init(model), which does it"
+            )
+
+    def _agree_to_update(self, flat: Flat, weight: Any, traced: bool) -> Weights:
+        plan = self._plan
+        return agree_on_step(
+            self.world.control,
+            f"{self._name}.update",
+            self._updates ^ (0 if plan is None else plan.fingerprint),
+            lambda: [
+                f"its step {self._updates}",
+                *map(str, plan.entries if plan else ()),
+            ],
+            weight=weight,
+            traced=traced,
+            problem=None if plan is None else gradient_problem(plan, flat),
+        )
+
+    def _clipped(self, mean: Flat, comm: Collectives, traced: bool) -> Flat:
+        if self.max_norm is None:
+            return mean
+        squares = norms.squared_norm(mean)
+        if self._require_plan().sharded:
+            squares = comm.sum_scalar(squares)
+        norm = mx.sqrt(squares)
+        self._norm = None if traced else norm
+        return norms.clip(mean, norm, self.max_norm)
+
+
+def trainable(parameters: Tree) -> Tree:
+    """A module's trainable parameters; a tree as it is."""
+    if isinstance(parameters, Module):
+        return parameters.trainable_parameters()
+    return parameters

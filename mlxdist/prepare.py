@@ -1,0 +1,88 @@
+"""What `DistributedOptimizer.init` and `load_state` do, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.optimizers as optim
+
+from . import state
+from .agreement import agree
+from .collectives import Collectives
+from .layout import Entry, fingerprint
+from .sharding import Plan
+from .state import StateTree
+from .trees import Flat, nested
+from .wire import Wire
+
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def agree_to_init(
+    comm: Collectives, name: str, entries: Sequence[Entry], settings: list[str]
+) -> None:
+    """Refuses on all ranks where parameters or settings differ, or can't be trained."""
+    problems = [
+        f"{e} can't be trained: its dtype is none of {', '.join(_FLOATS)}; freeze it"
+        for e in entries
+        if e.dtype not in _FLOATS
+    ]
+    lines = [*settings, *map(str, entries)]
+    agree(
+        comm,
+        f"{name}.init",
+        fingerprint(lines),
+        lambda: lines,
+        problem=problems[0] if problems else None,
+    )
+
+
+def state_so_far(
+    comm: Collectives, optimizer: Any, plan: Plan | None, entries: Sequence[Entry]
+) -> StateTree:
+    """The full state from before, on every rank: gathered, or else rank 0's."""
+    if plan is not None:
+        own = state.read(optimizer, plan.shard(comm.rank))
+        return state.gather(own, plan, comm)
+    held: StateTree = {}
+    if not isinstance(optimizer, optim.MultiOptimizer):
+        held = state.read(optimizer, [entry.path for entry in entries])
+    return state.share(held, comm)
+
+
+def set_up(
+    comm: Collectives, optimizer: Any, plan: Plan, parameters: Flat, before: StateTree
+) -> int:
+    """Makes this rank's share of the state; what was there before is kept.
+
+    Returns:
+        Bytes of per-parameter state that this rank holds.
+    """
+    state.reset(optimizer, plan.entries)
+    state.share_scalars(optimizer, comm)
+    shard = Wire(plan, comm).cut(parameters)
+    optimizer.init(nested(shard))
+    fresh = state.read(optimizer, shard)
+    kept = state.cut(before, plan, comm.rank)
+    known = {path: fresh[path] for path in kept}
+    if state.misfit(known, kept) is None:
+        state.write(optimizer, kept)
+    return state.nbytes(fresh)
+
+
+def load(comm: Collectives, call: str, optimizer: Any, plan: Plan, full: Any) -> None:
+    """Cuts a full state in MLX's layout and writes this rank's shard, or refuses it."""
+    wanted = state.read(optimizer, plan.shard(comm.rank))
+    given: StateTree = {}
+    scalars: list[Flat] = []
+    try:
+        flat = state.from_mlx(optimizer, full, plan.by_path)
+        given = state.cut(flat, plan, comm.rank)
+        scalars = state.scalars(optimizer, full)
+        problem = state.misfit(wanted, given)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        problem = f"not a state of {type(optimizer).__name__}: {error!r}"
+    agree(comm, call, 0, list, problem=problem)
+    state.write(optimizer, given)
+    state.write_scalars(optimizer, scalars)

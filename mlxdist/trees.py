@@ -1,0 +1,64 @@
+"""MLX's parameter trees as flat paths, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn import Module
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from numpy.typing import NDArray
+
+from .collectives import Array
+from .host import raw
+from .layout import Entry, in_order
+
+Tree = Any
+Flat = dict[str, Array]
+
+
+def entries_of(tree: Tree) -> tuple[Entry, ...]:
+    """The arrays of a tree as entries, sorted by path.
+
+    Raises:
+        ValueError: on a leaf that is not an array, with its path.
+    """
+    entries = []
+    for path, leaf in tree_flatten(tree):
+        if not isinstance(leaf, mx.array):
+            raise ValueError(
+                f"{path} is a {type(leaf).__name__}, not an mx.array; leave it out of "
+                "the tree or make it an array"
+            )
+        entries.append(Entry(path, tuple(leaf.shape), dtype_name(leaf.dtype)))
+    return in_order(entries)
+
+
+def dtype_name(dtype: Any) -> str:
+    """mx.float32 -> "float32"."""
+    return str(dtype).rpartition(".")[2]
+
+
+def rebuild(tree: Tree, leaves: Mapping[str, Array]) -> Tree:
+    """The tree with other leaves, its dicts in the order they have."""
+    ordered = iter([leaves[path] for path, _ in tree_flatten(tree)])
+    return tree_map(lambda _: next(ordered), tree)
+
+
+def nested(flat: Mapping[str, Any]) -> Tree:
+    """`{"a.b": x}` -> `{"a": {"b": x}}`. Lists keep their places, gaps are `{}`."""
+    return tree_unflatten(list(flat.items())) if flat else {}
+
+
+def digest(tree: Tree) -> NDArray[np.uint64]:
+    """The sha256 of a tree's paths, shapes, dtypes and bits, as four words."""
+    arrays = tree.parameters() if isinstance(tree, Module) else tree
+    flat = dict(tree_flatten(arrays))
+    total = hashlib.sha256()
+    for entry in entries_of(arrays):
+        total.update(f"{entry}\n".encode())
+        total.update(raw(flat[entry.path]).data)
+    return np.frombuffer(total.digest(), np.uint64)

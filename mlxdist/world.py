@@ -1,0 +1,294 @@
+"""`init()` joins the world that the launcher started; `World` is what it gives."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn import Module
+from mlx.utils import tree_flatten
+
+from . import runtime
+from .agreement import agree
+from .collectives import Collectives
+from .guard import Guard
+from .host import Host
+from .layout import Entry, fingerprint, path_key
+from .native import Native
+from .trees import Tree, digest, entries_of, rebuild
+
+Backend = Literal["mpi", "ring", "jaccl", "nccl"]
+
+_world: World | None = None
+
+
+class World:
+    """The ranks that train together, seen from one of them.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many ranks there are.
+        host: the name of this machine.
+        backend: what carries MLX's collectives: "mpi", "ring", "jaccl" or "nccl".
+        group: the `mx.distributed` group that belongs to mlxdist; use one of your own
+            (`mx.distributed.init()`) for your own collectives.
+        native: the transport through `mx.distributed`.
+        host_transport: the transport through mpi4py; None on other backends.
+    """
+
+    def __init__(self, group: Any, backend: Backend, comm: Any = None):
+        self.group = group
+        self.rank: int = group.rank()
+        self.size: int = group.size()
+        self.host = socket.gethostname()
+        self.backend = backend
+        self.native = Native(group, backend)
+        self._comm = comm
+        self.host_transport = None if comm is None else Host(comm, self.native.flush)
+
+    @property
+    def is_root(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def control(self) -> Collectives:
+        """The transport for what is small and needed at once."""
+        return self.native if self.host_transport is None else self.host_transport
+
+    def __repr__(self) -> str:
+        return (
+            f"World(rank={self.rank}, size={self.size}, host={self.host!r}, "
+            f"backend={self.backend!r})"
+        )
+
+    def barrier(self) -> None:
+        """Returns when every rank has called it."""
+        agree(self.control, "barrier", 0, list)
+
+    def print(self, *values: object, **options: Any) -> None:
+        """`print` on rank 0 alone, flushed."""
+        if self.is_root:
+            print(*values, **{"flush": True, **options})
+
+    def seed(self, seed: int) -> None:
+        """Seeds MLX's random numbers: the same model everywhere, other dropout on each.
+
+        Rank 0 takes `seed` itself, and its parameters reach all ranks by `broadcast`
+        or `DistributedOptimizer.init(model)`, so that a run starts from the same model
+        on any number of ranks. The other ranks take seeds of their own.
+        """
+        mixed = np.random.SeedSequence([seed, self.rank]).generate_state(1, np.uint64)
+        mx.random.seed(seed if self.is_root else int(mixed[0]))
+
+    def mean(self, metrics: Tree, weight: float | None = None) -> Tree:
+        """Averages numbers over the ranks: a number, an array, or a tree of them.
+
+        Args:
+            metrics: the same tree on each rank. Arrays are evaluated.
+            weight: how much this rank counts, such as its number of tokens; 1 where
+                it is None. 0 leaves its metrics out, even nan.
+
+        Returns:
+            The tree with `sum(weight * metric) / sum(weight)`: Python numbers as
+            floats, arrays as float32 arrays. Added in float64 and in rank order, so
+            that all ranks get the same bits. One collective of 8 bytes a number.
+
+        Raises:
+            MismatchError: where the trees differ, or no rank has any weight.
+        """
+        flat = sorted(tree_flatten(metrics), key=lambda item: path_key(item[0]))
+        values = [np.array(_number(leaf), np.float64) for _, leaf in flat]
+        shapes = [
+            f"{path}{list(v.shape)}" for (path, _), v in zip(flat, values, strict=True)
+        ]
+        weights = agree(
+            self.control,
+            "World.mean",
+            fingerprint(shapes),
+            lambda: shapes,
+            number=1.0 if weight is None else float(weight),
+            problem=weight_problem(weight),
+        )
+        own = np.concatenate([np.zeros(0), *(value.reshape(-1) for value in values)])
+        every = self.control.all_gather_words(own.view(np.uint64)).view(np.float64)
+        total = np.zeros_like(own)
+        for row, rank_weight in zip(every, weights, strict=True):
+            if rank_weight:
+                total += rank_weight * row
+        if not sum(weights):
+            raise ValueError("World.mean: every rank has weight 0")
+        parts = np.split(total / sum(weights), np.cumsum([v.size for v in values])[:-1])
+        means = {
+            path: _like(leaf, part.reshape(value.shape))
+            for (path, leaf), value, part in zip(flat, values, parts, strict=True)
+        }
+        return rebuild(metrics, means)
+
+    def broadcast(self, tree: Tree, root: int = 0) -> Tree:
+        """The root's arrays on every rank.
+
+        Args:
+            tree: a tree of arrays, or a module, whose parameters are then replaced in
+                place, the frozen ones too. Same paths, shapes and dtypes on all ranks.
+            root: the rank whose values count.
+
+        Returns:
+            A tree of new arrays; the module itself where it was one.
+        """
+        arrays = tree.parameters() if isinstance(tree, Module) else tree
+        entries = entries_of(arrays)
+        self.agree_on("World.broadcast", entries, [f"root {root}"])
+        if not 0 <= root < self.size:
+            raise ValueError(f"root is {root}; the ranks go from 0 to {self.size - 1}")
+        flat = dict(tree_flatten(arrays))
+        sent = {e.path: self.control.broadcast(flat[e.path], root) for e in entries}
+        result = rebuild(arrays, sent)
+        if isinstance(tree, Module):
+            tree.update(result)
+            return tree
+        return result
+
+    def identical(self, tree: Tree) -> bool:
+        """Whether all ranks hold the same paths, shapes, dtypes and bits.
+
+        Takes a tree of arrays or a module. Hashes all of it: about 2 s a gigabyte.
+        """
+        every = self.control.all_gather_words(digest(tree))
+        return bool((every == every[0]).all())
+
+    def agree_on(
+        self, call: str, entries: Sequence[Entry], settings: Sequence[str] = ()
+    ) -> None:
+        """Refuses a call on all ranks where parameters or settings differ."""
+        lines = [*settings, *map(str, entries)]
+        agree(self.control, call, fingerprint(lines), lambda: lines)
+
+    def split(self, color: int) -> World:
+        """A world of the ranks that gave the same color, in the order of their ranks.
+
+        Raises:
+            ValueError: on a backend that can't: MLX splits "mpi" and "nccl" groups.
+        """
+        if self.size == 1:
+            return self
+        if self.backend not in ("mpi", "nccl"):
+            raise ValueError(
+                f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
+            )
+        self.native.flush()
+        agree(self.control, "World.split", 0, list)
+        group = self.group.split(color)
+        runtime.keep(group)
+        comm = None if self._comm is None else self._comm.Split(color, self.rank)
+        return World(group, self.backend, comm)
+
+
+def init(
+    backend: Backend = "mpi", *, strict: bool | None = None, timeout: float = 300.0
+) -> World:
+    """Joins the world that mpirun, or another launcher, started.
+
+    Without a launcher it is a world of one, in which everything works the same. Call
+    it before other uses of `mx.distributed` or MPI. Calling it again gives the same
+    world. A rank that fails afterwards ends the whole job.
+
+    Args:
+        backend: "mpi" finds Open MPI by itself. "ring" is MLX's own over TCP, started
+            by `mlx.launch`; "jaccl" and "nccl" are its others.
+        strict: True refuses a world of one; False accepts a world of another size than
+            was launched; None refuses that.
+        timeout: seconds that a rank at its end waits for the others.
+
+    Raises:
+        RuntimeError: where the launcher started N ranks and MLX sees another number.
+    """
+    global _world
+    if _world is not None:
+        if _world.backend != backend:
+            raise ValueError(
+                f"mlxdist.init({backend!r}) after mlxdist.init({_world.backend!r}): "
+                "a process joins one world; call init once"
+            )
+        return _world
+    mpi = runtime.prepare_mpi() if backend == "mpi" else None
+    group = _join(backend)
+    launched = runtime.launched_size(backend)
+    if strict is not False and launched is not None and launched != group.size():
+        raise RuntimeError(
+            f"the launcher started {launched} ranks, but MLX sees {group.size()}. "
+            + _SIZE_REMEDY[backend]
+        )
+    if strict and group.size() == 1:
+        raise RuntimeError(
+            "a world of one, and strict=True: start the program with "
+            "`mlxdist run -n 2 script.py` or `mpirun -n 2 python script.py`"
+        )
+    runtime.keep_freed_memory()
+    _world = _make_world(group, backend, mpi, timeout)
+    return _world
+
+
+_SIZE_REMEDY = {
+    "mpi": (
+        "Either mpirun belongs to another Open MPI than the one that mpi4py loads (use "
+        "`mlxdist run`, or the mpirun beside this Python), or something called "
+        f"mx.distributed.init() before mlxdist.init(). {runtime.INSTALL_HINT}"
+    ),
+    "ring": "Check MLX_HOSTFILE, and that nothing called mx.distributed.init() before.",
+}
+
+
+def _join(backend: Backend) -> Any:
+    if not mx.distributed.is_available(backend):
+        if backend == "mpi":
+            return mx.distributed.init()
+        raise RuntimeError(
+            f"this MLX has no {backend!r} backend; mlxdist.init('mpi') works anywhere"
+        )
+    try:
+        group = mx.distributed.init(strict=True, backend=backend)
+    except RuntimeError:
+        # MLX refuses a world of one when it is strict, and also one that failed; the
+        # two are told apart by what the launcher says that it started.
+        if (runtime.launched_size(backend) or 1) > 1:
+            raise
+        group = mx.distributed.init()
+    runtime.keep(group)
+    return group
+
+
+def _make_world(group: Any, backend: Backend, mpi: Any, timeout: float) -> World:
+    if mpi is None or not mpi.Is_initialized():
+        return World(group, backend)
+    # mpi4py makes errors return, and MLX ignores what they return.
+    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_ARE_FATAL)
+    guard = Guard(
+        mpi,
+        mpi.COMM_WORLD.Dup(),
+        rank=group.rank(),
+        host=socket.gethostname(),
+        timeout=timeout,
+    )
+    guard.install()
+    if group.size() > 1:
+        group = group.split(0)
+        runtime.keep(group)
+    return World(group, backend, mpi.COMM_WORLD.Dup())
+
+
+def weight_problem(weight: float | None) -> str | None:
+    """What is wrong with a rank's weight, if anything is."""
+    if weight is None or 0 <= float(weight) < float("inf"):
+        return None
+    return f"its weight is {weight}; it must be a finite number, zero or more"
+
+
+def _number(leaf: Any) -> Any:
+    return np.array(leaf.astype(mx.float32)) if isinstance(leaf, mx.array) else leaf
+
+
+def _like(leaf: Any, mean: Any) -> Any:
+    return mx.array(mean, mx.float32) if isinstance(leaf, mx.array) else float(mean)

@@ -1,8 +1,8 @@
-"""The native transport: lazy `mx.distributed` collectives, chained into one order.
+"""The native transport: `mx.distributed` collectives, chained into one order.
 
 MLX matches collectives by arrival and runs them when something needs their result, so
 that two ranks that print different things swap sums. Here each collective's input
-depends on the one before it, whatever is evaluated first.
+depends on the one before it, whatever is evaluated first, and it starts at once.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class Native:
         self.size: int = group.size()
         self.traffic = Traffic()
         self._scatters = backend in ("nccl", "jaccl")
+        # Over MPI a thread of its own, beside its own communicator: a user's collective
+        # that waits for another rank then holds none of ours up, nor they it.
+        self._stream = mx.new_stream(mx.cpu) if backend == "mpi" else None
         self._token: Array | None = None
         self._tracing = False
 
@@ -82,10 +85,14 @@ class Native:
             # Metal ends a command buffer that waits for seconds, as one does that is
             # queued behind a collective. So nothing is: both sides are evaluated.
             mx.eval(array)
-        result = collective(array, group=self.group)
+        result = collective(array, group=self.group, stream=self._stream)
         self._token = mx.depends([mx.array(0, mx.uint8)], [result])[0]
         if fenced:
             mx.eval(result)
+        elif not self._tracing:
+            # Started now, not when somebody looks: a rank that looks at something else
+            # first must not keep the others waiting.
+            mx.async_eval(result)
         return result
 
     def _all_sum(self, flat: Array) -> Array:

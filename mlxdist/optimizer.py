@@ -156,6 +156,8 @@ class DistributedOptimizer(optim.Optimizer):
             self.init(before)
         with self.world.native.tracing() if traced else nullcontext():
             weights = self._agree_to_update(flat, weight, traced)
+            if not flat:
+                return self._inner.apply_gradients(gradients, parameters)
             wire = self._wire(traced)
             mean = self._clipped(wire.reduce(flat, weights), wire.comm, traced)
             own = wire.cut(dict(tree_flatten(before)))

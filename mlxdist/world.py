@@ -23,6 +23,7 @@ from .trees import Tree, digest, entries_of, rebuild
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
 
 _world: World | None = None
+_SPLITTABLE = ("mpi", "nccl")
 
 
 class World:
@@ -33,8 +34,8 @@ class World:
         size: how many ranks there are.
         host: the name of this machine.
         backend: what carries MLX's collectives: "mpi", "ring", "jaccl" or "nccl".
-        group: the `mx.distributed` group that belongs to mlxdist; use one of your own
-            (`mx.distributed.init()`) for your own collectives.
+        group: the `mx.distributed` group of these ranks, for your own collectives.
+            Over MPI mlxdist has another one for itself, and the two never meet.
         native: the transport through `mx.distributed`.
         host_transport: the transport through mpi4py; None on other backends.
     """
@@ -45,7 +46,7 @@ class World:
         self.size: int = group.size()
         self.host = socket.gethostname()
         self.backend = backend
-        self.native = Native(group, backend)
+        self.native = Native(_split(group, backend, 0), backend)
         self._comm = comm
         self.host_transport = None if comm is None else Host(comm, self.native.flush)
 
@@ -120,7 +121,8 @@ class World:
                 total += rank_weight * row
         if not sum(weights):
             raise ValueError("World.mean: every rank has weight 0")
-        parts = np.split(total / sum(weights), np.cumsum([v.size for v in values])[:-1])
+        ends = np.cumsum([v.size for v in values], dtype=int)
+        parts = np.split(total / sum(weights), ends)[:-1]
         means = {
             path: _like(leaf, part.reshape(value.shape))
             for (path, leaf), value, part in zip(flat, values, parts, strict=True)
@@ -174,14 +176,13 @@ class World:
         """
         if self.size == 1:
             return self
-        if self.backend not in ("mpi", "nccl"):
+        if self.backend not in _SPLITTABLE:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
         self.native.flush()
         agree(self.control, "World.split", 0, list)
-        group = self.group.split(color)
-        runtime.keep(group)
+        group = _split(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
         return World(group, self.backend, comm)
 
@@ -273,10 +274,16 @@ def _make_world(group: Any, backend: Backend, mpi: Any, timeout: float) -> World
         timeout=timeout,
     )
     guard.install()
-    if group.size() > 1:
-        group = group.split(0)
-        runtime.keep(group)
     return World(group, backend, mpi.COMM_WORLD.Dup())
+
+
+def _split(group: Any, backend: Backend, color: int) -> Any:
+    """A group of those with one color; the same group where it can't be split."""
+    if group.size() == 1 or backend not in _SPLITTABLE:
+        return group
+    part = group.split(color)
+    runtime.keep(part)
+    return part
 
 
 def weight_problem(weight: float | None) -> str | None:

@@ -7,7 +7,8 @@ from .agreement import MismatchError
 from .averaging import average_gradients
 from .data import ShardedSampler
 from .optimizer import DistributedOptimizer
-from .world import World, init
+from .startup import init
+from .world import World
 
 __version__ = "0.1.0"
 

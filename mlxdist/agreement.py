@@ -115,3 +115,10 @@ def _lines(answer: dict[str, object]) -> list[object]:
     lines = answer["lines"]
     assert isinstance(lines, list)
     return lines
+
+
+def weight_problem(weight: float | None) -> str | None:
+    """What is wrong with a rank's weight, if anything is."""
+    if weight is None or 0 <= float(weight) < float("inf"):
+        return None
+    return f"its weight is {weight}; it must be a finite number, zero or more"

@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 from .checks import agree_on_step, is_traced
 from .optimizer import DEFAULT_BUCKET_SIZE
 from .sharding import make_plan
+from .startup import current
 from .trees import Tree, entries_of, rebuild
 from .wire import Wire
-from .world import World, init
+from .world import World
 
 
 def average_gradients(
@@ -30,7 +31,7 @@ def average_gradients(
 
     Args:
         gradients: a tree of floating-point arrays.
-        world: what `mlxdist.init()` gave; calls it where it is None.
+        world: what `mlxdist.init()` gave; the one that was joined where it is None.
         weight: how much this rank's gradients count; 1 where it is None.
         bucket_size: bytes that travel together.
 
@@ -41,7 +42,7 @@ def average_gradients(
     Raises:
         MismatchError: on all ranks, where paths, shapes, dtypes or weights don't fit.
     """
-    world = init() if world is None else world
+    world = current() if world is None else world
     flat = dict(tree_flatten(gradients))
     entries = entries_of(gradients)
     traced = is_traced(list(flat.values()))

@@ -8,11 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .agreement import MismatchError, agree
+from .agreement import MismatchError, agree, weight_problem
 from .collectives import Array, Collectives, Weights
 from .sharding import Plan
 from .trees import Flat
-from .world import World, weight_problem
+from .world import World
 
 _REMEDY = (
     ". After freezing or adding layers call optimizer.init(model) again; it keeps the "

@@ -18,9 +18,10 @@ from .checks import agree_on_step, check_transport, gradient_problem, is_traced
 from .collectives import Array, Collectives, Weights
 from .describe import Description
 from .sharding import Plan, make_plan
+from .startup import current
 from .trees import Flat, Tree, entries_of, nested, rebuild
 from .wire import Wire
-from .world import World, init
+from .world import World
 
 Transport = Literal["auto", "native", "host"]
 
@@ -43,7 +44,7 @@ class DistributedOptimizer(optim.Optimizer):
         shard: False keeps all state on all ranks. "elements" cuts it into equal flat
             slices, for optimizers that treat each element by itself; "tensors" gives
             each tensor to one rank, for all others; True chooses between the two.
-        world: what `mlxdist.init()` gave; calls it where it is None.
+        world: what `mlxdist.init()` gave; the one that was joined where it is None.
         transport: "native" is lazy `mx.distributed`, needed inside `mx.compile`;
             "host" is MPI on evaluated arrays. "auto" takes "host" for sharded state
             over MPI, outside `mx.compile`, and "native" for everything else.
@@ -74,7 +75,7 @@ class DistributedOptimizer(optim.Optimizer):
         if isinstance(optimizer, DistributedOptimizer):
             raise ValueError("the optimizer is a DistributedOptimizer already")
         norms.check_max_norm(max_norm)
-        self.world = init() if world is None else world
+        self.world = current() if world is None else world
         self.optimizer = optimizer
         self.strategy = wrapped.choose_strategy(optimizer, shard)
         self.transport = check_transport(

@@ -1,4 +1,4 @@
-"""`init()` joins the world that the launcher started; `World` is what it gives."""
+"""`World`: the ranks that train together, seen from one of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from mlx.nn import Module
 from mlx.utils import tree_flatten
 
 from . import runtime
-from .agreement import agree
+from .agreement import agree, weight_problem
 from .collectives import Collectives
-from .guard import Guard
 from .host import Host
 from .layout import Entry, fingerprint, path_key
 from .native import Native
@@ -22,7 +21,6 @@ from .trees import Tree, digest, entries_of, rebuild
 
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
 
-_world: World | None = None
 _SPLITTABLE = ("mpi", "nccl")
 
 
@@ -46,7 +44,7 @@ class World:
         self.size: int = group.size()
         self.host = socket.gethostname()
         self.backend = backend
-        self.native = Native(_split(group, backend, 0), backend)
+        self.native = Native(split_group(group, backend, 0), backend)
         self._comm = comm
         self.host_transport = None if comm is None else Host(comm, self.native.flush)
 
@@ -182,115 +180,18 @@ class World:
             )
         self.native.flush()
         agree(self.control, "World.split", 0, list)
-        group = _split(self.group, self.backend, color)
+        group = split_group(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
         return World(group, self.backend, comm)
 
 
-def init(
-    backend: Backend = "mpi", *, strict: bool | None = None, timeout: float = 300.0
-) -> World:
-    """Joins the world that mpirun, or another launcher, started.
-
-    Without a launcher it is a world of one, in which everything works the same. Call
-    it before other uses of `mx.distributed` or MPI. Calling it again gives the same
-    world. A rank that fails afterwards ends the whole job.
-
-    Args:
-        backend: "mpi" finds Open MPI by itself. "ring" is MLX's own over TCP, started
-            by `mlx.launch`; "jaccl" and "nccl" are its others.
-        strict: True refuses a world of one; False accepts a world of another size than
-            was launched; None refuses that.
-        timeout: seconds that a rank at its end waits for the others.
-
-    Raises:
-        RuntimeError: where the launcher started N ranks and MLX sees another number.
-    """
-    global _world
-    if _world is not None:
-        if _world.backend != backend:
-            raise ValueError(
-                f"mlxdist.init({backend!r}) after mlxdist.init({_world.backend!r}): "
-                "a process joins one world; call init once"
-            )
-        return _world
-    mpi = runtime.prepare_mpi() if backend == "mpi" else None
-    group = _join(backend)
-    launched = runtime.launched_size(backend)
-    if strict is not False and launched is not None and launched != group.size():
-        raise RuntimeError(
-            f"the launcher started {launched} ranks, but MLX sees {group.size()}. "
-            + _SIZE_REMEDY[backend]
-        )
-    if strict and group.size() == 1:
-        raise RuntimeError(
-            "a world of one, and strict=True: start the program with "
-            "`mlxdist run -n 2 script.py` or `mpirun -n 2 python script.py`"
-        )
-    runtime.keep_freed_memory()
-    _world = _make_world(group, backend, mpi, timeout)
-    return _world
-
-
-_SIZE_REMEDY = {
-    "mpi": (
-        "Either mpirun belongs to another Open MPI than the one that mpi4py loads (use "
-        "`mlxdist run`, or the mpirun beside this Python), or something called "
-        f"mx.distributed.init() before mlxdist.init(). {runtime.INSTALL_HINT}"
-    ),
-    "ring": "Check MLX_HOSTFILE, and that nothing called mx.distributed.init() before.",
-}
-
-
-def _join(backend: Backend) -> Any:
-    if not mx.distributed.is_available(backend):
-        if backend == "mpi":
-            return mx.distributed.init()
-        raise RuntimeError(
-            f"this MLX has no {backend!r} backend; mlxdist.init('mpi') works anywhere"
-        )
-    try:
-        group = mx.distributed.init(strict=True, backend=backend)
-    except RuntimeError:
-        # MLX refuses a world of one when it is strict, and also one that failed; the
-        # two are told apart by what the launcher says that it started.
-        if (runtime.launched_size(backend) or 1) > 1:
-            raise
-        group = mx.distributed.init()
-    runtime.keep(group)
-    return group
-
-
-def _make_world(group: Any, backend: Backend, mpi: Any, timeout: float) -> World:
-    if mpi is None or not mpi.Is_initialized():
-        return World(group, backend)
-    # mpi4py makes errors return, and MLX ignores what they return.
-    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_ARE_FATAL)
-    guard = Guard(
-        mpi,
-        mpi.COMM_WORLD.Dup(),
-        rank=group.rank(),
-        host=socket.gethostname(),
-        timeout=timeout,
-    )
-    guard.install()
-    return World(group, backend, mpi.COMM_WORLD.Dup())
-
-
-def _split(group: Any, backend: Backend, color: int) -> Any:
+def split_group(group: Any, backend: Backend, color: int) -> Any:
     """A group of those with one color; the same group where it can't be split."""
     if group.size() == 1 or backend not in _SPLITTABLE:
         return group
     part = group.split(color)
     runtime.keep(part)
     return part
-
-
-def weight_problem(weight: float | None) -> str | None:
-    """What is wrong with a rank's weight, if anything is."""
-    if weight is None or 0 <= float(weight) < float("inf"):
-        return None
-    return f"its weight is {weight}; it must be a finite number, zero or more"
 
 
 def _number(leaf: Any) -> Any:

@@ -1,0 +1,199 @@
+"""Whole programs, as users start them: exit codes, refusals, other backends."""
+
+import json
+import os
+import socket
+import sys
+
+import pytest
+from jobs import clean_environment, mpi_job, run, start
+
+TRAIN = """
+import sys
+import mlx.core as mx, mlx.optimizers as optim
+import mlxdist
+world = mlxdist.init({init})
+optimizer = mlxdist.DistributedOptimizer(optim.AdamW(0.1), shard={shard})
+parameters = {{"w": mx.ones(7), "b": {{"c": mx.zeros((3, 2))}}}}
+for step in range(3):
+    grads = {{"w": mx.full((7,), 1.0 + world.rank), "b": {{"c": mx.ones((3, 2))}}}}
+    parameters = optimizer.apply_gradients(grads, parameters)
+assert world.identical(parameters)
+state = optimizer.gather_state()
+print(f"rank {{world.rank}} of {{world.size}}: {{parameters['w'].sum().item():.6f}}")
+"""
+
+
+def train(init="", shard="True"):
+    return TRAIN.format(init=init, shard=shard)
+
+
+def lines(text):
+    return sorted(line for line in text.splitlines() if line.startswith("rank"))
+
+
+@pytest.mark.parametrize("shard", ["False", "'elements'", "'tensors'"])
+def test_no_mpirun_at_all_ends_with_0(shard, tmp_path):
+    (tmp_path / "job.py").write_text(train(shard=shard))
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines(done.stdout)[0].startswith("rank 0 of 1: ")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_rank_ends_with_0(ranks, tmp_path):
+    done = mpi_job(ranks, train(), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = lines(done.stdout)
+    assert [line.split(":")[0] for line in told] == [
+        f"rank {rank} of {ranks}" for rank in range(ranks)
+    ]
+    assert len({line.split(":")[1] for line in told}) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_it_ends_with_0_whatever_is_still_held(ranks, tmp_path):
+    """Groups, splits and collectives that nobody looked at: FACTS, start-up."""
+    script = """
+import mlx.core as mx
+import mlxdist
+world = mlxdist.init()
+group, part = world.group, world.split(0)
+theirs = mx.distributed.init().split(0) if world.size > 1 else world.group
+pending = mx.distributed.all_sum(mx.ones(3), group=theirs)
+lazy = mlxdist.average_gradients({"w": mx.ones(3)})
+mx.eval(pending)
+"""
+    done = mpi_job(ranks, script, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_importing_starts_nothing(tmp_path):
+    script = """
+import mlxdist
+from mpi4py import MPI
+assert not MPI.Is_initialized()
+"""
+    (tmp_path / "job.py").write_text(script)
+    assert run([sys.executable, "job.py"], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("import mlx.core as mx; mx.distributed.init()", "MLX sees 1"),
+        ("import mpi4py.MPI", "MPI was started before mlxdist.init()"),
+    ],
+)
+def test_a_world_that_came_apart_is_an_error(before, told, tmp_path):
+    """FACTS: each rank would train alone, with exit code 0."""
+    done = mpi_job(2, f"{before}\nimport mlxdist\nmlxdist.init()", folder=tmp_path)
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+def test_mpi4py_may_be_imported_after_mlxdist(tmp_path):
+    script = "import mlxdist\nfrom mpi4py import MPI\nassert mlxdist.init().size == 2"
+    assert mpi_job(2, script, folder=tmp_path).returncode == 0
+
+
+def test_strict_wants_more_than_one(tmp_path):
+    (tmp_path / "job.py").write_text(train(init="strict=True"))
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "mlxdist run -n 2" in done.stderr
+
+
+def test_a_launcher_that_mpi_did_not_notice_is_an_error(tmp_path):
+    (tmp_path / "job.py").write_text(train())
+    env = {"SLURM_STEP_NUM_TASKS": "4"}
+    done = run([sys.executable, "job.py"], cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "the launcher started 4 ranks, but MLX sees 1" in done.stderr
+    (tmp_path / "job.py").write_text(train(init="strict=False"))
+    assert run([sys.executable, "job.py"], cwd=tmp_path, env=env).returncode == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_ends_the_job_with_its_name(rank, tmp_path):
+    script = f"""
+import mlxdist
+world = mlxdist.init()
+if world.rank == {rank}:
+    raise KeyError("the dog ate it")
+world.barrier()
+"""
+    done = mpi_job(2, script, folder=tmp_path, timeout=30)
+    assert done.returncode != 0
+    assert f"rank {rank} on {socket.gethostname()} failed" in done.stderr
+    assert done.stderr.count("KeyError: 'the dog ate it'") == 1
+
+
+def test_a_rank_that_leaves_early_ends_the_job(tmp_path):
+    script = """
+import mlxdist
+world = mlxdist.init(timeout=2)
+if world.rank == 1:
+    world.barrier()
+"""
+    done = mpi_job(2, script, folder=tmp_path, timeout=30)
+    assert done.returncode != 0
+    assert "rank 0" in done.stderr
+    assert "others are still at work" in done.stderr
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.mark.parametrize("shard", ["False", "'elements'", "'tensors'"])
+def test_the_ring_backend_gives_the_same_numbers(shard, tmp_path):
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+    (tmp_path / "job.py").write_text(train(init="'ring'", shard=shard))
+    ranks = [
+        start(
+            [sys.executable, "job.py"],
+            cwd=tmp_path,
+            env={"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=60) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    over_mpi = mpi_job(2, train(shard=shard), folder=tmp_path)
+    assert sorted(out.strip() for out, _ in outputs) == lines(over_mpi.stdout)
+
+
+def test_the_ring_without_a_launcher_is_a_world_of_one(tmp_path):
+    (tmp_path / "job.py").write_text(train(init="'ring'"))
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_ring_refuses_what_it_cannot_do(tmp_path):
+    script = """
+import mlx.optimizers as optim
+import mlxdist
+world = mlxdist.init("ring")
+try:
+    mlxdist.DistributedOptimizer(optim.SGD(0.1), transport="host")
+except ValueError as error:
+    print(error)
+"""
+    (tmp_path / "job.py").write_text(script)
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert 'transport="host" works over MPI' in done.stdout
+
+
+def test_no_environment_variable_is_needed(tmp_path):
+    """Not even PATH: MPI is found beside Python."""
+    (tmp_path / "job.py").write_text(train())
+    bare = {k: clean_environment()[k] for k in ("PYTHONPATH",)}
+    done = mpi_job(2, tmp_path / "job.py", folder=tmp_path, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert bare["PYTHONPATH"].startswith(os.path.dirname(os.path.dirname(__file__)))

@@ -91,11 +91,6 @@ def agree(
 
 def _reason(answers: list[dict[str, object]]) -> str:
     calls = [str(answer["call"]) for answer in answers]
-    if len(set(calls)) > 1:
-        return (
-            "the ranks are not doing the same thing; every rank has to make the same "
-            f"calls in the same order:\n{difference(calls)}"
-        )
     problems = {
         rank: str(answer["problem"])
         for rank, answer in enumerate(answers)
@@ -104,6 +99,11 @@ def _reason(answers: list[dict[str, object]]) -> str:
     if problems:
         told = [problems.get(rank, "ready") for rank in range(len(answers))]
         return f"{calls[0]} refused, nothing was changed:\n{difference(told)}"
+    if len(set(calls)) > 1:
+        return (
+            "the ranks are not doing the same thing; every rank has to make the same "
+            f"calls in the same order:\n{difference(calls)}"
+        )
     lists = [[str(line) for line in _lines(answer)] for answer in answers]
     return (
         f"{calls[0]} refused, nothing was changed: the ranks differ. Not all ranks "

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from .agreement import MismatchError, agree, weight_problem
 from .collectives import Array, Collectives, Weights
 from .sharding import Plan
-from .trees import Flat
+from .trees import Flat, Tree
 from .world import World
 
 _REMEDY = (
@@ -53,6 +54,17 @@ def is_traced(arrays: list[Array]) -> bool:
     except ValueError:
         return True
     return False
+
+
+def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
+    """The parameters that gradients are for, or why there are none."""
+    try:
+        return tree_map(lambda _, own: own, gradients, parameters), None
+    except (KeyError, IndexError, TypeError) as error:
+        return None, (
+            "the gradients have another structure than the parameters: "
+            f"{type(error).__name__} {error}"
+        )
 
 
 def gradient_problem(plan: Plan, flat: Flat) -> str | None:

@@ -9,12 +9,18 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn import Module
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from . import norms, prepare, wrapped
 from . import state as states
 from .agreement import MismatchError, agree
-from .checks import agree_on_step, check_transport, gradient_problem, is_traced
+from .checks import (
+    agree_on_step,
+    check_transport,
+    gradient_problem,
+    is_traced,
+    matching,
+)
 from .collectives import Array, Collectives, Weights
 from .describe import Description
 from .sharding import Plan, make_plan
@@ -149,14 +155,14 @@ class DistributedOptimizer(optim.Optimizer):
                 or weights are not what they must be on one of them.
         """
         flat = dict(tree_flatten(gradients))
-        before = tree_map(lambda _, parameter: parameter, gradients, parameters)
+        before, problem = matching(gradients, parameters)
         traced = is_traced(list(flat.values()))
-        if self._plan is None and flat:
+        if self._plan is None and flat and problem is None:
             if traced:
                 raise ValueError("call optimizer.init(model) before mx.compile traces")
             self.init(before)
         with self.world.native.tracing() if traced else nullcontext():
-            weights = self._agree_to_update(flat, weight, traced)
+            weights = self._agree_to_update(flat, weight, traced, problem)
             if not flat:
                 return self._inner.apply_gradients(gradients, parameters)
             wire = self._wire(traced)
@@ -287,19 +293,20 @@ class DistributedOptimizer(optim.Optimizer):
                 "init(model), which does it"
             )
 
-    def _agree_to_update(self, flat: Flat, weight: Any, traced: bool) -> Weights:
+    def _agree_to_update(
+        self, flat: Flat, weight: Any, traced: bool, problem: str | None
+    ) -> Weights:
         plan = self._plan
+        if plan is not None:
+            problem = gradient_problem(plan, flat) or problem
         return agree_on_step(
             self.world.control,
             f"{self._name}.update",
             self._updates ^ (0 if plan is None else plan.fingerprint),
-            lambda: [
-                f"its step {self._updates}",
-                *map(str, plan.entries if plan else ()),
-            ],
+            lambda: [f"{self._updates} steps done", *(plan.lines if plan else ())],
             weight=weight,
             traced=traced,
-            problem=None if plan is None else gradient_problem(plan, flat),
+            problem=problem,
         )
 
     def _clipped(self, mean: Flat, comm: Collectives, traced: bool) -> Flat:

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from . import norms, prepare, wrapped
 from . import state as states
-from .agreement import MismatchError, agree
+from .agreement import agree
 from .checks import (
     agree_on_step,
     check_transport,
@@ -25,7 +25,7 @@ from .collectives import Array, Collectives, Weights
 from .describe import Description
 from .sharding import Plan, make_plan
 from .startup import current
-from .trees import Flat, Tree, entries_of, nested, rebuild
+from .trees import Flat, Tree, entries_of, nested, rebuild, trainable
 from .wire import Wire
 from .world import World
 
@@ -119,7 +119,7 @@ class DistributedOptimizer(optim.Optimizer):
         comm = self.world.control
         prepare.agree_to_init(comm, self._name, entries, self._settings())
         before = prepare.state_so_far(comm, self._inner, self._plan, entries)
-        self._share(parameters)
+        prepare.share_parameters(self.world, parameters)
         flat = dict(tree_flatten(trainable(parameters)))
         self._inner = wrapped.resolve_filters(self.optimizer, flat)
         self._plan = make_plan(
@@ -283,16 +283,6 @@ class DistributedOptimizer(optim.Optimizer):
             *wrapped.settings(self.optimizer),
         ]
 
-    def _share(self, parameters: Tree) -> None:
-        if isinstance(parameters, Module):
-            self.world.broadcast(parameters)
-        elif not self.world.identical(parameters):
-            raise MismatchError(
-                "init(parameters): the ranks hold different values. Make them equal "
-                "with `parameters = world.broadcast(parameters)` first, or call "
-                "init(model), which does it"
-            )
-
     def _agree_to_update(
         self, flat: Flat, weight: Any, traced: bool, problem: str | None
     ) -> Weights:
@@ -301,7 +291,7 @@ class DistributedOptimizer(optim.Optimizer):
             problem = gradient_problem(plan, flat) or problem
         return agree_on_step(
             self.world.control,
-            f"{self._name}.update",
+            f"{self._name}.update" + ("" if flat else " without gradients"),
             self._updates ^ (0 if plan is None else plan.fingerprint),
             lambda: [f"{self._updates} steps done", *(plan.lines if plan else ())],
             weight=weight,
@@ -318,10 +308,3 @@ class DistributedOptimizer(optim.Optimizer):
         norm = mx.sqrt(squares)
         self._norm = None if traced else norm
         return norms.clip(mean, norm, self.max_norm)
-
-
-def trainable(parameters: Tree) -> Tree:
-    """A module's trainable parameters; a tree as it is."""
-    if isinstance(parameters, Module):
-        return parameters.trainable_parameters()
-    return parameters

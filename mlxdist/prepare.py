@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.optimizers as optim
+from mlx.nn import Module
 
 from . import state
-from .agreement import agree
+from .agreement import MismatchError, agree
 from .collectives import Collectives
 from .layout import Entry, fingerprint
 from .sharding import Plan
 from .state import StateTree
-from .trees import Flat, nested
+from .trees import Flat, Tree, nested
 from .wire import Wire
+from .world import World
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
@@ -36,6 +38,18 @@ def agree_to_init(
         lambda: lines,
         problem=problems[0] if problems else None,
     )
+
+
+def share_parameters(world: World, parameters: Tree) -> None:
+    """Gives a model rank 0's parameters on all ranks; a tree must have the same."""
+    if isinstance(parameters, Module):
+        world.broadcast(parameters)
+    elif not world.identical(parameters):
+        raise MismatchError(
+            "init(parameters): the ranks hold different values. Make them equal with "
+            "`parameters = world.broadcast(parameters)` first, or call init(model), "
+            "which does it"
+        )
 
 
 def state_so_far(

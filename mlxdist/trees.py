@@ -37,6 +37,13 @@ def entries_of(tree: Tree) -> tuple[Entry, ...]:
     return in_order(entries)
 
 
+def trainable(parameters: Tree) -> Tree:
+    """A module's trainable parameters; a tree as it is."""
+    if isinstance(parameters, Module):
+        return parameters.trainable_parameters()
+    return parameters
+
+
 def dtype_name(dtype: Any) -> str:
     """mx.float32 -> "float32"."""
     return str(dtype).rpartition(".")[2]

@@ -80,6 +80,18 @@ def test_another_number_of_steps(odd, world):
         ours.apply_gradients(own, own)
 
 
+@BOTH
+def test_no_gradients_on_one_rank(shard, transport, odd):
+    ours = mlxdist.DistributedOptimizer(
+        optim.SGD(0.1), shard=shard, transport=transport
+    )
+    own = {"w": mx.zeros(3)}
+    ours.init(own)
+    with pytest.raises(MismatchError, match="update without gradients"):
+        ours.apply_gradients({} if odd else own, own)
+    ours.apply_gradients(own, own)
+
+
 def test_another_order_of_optimizers(odd):
     """Same-size sums of two models, swapped on one rank."""
     one, other = (mlxdist.DistributedOptimizer(optim.SGD(0.1)) for _ in range(2))

@@ -1,0 +1,263 @@
+"""ShardedSampler: coverage, evenness, the same order for any N, resuming elsewhere."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mlxdist.data import ShardedSampler, epoch_order
+
+
+class FakeWorld(NamedTuple):
+    rank: int
+    size: int
+
+
+def samplers(n, size, **options):
+    return [ShardedSampler(n, world=FakeWorld(r, size), **options) for r in range(size)]
+
+
+def run_epoch(ranks):
+    """Global batches of one pass: a list of each rank's share, for every batch."""
+    return list(zip(*[list(sampler) for sampler in ranks], strict=True))
+
+
+def take(ranks, batches):
+    """The first batches of a pass, leaving it by `break` as a training loop would."""
+    shares = []
+    for sampler in ranks:
+        mine = []
+        for batch in sampler:
+            mine.append(batch)
+            if len(mine) == batches:
+                break
+        shares.append(mine)
+    return list(zip(*shares, strict=True))
+
+
+def examples(global_batches):
+    return [int(i) for shares in global_batches for share in shares for i in share]
+
+
+sizes = st.integers(1, 8)
+counts = st.integers(0, 200)
+batch_sizes = st.integers(1, 9)
+seeds = st.integers(0, 2**70)
+
+
+@given(counts, sizes, batch_sizes, seeds, st.booleans())
+@example(n=1, size=8, batch_size=9, seed=0, shuffle=True)
+@example(n=17, size=4, batch_size=4, seed=0, shuffle=True)
+def test_every_example_once_and_the_same_number_of_batches(
+    n, size, batch_size, seed, shuffle
+):
+    ranks = samplers(n, size, seed=seed, shuffle=shuffle, batch_size=batch_size)
+    for epoch in range(3):
+        expected = -(-n // (batch_size * size))
+        assert [len(sampler) for sampler in ranks] == [expected] * size
+        assert {sampler.epoch for sampler in ranks} == {epoch}
+        batches = run_epoch(ranks)  # strict zip: the same number on every rank
+        assert len(batches) == expected
+        assert sorted(examples(batches)) == list(range(n))
+
+
+@given(counts, sizes, batch_sizes)
+def test_shares_are_even_and_only_the_last_batch_is_short(n, size, batch_size):
+    batches = run_epoch(samplers(n, size, batch_size=batch_size))
+    for shares in batches[:-1]:
+        assert {len(share) for share in shares} == {batch_size}
+    for shares in batches[-1:]:
+        lengths = [len(share) for share in shares]
+        assert max(lengths) - min(lengths) <= 1
+        assert max(lengths) <= batch_size
+        assert sum(lengths) == n - (len(batches) - 1) * batch_size * size
+
+
+@given(counts, batch_sizes, seeds, st.booleans())
+def test_global_batches_do_not_depend_on_the_number_of_ranks(
+    n, batch_size, seed, shuffle
+):
+    global_size = 8 * batch_size
+
+    def sets(size):
+        ranks = samplers(
+            n, size, seed=seed, shuffle=shuffle, batch_size=global_size // size
+        )
+        return [sorted(examples([shares])) for shares in run_epoch(ranks)]
+
+    assert sets(1) == sets(2) == sets(4) == sets(8)
+
+
+@given(
+    n=counts,
+    first=st.tuples(sizes, batch_sizes),
+    second=st.tuples(sizes, batch_sizes),
+    third=st.tuples(sizes, batch_sizes),
+    stops=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    shuffle=st.booleans(),
+)
+def test_resumes_at_any_size_and_batch_size(n, first, second, third, stops, shuffle):
+    seen, state = [], None
+    for (size, batch_size), stop in zip(
+        (first, second, third), (*stops, None), strict=True
+    ):
+        ranks = samplers(n, size, seed=3, shuffle=shuffle, batch_size=batch_size)
+        for sampler in ranks:
+            if state is not None:
+                sampler.load_state_dict(state)
+        seen += examples(run_epoch(ranks) if stop is None else take(ranks, stop))
+        states = [sampler.state_dict() for sampler in ranks]
+        assert all(s == states[0] for s in states)
+        state = json.loads(json.dumps(states[0]))
+        if state["epoch"] == 1:  # a pass that came to its end
+            break
+    assert sorted(seen) == list(range(n))
+    expected = epoch_order(n, 3, 0).tolist() if shuffle else list(range(n))
+    assert seen == expected  # and in the epoch's order: rank by rank, batch by batch
+
+
+def test_a_state_saved_in_the_loop_resumes_at_the_next_batch():
+    def sampler():
+        return ShardedSampler(20, world=FakeWorld(1, 2), seed=5, batch_size=3)
+
+    straight = [batch.tolist() for batch in sampler()]
+    for k in range(len(straight)):
+        saving = sampler()
+        for i, _batch in enumerate(saving):
+            if i == k:  # the loop's body has trained on batch k
+                state = saving.state_dict()
+                break
+        resumed = sampler()
+        resumed.load_state_dict(state)
+        assert len(resumed) == len(straight) - k - 1
+        assert [batch.tolist() for batch in resumed] == straight[k + 1 :]
+        assert resumed.epoch == 1
+
+
+def test_a_state_of_the_last_batch_ends_its_epoch_with_an_empty_pass():
+    sampler = ShardedSampler(4, world=FakeWorld(0, 1), batch_size=4)
+    for _batch in sampler:
+        state = sampler.state_dict()
+    assert state["epoch"] == 0
+    assert state["position"] == 4
+    assert sampler.state_dict()["epoch"] == 1
+    assert sampler.position == 0
+    sampler.load_state_dict(state)
+    assert len(sampler) == 0
+    assert list(sampler) == []
+    assert sampler.epoch == 1
+    assert len(list(sampler)) == 1
+
+
+def test_breaking_off_and_going_on_loses_nothing():
+    sampler = ShardedSampler(10, world=FakeWorld(0, 1), batch_size=3)
+    seen = []
+    for batch in sampler:
+        seen += batch.tolist()
+        if len(seen) == 6:
+            break
+    for batch in sampler:
+        seen += batch.tolist()
+    assert sorted(seen) == list(range(10))
+
+
+def test_a_pass_that_was_overtaken_says_so():
+    sampler = ShardedSampler(10, world=FakeWorld(0, 1))
+    first = iter(sampler)
+    next(first)
+    second = iter(sampler)
+    next(second)
+    with pytest.raises(RuntimeError, match="no longer current"):
+        next(first)
+    sampler.load_state_dict(sampler.state_dict())
+    with pytest.raises(RuntimeError, match="no longer current"):
+        next(second)
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def order(seed, epoch):
+        sampler = ShardedSampler(100, world=FakeWorld(0, 1), seed=seed, batch_size=100)
+        for _ in range(epoch):
+            list(sampler)
+        return next(iter(sampler)).tolist()
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({tuple(o) for o in orders}) == 6
+    assert order(1, 2) == orders[-1]
+    assert all(o != list(range(100)) for o in orders)
+
+
+def test_the_order_stays_what_it_is():
+    # Checkpoints hold positions in this order: changing it breaks runs under way.
+    assert epoch_order(12, 0, 0).tolist() == [6, 11, 3, 8, 1, 4, 5, 9, 2, 7, 10, 0]
+    assert epoch_order(12, 7, 3).tolist() == [2, 1, 4, 8, 10, 9, 3, 5, 7, 6, 11, 0]
+
+
+def test_the_order_is_uniform():
+    # Where example 0 goes, over 6000 epochs: 6 places, 1000 times each.
+    places = [int(np.flatnonzero(epoch_order(6, 1, e) == 0)[0]) for e in range(6000)]
+    counted = np.bincount(places, minlength=6)
+    chi_square = float(((counted - 1000) ** 2 / 1000).sum())
+    assert chi_square < 25.7  # 5 degrees of freedom, p = 0.0001; the seed is fixed
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_int64_arrays_of_their_own(shuffle):
+    sampler = ShardedSampler(9, world=FakeWorld(0, 2), shuffle=shuffle, batch_size=2)
+    for batch in sampler:
+        assert batch.dtype == np.int64
+        assert batch.base is None
+        assert batch.flags.writeable
+
+
+def test_numpy_integers_become_plain_ones():
+    sampler = ShardedSampler(np.int64(5), world=FakeWorld(0, 1), seed=np.int64(1))
+    json.dumps(sampler.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "n: found -1, wanted an integer of 0 or more", {"n": -1}),
+        (TypeError, "n: found 2.5, wanted", {"n": 2.5}),
+        (ValueError, "batch_size: found 0, wanted an integer of 1", {"batch_size": 0}),
+        (TypeError, "batch_size: found '4', wanted", {"batch_size": "4"}),
+        (ValueError, "seed: found -3, wanted an integer of 0", {"seed": -3}),
+        (ValueError, "world.rank: found 2 in a world of 2", {"world": FakeWorld(2, 2)}),
+        (ValueError, "world.size: found 0, wanted", {"world": FakeWorld(0, 0)}),
+    ],
+)
+def test_arguments_are_checked(error, message, options):
+    arguments = {"n": 4, "world": FakeWorld(0, 1), **options}
+    with pytest.raises(error, match=message):
+        ShardedSampler(arguments.pop("n"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (ValueError, "n=11, this sampler has n=10", {"n": 11}),
+        (ValueError, "seed=1, this sampler has seed=0", {"seed": 1}),
+        (
+            ValueError,
+            "shuffle=False, this sampler has shuffle=True",
+            {"shuffle": False},
+        ),
+        (ValueError, "found 11, wanted 0 to n=10", {"position": 11}),
+        (ValueError, "epoch of the state: found -1", {"epoch": -1}),
+        (TypeError, "position of the state: found 1.5", {"position": 1.5}),
+        (ValueError, "pass what state_dict", {"surprise": 1}),
+    ],
+)
+def test_foreign_states_are_refused_and_change_nothing(error, message, change):
+    sampler = ShardedSampler(10, world=FakeWorld(0, 1), batch_size=4)
+    next(iter(sampler))
+    before = sampler.state_dict()
+    with pytest.raises(error, match=message):
+        sampler.load_state_dict({**before, **change})
+    with pytest.raises(ValueError, match="pass what state_dict"):
+        sampler.load_state_dict({"epoch": 0})
+    assert sampler.state_dict() == before

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +19,11 @@ from .collectives import Collectives
 from .layout import fingerprint
 
 
-class MismatchError(ValueError):
+class OnAllRanks(Exception):
+    """Mixed into errors that every rank raises at once, so that one of them tells."""
+
+
+class MismatchError(ValueError, OnAllRanks):
     """The ranks disagree. Raised on all of them, before anything has changed."""
 
 
@@ -63,6 +68,7 @@ def agree(
     *,
     number: float = 0.0,
     problem: str | None = None,
+    hint: str = "",
 ) -> list[float]:
     """Compares a call and its details over the ranks; 40 bytes a rank on the wire.
 
@@ -72,6 +78,7 @@ def agree(
         describe: the same in words, line by line; called only on a disagreement.
         number: a number of this rank's that the others want to know.
         problem: why this rank can't take part; refuses the call on all ranks.
+        hint: what to do about a difference.
 
     Returns:
         Every rank's number.
@@ -80,16 +87,20 @@ def agree(
         MismatchError: on every rank, where two of them differ or one has a problem.
     """
     header = [fingerprint(call), detail, problem is not None, words_of(number)]
-    every = comm.all_gather_words(np.array(header, np.uint64))
+    recorder = comm.recorder
+    with recorder.call(call), recorder.waiting():
+        record = recorder.started("agree")
+        every = comm.all_gather_words(np.array(header, np.uint64))
+        record.end = time.time()
     if (every[:, :2] == every[0, :2]).all() and not every[:, 2].any():
         return [float_of(int(word)) for word in every[:, 3]]
     lines = [] if problem is not None else describe()
     told = json.dumps({"call": call, "problem": problem, "lines": lines})
     answers = [json.loads(text) for text in comm.all_gather_bytes(told.encode())]
-    raise MismatchError(_reason(answers))
+    raise MismatchError(_reason(answers, hint))
 
 
-def _reason(answers: list[dict[str, object]]) -> str:
+def _reason(answers: list[dict[str, object]], hint: str) -> str:
     calls = [str(answer["call"]) for answer in answers]
     problems = {
         rank: str(answer["problem"])
@@ -107,7 +118,7 @@ def _reason(answers: list[dict[str, object]]) -> str:
     lists = [[str(line) for line in _lines(answer)] for answer in answers]
     return (
         f"{calls[0]} refused, nothing was changed: the ranks differ. Not all ranks "
-        f"have:\n{list_difference(lists)}"
+        f"have:\n{list_difference(lists)}\n{hint}".rstrip()
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlx.utils import tree_map
 
 from .agreement import MismatchError, agree, weight_problem
 from .collectives import Array, Collectives, Weights
+from .host import raw
 from .sharding import Plan
 from .trees import Flat, Tree
 from .world import World
@@ -18,6 +20,12 @@ from .world import World
 _REMEDY = (
     ". After freezing or adding layers call optimizer.init(model) again; it keeps the "
     "state of what stays"
+)
+
+
+_DRIFT = (
+    "If parameters or state differ, a rank changed them outside of update(), or its "
+    "memory failed: start again from a checkpoint, or from rank 0 with init(model)."
 )
 
 
@@ -89,6 +97,14 @@ def gradient_problem(plan: Plan, flat: Flat) -> str | None:
     return None
 
 
+def checksums(arrays: Flat) -> list[str]:
+    """The crc32 of each array's bits, in words: sees any one flipped bit."""
+    return [
+        f"{path} with crc32 {zlib.crc32(raw(arrays[path]).data):08x}"
+        for path in sorted(arrays)
+    ]
+
+
 def agree_on_step(
     comm: Collectives,
     call: str,
@@ -110,7 +126,13 @@ def agree_on_step(
     late = traced and isinstance(weight, mx.array)
     own = 1.0 if late or weight is None else float(weight)
     every = agree(
-        comm, call, detail, describe, number=own, problem=problem or weight_problem(own)
+        comm,
+        call,
+        detail,
+        describe,
+        number=own,
+        problem=problem or weight_problem(own),
+        hint=_DRIFT,
     )
     if not math.fsum(every):
         raise MismatchError(f"{call} refused: every rank has weight 0")

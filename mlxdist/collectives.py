@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .recorder import Recorder
 from .sharding import Bucket
 
 Array = Any  # mx.array, whose stubs mypy does not follow
@@ -71,6 +72,7 @@ class Collectives(Protocol):
     rank: int
     size: int
     traffic: Traffic
+    recorder: Recorder
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us on `host`."""

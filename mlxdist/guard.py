@@ -1,44 +1,80 @@
-"""A rank that fails ends the job, with its name.
+"""A rank that fails ends the job, with its name, and leaves a record.
 
-MPI alone leaves the other ranks waiting for ever when one raises or leaves early.
+MPI alone leaves the other ranks waiting for ever when one raises, leaves early, or
+stands still.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import faulthandler
 import os
+import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .agreement import OnAllRanks
+from .recorder import Recorder
+from .watchdog import TICK, Watchdog
+
 # Abort has been seen to hang where two ranks aborted together.
 _ABORT_PATIENCE = 1.5
+# What the others need to notice the end, and to write their records.
+_LAST_WORDS = 2 * TICK + 0.1
 
 
 class Guard:
     """Ends the whole job when this rank fails. Made once, by `mlxdist.init()`.
 
     Args:
-        mpi: mpi4py's MPI module; None where the backend is another one.
-        comm: a communicator of the guard's own, for the last barrier.
-        rank: this process's rank, and `host` its machine, for the message.
-        timeout: seconds that a rank which is done waits for the others.
+        mpi: mpi4py's MPI module.
+        rank, recorder: this rank's.
+        timeout: seconds that a rank may wait for others, in a call or at its end.
+        folder: where records go when the job dies; the same on all ranks.
     """
 
-    def __init__(self, mpi: Any, comm: Any, *, rank: int, host: str, timeout: float):
+    def __init__(
+        self, mpi: Any, rank: int, recorder: Recorder, *, timeout: float, folder: Path
+    ):
         self._mpi = mpi
-        self._comm = comm
-        self._who = f"rank {rank} on {host}"
+        self._rank = rank
+        self._host = socket.gethostname()
+        self._recorder = recorder
         self._timeout = timeout
-        self._failed = False
+        self._folder = folder
+        self._last_comm = mpi.COMM_WORLD.Dup()
+        self._alone = self._last_comm.Get_size() == 1
+        self._ending = threading.Lock()
+        self._main = threading.main_thread()
+        self._watchdog = Watchdog(
+            mpi.COMM_WORLD.Dup(),
+            recorder,
+            timeout=timeout,
+            host=self._host,
+            end=self._end_stuck,
+            asked=self._asked_to_end,
+            orphaned=self._orphaned,
+            terminated=self._terminated,
+        )
 
     def install(self) -> None:
-        self._previous_hook = sys.excepthook
+        faulthandler.enable()
         sys.excepthook = self._on_exception
         atexit.register(self._at_exit)
+        if self._alone:
+            return
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, lambda *_: self._terminated())
+                signal.set_wakeup_fd(self._watchdog.wake_fd, warn_on_full_buffer=False)
+        self._watchdog.start()
 
     def _on_exception(
         self,
@@ -46,33 +82,95 @@ class Guard:
         error: BaseException,
         trace: TracebackType | None,
     ) -> None:
-        text = "".join(traceback.format_exception(kind, error, trace))
-        self.abort(f"failed, the job ends:\n{text}")
+        if isinstance(error, OnAllRanks) and self._rank:
+            time.sleep(1.0)  # rank 0 tells of it
+            os._exit(1)
+        text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+        code = 130 if kind is KeyboardInterrupt else 1
+        where = "" if self._alone else f" {self._recorder.status}"
+        self._end(f"failed{where}; the job ends:\n{text}", code=code, stacks=False)
 
-    def abort(self, reason: str, code: int = 1) -> None:
-        """Says why on stderr and ends every rank of the job."""
-        self._failed = True
-        sys.stdout.flush()
-        print(f"mlxdist: {self._who} {reason}", file=sys.stderr, flush=True)
-        if self._mpi is not None:
-            last_resort = threading.Timer(_ABORT_PATIENCE, os._exit, (code,))
-            last_resort.daemon = True
-            last_resort.start()
-            self._mpi.COMM_WORLD.Abort(code)
+    def _end(self, reason: str, *, code: int = 1, stacks: bool) -> None:
+        """Says why, has all ranks write their records, and ends every one of them."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # somebody is at it already
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        self._say(reason)
+        if not self._alone:
+            self._watchdog.notify(stacks=stacks)
+            self._write(stacks)
+            time.sleep(_LAST_WORDS)
+            self._say(
+                f"wrote what the ranks did last to {self._folder}; read it with "
+                f"`mlxdist doctor --postmortem {self._folder}`"
+            )
+        last_resort = threading.Timer(_ABORT_PATIENCE, os._exit, (code,))
+        last_resort.daemon = True
+        last_resort.start()
+        self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 
-    def _at_exit(self) -> None:
-        if self._comm is None or self._failed:
+    def _end_stuck(self, reason: str) -> None:
+        self._end(reason, stacks=True)
+
+    def _asked_to_end(self, stacks: bool) -> None:
+        """Another rank ends the job; it will end this one too."""
+        if not self._ending.acquire(blocking=False):
             return
-        everyone = self._comm.Ibarrier()
+        self._write(stacks)
+        time.sleep(_LAST_WORDS + 2 * _ABORT_PATIENCE)
+        os._exit(1)
+
+    def _orphaned(self) -> None:
+        self._say("ends itself: the mpirun that started it is gone")
+        self._write(stacks=False)
+        os._exit(1)
+
+    def _terminated(self) -> None:
+        """mpirun ends the job this way, once another rank has died."""
+        if self._ending.acquire(blocking=False):
+            self._write(stacks=False)
+            os._exit(128 + signal.SIGTERM)
+
+    def _write(self, stacks: bool) -> None:
+        stack = self._stack()
+        about = {"rank": self._rank, "host": self._host, "pid": os.getpid()}
+        try:
+            self._recorder.write(
+                self._folder, self._rank, {**about, "stack": stack.splitlines()}
+            )
+        except OSError as error:
+            self._say(f"could not write its record: {error}")
+        if stacks:
+            self._say(f"was {self._recorder.status}:\n{stack}")
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._main.ident or 0)
+        return "".join(traceback.format_stack(frame)).rstrip()
+
+    def _say(self, text: str) -> None:
+        who = f"rank {self._rank} on {self._host}"
+        # In one piece: other ranks write to the same stream.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"mlxdist: {who} {text}\n")
+            sys.stderr.flush()
+
+    def _at_exit(self) -> None:
+        """Waits for the others, so that none leaves while another counts on it."""
+        self._recorder.status.leaving = True
+        everyone = self._last_comm.Ibarrier()
         deadline = time.monotonic() + self._timeout
         pause = 1e-4
         while not everyone.Test():
             if time.monotonic() > deadline:
-                self.abort(
+                self._end(
                     f"has finished, but others are still at work {self._timeout:g} s "
                     "later. Either they wait for this rank, which took fewer steps "
-                    "than they, or they need longer: mlxdist.init(timeout=...)"
+                    "than they, or they need longer: mlxdist.init(timeout=...)",
+                    stacks=True,
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
+        if not self._alone:
+            self._watchdog.stop()

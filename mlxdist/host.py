@@ -10,6 +10,7 @@ Nothing here runs on the accelerator, which is free for the backward pass meanwh
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .collectives import Array, Pending, Traffic, Weights, split_counts
+from .recorder import Recorder
 
 Raw = NDArray[Any]
 
@@ -61,11 +63,12 @@ class Host:
         comm: an mpi4py communicator that belongs to mlxdist alone.
         before: called ahead of each collective, to run what another transport of the
             same world has pending.
+        recorder: told of each collective.
     """
 
     name = "host"
 
-    def __init__(self, comm: Any, before: Callable[[], None]):
+    def __init__(self, comm: Any, before: Callable[[], None], recorder: Recorder):
         from mpi4py import MPI
 
         self._mpi = MPI
@@ -74,6 +77,7 @@ class Host:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.traffic = Traffic()
+        self.recorder = recorder
 
     def barrier(self) -> None:
         self._before()
@@ -107,8 +111,13 @@ class Host:
         else:
             array = mx.zeros(array.shape, array.dtype)
             source = raw(array)
-        for start, stop in split_counts(source.nbytes, ROUND_BYTES):
-            self._comm.Bcast(source[start:stop], root)
+        record = self.recorder.started(
+            "broadcast", array.size, str(array.dtype), array.nbytes
+        )
+        with self.recorder.waiting():
+            for start, stop in split_counts(source.nbytes, ROUND_BYTES):
+                self._comm.Bcast(source[start:stop], root)
+        record.end = time.time()
         self.traffic.add(source.nbytes if self.rank == root else 0)
         return array
 
@@ -140,7 +149,8 @@ class Host:
         return self._comm.Irecv([part, self._mpi.BYTE], peer)
 
     def wait(self, requests: list[Any]) -> None:
-        self._mpi.Request.Waitall(requests)
+        with self.recorder.waiting():
+            self._mpi.Request.Waitall(requests)
 
 
 @dataclass
@@ -156,12 +166,17 @@ class _Round:
 class _Exchange:
     """An exchange in rounds, so that its buffers are bounded and rounds overlap."""
 
-    def __init__(self, host: Host, itemsize: int, bucket: Any):
+    name = ""
+
+    def __init__(self, host: Host, array: Array, bucket: Any):
         self.host = host
+        self.record = host.recorder.started(
+            self.name, bucket.size, str(array.dtype), array.nbytes
+        )
         self.spans = [bucket.span(rank) for rank in range(host.size)]
         self.begin, self.end = self.spans[host.rank]
         longest = max(stop - start for start, stop in self.spans)
-        per_round = max(1, ROUND_BYTES // (itemsize * host.size))
+        per_round = max(1, ROUND_BYTES // (array.itemsize * host.size))
         self.todo = deque(split_counts(longest, per_round))
         self.under_way: deque[_Round] = deque()
         host.traffic.add(0)
@@ -188,11 +203,14 @@ class _Exchange:
             self.host.wait(done.requests)
             self.fill()
             self.take(done)
+        self.record.end = time.time()
 
 
 class _SumScatter(_Exchange):
+    name = "sum_scatter"
+
     def __init__(self, host: Host, flat: Array, bucket: Any, weights: Weights):
-        super().__init__(host, flat.itemsize, bucket)
+        super().__init__(host, flat, bucket)
         dtype = _NUMPY[flat.dtype]
         self.is_bfloat16 = flat.dtype == mx.bfloat16
         self.weights = weights
@@ -249,8 +267,10 @@ class _SumScatter(_Exchange):
 
 
 class _AllGather(_Exchange):
+    name = "all_gather"
+
     def __init__(self, host: Host, chunk: Array, bucket: Any):
-        super().__init__(host, chunk.itemsize, bucket)
+        super().__init__(host, chunk, bucket)
         dtype = np.dtype(f"u{chunk.itemsize}")
         self.source = raw(chunk, dtype)
         self.result = mx.zeros(bucket.size, chunk.dtype)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .collectives import Array, Pending, Traffic, Weights, split_counts
+from .recorder import Recorder
 from .sharding import Bucket
 
 # MLX hands MPI the number of elements as a C int; more of them wrap around silently.
@@ -47,11 +48,12 @@ class Native:
 
     name = "native"
 
-    def __init__(self, group: Any, backend: str):
+    def __init__(self, group: Any, backend: str, recorder: Recorder):
         self.group = group
         self.rank: int = group.rank()
         self.size: int = group.size()
         self.traffic = Traffic()
+        self.recorder = recorder
         self._scatters = backend in ("nccl", "jaccl")
         # Over MPI a thread of its own, beside its own communicator: a user's collective
         # that waits for another rank then holds none of ours up, nor they it.
@@ -74,10 +76,13 @@ class Native:
     def flush(self) -> None:
         """Runs what is still pending, so that another transport may follow."""
         if self._token is not None:
-            mx.eval(self._token)
+            with self.recorder.waiting():
+                mx.eval(self._token)
             self._token = None
 
     def _chained(self, collective: Callable[..., Array], array: Array) -> Array:
+        name = collective.__name__
+        self.recorder.started(name, array.size, str(array.dtype), array.nbytes)
         if self._token is not None:
             array = mx.depends([array], [self._token])[0]
         fenced = not self._tracing and mx.default_device() == mx.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -17,12 +18,15 @@ from .agreement import agree
 from .checks import (
     agree_on_step,
     check_transport,
+    checksums,
     gradient_problem,
     is_traced,
     matching,
 )
 from .collectives import Array, Collectives, Weights
 from .describe import Description
+from .finite import NonFiniteError, explain
+from .layout import fingerprint
 from .sharding import Plan, make_plan
 from .startup import current
 from .trees import Flat, Tree, entries_of, nested, rebuild, trainable
@@ -60,6 +64,10 @@ class DistributedOptimizer(optim.Optimizer):
             added in float32 all the same. None: as they are.
         max_norm: clips the averaged gradient to this global norm; None leaves it.
             math.inf measures `grad_norm` without clipping.
+        skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
+            or inf, and counts it in `skipped`. False raises, which costs nothing more.
+        check_every: steps between comparisons of all parameters' checksums over the
+            ranks; 0 never compares them.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
     replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no
@@ -77,6 +85,8 @@ class DistributedOptimizer(optim.Optimizer):
         reduce_dtype: Any = mx.float32,
         wire_dtype: Any = None,
         max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        check_every: int = 100,
     ):
         if isinstance(optimizer, DistributedOptimizer):
             raise ValueError("the optimizer is a DistributedOptimizer already")
@@ -91,6 +101,12 @@ class DistributedOptimizer(optim.Optimizer):
         self.reduce_dtype = reduce_dtype
         self.wire_dtype = wire_dtype
         self.max_norm = max_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.check_every = check_every
+        self.skipped = 0
+        # A world of one is MLX as it is, which checks nothing.
+        wanted = max_norm is not None or skip_nonfinite
+        self._measures = wanted or self.world.size > 1
         self._inner = optimizer
         self._plan: Plan | None = None
         self._name = f"optimizer {next(_names)}"
@@ -117,7 +133,7 @@ class DistributedOptimizer(optim.Optimizer):
         """
         entries = entries_of(trainable(parameters))
         comm = self.world.control
-        prepare.agree_to_init(comm, self._name, entries, self._settings())
+        prepare.agree_to_init(comm, self._name, entries, prepare.settings(self))
         before = prepare.state_so_far(comm, self._inner, self._plan, entries)
         prepare.share_parameters(self.world, parameters)
         flat = dict(tree_flatten(trainable(parameters)))
@@ -155,20 +171,32 @@ class DistributedOptimizer(optim.Optimizer):
                 or weights are not what they must be on one of them.
         """
         flat = dict(tree_flatten(gradients))
-        before, problem = matching(gradients, parameters)
+        tree, problem = matching(gradients, parameters)
+        before = dict(tree_flatten(tree))
         traced = is_traced(list(flat.values()))
         if self._plan is None and flat and problem is None:
             if traced:
                 raise ValueError("call optimizer.init(model) before mx.compile traces")
-            self.init(before)
-        with self.world.native.tracing() if traced else nullcontext():
-            weights = self._agree_to_update(flat, weight, traced, problem)
+            self.init(tree)
+        recorder, name = self.world.recorder, f"{self._name}.update"
+        tracing = self.world.native.tracing() if traced else nullcontext()
+        with recorder.call(name, self._updates + 1), tracing:
+            weights = self._agree_to_update(flat, before, weight, traced, problem)
             if not flat:
                 return self._inner.apply_gradients(gradients, parameters)
             wire = self._wire(traced)
-            mean = self._clipped(wire.reduce(flat, weights), wire.comm, traced)
-            own = wire.cut(dict(tree_flatten(before)))
+            recorder.phase("gradient exchange")
+            mean = wire.reduce(flat, weights)
+            recorder.phase("optimizer")
+            if self._measures:
+                norm = self._norm_of(mean, wire.comm)
+                if not traced and not math.isfinite(float(norm)):
+                    self._refuse_or_skip(flat, weights)
+                    return rebuild(gradients, before)
+                mean = self._clipped(mean, norm, traced)
+            own = wire.cut(before)
             stepped = self._inner.apply_gradients(nested(mean), nested(own))
+            recorder.phase("parameter exchange")
             full = wire.gather(dict(tree_flatten(stepped)))
         self._updates += 1
         return rebuild(gradients, full)
@@ -276,35 +304,42 @@ class DistributedOptimizer(optim.Optimizer):
         dtype = self.wire_dtype if comm.name == "host" else self.reduce_dtype
         return Wire(self._require_plan(), comm, wire_dtype=dtype)
 
-    def _settings(self) -> list[str]:
-        own = ("strategy", "transport", "bucket_size", "reduce_dtype", "wire_dtype")
-        return [
-            *(f"{name} = {getattr(self, name)}" for name in (*own, "max_norm")),
-            *wrapped.settings(self.optimizer),
-        ]
-
     def _agree_to_update(
-        self, flat: Flat, weight: Any, traced: bool, problem: str | None
+        self, flat: Flat, before: Flat, weight: Any, traced: bool, problem: str | None
     ) -> Weights:
         plan = self._plan
         if plan is not None:
             problem = gradient_problem(plan, flat) or problem
+        sums: list[str] = []
+        if self.check_every and self._updates % self.check_every == 0 and not traced:
+            replicated = {} if plan is None or plan.sharded else self._inner.state
+            sums = checksums({**before, **dict(tree_flatten(replicated))})
+        lines = [f"{self._updates} steps done", *sums]
         return agree_on_step(
             self.world.control,
             f"{self._name}.update" + ("" if flat else " without gradients"),
-            self._updates ^ (0 if plan is None else plan.fingerprint),
-            lambda: [f"{self._updates} steps done", *(plan.lines if plan else ())],
+            fingerprint(lines) ^ (0 if plan is None else plan.fingerprint),
+            lambda: [*lines, *(plan.lines if plan else ())],
             weight=weight,
             traced=traced,
             problem=problem,
         )
 
-    def _clipped(self, mean: Flat, comm: Collectives, traced: bool) -> Flat:
-        if self.max_norm is None:
-            return mean
+    def _norm_of(self, mean: Flat, comm: Collectives) -> Array:
+        """The global norm of averaged gradients, a float32 scalar on all ranks."""
         squares = norms.squared_norm(mean)
         if self._require_plan().sharded:
             squares = comm.sum_scalar(squares)
-        norm = mx.sqrt(squares)
+        return mx.sqrt(squares)
+
+    def _clipped(self, mean: Flat, norm: Array, traced: bool) -> Flat:
+        if self.max_norm is None:
+            return mean
         self._norm = None if traced else norm
         return norms.clip(mean, norm, self.max_norm)
+
+    def _refuse_or_skip(self, flat: Flat, weights: Weights) -> None:
+        told = explain(self.world.control, flat, weights, self._updates + 1)
+        if not self.skip_nonfinite:
+            raise NonFiniteError(told)
+        self.skipped += 1

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.optimizers as optim
 from mlx.nn import Module
 
-from . import state
+from . import state, wrapped
 from .agreement import MismatchError, agree
 from .collectives import Collectives
 from .layout import Entry, fingerprint
@@ -19,6 +19,24 @@ from .wire import Wire
 from .world import World
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+_SETTINGS = (
+    "strategy",
+    "transport",
+    "bucket_size",
+    "reduce_dtype",
+    "wire_dtype",
+    "max_norm",
+    "skip_nonfinite",
+    "check_every",
+)
+
+
+def settings(ours: Any) -> list[str]:
+    """A DistributedOptimizer's settings and its optimizer's, to be compared."""
+    own = [f"{name} = {getattr(ours, name)}" for name in _SETTINGS]
+    return own + wrapped.settings(ours.optimizer)
 
 
 def agree_to_init(

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from . import runtime
 from .guard import Guard
+from .recorder import Recorder
 from .world import Backend, World
 
 _world: World | None = None
 
 
 def init(
-    backend: Backend = "mpi", *, strict: bool | None = None, timeout: float = 300.0
+    backend: Backend = "mpi",
+    *,
+    strict: bool | None = None,
+    timeout: float = 300.0,
+    guard: bool = True,
 ) -> World:
     """Joins the world that mpirun, or another launcher, started.
 
@@ -28,7 +36,11 @@ def init(
             by `mlx.launch`; "jaccl" and "nccl" are its others.
         strict: True refuses a world of one; False accepts a world of another size than
             was launched; None refuses that.
-        timeout: seconds that a rank at its end waits for the others.
+        timeout: seconds that a rank may wait for the others in one call, or at its
+            end, before the job ends with a report. Longer than the slowest thing that
+            one rank does alone, such as writing a checkpoint.
+        guard: False leaves failures to mpirun: no watchdog, no report. Over other
+            backends than MPI there is none.
 
     Raises:
         RuntimeError: where the launcher started N ranks and MLX sees another number.
@@ -55,7 +67,14 @@ def init(
             "`mlxdist run -n 2 script.py` or `mpirun -n 2 python script.py`"
         )
     runtime.keep_freed_memory()
-    _world = _make_world(group, backend, mpi, timeout)
+    if mpi is None or not mpi.Is_initialized():
+        _world = World(group, backend)
+        return _world
+    # mpi4py makes errors return, and MLX ignores what they return.
+    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_ARE_FATAL)
+    _world = World(group, backend, mpi.COMM_WORLD.Dup(), Recorder())
+    if guard:
+        _install_guard(_world, mpi, timeout)
     return _world
 
 
@@ -93,17 +112,15 @@ def _join(backend: Backend) -> Any:
     return group
 
 
-def _make_world(group: Any, backend: Backend, mpi: Any, timeout: float) -> World:
-    if mpi is None or not mpi.Is_initialized():
-        return World(group, backend)
-    # mpi4py makes errors return, and MLX ignores what they return.
-    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_ARE_FATAL)
-    guard = Guard(
+def _install_guard(world: World, mpi: Any, timeout: float) -> None:
+    started = np.array([time.time_ns() // 10**9, os.getpid()], np.uint64)
+    when, pid = world.control.all_gather_words(started)[0]
+    name = time.strftime("%Y%m%d-%H%M%S", time.localtime(int(when)))
+    folder = Path(os.environ.get("MLXDIST_POSTMORTEM", "mlxdist-postmortem"))
+    Guard(
         mpi,
-        mpi.COMM_WORLD.Dup(),
-        rank=group.rank(),
-        host=socket.gethostname(),
+        world.rank,
+        world.recorder,
         timeout=timeout,
-    )
-    guard.install()
-    return World(group, backend, mpi.COMM_WORLD.Dup())
+        folder=(folder / f"{name}-{pid}").absolute(),
+    ).install()

@@ -17,6 +17,7 @@ from .collectives import Collectives
 from .host import Host
 from .layout import Entry, fingerprint, path_key
 from .native import Native
+from .recorder import Recorder
 from .trees import Tree, digest, entries_of, rebuild
 
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
@@ -38,15 +39,24 @@ class World:
         host_transport: the transport through mpi4py; None on other backends.
     """
 
-    def __init__(self, group: Any, backend: Backend, comm: Any = None):
+    def __init__(
+        self,
+        group: Any,
+        backend: Backend,
+        comm: Any = None,
+        recorder: Recorder | None = None,
+    ):
         self.group = group
         self.rank: int = group.rank()
         self.size: int = group.size()
         self.host = socket.gethostname()
         self.backend = backend
-        self.native = Native(split_group(group, backend, 0), backend)
+        self.recorder = recorder or Recorder()
+        self.native = Native(split_group(group, backend, 0), backend, self.recorder)
         self._comm = comm
-        self.host_transport = None if comm is None else Host(comm, self.native.flush)
+        self.host_transport = (
+            None if comm is None else Host(comm, self.native.flush, self.recorder)
+        )
 
     @property
     def is_root(self) -> bool:
@@ -182,7 +192,7 @@ class World:
         agree(self.control, "World.split", 0, list)
         group = split_group(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
-        return World(group, self.backend, comm)
+        return World(group, self.backend, comm, self.recorder)
 
 
 def split_group(group: Any, backend: Backend, color: int) -> Any:

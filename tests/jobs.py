@@ -38,7 +38,8 @@ def mpi_job(n, script, *arguments, folder, env=None, timeout=60.0):
 def mpirun(n):
     """The beginning of a command that starts n ranks on this machine."""
     command = [runtime.find_mpirun(), "-n", str(n), "--host", f"localhost:{n}"]
-    command += ["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+    command += ["--stdin", "none", "--bind-to", "none"]
+    command += ["--mca", "mpi_yield_when_idle", "1"]
     return command + ["--allow-run-as-root"] * (os.geteuid() == 0)
 
 

@@ -1,0 +1,130 @@
+"""What this rank is doing and what it did last: for the watchdog and for a postmortem.
+
+A flight recorder: the last few hundred collectives stay in memory and are written
+when the job dies. Recording one costs about a microsecond.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEPT = 512
+
+
+@dataclass
+class Record:
+    """One collective: what it was, on how much, from when to when.
+
+    `sequence` counts them; ranks that have done the same have the same records but
+    for the times, which are seconds since the epoch. `end` is None for one that was
+    under way, or is MLX's to finish.
+    """
+
+    sequence: int
+    name: str
+    call: str
+    step: int
+    elements: int
+    dtype: str
+    nbytes: int
+    start: float
+    end: float | None = None
+
+
+@dataclass
+class Status:
+    """Where a rank is. Travels to the other ranks' watchdogs a few times a second."""
+
+    sequence: int = 0
+    step: int = 0
+    call: str = ""
+    phase: str = ""
+    waiting: bool = False
+    leaving: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        if self.leaving:
+            return f"at its end, after step {self.step}"
+        if not self.call:
+            return f"in its own code, after step {self.step}"
+        phase = f", {self.phase}" if self.phase else ""
+        return f"in {self.call}{phase}, step {self.step}"
+
+
+class Recorder:
+    """This rank's status and its last records. One for each world."""
+
+    def __init__(self) -> None:
+        self.status = Status()
+        self.records: deque[Record] = deque(maxlen=KEPT)
+
+    @contextmanager
+    def call(self, name: str, step: int | None = None) -> Iterator[None]:
+        """While the rank is in a call of mlxdist; calls inside it don't count."""
+        status = self.status
+        if status.call:
+            yield
+            return
+        status.call, status.since = name, time.monotonic()
+        if step is not None:
+            status.step = step
+        try:
+            yield
+        finally:
+            status.call, status.phase, status.since = "", "", time.monotonic()
+
+    def phase(self, name: str) -> None:
+        """What of a call comes now; a stall is told by it."""
+        self.status.phase = name
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the rank waits for others."""
+        status = self.status
+        status.waiting, status.since = True, time.monotonic()
+        try:
+            yield
+        finally:
+            status.waiting, status.since = False, time.monotonic()
+
+    def started(
+        self, name: str, elements: int = 0, dtype: str = "", nbytes: int = 0
+    ) -> Record:
+        """Counts and records a collective, which all ranks begin in the same order."""
+        status = self.status
+        status.sequence += 1
+        record = Record(
+            status.sequence,
+            name,
+            status.call,
+            status.step,
+            elements,
+            dtype,
+            nbytes,
+            time.time(),
+        )
+        self.records.append(record)
+        return record
+
+    def write(self, folder: Path, rank: int, about: dict[str, Any]) -> Path:
+        """Writes `rank-<r>.jsonl`: a line on the rank, then one a record.
+
+        Written beside and renamed, so that there is a whole file or none.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank-{rank}.jsonl"
+        beside = folder / f".rank-{rank}.{os.getpid()}"
+        first = {**about, **asdict(self.status)}
+        lines = [first, *(asdict(record) for record in list(self.records))]
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        beside.replace(path)
+        return path

@@ -1,0 +1,170 @@
+"""`mlxdist run` before it starts anything: its command line, and what it refuses."""
+
+import os
+import subprocess
+
+import pytest
+
+from mlxdist import __version__, cli, launcher, mpirun
+
+# The command line and the environment, without starting anything
+
+
+def command(ranks, *, cores=8, as_root=False, reads=True, **options):
+    return launcher.mpirun_command(
+        launcher.Job(ranks, "train.py", **options),
+        mpirun="/mpi/bin/mpirun",
+        python="/bin/py",
+        cores=cores,
+        as_root=as_root,
+        reads=reads,
+    )
+
+
+def environment(ranks=2, env=None, *, cores=8, columns=None, **options):
+    job = launcher.Job(ranks, "train.py", **options)
+    return launcher.rank_environment(
+        job, env or {}, cores=cores, run_dir="/run", columns=columns
+    )
+
+
+def test_command():
+    assert command(4)[:7] == [
+        *("/mpi/bin/mpirun", "-n", "4", "--host", "localhost:4", "--bind-to", "none")
+    ]
+    assert command(4)[7] == "/bin/py"
+    assert command(4)[8].endswith("rank_main.py")
+    assert command(4)[9:] == [os.path.abspath("train.py")]
+    assert os.path.isabs(command(4)[8])
+
+
+def test_command_for_root_alone_allows_root():
+    assert "--allow-run-as-root" not in command(2)
+    assert "--allow-run-as-root" in command(2, as_root=True)
+
+
+def test_command_oversubscribes_only_beyond_the_cores():
+    flags = ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
+    assert not set(flags) & set(command(8, cores=8)) - {"1"}
+    assert " ".join(flags) in " ".join(command(9, cores=8))
+
+
+def test_command_forwards_input_from_a_terminal_alone():
+    assert "--stdin" not in command(2)
+    assert "--stdin none" in " ".join(command(2, reads=False))
+
+
+def test_command_never_holds_the_arguments():
+    # mpirun rewrites some of them as its own, and ":" starts another program.
+    assert command(2, arguments=(":", "--map-by", "x")) == command(2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "threads"), [(2, 8, "4"), (3, 8, "2"), (9, 8, "1"), (1, 1, "1")]
+)
+def test_cores_are_shared_among_the_ranks(ranks, cores, threads):
+    env = environment(ranks, cores=cores)
+    assert {env[name] for name in launcher.THREAD_VARIABLES} == {threads}
+
+
+def test_threads_of_the_user_stay():
+    env = environment(2, {"OMP_NUM_THREADS": "3"})
+    assert {env[name] for name in launcher.THREAD_VARIABLES} == {"3"}
+    env = environment(2, {"MKL_NUM_THREADS": "3"})
+    assert env["MKL_NUM_THREADS"] == "3"
+    assert env["OMP_NUM_THREADS"] == "4"
+    env = environment(2, {"OMP_NUM_THREADS": "3"}, threads=5)
+    assert {env[name] for name in launcher.THREAD_VARIABLES} == {"5"}
+
+
+def test_a_job_inside_a_job_starts_clean_and_settings_stay():
+    setting = {"OMPI_MCA_btl_tcp_if_include": "en0", "HOME": "/home"}
+    assert setting.items() <= environment(2, setting).items()
+    inside = {"OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "1", "HOME": "/home"}
+    env = environment(2, inside)
+    assert env["HOME"] == "/home"
+    assert not [name for name in env if name.startswith(("OMPI_", "PMIX_"))]
+
+
+def test_terminal_is_named_only_where_there_is_one():
+    assert "MLXDIST_TERMINAL" not in environment(2, {"MLXDIST_TERMINAL": "1"})
+    env = environment(2, columns=97)
+    assert (env["MLXDIST_TERMINAL"], env["MLXDIST_COLUMNS"]) == ("1", "97")
+
+
+def test_labels():
+    labelled = mpirun.labelled
+    assert labelled(b"[1,0]<stdout>: hello\n") == b"[rank 0] hello\n"
+    assert labelled(b"[1,12]<stderr>:   indented\n") == b"[rank 12]   indented\n"
+    assert labelled(b"plain\n") == b"plain\n"
+    assert (
+        labelled(b"[1,0]<stdout>: no end[1,1]<stdout>: no end")
+        == b"[rank 0] no end\n[rank 1] no end"
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "reasons", "text"),
+    [
+        ([], {}, "all ranks of 4 finished"),
+        ([2], {}, "rank 2 of 4 did not finish"),
+        (
+            [0, 1, 3],
+            {1: "exit 3"},
+            "rank 1 failed (exit 3); ranks 0 and 3 of 4 did not",
+        ),
+        ([0, 1, 3], {}, "ranks 0, 1 and 3 of 4 did not finish"),
+    ],
+)
+def test_the_outcome_in_words(missing, reasons, text):
+    assert str(launcher.Outcome(4, missing, reasons)).startswith(text)
+
+
+# What is refused, before mpirun is started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run -n 0 {script}", "argument -n: found '0', wanted 1 or more"),
+        ("run -n x {script}", "argument -n: found 'x', wanted 1 or more"),
+        ("run -n -2 {script}", "argument -n: "),
+        ("run {script}", "the following arguments are required: -n"),
+        ("run {script} -n 2", "the following arguments are required: -n"),
+        ("run -n 2", "the following arguments are required: SCRIPT"),
+        ("run -n 2 --threads 0 {script}", "argument --threads: found '0'"),
+        ("run -n 2 --timeout 3 {script}", "unrecognized arguments: --timeout"),
+        ("run -n 2 {script}.missing", "there is no script"),
+        ("run -n 2 {folder}", "is a folder without a __main__.py"),
+        ("run -n 2 -m no_such_module", "no module 'no_such_module' in"),
+        ("run -n 2 -m ./x.py", "wanted the name of a module"),
+        ("nonsense", "invalid choice: 'nonsense'"),
+        ("", "arguments are required: COMMAND"),
+    ],
+)
+def test_refusals(arguments, message, tmp_path, monkeypatch, capsys):
+    def never(*_args, **_options):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(subprocess, "Popen", never)
+    script = tmp_path / "script.py"
+    script.touch()
+    words = arguments.format(script=script, folder=tmp_path).split()
+    try:
+        code = cli.main(words)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_and_help(capsys):
+    for arguments, text in (
+        (["--version"], f"mlxdist {__version__}\n"),
+        (["--help"], "run N ranks of a script"),
+        (["run", "--help"], "mlxdist run -n 2 train.py"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(arguments)
+        assert leaving.value.code == 0
+        assert text in capsys.readouterr().out

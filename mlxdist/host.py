@@ -240,10 +240,12 @@ class _SumScatter(_Exchange):
             own if rank == self.host.rank else done.inbox.get(rank, own)
             for rank in range(self.host.size)
         ]
-        for start in range(0, done.stop - done.start, BLOCK):
-            stop = min(start + BLOCK, done.stop - done.start)
-            block = self.sums[done.start + start : done.start + stop]
-            self.add(block, [part[start:stop] for part in parts])
+        # What is not finite is found by its norm, and named.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, done.stop - done.start, BLOCK):
+                stop = min(start + BLOCK, done.stop - done.start)
+                block = self.sums[done.start + start : done.start + stop]
+                self.add(block, [part[start:stop] for part in parts])
 
     def add(self, block: Raw, parts: Sequence[Raw]) -> None:
         every = self.weights.every

@@ -67,7 +67,9 @@ class DistributedOptimizer(optim.Optimizer):
         skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
             or inf, and counts it in `skipped`. False raises, which costs nothing more.
         check_every: steps between comparisons of all parameters' checksums over the
-            ranks; 0 never compares them.
+            ranks, and of state that is replicated; 0 never compares them. A sharded
+            optimizer sends all parameters anew at each step, which mends or spreads
+            what went wrong since the last check: 1 finds all of it.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
     replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no

@@ -173,7 +173,8 @@ class Report:
             grad_norm=self.optimizer.grad_norm.item(),
             learning_rate=self.optimizer.learning_rate.item(),
         )
-        if time.perf_counter() - self.shown > (0.1 if self.live.is_started else 3):
+        pause = 0.1 if self.live.is_started else 3
+        if step < self.steps and time.perf_counter() - self.shown > pause:
             self.show(step)
 
     def validation(self, step: int, loss: float) -> None:

@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 
 from .agreement import MismatchError, agree, weight_problem
 from .collectives import Array, Collectives, Weights
-from .host import raw
+from .memory import raw
 from .sharding import Plan
 from .trees import Flat, Tree
 from .world import World

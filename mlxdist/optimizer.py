@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
@@ -24,6 +23,7 @@ from .checks import (
     matching,
 )
 from .collectives import Array, Collectives, Weights
+from .delegate import Delegate
 from .describe import Description
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
@@ -39,7 +39,7 @@ DEFAULT_BUCKET_SIZE = 4 * 2**20
 _names = itertools.count(1)
 
 
-class DistributedOptimizer(optim.Optimizer):
+class DistributedOptimizer(Delegate):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -109,8 +109,9 @@ class DistributedOptimizer(optim.Optimizer):
         # A world of one is MLX as it is, which checks nothing.
         wanted = max_norm is not None or skip_nonfinite
         self._measures = wanted or self.world.size > 1
-        self._inner = optimizer
+        super().__init__(optimizer)
         self._plan: Plan | None = None
+        self._wires: dict[str, Wire] = {}
         self._name = f"optimizer {next(_names)}"
         self._updates = 0
         self._norm: Array | None = None
@@ -143,6 +144,7 @@ class DistributedOptimizer(optim.Optimizer):
         self._plan = make_plan(
             entries, comm.size, strategy=self.strategy, bucket_size=self.bucket_size
         )
+        self._wires.clear()
         held = prepare.set_up(comm, self._inner, self._plan, flat, before)
         told = agree(comm, f"{self._name}.init", 0, list, number=held)
         self._state_bytes = tuple(int(number) for number in told)
@@ -186,7 +188,7 @@ class DistributedOptimizer(optim.Optimizer):
             weights = self._agree_to_update(flat, before, weight, traced, problem)
             if not flat:
                 return self._inner.apply_gradients(gradients, parameters)
-            wire = self._wire(traced)
+            wire = self._wire(traced=traced)
             recorder.phase("gradient exchange")
             mean = wire.reduce(flat, weights)
             recorder.phase("optimizer")
@@ -202,31 +204,6 @@ class DistributedOptimizer(optim.Optimizer):
             full = wire.gather(dict(tree_flatten(stepped)))
         self._updates += 1
         return rebuild(gradients, full)
-
-    @property
-    def state(self) -> Any:
-        """The wrapped optimizer's state on this rank: the shard's, where it is cut.
-
-        'step', 'learning_rate', and a tree like the parameters that leaves out what
-        other ranks own. For all of it: `gather_state`.
-        """
-        return self._inner.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self._inner.state = value
-
-    @property
-    def step(self) -> Array:
-        return wrapped.leaves(self._inner)[0].state["step"]
-
-    @property
-    def learning_rate(self) -> Array:
-        return self._inner.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self._inner.learning_rate = value
 
     # -- what is new
 
@@ -273,12 +250,13 @@ class DistributedOptimizer(optim.Optimizer):
 
     def describe(self) -> Description:
         """Who owns what, what travels, and the bytes of state on each rank."""
+        wire = self._wire(traced=False)
         return Description(
-            self._require_plan(),
+            wire.plan,
             optimizer=type(self.optimizer).__name__,
-            transport=self._comm(traced=False).name,
+            transport=wire.comm.name,
             rank=self.world.rank,
-            traffic=self._wire(traced=False).expected(),
+            traffic=wire.expected(),
             state_bytes_by_rank=self._state_bytes,
         )
 
@@ -289,22 +267,13 @@ class DistributedOptimizer(optim.Optimizer):
             raise ValueError("call optimizer.init(model) first")
         return self._plan
 
-    def _comm(self, traced: bool) -> Collectives:
-        if traced and self.transport == "host":
-            raise ValueError(
-                'transport="host" works on evaluated arrays and can\'t be traced by '
-                'mx.compile: use transport="native" or "auto", or call update() outside'
-            )
-        host = self.world.host_transport
-        wanted = self.transport == "host" or (
-            self.transport == "auto" and self.strategy != "replicated"
-        )
-        return host if wanted and host is not None and not traced else self.world.native
-
-    def _wire(self, traced: bool) -> Wire:
-        comm = self._comm(traced)
-        dtype = self.wire_dtype if comm.name == "host" else self.reduce_dtype
-        return Wire(self._require_plan(), comm, wire_dtype=dtype)
+    def _wire(self, *, traced: bool) -> Wire:
+        plan = self._require_plan()
+        comm = self.world.transport(self.transport, sharded=plan.sharded, traced=traced)
+        if comm.name not in self._wires:
+            dtype = self.wire_dtype if comm.name == "host" else self.reduce_dtype
+            self._wires[comm.name] = Wire(plan, comm, wire_dtype=dtype)
+        return self._wires[comm.name]
 
     def _agree_to_update(
         self, flat: Flat, before: Flat, weight: Any, traced: bool, problem: str | None

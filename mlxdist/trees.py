@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from numpy.typing import NDArray
 
 from .collectives import Array
-from .host import raw
 from .layout import Entry, in_order
+from .memory import raw
 
 Tree = Any
 Flat = dict[str, Array]

@@ -67,6 +67,18 @@ class World:
         """The transport for what is small and needed at once."""
         return self.native if self.host_transport is None else self.host_transport
 
+    def transport(self, name: str, *, sharded: bool, traced: bool) -> Collectives:
+        """The transport that a name stands for, "auto" too, in a given case."""
+        if traced and name == "host":
+            raise ValueError(
+                'transport="host" works on evaluated arrays and can\'t be traced by '
+                'mx.compile: use transport="native" or "auto", or call update() outside'
+            )
+        wanted = name == "host" or (name == "auto" and sharded)
+        if self.host_transport is None or traced or not wanted:
+            return self.native
+        return self.host_transport
+
     def __repr__(self) -> str:
         return (
             f"World(rank={self.rank}, size={self.size}, host={self.host!r}, "

@@ -4,9 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist import host, native
+from mlxdist import exchange, native
 from mlxdist.collectives import Weights, split_counts
 from mlxdist.layout import Entry
+from mlxdist.memory import raw
 from mlxdist.sharding import Bucket, make_plan
 from tests.examples import assert_same_bits
 
@@ -38,8 +39,8 @@ def rank_values(world, size, dtype):
 def _rounds(request, monkeypatch):
     """With limits so low that every array goes in several pieces."""
     if request.param == "in pieces":
-        monkeypatch.setattr(host, "ROUND_BYTES", 256)
-        monkeypatch.setattr(host, "BLOCK", 10)
+        monkeypatch.setattr(exchange, "ROUND_BYTES", 256)
+        monkeypatch.setattr(exchange, "BLOCK", 10)
         monkeypatch.setattr(native, "MAX_COUNT", 100)
 
 
@@ -145,13 +146,11 @@ def test_fences_on_an_accelerator_change_nothing(world, monkeypatch):
 
 def test_views_share_memory_and_are_never_strided(world):
     array = mx.zeros(6)
-    host.raw(array, np.float32)[2] = 5
+    raw(array, np.float32)[2] = 5
     assert array[2].item() == 5
-    assert (
-        host.raw(mx.broadcast_to(mx.array(3.0), (7,)), np.float32).tolist() == [3] * 7
-    )
-    assert host.raw(mx.arange(8.0)[1::2], np.float32).tolist() == [1, 3, 5, 7]
-    assert host.raw(mx.zeros((0, 4))).size == 0
+    assert raw(mx.broadcast_to(mx.array(3.0), (7,)), np.float32).tolist() == [3] * 7
+    assert raw(mx.arange(8.0)[1::2], np.float32).tolist() == [1, 3, 5, 7]
+    assert raw(mx.zeros((0, 4))).size == 0
 
 
 def test_split_counts():

@@ -69,7 +69,7 @@ def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
     try:
         return tree_map(lambda _, own: own, gradients, parameters), None
     except (KeyError, IndexError, TypeError) as error:
-        return None, (
+        return {}, (
             "the gradients have another structure than the parameters: "
             f"{type(error).__name__} {error}"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .collectives import Array
+from .collectives import Array, Collectives
 from .trees import Flat
 
 
@@ -20,6 +20,12 @@ def squared_norm(tree: Flat) -> Array:
         if array.size:
             total = total + array.astype(mx.float32).square().sum()
     return total
+
+
+def global_norm(tree: Flat, comm: Collectives, *, sharded: bool) -> Array:
+    """The norm of a tree that is whole on each rank, or of the shards of all ranks."""
+    squares = squared_norm(tree)
+    return mx.sqrt(comm.sum_scalar(squares) if sharded else squares)
 
 
 def clip(tree: Flat, norm: Array, max_norm: float) -> Flat:

@@ -22,7 +22,7 @@ from .checks import (
     is_traced,
     matching,
 )
-from .collectives import Array, Collectives, Weights
+from .collectives import Array, Weights
 from .delegate import Delegate
 from .describe import Description
 from .finite import NonFiniteError, explain
@@ -193,11 +193,13 @@ class DistributedOptimizer(Delegate):
             mean = wire.reduce(flat, weights)
             recorder.phase("optimizer")
             if self._measures:
-                norm = self._norm_of(mean, wire.comm)
+                norm = norms.global_norm(mean, wire.comm, sharded=wire.plan.sharded)
                 if not traced and not math.isfinite(float(norm)):
-                    self._refuse_or_skip(flat, weights)
+                    self._skip_or_raise(flat, weights)
                     return rebuild(gradients, before)
-                mean = self._clipped(mean, norm, traced)
+                self._norm = None if traced else norm
+                if self.max_norm is not None:
+                    mean = norms.clip(mean, norm, self.max_norm)
             own = wire.cut(before)
             stepped = self._inner.apply_gradients(nested(mean), nested(own))
             recorder.phase("parameter exchange")
@@ -296,20 +298,7 @@ class DistributedOptimizer(Delegate):
             problem=problem,
         )
 
-    def _norm_of(self, mean: Flat, comm: Collectives) -> Array:
-        """The global norm of averaged gradients, a float32 scalar on all ranks."""
-        squares = norms.squared_norm(mean)
-        if self._require_plan().sharded:
-            squares = comm.sum_scalar(squares)
-        return mx.sqrt(squares)
-
-    def _clipped(self, mean: Flat, norm: Array, traced: bool) -> Flat:
-        if self.max_norm is None:
-            return mean
-        self._norm = None if traced else norm
-        return norms.clip(mean, norm, self.max_norm)
-
-    def _refuse_or_skip(self, flat: Flat, weights: Weights) -> None:
+    def _skip_or_raise(self, flat: Flat, weights: Weights) -> None:
         told = explain(self.world.control, flat, weights, self._updates + 1)
         if not self.skip_nonfinite:
             raise NonFiniteError(told)

@@ -84,7 +84,7 @@ class Transformer(nn.Module):
         *,
         width: int = 96,
         heads: int = 3,
-        layers: int = 3,
+        layers: int = 2,
         table_sizes: tuple[int, ...] = (4096, 8192, 8192),
     ):
         super().__init__()
@@ -142,7 +142,7 @@ def generate(
     model: nn.Module,
     prompt: str,
     *,
-    length: int = 320,
+    length: int = 256,
     context: int = 128,
     temperature: float = 0.8,
     seed: int = 0,

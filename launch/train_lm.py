@@ -77,6 +77,7 @@ def main() -> None:
     identical = world.identical(model)
     if report:
         report.finish(generate(model, rows.prompt, context=CONTEXT), identical)
+    world.barrier()  # a rank that exits with an error ends the others
     if not identical:
         sys.exit(1)
 
@@ -160,7 +161,10 @@ class Report:
         size = sum(x.size for _, x in tree_flatten(model.parameters()))
         self.model = f"transformer of {size:,} parameters, {args.dtype}"
         millions = f"{size / 1e6:.2f} M parameters"
-        self.title = f"{millions} · {self.ranks} · {names}, {optimizer.strategy}"
+        split = (
+            f"sharded by {optimizer.strategy}" if about.plan.sharded else "replicated"
+        )
+        self.title = f"{millions} · {self.ranks} · {names}, {split}"
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         self.losses.append(loss)
@@ -241,7 +245,7 @@ def plot(path: Path, title: str, losses: list, held_out: list) -> None:
     from matplotlib import pyplot
 
     count = len(losses)
-    halves = (min(i, count - 1 - i, count // 30) for i in range(count))
+    halves = [min(i, count // 30) for i in range(count)]
     smooth = [mean(losses[i - half : i + half + 1]) for i, half in enumerate(halves)]
     steps = range(1, count + 1)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
@@ -251,7 +255,7 @@ def plot(path: Path, title: str, losses: list, held_out: list) -> None:
     above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
     axes.annotate(f"{held_out[-1][1]:.2f}", held_out[-1], color="#d9632b", **above)
     axes.set(xlabel="optimizer step", ylabel="loss (nats a byte)", xlim=(0, None))
-    axes.set_title(f"Byte-level transformer, {title}", loc="left", fontsize=11)
+    axes.set_title(f"Byte-level transformer, {title}", loc="left", pad=12)
     axes.grid(color="#ececec")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -93,6 +93,13 @@ NOBODY_SAID = "ranks 0 and 1 of 2 did not finish; mpirun exited with code "
         ("os.abort()", WAIT, 134, NOBODY_SAID + "134"),
         ("os._exit(0)", "", 1, "rank 1 of 2 did not finish; mpirun exited with code 0"),
         ("atexit.register(os._exit, 0)", "", 1, "rank 1 of 2 did not finish; mpirun"),
+        ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 failed"),
+        (
+            "sys.excepthook = lambda *_: sys.exit(0); raise ValueError('x')",
+            "",
+            1,
+            "rank 1 failed (ValueError: x); mpirun exited with code 0",
+        ),
         (
             "os.fork() or sys.exit(0); os.wait(); os._exit(0)",
             "",
@@ -138,19 +145,21 @@ def test_ranks_of_a_world_do_not_wait_for_one_that_left(run, act):
     assert time.monotonic() - begun < 20
 
 
-def test_the_script_s_globals_live_until_its_exit_handlers(run):
-    source = """
-import atexit, sys
+@pytest.mark.parametrize("end", ["", "sys.exit(0)"])
+def test_the_script_s_globals_live_until_its_exit_handlers(run, tmp_path, end):
+    # No function here, which would keep the globals by itself.
+    (tmp_path / "things.py").write_text("""
 class Thing:
     def __del__(self):
         print("freed", flush=True)
-thing = Thing()
-atexit.register(print, "at exit", flush=True)
-{end}
-"""
-    for end in ("", "sys.exit(0)"):
-        ran = run(1, source.format(end=end))
-        assert ran.stdout.splitlines()[0] == "at exit"
+""")
+    ran = run(
+        1,
+        "import atexit, sys, things\n"
+        "thing = things.Thing()\n"
+        f"atexit.register(print, 'at exit', flush=True)\n{end}",
+    )
+    assert ran.stdout.split() == ["at", "exit", "freed"]
 
 
 def test_labels_begin_each_line(run):

@@ -47,9 +47,13 @@ def sleeping(tmp_path):
 
 
 def ends(process, code, said):
+    begun = time.monotonic()
     _, err = process.communicate(timeout=30)
+    # Well before mpirun's time is up and it is killed.
+    assert time.monotonic() - begun < 8
     assert process.returncode == code, err
-    assert err.strip().splitlines()[-1].startswith(f"mlxdist run: {said}")
+    assert err.startswith(f"mlxdist run: {said}")  # and nothing of mpirun's before it
+    assert len(err.splitlines()) == 1
     deadline = time.monotonic() + 5
     while jobs.processes(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)

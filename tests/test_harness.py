@@ -113,6 +113,9 @@ def test_one(world, shared_folder):
     assert met(world)
     assert len(list(shared_folder.iterdir())) == world.size
 
+def test_rank_0_alone_writes_the_report(world, request):
+    assert (request.config.option.xmlpath is None) == (world.rank > 0)
+
 @pytest.mark.mpi(min_size=5)
 def test_too_few():
     raise AssertionError
@@ -124,8 +127,8 @@ def test_known(world):
         f"--junitxml={report}",
     )
     assert ran.rc == 0, ran.text
-    assert ran.out.count("1 passed, 1 skipped, 1 xfailed") == 1, ran.text
-    assert 'tests="3"' in report.read_text()
+    assert ran.out.count("2 passed, 1 skipped, 1 xfailed") == 1, ran.text
+    assert 'tests="4"' in report.read_text()
 
 
 def test_works_on_one_rank(harness):

@@ -281,8 +281,10 @@ def test_dies(world):
 
 def test_jobs_end_at_their_timeout_with_all_they_started(tmp_path):
     source = "import os, time; print(os.getsid(0), flush=True); time.sleep(60)"
+    begun = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         jobs.mpi_job(2, source, folder=tmp_path, timeout=3)
+    assert time.monotonic() - begun < 20
     sessions = {int(line) for line in caught.value.output.split()}
     assert len(sessions) == 1
     assert jobs.processes(sessions.pop()) == []

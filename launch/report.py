@@ -1,0 +1,153 @@
+"""Rank 0's account of a run: on the screen, in metrics.jsonl and in loss.png."""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from statistics import mean
+
+from mlx.utils import tree_flatten
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+class Report:
+    """Rank 0's account of the run: on the screen, in metrics.jsonl and in loss.png."""
+
+    def __init__(self, args, model, optimizer):
+        self.optimizer, self.steps = optimizer, args.steps
+        self.losses, self.rates, self.held_out = [], [], []
+        self.describe(args, model, optimizer)
+        self.folder = Path("runs", args.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = (self.folder / "metrics.jsonl").open("w", buffering=1)
+        # A rank can't see the terminal through mpirun; `mlxdist run` tells of it.
+        told = os.environ.get("MLXDIST_TERMINAL") == "1"
+        terminal = told if "OMPI_COMM_WORLD_SIZE" in os.environ else None
+        width = min(88, int(os.environ.get("MLXDIST_COLUMNS", 88)))
+        self.console = Console(force_terminal=terminal, width=width, highlight=False)
+        # Redrawn by show(), since a display that refreshes itself needs a thread.
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        if self.console.is_terminal:
+            self.live.start()
+        else:
+            self.console.print(f"{self.title}\noptimizer state: {self.state}")
+        self.began, self.shown = time.perf_counter(), 0.0
+
+    def describe(self, args, model, optimizer) -> None:
+        about = optimizer.describe()
+        held, unsharded = about.state_bytes / 1e6, about.state_bytes_unsharded / 1e6
+        self.state = f"{held:.2f} MB a rank, unsharded {unsharded:.2f} MB"
+        inner = getattr(optimizer.optimizer, "optimizers", [optimizer.optimizer])
+        names = " + ".join(type(one).__name__ for one in inner)
+        ranks = optimizer.world.size
+        self.ranks = f"{ranks} rank{'s' * (ranks > 1)}"
+        size = sum(x.size for _, x in tree_flatten(model.parameters()))
+        self.model = f"transformer of {size:,} parameters, {args.dtype}"
+        millions = f"{size / 1e6:.2f} M parameters"
+        split = (
+            f"sharded by {optimizer.strategy}" if about.plan.sharded else "replicated"
+        )
+        self.title = f"{millions} · {self.ranks} · {names}, {split}"
+
+    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        self.losses.append(loss)
+        self.rates.append(tokens_per_second)
+        self.write(
+            step=step,
+            loss=loss,
+            tokens_per_second=tokens_per_second,
+            seconds=time.perf_counter() - self.began,
+            grad_norm=self.optimizer.grad_norm.item(),
+            learning_rate=self.optimizer.learning_rate.item(),
+        )
+        pause = 0.1 if self.live.is_started else 3
+        if step < self.steps and time.perf_counter() - self.shown > pause:
+            self.show(step)
+
+    def validation(self, step: int, loss: float) -> None:
+        self.held_out.append((step, loss))
+        self.write(step=step, val_loss=loss)
+        if self.live.is_started or step == self.steps:
+            self.show(step)
+
+    def write(self, **entry: float) -> None:
+        print(json.dumps(entry), file=self.metrics)
+
+    def show(self, step: int) -> None:
+        self.shown = time.perf_counter()
+        self.seconds = self.shown - self.began
+        rate = self.optimizer.learning_rate.item()
+        held_out = f"held-out {self.held_out[-1][1]:.3f}   " if self.held_out else ""
+        figures = (
+            f"loss {mean(self.losses[-10:]):.3f}   {held_out}"
+            f"{mean(self.rates[-10:]):,.0f} tokens/s   "
+            f"learning rate {rate:.1e}"
+        )
+        if not self.live.is_started:
+            self.console.print(f"step {step:>4}/{self.steps}   {figures}")
+            return
+        left = self.seconds / step * (self.steps - step)
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(self.steps, step, width=40),
+            f"step {step} of {self.steps}, {left:.0f} s left",
+        )
+        body = Group(bar, figures, Text(f"optimizer state {self.state}", style="dim"))
+        panel = Panel(body, title=self.title, title_align="left")
+        # mpirun passes on whole lines only, so the panel must not be the last one.
+        self.live.update(Group(panel, ""), refresh=True)
+
+    def finish(self, sample: str, identical: bool) -> None:
+        self.live.stop()
+        written = [self.folder / "metrics.jsonl"]
+        with contextlib.suppress(ImportError):  # matplotlib comes with mlxdist[plot]
+            plot(self.folder / "loss.png", self.title, self.losses, self.held_out)
+            written.append(self.folder / "loss.png")
+        rows = Table.grid(padding=(0, 3))
+        for name, text in {
+            "model": self.model,
+            "training": f"{self.steps} steps in {self.seconds:.0f} s on {self.ranks}",
+            "training loss": f"{mean(self.losses[-20:]):.3f} nats a byte",
+            "held-out loss": f"{self.held_out[-1][1]:.3f} nats a byte",
+            "speed": f"{mean(self.rates):,.0f} tokens/s",
+            "optimizer state": self.state,
+            "parameters": f"identical on all ranks: {'yes' if identical else 'NO'}",
+            "written": ", ".join(map(str, written)),
+        }.items():
+            color = "bold red" if text.endswith("NO") else ""
+            rows.add_row(Text(name, style="dim"), Text(text, style=color))
+        self.console.print(Panel(Text(sample), title="sample", title_align="left"))
+        self.console.print(Panel(rows, title=self.title, title_align="left"))
+
+
+def plot(path: Path, title: str, losses: list, held_out: list) -> None:
+    """Draws the losses, beside the old picture first, which it then replaces."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = len(losses)
+    halves = [min(i, count // 30) for i in range(count)]
+    smooth = [mean(losses[i - half : i + half + 1]) for i, half in enumerate(halves)]
+    steps = range(1, count + 1)
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    axes.plot(steps, losses, color="#a9cbee", linewidth=1, label="training, each step")
+    axes.plot(steps, smooth, color="#1f5fa8", linewidth=2, label="training, smoothed")
+    axes.plot(*zip(*held_out, strict=True), "o-", color="#d9632b", label="held out")
+    above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(f"{held_out[-1][1]:.2f}", held_out[-1], color="#d9632b", **above)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a byte)", xlim=(0, None))
+    axes.set_title(f"Byte-level transformer, {title}", loc="left", pad=12)
+    axes.grid(color="#ececec")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    beside = path.with_suffix(".new.png")
+    figure.savefig(beside, dpi=150)
+    beside.replace(path)

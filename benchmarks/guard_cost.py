@@ -96,8 +96,8 @@ def main() -> None:
         "samples": samples,
     }
     print(
-        f"update {update * 1e3:.2f} ms with checks, {bare_update * 1e3:.2f} ms without, "
-        f"of a step of {step_seconds * 1e3:.1f} ms; medians of {args.steps}"
+        f"update {update * 1e3:.2f} ms with checks, {bare_update * 1e3:.2f} without, "
+        f"of a step of {step_seconds * 1e3:.1f}; medians of {args.steps}"
     )
     print(f"checksums {checksum * 1e3:.2f} ms every {args.check_every} steps")
     print(f"watchdog {watched:.3%} of a core")

@@ -130,6 +130,6 @@ def _lines(answer: dict[str, object]) -> list[object]:
 
 def weight_problem(weight: float | None) -> str | None:
     """What is wrong with a rank's weight, if anything is."""
-    if weight is None or 0 <= float(weight) < float("inf"):
+    if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
         return None
-    return f"its weight is {weight}; it must be a finite number, zero or more"
+    return f"its weight is {weight}; it must be 0, or a number from 1e-9 to 1e15"

@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from .checks import agree_on_step, is_traced
 from .optimizer import DEFAULT_BUCKET_SIZE
+from .prepare import dtype_problem
 from .sharding import make_plan
 from .startup import current
 from .trees import Tree, entries_of, rebuild
@@ -56,6 +57,8 @@ def average_gradients(
         lambda: list(map(str, entries)),
         weight=weight,
         traced=traced,
+        retraced=traced,  # it can't be known whether other ranks trace as well
+        problem=dtype_problem(entries),
     )
     with world.native.tracing() if traced else nullcontext():
         wire = Wire(plan, world.native, wire_dtype=mx.float32)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from .agreement import MismatchError, agree, weight_problem
@@ -16,7 +17,9 @@ from .memory import raw
 from .sharding import Plan
 from .trees import Flat, Tree
 from .world import World
+from .wrapped import leaves
 
+_FLOATS = [mx.float32, mx.bfloat16, mx.float16]
 _REMEDY = (
     ". After freezing or adding layers call optimizer.init(model) again; it keeps the "
     "state of what stays"
@@ -42,6 +45,11 @@ def check_transport(
             'transport="host" works over MPI, and this world is on '
             f'{world.backend!r}: use mlxdist.init("mpi") or transport="native"'
         )
+    for name, dtype in (("wire_dtype", wire_dtype), ("reduce_dtype", reduce_dtype)):
+        if dtype is not None and dtype not in _FLOATS:
+            raise ValueError(
+                f"{name} is {dtype!r}; it must be mx.float32, mx.bfloat16 or mx.float16"
+            )
     if wire_dtype is not None and transport != "host":
         raise ValueError(
             f'wire_dtype={wire_dtype} needs transport="host": MPI would round the sum '
@@ -53,6 +61,35 @@ def check_transport(
             "bytes use wire_dtype"
         )
     return transport
+
+
+def check_options(
+    optimizer: Any, max_norm: Any, bucket_size: Any, check_every: Any
+) -> None:
+    """ValueError on options that can't be, with what was found and wanted."""
+    if not isinstance(optimizer, optim.Optimizer):
+        raise ValueError(
+            f"the optimizer is {optimizer!r}; it must be an mlx.optimizers.Optimizer, "
+            "such as optim.AdamW(3e-4)"
+        )
+    if max_norm is not None and not (
+        isinstance(max_norm, int | float) and max_norm >= 0
+    ):
+        raise ValueError(f"max_norm is {max_norm!r}; it must be 0 or more, or None")
+    if not isinstance(bucket_size, int) or bucket_size < 1:
+        raise ValueError(f"bucket_size is {bucket_size!r}; it must be 1 byte or more")
+    if not isinstance(check_every, int) or check_every < 0:
+        raise ValueError(f"check_every is {check_every!r}; it must be 0 or more steps")
+
+
+def state_scalars(optimizer: Any) -> list[str]:
+    """Step, learning rate and the like, in words."""
+    return [
+        f"{name} {value.item()!r}"
+        for leaf in leaves(optimizer)
+        for name, value in sorted(leaf.state.items())
+        if isinstance(value, mx.array) and value.size == 1
+    ]
 
 
 def is_traced(arrays: list[Array]) -> bool:
@@ -86,6 +123,11 @@ def gradient_problem(plan: Plan, flat: Flat) -> str | None:
         array = flat.get(entry.path)
         if array is None:
             return f"there is no gradient for {entry}{_REMEDY}"
+        if not isinstance(array, mx.array):
+            return (
+                f"the gradient of {entry.path} is a {type(array).__name__}, wanted an "
+                f"mx.array, {entry.dtype}{list(entry.shape)}"
+            )
         if tuple(array.shape) != entry.shape or array.dtype != getattr(mx, entry.dtype):
             return (
                 f"the gradient of {entry.path} is {array.dtype}{list(array.shape)}, "
@@ -113,18 +155,25 @@ def agree_on_step(
     *,
     weight: Any,
     traced: bool,
+    retraced: bool = False,
     problem: str | None = None,
 ) -> Weights:
     """Compares a step over the ranks and gives all of them all weights.
 
-    Inside `mx.compile` this happens once, when it traces; a weight that is an array is
-    then only known when the step runs.
+    Inside `mx.compile` this happens once, when it first traces; a weight is then only
+    known when the step runs. A rank that traces again, for a batch of another shape,
+    does so alone and asks nobody.
 
     Raises:
         MismatchError: on all ranks, where they differ, or none has any weight.
     """
-    late = traced and isinstance(weight, mx.array)
+    late = traced and weight is not None
     own = 1.0 if late or weight is None else float(weight)
+    if retraced:
+        if problem:
+            raise ValueError(problem)
+        every = [1.0] * comm.size
+        return Weights(mx.array(weight), None) if late else Weights(own, tuple(every))
     every = agree(
         comm,
         call,
@@ -136,4 +185,4 @@ def agree_on_step(
     )
     if not math.fsum(every):
         raise MismatchError(f"{call} refused: every rank has weight 0")
-    return Weights(weight, None) if late else Weights(own, tuple(every))
+    return Weights(mx.array(weight), None) if late else Weights(own, tuple(every))

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from .agreement import OnAllRanks
@@ -68,13 +68,22 @@ class Guard:
         faulthandler.enable()
         sys.excepthook = self._on_exception
         atexit.register(self._at_exit)
+        os.register_at_fork(after_in_child=self._forked)
         if self._alone:
             return
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGTERM, lambda *_: self._terminated())
+                signal.signal(signal.SIGTERM, self._on_sigterm)
                 signal.set_wakeup_fd(self._watchdog.wake_fd, warn_on_full_buffer=False)
         self._watchdog.start()
+
+    def _forked(self) -> None:
+        """In a child of this rank, which is not a rank and must not speak for it."""
+        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        atexit.unregister(self._at_exit)
+        sys.excepthook = _ChildExit().install()
 
     def _on_exception(
         self,
@@ -82,13 +91,15 @@ class Guard:
         error: BaseException,
         trace: TracebackType | None,
     ) -> None:
+        if self._alone:
+            sys.__excepthook__(kind, error, trace)
+            return
         if isinstance(error, OnAllRanks) and self._rank:
-            time.sleep(1.0)  # rank 0 tells of it
-            os._exit(1)
+            time.sleep(1.0)  # rank 0 tells of it, and ends this one, if it fails too
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         code = 130 if kind is KeyboardInterrupt else 1
-        where = "" if self._alone else f" {self._recorder.status}"
-        self._end(f"failed{where}; the job ends:\n{text}", code=code, stacks=False)
+        place = getattr(error, "mlxdist_place", self._recorder.status)
+        self._end(f"failed {place}; the job ends:\n{text}", code=code, stacks=False)
 
     def _end(self, reason: str, *, code: int = 1, stacks: bool) -> None:
         """Says why, has all ranks write their records, and ends every one of them."""
@@ -127,6 +138,9 @@ class Guard:
         self._write(stacks=False)
         os._exit(1)
 
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._terminated()
+
     def _terminated(self) -> None:
         """mpirun ends the job this way, once another rank has died."""
         if self._ending.acquire(blocking=False):
@@ -135,7 +149,12 @@ class Guard:
 
     def _write(self, stacks: bool) -> None:
         stack = self._stack()
-        about = {"rank": self._rank, "host": self._host, "pid": os.getpid()}
+        about = {
+            "rank": self._rank,
+            "size": self._last_comm.Get_size(),
+            "host": self._host,
+            "pid": os.getpid(),
+        }
         try:
             self._recorder.write(
                 self._folder, self._rank, {**about, "stack": stack.splitlines()}
@@ -174,3 +193,33 @@ class Guard:
             pause = min(2 * pause, 0.05)
         if not self._alone:
             self._watchdog.stop()
+
+
+class _ChildExit:
+    """Ends a forked child without the C library's exit handlers.
+
+    The last of them ends MPI, and MPI is its parent's.
+    """
+
+    def __init__(self) -> None:
+        self._code = 0
+        self._exit = sys.exit
+
+    def install(self) -> Any:
+        sys.exit = self._note_and_exit  # type: ignore[assignment]
+        atexit.register(self._leave)
+        return self._on_exception
+
+    def _note_and_exit(self, code: Any = None, /) -> None:
+        self._code = code if isinstance(code, int) else int(code is not None)
+        self._exit(code)
+
+    def _on_exception(self, *raised: Any) -> None:
+        self._code = 1
+        sys.__excepthook__(*raised)
+
+    def _leave(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self._code & 0xFF)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
+import numpy as np
 
+from .agreement import float_of, words_of
 from .collectives import Array, Collectives
 from .trees import Flat
 
@@ -28,6 +28,23 @@ def global_norm(tree: Flat, comm: Collectives, *, sharded: bool) -> Array:
     return mx.sqrt(comm.sum_scalar(squares) if sharded else squares)
 
 
+def scaled_norm(tree: Flat, comm: Collectives, *, sharded: bool) -> Array:
+    """The global norm where squares overflow float32; not finite only where `tree` is.
+
+    Slower: it finds the largest element first. Evaluates the tree.
+    """
+    peaks = [mx.abs(a).max().astype(mx.float32) for a in tree.values() if a.size]
+    peak = float(mx.max(mx.stack(peaks))) if peaks else 0.0
+    if sharded:
+        words = np.array([words_of(peak)], np.uint64)
+        every = comm.all_gather_words(words)[:, 0]
+        peak = float(np.max([float_of(int(word)) for word in every]))
+    if not 0 < peak < float("inf"):
+        return mx.array(peak)
+    small = {path: array.astype(mx.float32) / peak for path, array in tree.items()}
+    return peak * global_norm(small, comm, sharded=sharded)
+
+
 def clip(tree: Flat, norm: Array, max_norm: float) -> Flat:
     """Scales a tree down so that its global norm is at most `max_norm`.
 
@@ -35,8 +52,3 @@ def clip(tree: Flat, norm: Array, max_norm: float) -> Flat:
     """
     scale = mx.minimum(max_norm / (norm + 1e-6), 1.0)
     return {path: (array * scale).astype(array.dtype) for path, array in tree.items()}
-
-
-def check_max_norm(max_norm: Any) -> None:
-    if max_norm is not None and not max_norm >= 0:
-        raise ValueError(f"max_norm is {max_norm}; it must be zero or more, or None")

@@ -16,11 +16,13 @@ from . import state as states
 from .agreement import agree
 from .checks import (
     agree_on_step,
+    check_options,
     check_transport,
     checksums,
     gradient_problem,
     is_traced,
     matching,
+    state_scalars,
 )
 from .collectives import Array, Weights
 from .delegate import Delegate
@@ -90,9 +92,9 @@ class DistributedOptimizer(Delegate):
         skip_nonfinite: bool = False,
         check_every: int = 100,
     ):
+        check_options(optimizer, max_norm, bucket_size, check_every)
         if isinstance(optimizer, DistributedOptimizer):
             raise ValueError("the optimizer is a DistributedOptimizer already")
-        norms.check_max_norm(max_norm)
         self.world = current() if world is None else world
         self.optimizer = optimizer
         self.strategy = wrapped.choose_strategy(optimizer, shard)
@@ -114,6 +116,7 @@ class DistributedOptimizer(Delegate):
         self._wires: dict[str, Wire] = {}
         self._name = f"optimizer {next(_names)}"
         self._updates = 0
+        self._traced = False
         self._norm: Array | None = None
 
     # -- what every MLX optimizer has
@@ -195,8 +198,10 @@ class DistributedOptimizer(Delegate):
             if self._measures:
                 norm = norms.global_norm(mean, wire.comm, sharded=wire.plan.sharded)
                 if not traced and not math.isfinite(float(norm)):
-                    self._skip_or_raise(flat, weights)
-                    return rebuild(gradients, before)
+                    norm = norms.scaled_norm(mean, wire.comm, sharded=wire.plan.sharded)
+                    if not math.isfinite(float(norm)):
+                        self._skip_or_raise(flat, weights)
+                        return rebuild(gradients, before)
                 self._norm = None if traced else norm
                 if self.max_norm is not None:
                     mean = norms.clip(mean, norm, self.max_norm)
@@ -288,6 +293,12 @@ class DistributedOptimizer(Delegate):
             replicated = {} if plan is None or plan.sharded else self._inner.state
             sums = checksums({**before, **dict(tree_flatten(replicated))})
         lines = [f"{self._updates} steps done", *sums]
+        if not traced:
+            lines += state_scalars(self._inner)
+        if traced and self.skip_nonfinite:
+            problem = "skip_nonfinite=True can't work inside mx.compile; leave it out"
+        # A rank whose batch has another shape traces again, and alone.
+        retraced, self._traced = traced and self._traced, self._traced or traced
         return agree_on_step(
             self.world.control,
             f"{self._name}.update" + ("" if flat else " without gradients"),
@@ -295,6 +306,7 @@ class DistributedOptimizer(Delegate):
             lambda: [*lines, *(plan.lines if plan else ())],
             weight=weight,
             traced=traced,
+            retraced=retraced,
             problem=problem,
         )
 

@@ -107,7 +107,8 @@ def report(folder: Path) -> str:
     ranks = load(folder)
     lines = [one.told() for one in ranks]
     lines += ["", divergence(ranks)]
-    missing = set(range(max(one.rank for one in ranks))) - {one.rank for one in ranks}
+    size = max(one.about.get("size", one.rank + 1) for one in ranks)
+    missing = set(range(size)) - {one.rank for one in ranks}
     for rank in sorted(missing):
         lines.append(f"rank {rank} wrote nothing: it was killed, stopped, or crashed")
     for one in ranks:

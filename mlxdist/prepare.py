@@ -14,7 +14,7 @@ from .collectives import Collectives
 from .layout import Entry, fingerprint
 from .sharding import Plan
 from .state import StateTree
-from .trees import Flat, Tree, nested
+from .trees import Flat, Tree, digest, nested
 from .wire import Wire
 from .world import World
 
@@ -39,22 +39,28 @@ def settings(ours: Any) -> list[str]:
     return own + wrapped.settings(ours.optimizer)
 
 
+def dtype_problem(entries: Sequence[Entry]) -> str | None:
+    """Which entry can't be averaged for its dtype, or None where all can."""
+    for entry in entries:
+        if entry.dtype not in _FLOATS:
+            return (
+                f"{entry} can't be trained: its dtype is none of {', '.join(_FLOATS)}; "
+                "freeze it"
+            )
+    return None
+
+
 def agree_to_init(
     comm: Collectives, name: str, entries: Sequence[Entry], settings: list[str]
 ) -> None:
     """Refuses on all ranks where parameters or settings differ, or can't be trained."""
-    problems = [
-        f"{e} can't be trained: its dtype is none of {', '.join(_FLOATS)}; freeze it"
-        for e in entries
-        if e.dtype not in _FLOATS
-    ]
     lines = [*settings, *map(str, entries)]
     agree(
         comm,
         f"{name}.init",
         fingerprint(lines),
         lambda: lines,
-        problem=problems[0] if problems else None,
+        problem=dtype_problem(entries),
     )
 
 
@@ -108,13 +114,22 @@ def load(comm: Collectives, call: str, optimizer: Any, plan: Plan, full: Any) ->
     wanted = state.read(optimizer, plan.shard(comm.rank))
     given: StateTree = {}
     scalars: list[Flat] = []
+    detail = 0
     try:
         flat = state.from_mlx(optimizer, full, plan.by_path)
         given = state.cut(flat, plan, comm.rank)
         scalars = state.scalars(optimizer, full)
         problem = state.misfit(wanted, given)
+        detail = int(digest(full)[0])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         problem = f"not a state of {type(optimizer).__name__}: {error!r}"
-    agree(comm, call, 0, list, problem=problem)
+    agree(
+        comm,
+        call,
+        detail,
+        lambda: [f"a state with sha256 {detail:016x}..."],
+        problem=problem,
+        hint="Load the same state on all ranks: read it on one and world.broadcast it.",
+    )
     state.write(optimizer, given)
     state.write_scalars(optimizer, scalars)

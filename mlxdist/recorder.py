@@ -61,10 +61,17 @@ class Status:
 
 
 class Recorder:
-    """This rank's status and its last records. One for each world."""
+    """This rank's status and its last records. One for each world.
 
-    def __init__(self) -> None:
-        self.status = Status()
+    Args:
+        whole: the recorder of the world that this one's is a part of.
+    """
+
+    def __init__(self, whole: Recorder | None = None) -> None:
+        # A part of a world shares the whole one's status, but what it does is not
+        # counted: other parts do other things.
+        self._counts = whole is None
+        self.status: Status = Status() if whole is None else whole.status
         self.records: deque[Record] = deque(maxlen=KEPT)
 
     @contextmanager
@@ -79,6 +86,10 @@ class Recorder:
             status.step = step
         try:
             yield
+        except BaseException as error:
+            # By the time that it is reported, the call is over.
+            error.__dict__.setdefault("mlxdist_place", str(status))
+            raise
         finally:
             status.call, status.phase, status.since = "", "", time.monotonic()
 
@@ -101,7 +112,7 @@ class Recorder:
     ) -> Record:
         """Counts and records a collective, which all ranks begin in the same order."""
         status = self.status
-        status.sequence += 1
+        status.sequence += self._counts
         record = Record(
             status.sequence,
             name,

@@ -46,6 +46,10 @@ def init(
         RuntimeError: where the launcher started N ranks and MLX sees another number.
     """
     global _world
+    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise ValueError(
+            f"timeout is {timeout!r}; it must be a number of seconds above 0"
+        )
     if _world is not None:
         if _world.backend != backend:
             raise ValueError(

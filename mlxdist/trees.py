@@ -26,15 +26,31 @@ def entries_of(tree: Tree) -> tuple[Entry, ...]:
     Raises:
         ValueError: on a leaf that is not an array, with its path.
     """
+    _refuse_digit_keys(tree, "")
     entries = []
     for path, leaf in tree_flatten(tree):
         if not isinstance(leaf, mx.array):
             raise ValueError(
-                f"{path} is a {type(leaf).__name__}, not an mx.array; leave it out of "
-                "the tree or make it an array"
+                f"{path or 'the tree'} is a {type(leaf).__name__}, not an mx.array; "
+                "leave it out of the tree or make it an array"
             )
         entries.append(Entry(path, tuple(leaf.shape), dtype_name(leaf.dtype)))
     return in_order(entries)
+
+
+def _refuse_digit_keys(tree: Tree, path: str) -> None:
+    """A dict's key "7" and a list's eighth place have one path, and MLX takes lists."""
+    items = list(tree.items()) if isinstance(tree, dict) else []
+    if isinstance(tree, list | tuple):
+        items = list(enumerate(tree))
+    for key, child in items:
+        place = f"{path}.{key}" if path else str(key)
+        if isinstance(tree, dict) and str(key).isdecimal():
+            raise ValueError(
+                f"{place}: the dict's key {key!r} is a number, which MLX reads as a "
+                "place in a list; rename it, or use a list"
+            )
+        _refuse_digit_keys(child, place)
 
 
 def trainable(parameters: Tree) -> Tree:

@@ -139,8 +139,17 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         self._send(self._status())
+        last = time.monotonic()
         while not self._stopped:
             self._pause()
+            now = time.monotonic()
+            if now - last > _SILENT:
+                # This process itself was stopped, or starved: it has seen nothing in
+                # that time, and holds nothing of it against others.
+                self._recorder.status.since += now - last
+                for peer in self._peers.values():
+                    peer.seen += now - last
+            last = now
             if self._parent is not None and os.getppid() != self._parent:
                 self._orphaned()
             self._send(self._status())

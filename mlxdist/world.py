@@ -121,7 +121,7 @@ class World:
             MismatchError: where the trees differ, or no rank has any weight.
         """
         flat = sorted(tree_flatten(metrics), key=lambda item: path_key(item[0]))
-        values = [np.array(_number(leaf), np.float64) for _, leaf in flat]
+        values = [np.array(_number(path, leaf), np.float64) for path, leaf in flat]
         shapes = [
             f"{path}{list(v.shape)}" for (path, _), v in zip(flat, values, strict=True)
         ]
@@ -178,7 +178,9 @@ class World:
 
         Takes a tree of arrays or a module. Hashes all of it: about 2 s a gigabyte.
         """
-        every = self.control.all_gather_words(digest(tree))
+        own = digest(tree)
+        agree(self.control, "World.identical", 0, list)
+        every = self.control.all_gather_words(own)
         return bool((every == every[0]).all())
 
     def agree_on(
@@ -200,11 +202,18 @@ class World:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
+        bad = not isinstance(color, int) or color < 0
+        agree(
+            self.control,
+            "World.split",
+            0,
+            list,
+            problem=f"color is {color!r}; it must be 0 or more" if bad else None,
+        )
         self.native.flush()
-        agree(self.control, "World.split", 0, list)
         group = split_group(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
-        return World(group, self.backend, comm, self.recorder)
+        return World(group, self.backend, comm, Recorder(self.recorder))
 
 
 def split_group(group: Any, backend: Backend, color: int) -> Any:
@@ -216,8 +225,16 @@ def split_group(group: Any, backend: Backend, color: int) -> Any:
     return part
 
 
-def _number(leaf: Any) -> Any:
-    return np.array(leaf.astype(mx.float32)) if isinstance(leaf, mx.array) else leaf
+def _number(path: str, leaf: Any) -> Any:
+    if isinstance(leaf, mx.array):
+        wide = leaf.dtype in (mx.bfloat16, mx.complex64)
+        return np.array(leaf.astype(mx.float32) if wide else leaf)
+    if isinstance(leaf, int | float):
+        return leaf
+    raise ValueError(
+        f"World.mean: {path or 'the metric'} is a {type(leaf).__name__}; it must be a "
+        "number or an mx.array"
+    )
 
 
 def _like(leaf: Any, mean: Any) -> Any:

@@ -5,6 +5,7 @@ and 3 ranks, and 200 drawn at random.
 """
 
 import itertools
+import os
 import random
 import re
 import signal
@@ -15,6 +16,8 @@ import time
 
 import pytest
 from jobs import mpi_job, mpirun, processes, start
+
+from mlxdist import postmortem
 
 HOST = socket.gethostname()
 TIMEOUT = 3.0  # of mlxdist.init()
@@ -241,3 +244,33 @@ def test_orphans_end_themselves(tmp_path):
     assert not processes(job.pid)
     job.stdout.close()
     job.stderr.close()
+
+
+def test_the_phase_of_a_failure_is_told(tmp_path):
+    done = mpi_job(2, JOB, "raise", "optimizer", 1, folder=tmp_path)
+    assert "failed in optimizer 1.update, optimizer, step 4" in done.stderr
+    done = mpi_job(2, JOB, "raise", "exchange", 0, folder=tmp_path)
+    assert "failed in optimizer 1.update, gradient exchange, step 4" in done.stderr
+
+
+def test_a_postmortem_tells_of_the_rank_that_wrote_nothing(tmp_path):
+    mpi_job(2, JOB, "SIGKILL", "forward", 1, folder=tmp_path)
+    (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
+    assert "rank 1 wrote nothing: it was killed" in postmortem.report(folder)
+
+
+def test_a_job_that_was_stopped_as_a_whole_goes_on(tmp_path):
+    """As by Ctrl-Z and fg."""
+    (tmp_path / "job.py").write_text(SLOW.replace("SECONDS", "9"))
+    text = (tmp_path / "job.py").read_text().replace("init()", "init(timeout=3)")
+    (tmp_path / "job.py").write_text(text)
+    job = start([*mpirun(2), sys.executable, "job.py"], cwd=tmp_path)
+    time.sleep(3)
+    ranks = [pid for pid in processes(job.pid) if pid != job.pid]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(5)
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    _, err = job.communicate(timeout=40)
+    assert (job.returncode, err) == (0, "")

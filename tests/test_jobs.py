@@ -197,3 +197,79 @@ def test_no_environment_variable_is_needed(tmp_path):
     done = mpi_job(2, tmp_path / "job.py", folder=tmp_path, env={"PATH": ""})
     assert done.returncode == 0, done.stderr
     assert bare["PYTHONPATH"].startswith(os.path.dirname(os.path.dirname(__file__)))
+
+
+@pytest.mark.parametrize(
+    "child",
+    [
+        "sys.exit(0)",
+        "sys.exit(3)",
+        "raise KeyError('of the child')",
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_is_not_a_rank(child, tmp_path):
+    """Data loaders fork. How they end is their parent's business."""
+    script = f"""
+import os, signal, sys, time
+import mlxdist
+world = mlxdist.init(timeout=10)
+if os.fork() == 0:
+    {child}
+_, status = os.wait()
+print("rank", world.rank, os.waitstatus_to_exitcode(status), flush=True)
+world.barrier()
+time.sleep(0.6)
+"""
+    done = mpi_job(2, script, folder=tmp_path, timeout=30)
+    assert done.returncode == 0, done.stderr
+    code = {"0)": 0, "3)": 3, "')": 1, "9)": -15}.get(child[-2:], -9)
+    code = -9 if "SIGKILL" in child else code
+    assert lines(done.stdout) == [f"rank 0 {code}", f"rank 1 {code}"]
+    assert "the job ends" not in done.stderr
+
+
+def test_a_part_of_the_world_may_end_earlier(tmp_path):
+    script = """
+import time, mlxdist
+world = mlxdist.init(timeout=20)
+part = world.split(world.rank // 2)
+for step in range(20 if world.rank < 2 else 1):
+    part.mean(1.0)
+    time.sleep(0.1)
+"""
+    done = mpi_job(3, script, folder=tmp_path, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_reason_of_a_part_without_rank_0_is_told(tmp_path):
+    script = """
+import mlxdist
+world = mlxdist.init(timeout=20)
+part = world.split(min(world.rank, 1))
+if world.rank:
+    part.mean({"a" if world.rank == 1 else "b": 1.0})
+world.barrier()
+"""
+    done = mpi_job(3, script, folder=tmp_path, timeout=30)
+    assert done.returncode != 0
+    assert "World.mean refused" in done.stderr
+    assert "rank 0: a[]" in done.stderr
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "None", "'5'", "float('nan')"])
+def test_a_timeout_is_a_number_of_seconds(timeout, tmp_path):
+    (tmp_path / "job.py").write_text(train(init=f"timeout={timeout}"))
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert "timeout is" in done.stderr
+    assert done.returncode == 1
+
+
+def test_alone_an_exception_is_pythons_own(tmp_path):
+    (tmp_path / "job.py").write_text("import mlxdist\nmlxdist.init()\n1 / 0\n")
+    done = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")

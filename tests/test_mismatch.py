@@ -1,5 +1,7 @@
 """Ranks that disagree: refused on all of them, before anything has changed."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
@@ -144,3 +146,40 @@ def test_another_model(odd):
     tree = {"w": mx.zeros(3), "layers": [mx.zeros((2, 4 if odd else 2))]}
     with pytest.raises(MismatchError, match=r"layers\.0 float32\[2, 4\]"):
         mlxdist.DistributedOptimizer(optim.SGD(0.1)).init(tree)
+
+
+@BOTH
+def test_a_learning_rate_that_one_rank_changed(shard, transport, odd):
+    ours = mlxdist.DistributedOptimizer(
+        optim.SGD(0.1), shard=shard, transport=transport
+    )
+    own = {"w": mx.zeros(3)}
+    ours.init(own)
+    if odd:
+        ours.learning_rate = 0.25
+    with pytest.raises(MismatchError, match=r"learning_rate 0\.25"):
+        ours.apply_gradients(own, own)
+
+
+def test_states_that_differ_are_not_loaded(odd):
+    ours = mlxdist.DistributedOptimizer(optim.Adam(0.1), shard=True)
+    own = {"w": mx.zeros(5)}
+    ours.init(own)
+    full = ours.gather_state()
+    if odd:
+        full["w"]["m"] = full["w"]["m"] + 1
+    with pytest.raises(MismatchError, match="a state with sha256"):
+        ours.load_state(full)
+    assert_same_bits(ours.gather_state()["w"]["m"], mx.zeros(5))
+
+
+def test_a_comparison_meets_another_call(odd, world):
+    call = world.barrier if odd else partial(world.identical, {"w": mx.zeros(3)})
+    with pytest.raises(MismatchError, match=r"World\.identical"):
+        call()
+
+
+@pytest.mark.parametrize("color", [-1, None, 1.5])
+def test_a_color_that_cannot_be(color, odd, world):
+    with pytest.raises(MismatchError, match="color is"):
+        world.split(color if odd else 0)

@@ -409,3 +409,37 @@ def test_users_can_keep_old_parameters(world):
         mx.eval(held)
     for kept, copy in held:
         assert_same_bits(kept, copy)
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+@pytest.mark.parametrize("transport", ["native", "host"])
+def test_the_norm_of_large_gradients_is_no_overflow(shard, transport, world):
+    """Squares of 2e19 are beyond float32; the gradients and their norm are not."""
+    ours = wrap(world, optim.SGD(0.0), shard=shard, transport=transport, max_norm=1.0)
+    own = {"w": mx.zeros(9), "v": mx.zeros((2, 2))}
+    ours.init(own)
+    ours.apply_gradients({"w": mx.full((9,), 2e19), "v": mx.zeros((2, 2))}, own)
+    assert ours.grad_norm.item() == pytest.approx(6e19, rel=1e-5)
+
+
+def test_dicts_with_numbers_for_keys_are_refused(world):
+    for tree in ({"0": mx.zeros(2)}, {"x": [{"7": mx.zeros(2)}]}):
+        with pytest.raises(ValueError, match="is a number, which MLX reads as"):
+            wrap(world).init(tree)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "told"),
+    [
+        (None, {}, "the optimizer is None"),
+        (optim.SGD, {}, "the optimizer is <class"),
+        (optim.SGD(0.1), {"bucket_size": "1MB"}, "bucket_size is '1MB'"),
+        (optim.SGD(0.1), {"check_every": -1}, "check_every is -1"),
+        (optim.SGD(0.1), {"max_norm": "1"}, "max_norm is '1'"),
+        (optim.SGD(0.1), {"reduce_dtype": mx.int32}, "reduce_dtype is"),
+        (optim.SGD(0.1), {"transport": "host", "wire_dtype": mx.int8}, "wire_dtype is"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(optimizer, options, told, world):
+    with pytest.raises(ValueError, match=told):
+        mlxdist.DistributedOptimizer(optimizer, world=world, **options)

@@ -316,3 +316,42 @@ def test_compiling_before_init_says_so(world):
     step = mx.compile(lambda grads: ours.apply_gradients(grads, {"w": mx.zeros(4)}))
     with pytest.raises(ValueError, match=r"init\(model\) before mx\.compile"):
         step({"w": mx.ones(4)})
+
+
+def test_a_rank_may_trace_again_alone(world):
+    """For a last batch of another shape, which only some ranks have."""
+    ours = mlxdist.DistributedOptimizer(optim.SGD(1.0), transport="native")
+    own = {"w": mx.zeros(4)}
+    ours.init(own)
+
+    @partial(mx.compile, inputs=ours.state, outputs=ours.state)
+    def step(x, weight):
+        return ours.apply_gradients({"w": x.mean(axis=0)}, own, weight=weight)
+
+    for rows in ([2] * world.size, [2 - rank % 2 for rank in range(world.size)]):
+        mine = rows[world.rank]
+        x = mx.full((mine, 4), float(world.rank))
+        result = step(x, mx.array(float(mine)))
+        wanted = sum(r * n for r, n in enumerate(rows)) / sum(rows)
+        assert result["w"][0].item() == pytest.approx(-wanted)
+
+
+def test_skipping_inside_compile_is_refused(world):
+    ours = mlxdist.DistributedOptimizer(optim.SGD(1.0), skip_nonfinite=True)
+    own = {"w": mx.zeros(4)}
+    ours.init(own)
+    step = mx.compile(lambda grads: ours.apply_gradients(grads, own))
+    with pytest.raises(MismatchError, match="skip_nonfinite"):
+        step({"w": mx.ones(4)})
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.complex64])
+def test_average_gradients_refuses_what_it_would_spoil(dtype, world):
+    with pytest.raises(MismatchError, match="its dtype is none of"):
+        mlxdist.average_gradients({"w": mx.ones(3, dtype)}, world=world)
+
+
+def test_large_integers_are_averaged_exactly(world):
+    assert world.mean({"n": 100000001})["n"] == 100000001.0
+    with pytest.raises(ValueError, match=r"World\.mean: a is a str"):
+        world.mean({"a": "x"})

@@ -88,7 +88,7 @@ def agree(
     """
     header = [fingerprint(call), detail, problem is not None, words_of(number)]
     recorder = comm.recorder
-    with recorder.call(call), recorder.waiting():
+    with recorder.call(call):
         record = recorder.started("agree")
         every = comm.all_gather_words(np.array(header, np.uint64))
         record.end = time.time()

@@ -49,7 +49,8 @@ class Host:
         self._before()
         self.traffic.headers += 1
         gathered = np.empty((self.size, words.size), np.uint64)
-        self._comm.Allgather(words, gathered)
+        with self.recorder.waiting():
+            self._comm.Allgather(words, gathered)
         return gathered
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
@@ -57,9 +58,10 @@ class Host:
         counts = [int(n) for n in lengths]
         self.traffic.headers += 1
         gathered = np.empty(sum(counts), np.uint8)
-        self._comm.Allgatherv(
-            np.frombuffer(data, np.uint8), (gathered, counts, None, self._mpi.BYTE)
-        )
+        with self.recorder.waiting():
+            self._comm.Allgatherv(
+                np.frombuffer(data, np.uint8), (gathered, counts, None, self._mpi.BYTE)
+            )
         ends = np.cumsum(counts)
         return [
             gathered[end - n : end].tobytes()

@@ -121,7 +121,8 @@ class Native:
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self.traffic.headers += 1
         gathered = self._all_gather(mx.array(words.view(np.uint32)))
-        return np.array(gathered).view(np.uint64)
+        with self.recorder.waiting():
+            return np.array(gathered).view(np.uint64)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]

@@ -239,11 +239,12 @@ class DistributedOptimizer(Delegate):
         one, or loaded with `load_state` on any number of ranks. Called by all ranks;
         sends each rank's own state to all others.
         """
-        plan = self._require_plan()
-        comm = self.world.control
-        agree(comm, f"{self._name}.gather_state", plan.fingerprint, list)
-        own = states.read(self._inner, plan.shard(comm.rank))
-        return states.as_mlx(self._inner, states.gather(own, plan, comm))
+        plan, comm = self._require_plan(), self.world.control
+        name = f"{self._name}.gather_state"
+        with self.world.recorder.call(name, self._updates):
+            agree(comm, name, plan.fingerprint, list)
+            own = states.read(self._inner, plan.shard(comm.rank))
+            return states.as_mlx(self._inner, states.gather(own, plan, comm))
 
     def load_state(self, full: dict[str, Any]) -> None:
         """Takes a full state, the same on all ranks, and keeps what this rank owns.

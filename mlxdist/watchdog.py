@@ -209,7 +209,7 @@ class Watchdog(threading.Thread):
         status, now = self._recorder.status, time.monotonic()
         if status.leaving or self._stopped:
             return
-        waited = now - status.since if status.call else 0.0
+        waited = now - status.since if status.call or status.waiting else 0.0
         peers = self._peers.values()
         # One that has made the same calls may leave while this one still receives.
         gone = [

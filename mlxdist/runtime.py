@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ import mpi4py
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "MLXDIST_")
+_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
+_LAUNCHER_NAMES = ("MLXDIST_RUN_DIR", "MLXDIST_TERMINAL", "MLXDIST_COLUMNS")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _THREAD_MULTIPLE = "3"
 
@@ -86,7 +88,7 @@ def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(_LAUNCHER_PREFIXES)
+        if not name.startswith(_LAUNCHER_PREFIXES) and name not in _LAUNCHER_NAMES
     }
 
 
@@ -159,7 +161,7 @@ def keep_freed_memory() -> bool:
     fault for every 4 KiB. Returns whether it was done: not on macOS, where MLX has
     its own cache, and not where MLXDIST_KEEP_MEMORY=0.
     """
-    if sys.platform != "linux" or os.environ.get("MLXDIST_KEEP_MEMORY") == "0":
+    if platform.system() != "Linux" or os.environ.get("MLXDIST_KEEP_MEMORY") == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .collectives import Traffic
 from .sharding import Plan
+from .wire import Wire
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ class Description:
                 f"{len(shard)} tensors"
             )
         return "\n".join(lines)
+
+
+def describe(
+    wire: Wire, optimizer: str, state_bytes_by_rank: tuple[int, ...]
+) -> Description:
+    """What a plan on a transport amounts to, for an optimizer's name and state."""
+    return Description(
+        wire.plan,
+        optimizer=optimizer,
+        transport=wire.comm.name,
+        rank=wire.comm.rank,
+        traffic=wire.expected(),
+        state_bytes_by_rank=state_bytes_by_rank,
+    )
 
 
 def megabytes(nbytes: int) -> str:

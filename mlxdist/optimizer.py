@@ -11,22 +11,12 @@ import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from . import norms, prepare, wrapped
+from . import checks, norms, prepare, wrapped
 from . import state as states
 from .agreement import agree
-from .checks import (
-    agree_on_step,
-    check_options,
-    check_transport,
-    checksums,
-    gradient_problem,
-    is_traced,
-    matching,
-    state_scalars,
-)
 from .collectives import Array, Weights
 from .delegate import Delegate
-from .describe import Description
+from .describe import Description, describe
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
 from .sharding import Plan, make_plan
@@ -92,13 +82,13 @@ class DistributedOptimizer(Delegate):
         skip_nonfinite: bool = False,
         check_every: int = 100,
     ):
-        check_options(optimizer, max_norm, bucket_size, check_every)
+        checks.check_options(optimizer, max_norm, bucket_size, check_every)
         if isinstance(optimizer, DistributedOptimizer):
             raise ValueError("the optimizer is a DistributedOptimizer already")
         self.world = current() if world is None else world
         self.optimizer = optimizer
         self.strategy = wrapped.choose_strategy(optimizer, shard)
-        self.transport = check_transport(
+        self.transport = checks.check_transport(
             self.world, transport, wire_dtype, reduce_dtype
         )
         self.bucket_size = bucket_size
@@ -178,9 +168,9 @@ class DistributedOptimizer(Delegate):
                 or weights are not what they must be on one of them.
         """
         flat = dict(tree_flatten(gradients))
-        tree, problem = matching(gradients, parameters)
+        tree, problem = checks.matching(gradients, parameters)
         before = dict(tree_flatten(tree))
-        traced = is_traced(list(flat.values()))
+        traced = checks.is_traced(list(flat.values()))
         if self._plan is None and flat and problem is None:
             if traced:
                 raise ValueError("call optimizer.init(model) before mx.compile traces")
@@ -258,15 +248,8 @@ class DistributedOptimizer(Delegate):
 
     def describe(self) -> Description:
         """Who owns what, what travels, and the bytes of state on each rank."""
-        wire = self._wire(traced=False)
-        return Description(
-            wire.plan,
-            optimizer=type(self.optimizer).__name__,
-            transport=wire.comm.name,
-            rank=self.world.rank,
-            traffic=wire.expected(),
-            state_bytes_by_rank=self._state_bytes,
-        )
+        name = type(self.optimizer).__name__
+        return describe(self._wire(traced=False), name, self._state_bytes)
 
     # -- how
 
@@ -288,19 +271,19 @@ class DistributedOptimizer(Delegate):
     ) -> Weights:
         plan = self._plan
         if plan is not None:
-            problem = gradient_problem(plan, flat) or problem
+            problem = checks.gradient_problem(plan, flat) or problem
         sums: list[str] = []
         if self.check_every and self._updates % self.check_every == 0 and not traced:
             replicated = {} if plan is None or plan.sharded else self._inner.state
-            sums = checksums({**before, **dict(tree_flatten(replicated))})
+            sums = checks.checksums({**before, **dict(tree_flatten(replicated))})
         lines = [f"{self._updates} steps done", *sums]
         if not traced:
-            lines += state_scalars(self._inner)
+            lines += checks.state_scalars(self._inner)
         if traced and self.skip_nonfinite:
             problem = "skip_nonfinite=True can't work inside mx.compile; leave it out"
         # A rank whose batch has another shape traces again, and alone.
         retraced, self._traced = traced and self._traced, self._traced or traced
-        return agree_on_step(
+        return checks.agree_on_step(
             self.world.control,
             f"{self._name}.update" + ("" if flat else " without gradients"),
             fingerprint(lines) ^ (0 if plan is None else plan.fingerprint),

@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
     ranks: int
     missing: list[int]  # those that did not say that they finished
     reasons: dict[int, str]  # of those of them that said why
+    ended: tuple[int, ...] = ()  # those of them that another one's failure ended
 
     @classmethod
     def read(cls, run_dir: str, ranks: int) -> Outcome:
@@ -55,15 +56,27 @@ class Outcome(NamedTuple):
             for rank, file in files.items()
             if file.exists()
         }
-        return cls(ranks, missing, reasons)
+        ended = tuple(
+            rank
+            for rank in missing
+            if rank not in reasons and rank_main.ended_file(run_dir, rank).exists()
+        )
+        return cls(ranks, missing, reasons, ended)
 
     def __str__(self) -> str:
         if not self.missing:
             return f"all ranks of {self.ranks} finished"
-        parts = [f"rank {rank} failed ({why})" for rank, why in self.reasons.items()]
-        silent = [rank for rank in self.missing if rank not in self.reasons]
+        alike: dict[str, list[int]] = {}
+        for rank, why in self.reasons.items():
+            alike.setdefault(why, []).append(rank)
+        parts = [f"{_named(who)} failed ({why})" for why, who in alike.items()]
+        known = {*self.reasons, *self.ended}
+        silent = [rank for rank in self.missing if rank not in known]
         if silent:
             parts.append(f"{_named(silent)} of {self.ranks} did not finish")
+        if self.ended:
+            verb = "was" if len(self.ended) == 1 else "were"
+            parts.append(f"{_named(self.ended)} {verb} ended with it")
         return "; ".join(parts)
 
 
@@ -206,6 +219,8 @@ def _columns(job: Job) -> int | None:
 
 def _verdict(code: int, received: int | None, outcome: Outcome) -> int:
     how = f"mpirun exited with code {code}"
+    if code > 128 and code - 128 in {number.value for number in signal.Signals}:
+        how += f" ({signal.Signals(code - 128).name})"
     if code < 0:
         how, code = f"mpirun was ended by {signal.Signals(-code).name}", 128 - code
     if received is not None:

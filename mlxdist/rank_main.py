@@ -44,6 +44,11 @@ def failed_file(run_dir: str, rank: int | str) -> Path:
     return Path(run_dir, f"rank-{rank}.failed")
 
 
+def ended_file(run_dir: str, rank: int | str) -> Path:
+    """The mark of a rank that was ended with the job, for another one's failure."""
+    return Path(run_dir, f"rank-{rank}.ended")
+
+
 def main() -> None:
     run_dir = os.environ["MLXDIST_RUN_DIR"]
     rank = os.environ["OMPI_COMM_WORLD_RANK"]

@@ -141,7 +141,7 @@ def test_ranks_of_a_world_do_not_wait_for_one_that_left(run, act):
     begun = time.monotonic()
     ran = run(2, source.format(act=act, after="world.barrier()"))
     assert ran.returncode != 0
-    assert "rank 0 of 2 did not finish" in ran.stderr or "ranks 0 and 1" in ran.stderr
+    assert "rank 0 was ended with it" in last_line(ran)
     assert time.monotonic() - begun < 20
 
 
@@ -194,3 +194,26 @@ def test_a_reader_that_leaves_does_not_hang_the_job(tmp_path, options):
         jobs.end_session(process.pid)
         process.stderr.close()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("raise KeyError('x')", "rank 1 failed (KeyError: 'x'); rank 0 was ended"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "rank 1 of 2 did not finish; rank 0 was ended with",
+        ),
+        ("time.sleep(99)", "longer than timeout=2: rank 1 on"),
+    ],
+)
+def test_the_summary_tells_who_failed_from_who_was_ended(how, told, run):
+    script = (
+        "import os, time, mlxdist\n"
+        "world = mlxdist.init(timeout=2)\n"
+        f"if world.rank == 1:\n    time.sleep(0.5)\n    {how}\n"
+        "world.barrier()\n"
+    )
+    ran = run(2, script)
+    assert ran.returncode != 0
+    assert told in last_line(ran)

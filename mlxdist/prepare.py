@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import mlx.optimizers as optim
@@ -34,9 +35,10 @@ _SETTINGS = (
 
 
 def settings(ours: Any) -> list[str]:
-    """A DistributedOptimizer's settings and its optimizer's, to be compared."""
+    """Versions, and a DistributedOptimizer's and its optimizer's settings."""
+    versions = [f"{name} {version(name)}" for name in ("mlxdist", "mlx")]
     own = [f"{name} = {getattr(ours, name)}" for name in _SETTINGS]
-    return own + wrapped.settings(ours.optimizer)
+    return versions + own + wrapped.settings(ours.optimizer)
 
 
 def dtype_problem(entries: Sequence[Entry]) -> str | None:

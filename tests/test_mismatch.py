@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_map
 
 import mlxdist
-from mlxdist import MismatchError
+from mlxdist import MismatchError, prepare
 from tests.examples import assert_same_bits, gradients, parameters
 
 pytestmark = pytest.mark.mpi
@@ -183,3 +183,14 @@ def test_a_comparison_meets_another_call(odd, world):
 def test_a_color_that_cannot_be(color, odd, world):
     with pytest.raises(MismatchError, match="color is"):
         world.split(color if odd else 0)
+
+
+@pytest.mark.parametrize("package", ["mlxdist", "mlx"])
+def test_another_version(package, odd, monkeypatch):
+    real = prepare.version
+    if odd:
+        monkeypatch.setattr(
+            prepare, "version", lambda name: "0.0.7" if name == package else real(name)
+        )
+    with pytest.raises(MismatchError, match=rf"{package} 0\.0\.7"):
+        mlxdist.DistributedOptimizer(optim.SGD(0.1)).init({"w": mx.zeros(3)})

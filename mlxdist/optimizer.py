@@ -130,10 +130,13 @@ class DistributedOptimizer(Delegate):
         entries = entries_of(trainable(parameters))
         comm = self.world.control
         prepare.agree_to_init(comm, self._name, entries, prepare.settings(self))
-        before = prepare.state_so_far(comm, self._inner, self._plan, entries)
+        flat = dict(tree_flatten(trainable(parameters)))
+        resolved = wrapped.resolve_filters(self.optimizer, flat)
+        holder = resolved if self._plan is None else self._inner
+        before = prepare.state_so_far(comm, holder, self._plan, entries)
         prepare.share_parameters(self.world, parameters)
         flat = dict(tree_flatten(trainable(parameters)))
-        self._inner = wrapped.resolve_filters(self.optimizer, flat)
+        self._inner = resolved
         self._plan = make_plan(
             entries, comm.size, strategy=self.strategy, bucket_size=self.bucket_size
         )

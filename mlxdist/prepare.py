@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import mlx.optimizers as optim
 from mlx.nn import Module
 
 from . import state, wrapped
@@ -85,10 +84,7 @@ def state_so_far(
     if plan is not None:
         own = state.read(optimizer, plan.shard(comm.rank))
         return state.gather(own, plan, comm)
-    held: StateTree = {}
-    if not isinstance(optimizer, optim.MultiOptimizer):
-        held = state.read(optimizer, [entry.path for entry in entries])
-    return state.share(held, comm)
+    return state.share(state.read(optimizer, [e.path for e in entries]), comm)
 
 
 def set_up(

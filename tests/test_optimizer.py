@@ -217,19 +217,32 @@ def test_unfreezing_and_init_again_keeps_the_state(world):
     assert world.identical(model)
 
 
-def test_an_optimizer_with_a_past_shares_it(world):
+@pytest.mark.parametrize("shard", SHARDS)
+@pytest.mark.parametrize("several", [False, True])
+def test_an_optimizer_with_a_past_shares_it(several, shard, world):
     """Rank 0's state on every rank: a state may be loaded before it is wrapped."""
     own = parameters()
     plain = optim.AdamW(1e-2)
+    if several:
+        by_shape = [lambda path, x: x.ndim == 2]
+        plain = optim.MultiOptimizer([optim.AdamW(1e-2), optim.SGD(0.1)], by_shape)
     plain.init(own)
     if world.is_root:
         plain.apply_gradients(gradients(own, 0, 0, whole=True), own)
-    ours = wrap(world, plain, shard=True)
+        mx.eval(plain.state)
+    past = dict(tree_flatten(plain.state))
+    ours = wrap(world, plain, shard=shard)
     ours.init(own)
     assert ours.step.item() == 1
     state = ours.gather_state()
-    assert mx.any(state["two"]["m"] != 0)
     assert world.identical(state)
+    if world.is_root:
+        kept = dict(tree_flatten(state))
+        assert kept.keys() == past.keys()
+        assert all(mx.array_equal(kept[path], past[path]) for path in past)
+        assert any(
+            mx.any(leaf != 0) for path, leaf in kept.items() if path[-2:] == ".m"
+        )
 
 
 def test_state_is_a_share_of_the_whole(world):

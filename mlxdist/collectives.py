@@ -23,11 +23,10 @@ Array = Any  # mx.array, whose stubs mypy does not follow
 
 @dataclass
 class Traffic:
-    """What one rank sends: collectives over arrays, their bytes, and small headers."""
+    """What one rank sends: collectives over arrays, and bytes without headers."""
 
     collectives: int = 0
     bytes_sent: int = 0
-    headers: int = 0
 
     def add(self, nbytes: int, collectives: int = 1) -> None:
         self.collectives += collectives
@@ -43,10 +42,6 @@ class Weights(NamedTuple):
 
     own: Any
     every: tuple[float, ...] | None
-
-    @property
-    def equal(self) -> bool:
-        return self.every is not None and all(weight == 1.0 for weight in self.every)
 
     @property
     def total(self) -> float:

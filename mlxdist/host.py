@@ -47,7 +47,6 @@ class Host:
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._before()
-        self.traffic.headers += 1
         gathered = np.empty((self.size, words.size), np.uint64)
         with self.recorder.waiting():
             self._comm.Allgather(words, gathered)
@@ -56,7 +55,6 @@ class Host:
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]
         counts = [int(n) for n in lengths]
-        self.traffic.headers += 1
         gathered = np.empty(sum(counts), np.uint8)
         with self.recorder.waiting():
             self._comm.Allgatherv(

@@ -119,7 +119,6 @@ class Native:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        self.traffic.headers += 1
         gathered = self._all_gather(mx.array(words.view(np.uint32)))
         with self.recorder.waiting():
             return np.array(gathered).view(np.uint64)
@@ -128,7 +127,6 @@ class Native:
         lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]
         padded = np.zeros(int(lengths.max()), np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        self.traffic.headers += 1
         rows = np.array(self._all_gather(mx.array(padded)))
         return [row[: int(n)].tobytes() for row, n in zip(rows, lengths, strict=True)]
 
@@ -180,5 +178,4 @@ class Native:
         return Lazy(self._all_sum(padded).view(chunk.dtype))
 
     def sum_scalar(self, value: Array) -> Array:
-        self.traffic.headers += 1
         return self._all_sum(value.reshape(1)).reshape(())

@@ -178,9 +178,9 @@ class DistributedOptimizer(Delegate):
             if traced:
                 raise ValueError("call optimizer.init(model) before mx.compile traces")
             self.init(tree)
-        recorder, name = self.world.recorder, f"{self._name}.update"
+        recorder = self.world.recorder
         tracing = self.world.native.tracing() if traced else nullcontext()
-        with recorder.call(name, self._updates + 1), tracing:
+        with recorder.call(f"{self._name}.update", self._updates + 1), tracing:
             weights = self._agree_to_update(flat, before, weight, traced, problem)
             if not flat:
                 return self._inner.apply_gradients(gradients, parameters)

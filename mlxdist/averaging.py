@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .checks import agree_on_step, is_traced
+from .checks import agree_on_step, start
 from .optimizer import DEFAULT_BUCKET_SIZE
 from .prepare import dtype_problem
 from .sharding import make_plan
@@ -46,10 +46,10 @@ def average_gradients(
     world = current() if world is None else world
     flat = dict(tree_flatten(gradients))
     entries = entries_of(gradients)
-    traced = is_traced(list(flat.values()))
     plan = make_plan(
         entries, world.size, strategy="replicated", bucket_size=bucket_size
     )
+    traced = start(plan, flat)
     weights = agree_on_step(
         world.control,
         "average_gradients",
@@ -62,4 +62,10 @@ def average_gradients(
     )
     with world.native.tracing() if traced else nullcontext():
         wire = Wire(plan, world.native, wire_dtype=mx.float32)
-        return rebuild(gradients, wire.reduce(flat, weights))
+        means = wire.reduce(flat, weights, traced=True)
+        full = {
+            entry.path: mean.astype(flat[entry.path].dtype)
+            for index, pieces in wire.own(means, traced=True)
+            for entry, mean in zip(plan.buckets[index].entries, pieces, strict=True)
+        }
+    return rebuild(gradients, full)

@@ -12,7 +12,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from .agreement import MismatchError, agree, weight_problem
-from .collectives import Array, Collectives, Weights
+from .collectives import Collectives, Weights
 from .memory import raw
 from .sharding import Plan
 from .trees import Flat, Tree
@@ -92,10 +92,17 @@ def state_scalars(optimizer: Any) -> list[str]:
     ]
 
 
-def is_traced(arrays: list[Array]) -> bool:
-    """Whether `mx.compile` is tracing; where it isn't, starts computing the arrays."""
+def start(plan: Plan | None, gradients: Flat) -> bool:
+    """Starts computing gradients, in the order of the buckets, last layers first.
+
+    Returns whether `mx.compile` is tracing; then there is nothing to compute.
+    """
+    groups = [list(gradients.values())]
+    if plan is not None and plan.by_path.keys() == gradients.keys():
+        groups = [[gradients[e.path] for e in b.entries] for b in plan.buckets]
     try:
-        mx.async_eval(arrays)
+        for arrays in groups:
+            mx.async_eval(arrays)
     except ValueError:
         return True
     return False
@@ -173,7 +180,7 @@ def agree_on_step(
         if problem:
             raise ValueError(problem)
         every = [1.0] * comm.size
-        return Weights(mx.array(weight), None) if late else Weights(own, tuple(every))
+        return _weights(comm, weight if late else None, every)
     every = agree(
         comm,
         call,
@@ -185,4 +192,10 @@ def agree_on_step(
     )
     if not math.fsum(every):
         raise MismatchError(f"{call} refused: every rank has weight 0")
-    return Weights(mx.array(weight), None) if late else Weights(own, tuple(every))
+    return _weights(comm, weight if late else None, every)
+
+
+def _weights(comm: Collectives, late: Any, every: list[float]) -> Weights:
+    if late is None:
+        return Weights.known(comm.rank, every)
+    return Weights(mx.array(late), None, None)

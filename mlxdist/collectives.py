@@ -37,16 +37,17 @@ class Weights(NamedTuple):
     """How much each rank's gradients count in the mean.
 
     `own` may be an array that `mx.compile` traces; `every` is then None, since the
-    others' weights are not known before the step runs.
+    others' weights are not known before the step runs, and `total` an array.
     """
 
     own: Any
     every: tuple[float, ...] | None
+    total: Any
 
-    @property
-    def total(self) -> float:
-        assert self.every is not None
-        return sum(self.every)
+    @classmethod
+    def known(cls, rank: int, every: Sequence[float]) -> Weights:
+        """Those that all ranks know."""
+        return cls(every[rank], tuple(every), sum(every))
 
 
 class Pending(Protocol):
@@ -54,6 +55,13 @@ class Pending(Protocol):
 
     def finish(self) -> Array:
         """Waits for it, and returns the array it was started for."""
+
+    @property
+    def squares(self) -> float | None:
+        """Of a sum-scatter that is finished: the sum of squares of what it gave.
+
+        inf where that is not finite; None where it was not measured.
+        """
 
 
 class Collectives(Protocol):
@@ -68,6 +76,7 @@ class Collectives(Protocol):
     size: int
     traffic: Traffic
     recorder: Recorder
+    stream: Any  # where gradients are packed; None for MLX's default
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us on `host`."""
@@ -81,7 +90,7 @@ class Collectives(Protocol):
     def start_sum_scatter(
         self, flat: Array, bucket: Bucket, weights: Weights
     ) -> Pending:
-        """(bucket.size,) -> this rank's span of the weighted sum.
+        """(bucket.size,) -> this rank's span of the weighted mean.
 
         `host` sends (N-1)/N of the array's bytes and adds in float32; `native` adds in
         the array's dtype and sends twice that where MLX has no reduce-scatter.
@@ -91,7 +100,7 @@ class Collectives(Protocol):
         """This rank's span -> (bucket.size,). Sends N-1 times the chunk's bytes."""
 
     def start_all_sum(self, flat: Array, bucket: Bucket, weights: Weights) -> Pending:
-        """(bucket.size,) -> the weighted sum of all of it. `native` alone."""
+        """(bucket.size,) -> the weighted mean of all of it. `native` alone."""
 
     def sum_scalar(self, value: Array) -> Array:
         """The sum of one float32 number over the ranks, the same bits on all."""

@@ -1,12 +1,16 @@
-"""The exchange of the host transport, in rounds: a sum-scatter, or an all-gather.
+"""The exchanges of the host transport: a sum-scatter, and an all-gather.
 
 Each rank sends each owner its part as bytes, and owners add what they get: in float32,
 in rank order, whatever travelled. The gather is the same the other way round (pairwise
 exchange: Thakur, Rabenseifner, Gropp, IJHPCA 2005, section 4).
+
+An exchange goes in rounds, so that what arrives is added while it is still in the
+cache, and so that buffers are bounded; progress.py says when.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,13 +21,12 @@ import mlx.core as mx
 import numpy as np
 
 from .collectives import Array, Traffic, Weights, split_counts
-from .memory import NUMPY, Raw, decode, raw
+from .memory import NUMPY, Raw, decode, flattened, published, raw
 from .recorder import Recorder
 
-# One round of an exchange moves at most this much in and out of a rank, and two of
-# them are on the wire while a third is added up.
-ROUND_BYTES = 4 * 2**20
-ROUNDS_IN_FLIGHT = 2
+# A round moves at most this much from each rank to each other one. It is added up, or
+# handed on, while it is in the second-level cache or not far from it.
+MESSAGE_BYTES = 2**20
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 32 * 1024
 
@@ -39,7 +42,9 @@ class Line(Protocol):
     def peers(self) -> list[int]: ...
     def send(self, part: Raw, peer: int) -> Any: ...
     def receive(self, part: Raw, peer: int) -> Any: ...
-    def wait(self, requests: list[Any]) -> None: ...
+    def inbox(self, nbytes: int) -> Raw: ...
+    def give_back(self, inbox: Raw) -> None: ...
+    def finish(self, exchange: Exchange) -> None: ...
 
 
 @dataclass
@@ -53,91 +58,105 @@ class Round:
 
 
 class Exchange:
-    """An exchange in rounds, so that its buffers are bounded and rounds overlap."""
+    """One bucket's exchange. Its array may be lazy until `begin`."""
 
     name = ""
+    squares: float | None = None
 
     def __init__(self, line: Line, array: Array, bucket: Any):
         self.line = line
+        self.array = flattened(array)
+        self.bucket = bucket
         self.record = line.recorder.started(
             self.name, bucket.size, str(array.dtype), array.nbytes
         )
         self.spans = [bucket.span(rank) for rank in range(line.size)]
-        self.begin, self.end = self.spans[line.rank]
+        self.own, self.end = self.spans[line.rank]
         longest = max(stop - start for start, stop in self.spans)
-        per_round = max(1, ROUND_BYTES // (array.itemsize * line.size))
+        per_round = max(1, MESSAGE_BYTES // array.itemsize)
         self.todo = deque(split_counts(longest, per_round))
-        self.under_way: deque[Round] = deque()
+        self.left = len(self.todo)
         line.traffic.add(0)
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0
+
+    def finish(self) -> Array:
+        """Waits for it, and returns what it was started for."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Called once the array is evaluated, before the first round."""
+        raise NotImplementedError
+
+    def post(self, start: int, stop: int) -> Round:
+        """Starts to send and receive a round."""
+        raise NotImplementedError
+
+    def take(self, arrived: Round) -> None:
+        """Does what is to be done with a round that has arrived."""
+        self.left -= 1
+        if self.done:
+            self.record.end = time.time()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
         """A round's part of a rank's span, in elements of the whole bucket."""
         begin, end = self.spans[rank]
         return min(begin + start, end), min(begin + stop, end)
 
-    def fill(self) -> None:
-        while self.todo and len(self.under_way) < ROUNDS_IN_FLIGHT:
-            self.under_way.append(self.post(*self.todo.popleft()))
-
-    def post(self, start: int, stop: int) -> Round:
-        raise NotImplementedError
-
-    def take(self, done: Round) -> None:
-        raise NotImplementedError
-
-    def run(self) -> None:
-        self.fill()
-        while self.under_way:
-            done = self.under_way.popleft()
-            self.line.wait(done.requests)
-            self.fill()
-            self.take(done)
-        self.record.end = time.time()
-
 
 class SumScatter(Exchange):
+    """This rank's span of the weighted mean, in float32, and its sum of squares."""
+
     name = "sum_scatter"
 
     def __init__(self, line: Line, flat: Array, bucket: Any, weights: Weights):
         super().__init__(line, flat, bucket)
-        dtype = NUMPY[flat.dtype]
         self.is_bfloat16 = flat.dtype == mx.bfloat16
+        self.wide = mx.float64 if flat.dtype == mx.float64 else mx.float32
         self.weights = weights
-        self.source = raw(flat, dtype)
-        wide = mx.float64 if flat.dtype == mx.float64 else mx.float32
-        self.result = mx.zeros(self.end - self.begin, wide)
-        self.sums = raw(self.result, NUMPY[wide])
-        self.fill()
+        self.sum_of_squares = 0.0
+
+    def begin(self) -> None:
+        self.source = raw(self.array, NUMPY[self.array.dtype])
+        self.mean: Raw = np.empty(self.end - self.own, NUMPY[self.wide])
 
     def post(self, start: int, stop: int) -> Round:
         own_start, own_stop = self.clip(self.line.rank, start, stop)
-        posted = Round(own_start - self.begin, own_stop - self.begin, [])
+        posted = Round(own_start - self.own, own_stop - self.own, [])
+        nbytes = (own_stop - own_start) * self.source.itemsize
         for peer in reversed(self.line.peers()):
-            if own_start < own_stop:
-                inbox = np.empty(own_stop - own_start, self.source.dtype)
-                posted.inbox[peer] = inbox
-                posted.requests.append(self.line.receive(inbox, peer))
+            if nbytes:
+                inbox = posted.inbox[peer] = self.line.inbox(nbytes)
+                posted.requests.append(self.line.receive(inbox[:nbytes], peer))
         for peer in self.line.peers():
             first, last = self.clip(peer, start, stop)
             if first < last:
                 posted.requests.append(self.line.send(self.source[first:last], peer))
         return posted
 
-    def take(self, done: Round) -> None:
-        own = self.source[self.begin + done.start : self.begin + done.stop]
+    def take(self, arrived: Round) -> None:
+        size = arrived.stop - arrived.start
+        own = self.source[self.own + arrived.start : self.own + arrived.stop]
         parts = [
-            own if rank == self.line.rank else done.inbox.get(rank, own)
+            own
+            if rank == self.line.rank or not size
+            else arrived.inbox[rank][: own.nbytes].view(own.dtype)
             for rank in range(self.line.size)
         ]
         # What is not finite is found by its norm, and named.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, done.stop - done.start, BLOCK):
-                stop = min(start + BLOCK, done.stop - done.start)
-                block = self.sums[done.start + start : done.start + stop]
+            for start in range(0, size, BLOCK):
+                stop = min(start + BLOCK, size)
+                block = self.mean[arrived.start + start : arrived.start + stop]
                 self.add(block, [part[start:stop] for part in parts])
+        for inbox in arrived.inbox.values():
+            self.line.give_back(inbox)
+        super().take(arrived)
 
     def add(self, block: Raw, parts: Sequence[Raw]) -> None:
-        every = self.weights.every
+        every, total = self.weights.every, self.weights.total
         assert every is not None, "the host transport knows all weights"
         first = True
         for part, weight in zip(parts, every, strict=True):
@@ -151,23 +170,28 @@ class SumScatter(Exchange):
             else:
                 block += numbers
             first = False
+        if total != 1:
+            block /= block.dtype.type(total)
+        squared = float(np.dot(block, block))
+        # Not finite because squares overflow, or because the sum is not.
+        self.sum_of_squares += squared if math.isfinite(squared) else math.inf
 
     def finish(self) -> Array:
-        self.run()
-        return self.result
+        self.line.finish(self)
+        self.squares = self.sum_of_squares
+        return published(self.mean, self.wide)
 
 
 class AllGather(Exchange):
+    """Every rank's span of a bucket."""
+
     name = "all_gather"
 
-    def __init__(self, line: Line, chunk: Array, bucket: Any):
-        super().__init__(line, chunk, bucket)
-        dtype = np.dtype(f"u{chunk.itemsize}")
-        self.source = raw(chunk, dtype)
-        self.result = mx.zeros(bucket.size, chunk.dtype)
-        self.full = raw(self.result, dtype)
-        self.full[self.begin : self.end] = self.source
-        self.fill()
+    def begin(self) -> None:
+        bits = np.dtype(f"u{self.array.itemsize}")
+        self.source = raw(self.array, bits)
+        self.full: Raw = np.empty(self.bucket.size, bits)
+        self.full[self.own : self.end] = self.source
 
     def post(self, start: int, stop: int) -> Round:
         posted = Round(start, stop, [])
@@ -179,13 +203,10 @@ class AllGather(Exchange):
         first, last = self.clip(self.line.rank, start, stop)
         for peer in self.line.peers():
             if first < last:
-                part = self.source[first - self.begin : last - self.begin]
+                part = self.source[first - self.own : last - self.own]
                 posted.requests.append(self.line.send(part, peer))
         return posted
 
-    def take(self, done: Round) -> None:
-        """What came is where it belongs."""
-
     def finish(self) -> Array:
-        self.run()
-        return self.result
+        self.line.finish(self)
+        return published(self.full, self.array.dtype)

@@ -1,7 +1,8 @@
 """The host transport: MPI on evaluated arrays, without copies, added in rank order.
 
 Open MPI's own reduce-scatter is slower than its all-reduce, and knows no bfloat16. So
-ranks exchange bytes, and add what they get themselves: see exchange.py.
+ranks exchange bytes, and add what they get themselves: see exchange.py for how and
+progress.py for when.
 
 Nothing here runs on the accelerator, which is free for the backward pass meanwhile.
 """
@@ -16,9 +17,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from . import exchange
 from .collectives import Array, Pending, Traffic, Weights, split_counts
+from .exchange import MESSAGE_BYTES, AllGather, Exchange, SumScatter
 from .memory import Raw, raw
+from .progress import Progress
 from .recorder import Recorder
 
 
@@ -30,20 +32,37 @@ class Host:
         before: called ahead of each collective, to run what another transport of the
             same world has pending.
         recorder: told of each collective.
+        overlaps: whether ranks can compute while they communicate: on several hosts,
+            or on an accelerator. On one host's cores one would only slow the other.
     """
 
     name = "host"
 
-    def __init__(self, comm: Any, before: Callable[[], None], recorder: Recorder):
+    def __init__(
+        self,
+        comm: Any,
+        before: Callable[[], None],
+        recorder: Recorder,
+        *,
+        overlaps: bool,
+    ):
         from mpi4py import MPI
 
         self._mpi = MPI
         self._comm = comm
-        self._before = before
+        self._flush = before
+        self._progress = Progress(MPI, overlaps=overlaps, recorder=recorder)
+        self._inboxes: list[Raw] = []
+        # Packed beside the backward pass, not behind it.
+        self.stream = mx.new_stream(mx.default_device()) if overlaps else None
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.traffic = Traffic()
         self.recorder = recorder
+
+    def _before(self) -> None:
+        self._flush()
+        self._progress.drain()
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._before()
@@ -77,19 +96,17 @@ class Host:
             "broadcast", array.size, str(array.dtype), array.nbytes
         )
         with self.recorder.waiting():
-            for start, stop in split_counts(source.nbytes, exchange.ROUND_BYTES):
+            for start, stop in split_counts(source.nbytes, MESSAGE_BYTES):
                 self._comm.Bcast(source[start:stop], root)
         record.end = time.time()
         self.traffic.add(source.nbytes if self.rank == root else 0)
         return array
 
     def start_sum_scatter(self, flat: Array, bucket: Any, weights: Weights) -> Pending:
-        self._before()
-        return exchange.SumScatter(self, flat, bucket, weights)
+        return self._start(SumScatter(self, flat, bucket, weights))
 
     def start_all_gather(self, chunk: Array, bucket: Any) -> Pending:
-        self._before()
-        return exchange.AllGather(self, chunk, bucket)
+        return self._start(AllGather(self, chunk, bucket))
 
     def start_all_sum(self, flat: Array, bucket: Any, weights: Weights) -> Pending:
         raise NotImplementedError("the two halves, so that the mean is rounded once")
@@ -98,6 +115,8 @@ class Host:
         own = np.array([float(value)], np.float64).view(np.uint64)
         every = self.all_gather_words(own).view(np.float64)[:, 0]
         return mx.array(sum(every.tolist()), mx.float32)
+
+    # -- what an exchange needs
 
     def peers(self) -> list[int]:
         """The other ranks, beginning with the next one, which spreads the load."""
@@ -110,6 +129,19 @@ class Host:
     def receive(self, part: Raw, peer: int) -> Any:
         return self._comm.Irecv([part, self._mpi.BYTE], peer)
 
-    def wait(self, requests: list[Any]) -> None:
-        with self.recorder.waiting():
-            self._mpi.Request.Waitall(requests)
+    def inbox(self, nbytes: int) -> Raw:
+        """Memory for a message; always the same few pieces, which stay in the cache."""
+        if self._inboxes and self._inboxes[-1].nbytes >= nbytes:
+            return self._inboxes.pop()
+        return np.empty(max(nbytes, MESSAGE_BYTES), np.uint8)
+
+    def give_back(self, inbox: Raw) -> None:
+        self._inboxes.append(inbox)
+
+    def finish(self, exchange: Exchange) -> None:
+        self._progress.finish(exchange)
+
+    def _start(self, exchange: Exchange) -> Pending:
+        self._flush()
+        self._progress.add(exchange)
+        return exchange

@@ -38,6 +38,7 @@ class Lazy:
     """A collective that is already an array, evaluated when somebody looks at it."""
 
     array: Array
+    squares: float | None = None
 
     def finish(self) -> Array:
         return self.array
@@ -47,6 +48,7 @@ class Native:
     """Collectives of one `mx.distributed` group. See `Collectives` for the contract."""
 
     name = "native"
+    stream = None  # gradients are packed where they are made
 
     def __init__(self, group: Any, backend: str, recorder: Recorder):
         self.group = group
@@ -150,7 +152,7 @@ class Native:
 
     def start_all_sum(self, flat: Array, bucket: Bucket, weights: Weights) -> Pending:
         self.traffic.add(all_sum_bytes(flat.nbytes, self.size))
-        return Lazy(self._all_sum(self._weighted(flat, weights)))
+        return Lazy(self._all_sum(self._weighted(flat, weights)) / weights.total)
 
     def start_sum_scatter(
         self, flat: Array, bucket: Bucket, weights: Weights
@@ -162,7 +164,7 @@ class Native:
         padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))
         self.traffic.add((self.size - 1) * bucket.chunk * flat.itemsize)
         chunk = self._chained(mx.distributed.sum_scatter, padded)
-        return Lazy(chunk[: stop - start])
+        return Lazy(chunk[: stop - start] / weights.total)
 
     def start_all_gather(self, chunk: Array, bucket: Bucket) -> Pending:
         start, stop = bucket.span(self.rank)

@@ -1,54 +1,63 @@
-"""The global norm and clipping, over flat trees."""
+"""The global norm and clipping, over the arrays of a shard."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from .agreement import float_of, words_of
 from .collectives import Array, Collectives
-from .trees import Flat
 
 
-def squared_norm(tree: Flat) -> Array:
-    """The sum of squares of all elements, a float32 scalar; 0 for an empty tree.
+def squared_norm(arrays: Sequence[Array]) -> Array:
+    """The sum of squares of all elements, a float32 scalar; 0 for no arrays.
 
     16-bit numbers are squared in float32, where they neither overflow nor vanish.
     """
     total = mx.array(0.0, mx.float32)
-    for array in tree.values():
+    for array in arrays:
         if array.size:
             total = total + array.astype(mx.float32).square().sum()
     return total
 
 
-def global_norm(tree: Flat, comm: Collectives, *, sharded: bool) -> Array:
-    """The norm of a tree that is whole on each rank, or of the shards of all ranks."""
-    squares = squared_norm(tree)
-    return mx.sqrt(comm.sum_scalar(squares) if sharded else squares)
+def global_norm(
+    arrays: Sequence[Array],
+    comm: Collectives,
+    *,
+    parts: bool,
+    squares: float | None = None,
+) -> Array:
+    """The norm of arrays that each rank has whole, or of the parts of all ranks.
 
-
-def scaled_norm(tree: Flat, comm: Collectives, *, sharded: bool) -> Array:
-    """The global norm where squares overflow float32; not finite only where `tree` is.
-
-    Slower: it finds the largest element first. Evaluates the tree.
+    `squares` is their sum, where it is known.
     """
-    peaks = [mx.abs(a).max().astype(mx.float32) for a in tree.values() if a.size]
+    own = squared_norm(arrays) if squares is None else mx.array(squares)
+    return mx.sqrt(comm.sum_scalar(own) if parts else own)
+
+
+def scaled_norm(arrays: Sequence[Array], comm: Collectives, *, parts: bool) -> Array:
+    """The norm where squares overflow float32; not finite only where an array is.
+
+    Slower: it finds the largest element first. Evaluates the arrays.
+    """
+    peaks = [mx.abs(a).max().astype(mx.float32) for a in arrays if a.size]
     peak = float(mx.max(mx.stack(peaks))) if peaks else 0.0
-    if sharded:
+    if parts:
         words = np.array([words_of(peak)], np.uint64)
         every = comm.all_gather_words(words)[:, 0]
         peak = float(np.max([float_of(int(word)) for word in every]))
     if not 0 < peak < float("inf"):
         return mx.array(peak)
-    small = {path: array.astype(mx.float32) / peak for path, array in tree.items()}
-    return peak * global_norm(small, comm, sharded=sharded)
+    small = [array.astype(mx.float32) / peak for array in arrays]
+    return peak * global_norm(small, comm, parts=parts)
 
 
-def clip(tree: Flat, norm: Array, max_norm: float) -> Flat:
-    """Scales a tree down so that its global norm is at most `max_norm`.
+def clip_scale(norm: Array, max_norm: float) -> Array:
+    """What brings the global norm down to at most `max_norm`.
 
-    As `mlx.optimizers.clip_grad_norm` does it, given the norm.
+    As `mlx.optimizers.clip_grad_norm` has it, given the norm.
     """
-    scale = mx.minimum(max_norm / (norm + 1e-6), 1.0)
-    return {path: (array * scale).astype(array.dtype) for path, array in tree.items()}
+    return mx.minimum(max_norm / (norm + 1e-6), 1.0)

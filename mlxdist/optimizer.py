@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -14,15 +15,17 @@ from mlx.utils import tree_flatten
 from . import checks, norms, prepare, wrapped
 from . import state as states
 from .agreement import agree
-from .collectives import Array, Weights
+from .collectives import Array, Collectives, Weights
 from .delegate import Delegate
 from .describe import Description, describe
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
 from .sharding import Plan, make_plan
 from .startup import current
-from .trees import Flat, Tree, entries_of, nested, rebuild, trainable
-from .wire import Wire
+from .structure import Structure
+from .trees import Flat, Tree, entries_of, trainable
+from .update import COMPILED_FROM, Update
+from .wire import Means, Wire
 from .world import World
 
 Transport = Literal["auto", "native", "host"]
@@ -104,6 +107,7 @@ class DistributedOptimizer(Delegate):
         super().__init__(optimizer)
         self._plan: Plan | None = None
         self._wires: dict[str, Wire] = {}
+        self._structure: Structure | None = None
         self._name = f"optimizer {next(_names)}"
         self._updates = 0
         self._traced = False
@@ -141,15 +145,37 @@ class DistributedOptimizer(Delegate):
             entries, comm.size, strategy=self.strategy, bucket_size=self.bucket_size
         )
         self._wires.clear()
+        self._structure = None
         held = prepare.set_up(comm, self._inner, self._plan, flat, before)
+        pieces = self._plan.pieces(comm.rank)
+        self._local_update = Update(self._inner, self._plan, pieces)
+        if sum(entry.nbytes for entry in entries) >= COMPILED_FROM:
+            clips = self.max_norm is not None
+            prepare.compile_update(
+                self.world, self._name, self._local_update, clips=clips
+            )
         told = agree(comm, f"{self._name}.init", 0, list, number=held)
         self._state_bytes = tuple(int(number) for number in told)
 
     def update(
         self, model: Module, gradients: Tree, weight: float | None = None
     ) -> None:
-        """Averages the gradients and takes a step; `apply_gradients` says how."""
-        model.update(self.apply_gradients(gradients, model, weight))
+        """Averages the gradients and takes a step; `apply_gradients` says how.
+
+        A model's parameters are replaced bucket by bucket, so that there is never a
+        second set of all of them.
+        """
+        if not isinstance(model, Module):
+            raise ValueError(
+                f"update() wants a model and found a {type(model).__name__}; for a "
+                "tree of parameters there is apply_gradients()"
+            )
+        places: dict[str, tuple[Any, Any]] = {}
+        for path, array in self._stepped(gradients, model, weight):
+            places = places or self._require_structure().places(model)
+            if path in places:
+                container, key = places[path]
+                container[key] = array
 
     def apply_gradients(
         self, gradients: Tree, parameters: Tree, weight: float | None = None
@@ -170,40 +196,10 @@ class DistributedOptimizer(Delegate):
             MismatchError: on all ranks, before anything has changed, where gradients
                 or weights are not what they must be on one of them.
         """
-        flat = dict(tree_flatten(gradients))
-        tree, problem = checks.matching(gradients, parameters)
-        before = dict(tree_flatten(tree))
-        traced = checks.is_traced(list(flat.values()))
-        if self._plan is None and flat and problem is None:
-            if traced:
-                raise ValueError("call optimizer.init(model) before mx.compile traces")
-            self.init(tree)
-        recorder = self.world.recorder
-        tracing = self.world.native.tracing() if traced else nullcontext()
-        with recorder.call(f"{self._name}.update", self._updates + 1), tracing:
-            weights = self._agree_to_update(flat, before, weight, traced, problem)
-            if not flat:
-                return self._inner.apply_gradients(gradients, parameters)
-            wire = self._wire(traced=traced)
-            recorder.phase("gradient exchange")
-            mean = wire.reduce(flat, weights)
-            recorder.phase("optimizer")
-            if self._measures:
-                norm = norms.global_norm(mean, wire.comm, sharded=wire.plan.sharded)
-                if not traced and not math.isfinite(float(norm)):
-                    norm = norms.scaled_norm(mean, wire.comm, sharded=wire.plan.sharded)
-                    if not math.isfinite(float(norm)):
-                        self._skip_or_raise(flat, weights)
-                        return rebuild(gradients, before)
-                self._norm = None if traced else norm
-                if self.max_norm is not None:
-                    mean = norms.clip(mean, norm, self.max_norm)
-            own = wire.cut(before)
-            stepped = self._inner.apply_gradients(nested(mean), nested(own))
-            recorder.phase("parameter exchange")
-            full = wire.gather(dict(tree_flatten(stepped)))
-        self._updates += 1
-        return rebuild(gradients, full)
+        full = dict(self._stepped(gradients, parameters, weight))
+        if full:
+            return self._require_structure().rebuilt(gradients, full)
+        return checks.matching(gradients, parameters)[0]
 
     # -- what is new
 
@@ -255,6 +251,75 @@ class DistributedOptimizer(Delegate):
         return describe(self._wire(traced=False), name, self._state_bytes)
 
     # -- how
+
+    def _stepped(
+        self, gradients: Tree, parameters: Tree, weight: float | None
+    ) -> Iterator[tuple[str, Array]]:
+        """A step: each path with its new parameter; nothing where it was skipped."""
+        flat, before, problem = self._flattened(gradients, parameters)
+        traced = checks.start(self._plan, flat)
+        if self._plan is None and flat and problem is None:
+            if traced:
+                raise ValueError("call optimizer.init(model) before mx.compile traces")
+            self.init(checks.matching(gradients, parameters)[0])
+        recorder = self.world.recorder
+        tracing = self.world.native.tracing() if traced else nullcontext()
+        with recorder.call(f"{self._name}.update", self._updates + 1), tracing:
+            weights = self._agree_to_update(flat, before, weight, traced, problem)
+            if not flat:
+                self._inner.apply_gradients(gradients, parameters)
+                return
+            if self._structure is None:
+                self._structure = Structure(flat, like=gradients)
+            wire = self._wire(traced=traced)
+            recorder.phase("gradient exchange")
+            means = wire.reduce(flat, weights, traced=traced)
+            norm = self._measured(means, wire, traced) if self._measures else None
+            if norm is not None and not traced and not math.isfinite(float(norm)):
+                self._skip_or_raise(flat, weights)
+                return
+            flat.clear()
+            recorder.phase("optimizer and parameter exchange")
+            scale = None
+            if self.max_norm is not None:
+                self._norm = None if traced else norm
+                scale = norms.clip_scale(norm, self.max_norm)
+            own = wire.own(means, traced=traced)
+            stepped = self._local_update.each(own, before, scale, traced=traced)
+            for bucket, arrays in wire.gather(stepped, traced=traced):
+                if not traced:
+                    mx.async_eval(arrays)
+                for entry, array in zip(bucket.entries, arrays, strict=True):
+                    yield entry.path, array
+        self._updates += 1
+
+    def _flattened(
+        self, gradients: Tree, parameters: Tree
+    ) -> tuple[Flat, Flat, str | None]:
+        """Gradients and their parameters by path, and what is wrong with them."""
+        if self._structure is not None:
+            try:
+                flat = self._structure.flat(gradients)
+                return flat, self._structure.flat(parameters), None
+            except (LookupError, TypeError):
+                self._structure = None  # it is another tree; told below, if it is wrong
+        flat = dict(tree_flatten(gradients))
+        tree, problem = checks.matching(gradients, parameters)
+        return flat, dict(tree_flatten(tree)), problem
+
+    def _measured(self, means: Means, wire: Wire, traced: bool) -> Array:
+        """The global norm of the mean gradients; not finite only where they are not."""
+        comm: Collectives = wire.comm
+        parts = wire.plan.sharded or means.squares is not None
+        arrays = means.arrays()
+        norm = norms.global_norm(arrays, comm, parts=parts, squares=means.squares)
+        if traced or math.isfinite(float(norm)):
+            return norm
+        return norms.scaled_norm(arrays, comm, parts=parts)
+
+    def _require_structure(self) -> Structure:
+        assert self._structure is not None, "gradients were checked before"
+        return self._structure
 
     def _require_plan(self) -> Plan:
         if self._plan is None:

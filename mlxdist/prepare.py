@@ -15,7 +15,7 @@ from .layout import Entry, fingerprint
 from .sharding import Plan
 from .state import StateTree
 from .trees import Flat, Tree, digest, nested
-from .wire import Wire
+from .update import Update, cut_all
 from .world import World
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -97,7 +97,7 @@ def set_up(
     """
     state.reset(optimizer, plan.entries)
     state.share_scalars(optimizer, comm)
-    shard = Wire(plan, comm).cut(parameters)
+    shard = cut_all(parameters, plan.pieces(comm.rank), plan)
     optimizer.init(nested(shard))
     fresh = state.read(optimizer, shard)
     kept = state.cut(before, plan, comm.rank)
@@ -105,6 +105,20 @@ def set_up(
     if state.misfit(known, kept) is None:
         state.write(optimizer, kept)
     return state.nbytes(fresh)
+
+
+def compile_update(world: World, name: str, update: Update, *, clips: bool) -> None:
+    """Has the update compiled, if it works on all ranks.
+
+    One rank a host goes first: they share MLX's folder of compiled kernels, and one
+    that another rank is still writing can't be loaded.
+    """
+    failed = world.is_first_on_host and update.compile(clips=clips)
+    agree(world.control, f"{name}.init", 0, list)
+    failed = failed or update.compile(clips=clips)
+    told = agree(world.control, f"{name}.init", 0, list, number=bool(failed))
+    if not any(told):
+        update.use_compiled()
 
 
 def load(comm: Collectives, call: str, optimizer: Any, plan: Plan, full: Any) -> None:

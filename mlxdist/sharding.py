@@ -37,6 +37,12 @@ class Piece(NamedTuple):
     stop: int
     offset: int
 
+    def shape(self, strategy: Strategy) -> tuple[int, ...]:
+        """Slices are 1-D; whole tensors are as they are."""
+        if strategy == "elements":
+            return (self.stop - self.start,)
+        return self.entry.shape
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -121,6 +127,18 @@ class Plan:
             for bucket in self.buckets
             for piece in bucket.pieces(rank)
         }
+
+    def pieces(self, rank: int) -> list[tuple[Piece, ...]]:
+        """What the rank's optimizer steps with, of each bucket."""
+        if self.sharded:
+            return [tuple(bucket.pieces(rank)) for bucket in self.buckets]
+        return [
+            tuple(
+                Piece(entry, 0, entry.size, offset)
+                for entry, offset in zip(b.entries, b.offsets, strict=False)
+            )
+            for b in self.buckets
+        ]
 
     @cached_property
     def by_path(self) -> dict[str, Entry]:

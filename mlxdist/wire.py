@@ -1,8 +1,9 @@
 """Trees to buckets, over the wire, and back. Only this file concatenates and splits.
 
-`reduce` takes every rank's gradients and gives the mean of what this rank owns;
-`gather` takes what it owns and gives everything. Between the two lies a shard: a flat
-tree `{path: array}` of 1-D slices, or of whole tensors.
+`reduce` takes every rank's gradients and gives the mean of what this rank owns, as one
+flat chunk for each bucket; `own` cuts chunks into the pieces that the optimizer steps
+with. What it makes of them goes, bucket by bucket, through `gather`, and is whole on
+every rank again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -20,9 +21,28 @@ from .native import all_sum_bytes
 from .sharding import Bucket, Plan
 from .trees import Flat
 
-# Buckets whose exchange has been started and not yet finished: enough to keep the wire
-# busy while one is packed and one is unpacked, few enough to bound the memory.
-IN_FLIGHT = 3
+Pieces = list[Array]
+
+# Bytes of buckets whose exchange has been started and not finished: enough to keep the
+# wire busy while one is packed and one is unpacked, few enough to bound the memory.
+IN_FLIGHT = 8 * 2**20
+
+
+class Means(NamedTuple):
+    """The mean gradients that this rank has, in the order of the buckets.
+
+    `chunks` are flat; where nothing travels, on one rank, there are lists of the
+    gradients themselves. `squares` is the sum of the squares of all chunks, inf where
+    it is not finite, None where it was not measured.
+    """
+
+    chunks: deque[Array | Pieces]
+    squares: float | None
+
+    def arrays(self) -> Pieces:
+        """All of them, in no special form."""
+        parts = [part if isinstance(part, list) else [part] for part in self.chunks]
+        return [array for part in parts for array in part]
 
 
 class Wire:
@@ -39,61 +59,94 @@ class Wire:
         self.plan = plan
         self.comm = comm
         self.wire_dtype = wire_dtype
-        self.pieces = [tuple(bucket.pieces(comm.rank)) for bucket in plan.buckets]
+        self.pieces = plan.pieces(comm.rank)
+        self._all_sums = comm.name == "native" and not plan.sharded
+        self._packs = [_Join(self._pack_dtype(bucket)) for bucket in plan.buckets]
+        self._repacks = [_Join(bucket.dtype) for bucket in plan.buckets]
+        self._wholes = [
+            _Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
+            for b in plan.buckets
+        ]
+        self._splits = [
+            _Split(
+                [(p.offset, p.offset + p.stop - p.start) for p in pieces],
+                [p.shape(plan.strategy) for p in pieces],
+            )
+            for pieces in self.pieces
+        ]
 
-    def reduce(self, gradients: Flat, weights: Weights) -> Flat:
-        """The weighted mean over the ranks, of this rank's shard.
+    def reduce(
+        self, gradients: Flat, weights: Weights, *, traced: bool = False
+    ) -> Means:
+        """The weighted mean over the ranks, of what this rank owns.
 
         Args:
-            gradients: all of them, with the plan's paths and shapes.
+            gradients: all of them, with the plan's paths and shapes, maybe lazy.
             weights: each rank's.
+            traced: whether `mx.compile` is tracing.
 
         Returns:
-            `{path: array}` of the shard, of everything where the plan is replicated.
-            Added in float32 and rounded once to the gradients' dtype. Bytes on the
-            wire: see `Collectives.start_sum_scatter` and `start_all_sum`.
+            This rank's span of each bucket, or the whole bucket where "native" adds up
+            gradients for replicated state. Bytes on the wire: see
+            `Collectives.start_sum_scatter` and `start_all_sum`.
         """
         if self.comm.size == 1:
-            return self.cut(gradients)
-        total = weights.total if weights.every else self.comm.sum_scalar(weights.own)
-        whole = not (self.plan.sharded or self.comm.name == "host")
-        start = self.comm.start_all_sum if whole else self.comm.start_sum_scatter
-        parts: list[Array] = []
-        for index, summed in self._pipeline(
-            lambda index, bucket: start(self._pack(bucket, gradients), bucket, weights)
-        ):
-            entry = self.plan.buckets[index].entries[0]
-            parts.append((summed / total).astype(gradients[entry.path].dtype))
-        if self.plan.sharded:
-            return self._unpack(parts)
-        return self._unpack_whole(enumerate(parts) if whole else self._collect(parts))
+            return Means(deque(self._parts(gradients)), None)
+        if weights.every is None:
+            weights = weights._replace(total=self.comm.sum_scalar(weights.own))
+        comm = self.comm
+        start = comm.start_all_sum if self._all_sums else comm.start_sum_scatter
 
-    def gather(self, shard: Flat) -> Flat:
-        """Everything, from every rank's shard, in the plan's dtypes.
+        def launch() -> Iterator[Pending]:
+            for bucket, pack in zip(self.plan.buckets, self._packs, strict=True):
+                parts = [gradients[entry.path] for entry in bucket.entries]
+                with mx.stream(comm.stream or mx.default_device()):
+                    flat = pack(parts, traced=traced)
+                yield start(flat, bucket, weights)
+
+        means, squares = Means(deque(), None), []
+        for pending in self._pipeline(launch()):
+            means.chunks.append(pending.finish())
+            squares.append(pending.squares)
+        measured = [square for square in squares if square is not None]
+        return means._replace(squares=sum(measured)) if measured else means
+
+    def own(self, means: Means, *, traced: bool) -> Iterator[tuple[int, Pieces]]:
+        """The pieces that this rank has to step with; uses the means up.
+
+        Over "host" the mean gradients for replicated state are gathered here, in the
+        gradients' dtype. Sends what a rank owns to each other rank.
+        """
+        if self.comm.size == 1:
+            yield from enumerate(_emptied(means.chunks))
+            return
+        spread = not self.plan.sharded and not self._all_sums
+        chunks = self._spread(means) if spread else _emptied(means.chunks)
+        for index, chunk in enumerate(chunks):
+            yield index, self._splits[index](chunk, traced=traced)
+
+    def gather(
+        self, stepped: Iterable[tuple[int, Pieces]], *, traced: bool
+    ) -> Iterator[tuple[Bucket, Pieces]]:
+        """Each bucket's entries, whole, from every rank's pieces.
 
         Sends what a rank owns to each other rank.
         """
-        if not self.plan.sharded:
-            return shard
-        if self.comm.size == 1:
-            return {e.path: shard[e.path].reshape(e.shape) for e in self.plan.entries}
-        chunks = [
-            _concatenate([shard[p.entry.path] for p in pieces], bucket.dtype)
-            for pieces, bucket in zip(self.pieces, self.plan.buckets, strict=True)
-        ]
-        return self._unpack_whole(self._collect(chunks))
+        buckets = self.plan.buckets
+        if not self.plan.sharded or self.comm.size == 1:
+            for index, pieces in stepped:
+                entries = zip(pieces, buckets[index].entries, strict=True)
+                yield buckets[index], [piece.reshape(e.shape) for piece, e in entries]
+            return
 
-    def cut(self, full: Flat) -> Flat:
-        """This rank's shard of arrays that every rank has whole; nothing travels."""
-        if not self.plan.sharded:
-            return full
-        shard: Flat = {}
-        for piece in (piece for pieces in self.pieces for piece in pieces):
-            array = full[piece.entry.path]
-            if self.plan.strategy == "elements":
-                array = array.reshape(-1)[piece.start : piece.stop]
-            shard[piece.entry.path] = array
-        return shard
+        def launch() -> Iterator[Pending]:
+            for index, pieces in stepped:
+                flat = self._repacks[index](pieces, traced=traced)
+                yield self.comm.start_all_gather(flat, buckets[index])
+
+        for index, pending in enumerate(self._pipeline(launch())):
+            flat = pending.finish()
+            yield buckets[index], self._wholes[index](flat, traced=traced)
 
     def expected(self) -> Traffic:
         """What a step of this rank sends, from the plan alone; `traffic` counts it."""
@@ -114,62 +167,87 @@ class Wire:
                 traffic.add(all_sum_bytes(bucket.size * item, ranks))
         return traffic
 
-    def _pipeline(
-        self, launch: Callable[[int, Bucket], Pending]
-    ) -> Iterator[tuple[int, Array]]:
-        pending: deque[tuple[int, Pending]] = deque()
-        for index, bucket in enumerate(self.plan.buckets):
-            pending.append((index, launch(index, bucket)))
-            if len(pending) == IN_FLIGHT:
-                index, oldest = pending.popleft()
-                yield index, oldest.finish()
-        for index, late in pending:
-            yield index, late.finish()
+    def _parts(self, gradients: Flat) -> Iterator[Pieces]:
+        for pieces in self.pieces:
+            yield [
+                gradients[p.entry.path].reshape(p.shape(self.plan.strategy))
+                for p in pieces
+            ]
 
-    def _pack(self, bucket: Bucket, gradients: Flat) -> Array:
-        parts = [gradients[entry.path] for entry in bucket.entries]
-        return _concatenate(parts, self._pack_dtype(bucket))
+    def _spread(self, means: Means) -> Iterator[Array]:
+        def launch() -> Iterator[Pending]:
+            for index, bucket in enumerate(self.plan.buckets):
+                mean: Any = means.chunks.popleft()
+                narrow = mean.astype(getattr(mx, bucket.dtype))
+                yield self.comm.start_all_gather(narrow, self.plan.buckets[index])
 
-    def _pack_dtype(self, bucket: Bucket) -> Any:
+        for pending in self._pipeline(launch()):
+            yield pending.finish()
+
+    def _pipeline(self, started: Iterator[Pending]) -> Iterator[Pending]:
+        """Those that have been started, oldest first, with others under way."""
+        under_way: deque[Pending] = deque()
+        oldest, nbytes = 0, 0
+        buckets = self.plan.buckets
+        for newest, pending in enumerate(started):
+            under_way.append(pending)
+            nbytes += buckets[newest].nbytes
+            while nbytes > IN_FLIGHT and len(under_way) > 1:
+                nbytes -= buckets[oldest].nbytes
+                oldest += 1
+                yield under_way.popleft()
+        while under_way:
+            yield under_way.popleft()
+
+    def _pack_dtype(self, bucket: Bucket) -> str:
         # What is wider than float32 stays so.
-        return None if bucket.dtype == "float64" else self.wire_dtype
+        if self.wire_dtype is None or bucket.dtype == "float64":
+            return bucket.dtype
+        return str(self.wire_dtype).rpartition(".")[2]
 
     def _pack_size(self, bucket: Bucket) -> int:
-        dtype = self._pack_dtype(bucket)
-        return int(ITEM_SIZES[bucket.dtype] if dtype is None else dtype.size)
-
-    def _collect(self, chunks: Sequence[Array]) -> Iterator[tuple[int, Array]]:
-        return self._pipeline(
-            lambda index, bucket: self.comm.start_all_gather(chunks[index], bucket)
-        )
-
-    def _unpack(self, chunks: Sequence[Array]) -> Flat:
-        shard: Flat = {}
-        for pieces, chunk in zip(self.pieces, chunks, strict=True):
-            for entry, start, stop, offset in pieces:
-                part = chunk[offset : offset + stop - start]
-                whole = self.plan.strategy == "tensors"
-                shard[entry.path] = part.reshape(entry.shape) if whole else part
-        return shard
-
-    def _unpack_whole(self, flats: Iterable[tuple[int, Array]]) -> Flat:
-        full: Flat = {}
-        for index, flat in flats:
-            bucket = self.plan.buckets[index]
-            ends = zip(bucket.entries, pairwise(bucket.offsets), strict=True)
-            for entry, (start, stop) in ends:
-                full[entry.path] = flat[start:stop].reshape(entry.shape)
-        return full
+        return ITEM_SIZES[self._pack_dtype(bucket)]
 
 
-def _concatenate(parts: Sequence[Array], dtype: Any) -> Array:
-    """The arrays as one flat vector; `dtype` may be None, a dtype or its name."""
-    dtype = getattr(mx, dtype) if isinstance(dtype, str) else dtype
-    if not parts:
-        return mx.zeros(0, dtype)
-    flat = parts[0].reshape(-1) if len(parts) == 1 else _joined(parts)
-    return flat if dtype is None else flat.astype(dtype)
+def _emptied(chunks: deque[Any]) -> Iterator[Any]:
+    while chunks:
+        yield chunks.popleft()
 
 
-def _joined(parts: Sequence[Array]) -> Array:
-    return mx.concatenate([part.reshape(-1) for part in parts])
+class _Join:
+    """Arrays -> one flat vector of a dtype.
+
+    Compiled, as `_Split` is, not for the arithmetic, but because thousands of small
+    tensors would cost a microsecond of Python each.
+    """
+
+    def __init__(self, dtype: str):
+        self._dtype = getattr(mx, dtype)
+        self._compiled: Callable[..., Array] = mx.compile(self._join)
+
+    def __call__(self, parts: Pieces, *, traced: bool) -> Array:
+        plain = traced or len(parts) < 2
+        return self._join(parts) if plain else self._compiled(parts)
+
+    def _join(self, parts: Pieces) -> Array:
+        if not parts:
+            return mx.zeros(0, self._dtype)
+        flat = [part.reshape(-1) for part in parts]
+        return (flat[0] if len(flat) == 1 else mx.concatenate(flat)).astype(self._dtype)
+
+
+class _Split:
+    """One flat vector -> views of it, from and to given places, in given shapes."""
+
+    def __init__(
+        self, bounds: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, ...]]
+    ):
+        self._parts = list(zip(bounds, shapes, strict=True))
+        self._compiled: Callable[..., Pieces] = mx.compile(self._split)
+
+    def __call__(self, flat: Array, *, traced: bool) -> Pieces:
+        plain = traced or len(self._parts) < 2
+        return self._split(flat) if plain else self._compiled(flat)
+
+    def _split(self, flat: Array) -> Pieces:
+        return [flat[a:b].reshape(shape) for (a, b), shape in self._parts]

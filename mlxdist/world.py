@@ -54,9 +54,17 @@ class World:
         self.recorder = recorder or Recorder()
         self.native = Native(split_group(group, backend, 0), backend, self.recorder)
         self._comm = comm
-        self.host_transport = (
-            None if comm is None else Host(comm, self.native.flush, self.recorder)
-        )
+        self.host_transport: Host | None = None
+        self.is_first_on_host = True
+        if comm is not None:
+            on_host, first = _neighbours(comm)
+            self.is_first_on_host = first
+            self.host_transport = Host(
+                comm,
+                self.native.flush,
+                self.recorder,
+                overlaps=on_host < self.size or mx.default_device() == mx.gpu,
+            )
 
     @property
     def is_root(self) -> bool:
@@ -214,6 +222,16 @@ class World:
         group = split_group(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
         return World(group, self.backend, comm, Recorder(self.recorder))
+
+
+def _neighbours(comm: Any) -> tuple[int, bool]:
+    """How many ranks share this host's memory, and whether this is their first."""
+    from mpi4py import MPI
+
+    neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    result = neighbours.Get_size(), neighbours.Get_rank() == 0
+    neighbours.Free()
+    return result
 
 
 def split_group(group: Any, backend: Backend, color: int) -> Any:

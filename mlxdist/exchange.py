@@ -21,14 +21,14 @@ import mlx.core as mx
 import numpy as np
 
 from .collectives import Array, Traffic, Weights, split_counts
-from .memory import NUMPY, Raw, decode, flattened, published, raw
+from .memory import NUMPY, Raw, blank, decode, flattened, raw
 from .recorder import Recorder
 
 # A round moves at most this much from each rank to each other one. It is added up, or
 # handed on, while it is in the second-level cache or not far from it.
 MESSAGE_BYTES = 2**20
 # Elements that are added at once: the sum of a block stays in the second-level cache.
-BLOCK = 32 * 1024
+BLOCK = 64 * 1024
 
 
 class Line(Protocol):
@@ -111,16 +111,26 @@ class SumScatter(Exchange):
 
     name = "sum_scatter"
 
-    def __init__(self, line: Line, flat: Array, bucket: Any, weights: Weights):
+    def __init__(
+        self,
+        line: Line,
+        flat: Array,
+        bucket: Any,
+        weights: Weights,
+        *,
+        measures: bool = True,
+    ):
         super().__init__(line, flat, bucket)
+        self.measures = measures
         self.is_bfloat16 = flat.dtype == mx.bfloat16
         self.wide = mx.float64 if flat.dtype == mx.float64 else mx.float32
         self.weights = weights
-        self.sum_of_squares = 0.0
+        self.measured = 0.0
 
     def begin(self) -> None:
         self.source = raw(self.array, NUMPY[self.array.dtype])
-        self.mean: Raw = np.empty(self.end - self.own, NUMPY[self.wide])
+        self.result = blank(self.end - self.own, self.wide)
+        self.mean = raw(self.result, NUMPY[self.wide])
 
     def post(self, start: int, stop: int) -> Round:
         own_start, own_stop = self.clip(self.line.rank, start, stop)
@@ -158,28 +168,28 @@ class SumScatter(Exchange):
     def add(self, block: Raw, parts: Sequence[Raw]) -> None:
         every, total = self.weights.every, self.weights.total
         assert every is not None, "the host transport knows all weights"
-        first = True
-        for part, weight in zip(parts, every, strict=True):
-            if weight == 0:  # a rank without examples may well have sent nan
-                continue
-            numbers = decode(part, self.is_bfloat16, block.dtype)
-            if weight != 1:
-                numbers = numbers * block.dtype.type(weight)
-            if first:
-                block[:] = numbers
-            else:
-                block += numbers
-            first = False
+        wanted = [  # a rank without examples may well have sent nan
+            decode(part, self.is_bfloat16, block.dtype)
+            if weight == 1
+            else decode(part, self.is_bfloat16, block.dtype) * block.dtype.type(weight)
+            for part, weight in zip(parts, every, strict=True)
+            if weight
+        ]
+        if len(wanted) == 1:
+            block[:] = wanted[0]
+        else:
+            np.add(wanted[0], wanted[1], out=block)
+        for numbers in wanted[2:]:
+            block += numbers
         if total != 1:
             block /= block.dtype.type(total)
-        squared = float(np.dot(block, block))
-        # Not finite because squares overflow, or because the sum is not.
-        self.sum_of_squares += squared if math.isfinite(squared) else math.inf
+        if self.measures:
+            self.measured += sum_of_squares(block)
 
     def finish(self) -> Array:
         self.line.finish(self)
-        self.squares = self.sum_of_squares
-        return published(self.mean, self.wide)
+        self.squares = self.measured if self.measures else None
+        return self.result
 
 
 class AllGather(Exchange):
@@ -190,7 +200,8 @@ class AllGather(Exchange):
     def begin(self) -> None:
         bits = np.dtype(f"u{self.array.itemsize}")
         self.source = raw(self.array, bits)
-        self.full: Raw = np.empty(self.bucket.size, bits)
+        self.result = blank(self.bucket.size, self.array.dtype)
+        self.full = raw(self.result, bits)
         self.full[self.own : self.end] = self.source
 
     def post(self, start: int, stop: int) -> Round:
@@ -209,4 +220,14 @@ class AllGather(Exchange):
 
     def finish(self) -> Array:
         self.line.finish(self)
-        return published(self.full, self.array.dtype)
+        return self.result
+
+
+def sum_of_squares(numbers: Raw) -> float:
+    """Of a vector; inf where a number or a square is not finite."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, numbers.size, BLOCK):
+            block = numbers[start : start + BLOCK]
+            total += float(np.dot(block, block))
+    return total if math.isfinite(total) else math.inf

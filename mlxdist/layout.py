@@ -77,12 +77,17 @@ def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return ordered
 
 
+# Bytes from which on a tensor travels from where it lies: copying it into a bucket with
+# others would cost more than it costs to start one more exchange.
+ALONE_FROM = 2**20
+
+
 def make_buckets(entries: Sequence[Entry], bucket_size: int) -> list[list[int]]:
-    """Groups entries of one dtype until a group holds `bucket_size` bytes.
+    """Groups small entries of one dtype until a group holds `bucket_size` bytes.
 
     Args:
         entries: in the order of `in_order`.
-        bucket_size: bytes; a bigger tensor is a bucket of its own.
+        bucket_size: bytes. A tensor as big, or of 1 MiB, is a bucket of its own.
 
     Returns:
         Lists of indices into `entries`, last layers first: the order in which the
@@ -95,6 +100,9 @@ def make_buckets(entries: Sequence[Entry], bucket_size: int) -> list[list[int]]:
     filled: dict[str, int] = {}
     for index in reversed(range(len(entries))):
         entry = entries[index]
+        if entry.nbytes >= min(bucket_size, ALONE_FROM):
+            closed.append([index])
+            continue
         bucket = open_buckets.setdefault(entry.dtype, [])
         bucket.append(index)
         filled[entry.dtype] = filled.get(entry.dtype, 0) + entry.nbytes

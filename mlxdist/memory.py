@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +22,10 @@ NUMPY: dict[Any, np.dtype[Any]] = {
 }
 
 
+# Bytes from which on it takes longer to fill memory than to go round it.
+_WORTH_IT = 3 * 2**20
+
+
 def flattened(array: Array) -> Array:
     """The array as one contiguous vector, lazy; a copy only where it has to be."""
     return mx.contiguous(array.reshape(-1))
@@ -34,16 +40,58 @@ def raw(array: Array, dtype: Any = np.uint8) -> Raw:
     return np.frombuffer(memoryview(array).cast("B"), dtype)
 
 
-def published(bits: Raw, dtype: Any) -> Array:
-    """Memory that is complete, as an MLX array; copied only where MLX has to.
+def blank(size: int, dtype: Any) -> Array:
+    """An evaluated vector with whatever was in its memory before, to be written to.
 
-    Nobody may write into it any more.
+    MLX's own `empty` fills it with zeros, which costs as much as filling it with
+    something. `load` makes room and leaves the rest to the file: here to one that
+    leaves the room as it is.
     """
-    numbers = bits.view(NUMPY[dtype])
-    if dtype == mx.float64:  # MLX would narrow it
-        return mx.array(numbers, dtype)
-    array = mx.from_dlpack(numbers)
-    return array.view(dtype) if array.dtype != dtype else array
+    if size * dtype.size < _WORTH_IT or dtype == mx.float64:
+        with mx.stream(mx.cpu):
+            array = mx.zeros(size, dtype)
+    else:
+        bits = np.dtype(f"u{dtype.size}")
+        file: Any = _NoFile(bits, size)
+        loaded: Any = mx.load(file, format="npy", stream=mx.cpu)
+        array = loaded.view(dtype)
+    mx.eval(array)
+    return array
+
+
+class _NoFile:
+    """A file in numpy's format of which only the header can be read."""
+
+    closed = False
+
+    def __init__(self, dtype: np.dtype[Any], size: int):
+        file = io.BytesIO()
+        told = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+        np.lib.format.write_array_header_1_0(file, told)
+        self._header = file.getvalue()
+        self._place = 0
+
+    def readinto(self, room: Any) -> int:
+        part = self._header[self._place : self._place + len(room)]
+        room[: len(part)] = part
+        self._place += len(room)
+        return len(room)
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._place = place + (self._place if whence == os.SEEK_CUR else 0)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int) -> bytes:
+        raise NotImplementedError("MLX asks for what it reads with readinto")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def decode(part: Raw, is_bfloat16: bool, dtype: Any) -> Raw:

@@ -9,18 +9,23 @@ import numpy as np
 
 from .agreement import float_of, words_of
 from .collectives import Array, Collectives
+from .exchange import sum_of_squares
+from .memory import raw
 
 
-def squared_norm(arrays: Sequence[Array]) -> Array:
+def squared_norm(arrays: Sequence[Array], *, traced: bool = False) -> Array:
     """The sum of squares of all elements, a float32 scalar; 0 for no arrays.
 
     16-bit numbers are squared in float32, where they neither overflow nor vanish.
     """
-    total = mx.array(0.0, mx.float32)
+    total, known = mx.array(0.0, mx.float32), 0.0
+    on_cpu = not traced and mx.default_device() == mx.cpu
     for array in arrays:
-        if array.size:
+        if on_cpu and array.dtype == mx.float32:  # in the cache, without temporaries
+            known += sum_of_squares(raw(array, np.float32))
+        elif array.size:
             total = total + array.astype(mx.float32).square().sum()
-    return total
+    return total + known
 
 
 def global_norm(
@@ -29,12 +34,15 @@ def global_norm(
     *,
     parts: bool,
     squares: float | None = None,
+    traced: bool = False,
 ) -> Array:
     """The norm of arrays that each rank has whole, or of the parts of all ranks.
 
     `squares` is their sum, where it is known.
     """
-    own = squared_norm(arrays) if squares is None else mx.array(squares)
+    own = mx.array(squares or 0.0)
+    if squares is None:
+        own = squared_norm(arrays, traced=traced)
     return mx.sqrt(comm.sum_scalar(own) if parts else own)
 
 

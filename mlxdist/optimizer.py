@@ -273,18 +273,22 @@ class DistributedOptimizer(Delegate):
                 self._structure = Structure(flat, like=gradients)
             wire = self._wire(traced=traced)
             recorder.phase("gradient exchange")
-            means = wire.reduce(flat, weights, traced=traced)
-            norm = self._measured(means, wire, traced) if self._measures else None
+            streams = self.max_norm is None and not traced
+            streams = streams and wire.certainly_finite(flat, weights)
+            means = wire.reduce(flat, weights, traced=traced, streams=streams)
+            measures = self._measures and not streams
+            norm = self._measured(means, wire, traced) if measures else None
             if norm is not None and not traced and not math.isfinite(float(norm)):
                 self._skip_or_raise(flat, weights)
                 return
-            flat.clear()
+            if not streams:
+                flat.clear()
             recorder.phase("optimizer and parameter exchange")
             scale = None
             if self.max_norm is not None:
                 self._norm = None if traced else norm
                 scale = norms.clip_scale(norm, self.max_norm)
-            own = wire.own(means, traced=traced)
+            own = wire.own(means)
             stepped = self._local_update.each(own, before, scale, traced=traced)
             for bucket, arrays in wire.gather(stepped, traced=traced):
                 if not traced:
@@ -312,7 +316,9 @@ class DistributedOptimizer(Delegate):
         comm: Collectives = wire.comm
         parts = wire.plan.sharded or means.squares is not None
         arrays = means.arrays()
-        norm = norms.global_norm(arrays, comm, parts=parts, squares=means.squares)
+        norm = norms.global_norm(
+            arrays, comm, parts=parts, squares=means.squares, traced=traced
+        )
         if traced or math.isfinite(float(norm)):
             return norm
         return norms.scaled_norm(arrays, comm, parts=parts)

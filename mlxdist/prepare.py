@@ -14,8 +14,9 @@ from .collectives import Collectives
 from .layout import Entry, fingerprint
 from .sharding import Plan
 from .state import StateTree
+from .step import cut_all
 from .trees import Flat, Tree, digest, nested
-from .update import Update, cut_all
+from .update import Update
 from .world import World
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")

@@ -9,23 +9,30 @@ every rank again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from .collectives import Array, Collectives, Pending, Traffic, Weights
+from .exchange import sum_of_squares
+from .flat import Join, Pieces, Split
 from .layout import ITEM_SIZES
+from .memory import raw
 from .native import all_sum_bytes
 from .sharding import Bucket, Plan
 from .trees import Flat
 
-Pieces = list[Array]
+Chunk = Array | Pieces  # flat, or the parts of it
 
 # Bytes of buckets whose exchange has been started and not finished: enough to keep the
 # wire busy while one is packed and one is unpacked, few enough to bound the memory.
 IN_FLIGHT = 8 * 2**20
+# Bytes of a tensor, on the mean, for which a look at each costs less than keeping it.
+_LARGE = 256 * 1024
+_FAR_FROM_OVERFLOW = 1e30
 
 
 class Means(NamedTuple):
@@ -36,7 +43,7 @@ class Means(NamedTuple):
     it is not finite, None where it was not measured.
     """
 
-    chunks: deque[Array | Pieces]
+    chunks: deque[Chunk] | Iterator[Chunk]
     squares: float | None
 
     def arrays(self) -> Pieces:
@@ -61,22 +68,20 @@ class Wire:
         self.wire_dtype = wire_dtype
         self.pieces = plan.pieces(comm.rank)
         self._all_sums = comm.name == "native" and not plan.sharded
-        self._packs = [_Join(self._pack_dtype(bucket)) for bucket in plan.buckets]
-        self._repacks = [_Join(bucket.dtype) for bucket in plan.buckets]
+        self._packs = [Join(self._pack_dtype(bucket)) for bucket in plan.buckets]
+        self._repacks = [Join(bucket.dtype) for bucket in plan.buckets]
         self._wholes = [
-            _Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
+            Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
-        ]
-        self._splits = [
-            _Split(
-                [(p.offset, p.offset + p.stop - p.start) for p in pieces],
-                [p.shape(plan.strategy) for p in pieces],
-            )
-            for pieces in self.pieces
         ]
 
     def reduce(
-        self, gradients: Flat, weights: Weights, *, traced: bool = False
+        self,
+        gradients: Flat,
+        weights: Weights,
+        *,
+        traced: bool = False,
+        streams: bool = False,
     ) -> Means:
         """The weighted mean over the ranks, of what this rank owns.
 
@@ -84,6 +89,8 @@ class Wire:
             gradients: all of them, with the plan's paths and shapes, maybe lazy.
             weights: each rank's.
             traced: whether `mx.compile` is tracing.
+            streams: whether a bucket may go on before all are reduced; they are then
+                exchanged as they are asked for, and their squares not measured.
 
         Returns:
             This rank's span of each bucket, or the whole bucket where "native" adds up
@@ -104,29 +111,47 @@ class Wire:
                     flat = pack(parts, traced=traced)
                 yield start(flat, bucket, weights)
 
-        means, squares = Means(deque(), None), []
-        for pending in self._pipeline(launch()):
-            means.chunks.append(pending.finish())
-            squares.append(pending.squares)
+        pending = self._pipeline(launch())
+        if streams:
+            return Means((one.finish() for one in pending), None)
+        means, squares = deque[Chunk](), []
+        for one in pending:
+            means.append(one.finish())
+            squares.append(one.squares)
         measured = [square for square in squares if square is not None]
-        return means._replace(squares=sum(measured)) if measured else means
+        return Means(means, sum(measured) if measured else None)
 
-    def own(self, means: Means, *, traced: bool) -> Iterator[tuple[int, Pieces]]:
-        """The pieces that this rank has to step with; uses the means up.
+    def certainly_finite(self, gradients: Flat, weights: Weights) -> bool:
+        """Whether it can be told beforehand, cheaply, that the mean will be finite.
+
+        Then nothing need be kept until all of it is known, which is worth a look at
+        this rank's gradients where they are there already: with ranks on one host,
+        whose cores they compute and communicate on in turn. 8 bytes a rank travel.
+        """
+        entries = self.plan.entries
+        enough = sum(entry.nbytes for entry in entries) >= _LARGE * len(entries)
+        alone = self.comm.size > 1 and self.comm.name == "host" and not self.comm.stream
+        if not (alone and enough and all(e.dtype == "float32" for e in entries)):
+            return False
+        own = 0.0
+        if weights.own:
+            own = sum(sum_of_squares(raw(g, np.float32)) for g in gradients.values())
+        bound = float(self.comm.sum_scalar(mx.array(own * weights.own**2)))
+        return bound < _FAR_FROM_OVERFLOW
+
+    def own(self, means: Means) -> Iterator[tuple[int, Chunk]]:
+        """What this rank has to step with, of each bucket; uses the means up.
 
         Over "host" the mean gradients for replicated state are gathered here, in the
         gradients' dtype. Sends what a rank owns to each other rank.
         """
-        if self.comm.size == 1:
-            yield from enumerate(_emptied(means.chunks))
-            return
-        spread = not self.plan.sharded and not self._all_sums
-        chunks = self._spread(means) if spread else _emptied(means.chunks)
-        for index, chunk in enumerate(chunks):
-            yield index, self._splits[index](chunk, traced=traced)
+        chunks = _emptied(means.chunks)
+        if self.comm.size > 1 and not self.plan.sharded and not self._all_sums:
+            chunks = self._spread(chunks)
+        yield from enumerate(chunks)
 
     def gather(
-        self, stepped: Iterable[tuple[int, Pieces]], *, traced: bool
+        self, stepped: Iterable[tuple[int, Chunk]], *, traced: bool
     ) -> Iterator[tuple[Bucket, Pieces]]:
         """Each bucket's entries, whole, from every rank's pieces.
 
@@ -134,19 +159,27 @@ class Wire:
         """
         buckets = self.plan.buckets
         if not self.plan.sharded or self.comm.size == 1:
-            for index, pieces in stepped:
-                entries = zip(pieces, buckets[index].entries, strict=True)
-                yield buckets[index], [piece.reshape(e.shape) for piece, e in entries]
+            for index, chunk in stepped:
+                yield buckets[index], self.whole(index, chunk, traced=traced)
             return
 
         def launch() -> Iterator[Pending]:
-            for index, pieces in stepped:
-                flat = self._repacks[index](pieces, traced=traced)
-                yield self.comm.start_all_gather(flat, buckets[index])
+            for index, chunk in stepped:
+                if isinstance(chunk, list):
+                    chunk = self._repacks[index](chunk, traced=traced)
+                yield self.comm.start_all_gather(chunk, buckets[index])
 
         for index, pending in enumerate(self._pipeline(launch())):
-            flat = pending.finish()
-            yield buckets[index], self._wholes[index](flat, traced=traced)
+            yield buckets[index], self.whole(index, pending.finish(), traced=traced)
+
+    def whole(self, index: int, chunk: Chunk, *, traced: bool) -> Pieces:
+        """A bucket's entries in their shapes, from all of it."""
+        if not isinstance(chunk, list):
+            return self._wholes[index](chunk, traced=traced)
+        if self.plan.strategy != "elements":
+            return chunk
+        entries = zip(chunk, self.plan.buckets[index].entries, strict=True)
+        return [piece.reshape(entry.shape) for piece, entry in entries]
 
     def expected(self) -> Traffic:
         """What a step of this rank sends, from the plan alone; `traffic` counts it."""
@@ -174,12 +207,11 @@ class Wire:
                 for p in pieces
             ]
 
-    def _spread(self, means: Means) -> Iterator[Array]:
+    def _spread(self, means: Iterable[Array]) -> Iterator[Array]:
         def launch() -> Iterator[Pending]:
-            for index, bucket in enumerate(self.plan.buckets):
-                mean: Any = means.chunks.popleft()
+            for bucket, mean in zip(self.plan.buckets, means, strict=True):
                 narrow = mean.astype(getattr(mx, bucket.dtype))
-                yield self.comm.start_all_gather(narrow, self.plan.buckets[index])
+                yield self.comm.start_all_gather(narrow, bucket)
 
         for pending in self._pipeline(launch()):
             yield pending.finish()
@@ -209,45 +241,9 @@ class Wire:
         return ITEM_SIZES[self._pack_dtype(bucket)]
 
 
-def _emptied(chunks: deque[Any]) -> Iterator[Any]:
+def _emptied(chunks: deque[Any] | Iterator[Any]) -> Iterator[Any]:
+    if not isinstance(chunks, deque):
+        yield from chunks
+        return
     while chunks:
         yield chunks.popleft()
-
-
-class _Join:
-    """Arrays -> one flat vector of a dtype.
-
-    Compiled, as `_Split` is, not for the arithmetic, but because thousands of small
-    tensors would cost a microsecond of Python each.
-    """
-
-    def __init__(self, dtype: str):
-        self._dtype = getattr(mx, dtype)
-        self._compiled: Callable[..., Array] = mx.compile(self._join)
-
-    def __call__(self, parts: Pieces, *, traced: bool) -> Array:
-        plain = traced or len(parts) < 2
-        return self._join(parts) if plain else self._compiled(parts)
-
-    def _join(self, parts: Pieces) -> Array:
-        if not parts:
-            return mx.zeros(0, self._dtype)
-        flat = [part.reshape(-1) for part in parts]
-        return (flat[0] if len(flat) == 1 else mx.concatenate(flat)).astype(self._dtype)
-
-
-class _Split:
-    """One flat vector -> views of it, from and to given places, in given shapes."""
-
-    def __init__(
-        self, bounds: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, ...]]
-    ):
-        self._parts = list(zip(bounds, shapes, strict=True))
-        self._compiled: Callable[..., Pieces] = mx.compile(self._split)
-
-    def __call__(self, flat: Array, *, traced: bool) -> Pieces:
-        plain = traced or len(self._parts) < 2
-        return self._split(flat) if plain else self._compiled(flat)
-
-    def _split(self, flat: Array) -> Pieces:
-        return [flat[a:b].reshape(shape) for (a, b), shape in self._parts]

@@ -67,7 +67,8 @@ class Pending(Protocol):
 class Collectives(Protocol):
     """One rank's end of the wire. Every rank calls the same methods in the same order.
 
-    The array methods take and give 1-D arrays. `start_` methods return at once, as far
+    The array methods take arrays of one dtype, which follow each other as one flat
+    vector, and give 1-D arrays. `start_` methods return at once, as far
     as the transport can; they may be finished in the order in which they were started.
     """
 
@@ -76,7 +77,7 @@ class Collectives(Protocol):
     size: int
     traffic: Traffic
     recorder: Recorder
-    stream: Any  # where gradients are packed; None for MLX's default
+    overlaps: bool  # whether to compute and to communicate at the same time
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us on `host`."""
@@ -88,19 +89,24 @@ class Collectives(Protocol):
         """The root's array on every rank, where shape and dtype are the same. Eager."""
 
     def start_sum_scatter(
-        self, flat: Array, bucket: Bucket, weights: Weights
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
-        """(bucket.size,) -> this rank's span of the weighted mean.
+        """Arrays of bucket.size elements -> this rank's span of the weighted mean.
 
         `host` sends (N-1)/N of the array's bytes and adds in float32; `native` adds in
         the array's dtype and sends twice that where MLX has no reduce-scatter.
         """
 
-    def start_all_gather(self, chunk: Array, bucket: Bucket) -> Pending:
-        """This rank's span -> (bucket.size,). Sends N-1 times the chunk's bytes."""
+    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
+        """Arrays that are this rank's span -> (bucket.size,).
 
-    def start_all_sum(self, flat: Array, bucket: Bucket, weights: Weights) -> Pending:
-        """(bucket.size,) -> the weighted mean of all of it. `native` alone."""
+        Sends N-1 times the span's bytes.
+        """
+
+    def start_all_sum(
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+    ) -> Pending:
+        """Arrays of bucket.size elements -> the weighted mean. `native` alone."""
 
     def sum_scalar(self, value: Array) -> Array:
         """The sum of one float32 number over the ranks, the same bits on all."""

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from .collectives import Array, Traffic, Weights, split_counts
-from .memory import NUMPY, Raw, blank, decode, flattened, raw
+from .memory import NUMPY, Raw, blank, decode, raw, raw_all
 from .recorder import Recorder
 
 # A round moves at most this much from each rank to each other one. It is added up, or
@@ -58,22 +58,22 @@ class Round:
 
 
 class Exchange:
-    """One bucket's exchange. Its array may be lazy until `begin`."""
+    """One bucket's exchange. Its arrays, laid end to end, may be lazy until `begin`."""
 
     name = ""
     squares: float | None = None
 
-    def __init__(self, line: Line, array: Array, bucket: Any):
+    def __init__(self, line: Line, arrays: list[Array], dtype: Any, bucket: Any):
         self.line = line
-        self.array = flattened(array)
+        self.arrays = arrays
+        self.dtype = dtype
         self.bucket = bucket
-        self.record = line.recorder.started(
-            self.name, bucket.size, str(array.dtype), array.nbytes
-        )
+        nbytes = sum(array.nbytes for array in arrays)
+        self.record = line.recorder.started(self.name, bucket.size, str(dtype), nbytes)
         self.spans = [bucket.span(rank) for rank in range(line.size)]
         self.own, self.end = self.spans[line.rank]
         longest = max(stop - start for start, stop in self.spans)
-        per_round = max(1, MESSAGE_BYTES // array.itemsize)
+        per_round = max(1, MESSAGE_BYTES // dtype.size)
         self.todo = deque(split_counts(longest, per_round))
         self.left = len(self.todo)
         line.traffic.add(0)
@@ -114,21 +114,22 @@ class SumScatter(Exchange):
     def __init__(
         self,
         line: Line,
-        flat: Array,
+        arrays: list[Array],
+        dtype: Any,
         bucket: Any,
         weights: Weights,
         *,
         measures: bool = True,
     ):
-        super().__init__(line, flat, bucket)
+        super().__init__(line, arrays, dtype, bucket)
         self.measures = measures
-        self.is_bfloat16 = flat.dtype == mx.bfloat16
-        self.wide = mx.float64 if flat.dtype == mx.float64 else mx.float32
+        self.is_bfloat16 = dtype == mx.bfloat16
+        self.wide = mx.float64 if dtype == mx.float64 else mx.float32
         self.weights = weights
         self.measured = 0.0
 
     def begin(self) -> None:
-        self.source = raw(self.array, NUMPY[self.array.dtype])
+        self.source = raw_all(self.arrays, NUMPY[self.dtype])
         self.result = blank(self.end - self.own, self.wide)
         self.mean = raw(self.result, NUMPY[self.wide])
 
@@ -198,9 +199,9 @@ class AllGather(Exchange):
     name = "all_gather"
 
     def begin(self) -> None:
-        bits = np.dtype(f"u{self.array.itemsize}")
-        self.source = raw(self.array, bits)
-        self.result = blank(self.bucket.size, self.array.dtype)
+        bits = np.dtype(f"u{self.dtype.size}")
+        self.source = raw_all(self.arrays, bits)
+        self.result = blank(self.bucket.size, self.dtype)
         self.full = raw(self.result, bits)
         self.full[self.own : self.end] = self.source
 

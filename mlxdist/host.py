@@ -10,7 +10,7 @@ Nothing here runs on the accelerator, which is free for the backward pass meanwh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -53,8 +53,7 @@ class Host:
         self._flush = before
         self._progress = Progress(MPI, overlaps=overlaps, recorder=recorder)
         self._inboxes: list[Raw] = []
-        # Packed beside the backward pass, not behind it.
-        self.stream = mx.new_stream(mx.default_device()) if overlaps else None
+        self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.traffic = Traffic()
@@ -102,13 +101,19 @@ class Host:
         self.traffic.add(source.nbytes if self.rank == root else 0)
         return array
 
-    def start_sum_scatter(self, flat: Array, bucket: Any, weights: Weights) -> Pending:
-        return self._start(SumScatter(self, flat, bucket, weights))
+    def start_sum_scatter(
+        self, parts: Sequence[Array], bucket: Any, weights: Weights
+    ) -> Pending:
+        dtype = parts[0].dtype
+        return self._start(SumScatter(self, list(parts), dtype, bucket, weights))
 
-    def start_all_gather(self, chunk: Array, bucket: Any) -> Pending:
-        return self._start(AllGather(self, chunk, bucket))
+    def start_all_gather(self, parts: Sequence[Array], bucket: Any) -> Pending:
+        dtype = parts[0].dtype if parts else getattr(mx, bucket.dtype)
+        return self._start(AllGather(self, list(parts), dtype, bucket))
 
-    def start_all_sum(self, flat: Array, bucket: Any, weights: Weights) -> Pending:
+    def start_all_sum(
+        self, parts: Sequence[Array], bucket: Any, weights: Weights
+    ) -> Pending:
         raise NotImplementedError("the two halves, so that the mean is rounded once")
 
     def sum_scalar(self, value: Array) -> Array:

@@ -26,18 +26,35 @@ NUMPY: dict[Any, np.dtype[Any]] = {
 _WORTH_IT = 3 * 2**20
 
 
-def flattened(array: Array) -> Array:
-    """The array as one contiguous vector, lazy; a copy only where it has to be."""
-    return mx.contiguous(array.reshape(-1))
-
-
 def raw(array: Array, dtype: Any = np.uint8) -> Raw:
     """A numpy view of an array's memory, writable, after evaluating it."""
-    array = flattened(array)
     mx.eval(array)
     if array.size == 0:
         return np.empty(0, dtype)
-    return np.frombuffer(memoryview(array).cast("B"), dtype)
+    view = memoryview(array)
+    if not view.c_contiguous:
+        array = mx.contiguous(array)
+        mx.eval(array)
+        view = memoryview(array)
+    return np.frombuffer(view.cast("B"), dtype)
+
+
+def raw_all(arrays: list[Array], dtype: Any) -> Raw:
+    """Several arrays as one vector: a view of one, a copy of more."""
+    if len(arrays) == 1:
+        return raw(arrays[0], dtype)
+    if not arrays:
+        return np.empty(0, dtype)
+    mx.eval(arrays)
+    return np.concatenate([raw(array, dtype) for array in arrays])
+
+
+def as_one(parts: list[Raw], dtype: Any) -> Array:
+    """A new flat array of the bits of some vectors."""
+    array = blank(sum(part.size for part in parts), dtype)
+    if array.size:
+        np.concatenate(parts, out=raw(array, parts[0].dtype))
+    return array
 
 
 def blank(size: int, dtype: Any) -> Array:

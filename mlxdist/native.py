@@ -7,7 +7,7 @@ depends on the one before it, whatever is evaluated first, and it starts at once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ class Native:
     """Collectives of one `mx.distributed` group. See `Collectives` for the contract."""
 
     name = "native"
-    stream = None  # gradients are packed where they are made
+    overlaps = True
 
     def __init__(self, group: Any, backend: str, recorder: Recorder):
         self.group = group
@@ -150,24 +150,29 @@ class Native:
             return mx.zeros_like(flat)
         return flat if weights.own == 1 else flat * mx.array(weights.own, flat.dtype)
 
-    def start_all_sum(self, flat: Array, bucket: Bucket, weights: Weights) -> Pending:
+    def start_all_sum(
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+    ) -> Pending:
+        flat = self._weighted(_joined(parts, bucket), weights)
         self.traffic.add(all_sum_bytes(flat.nbytes, self.size))
-        return Lazy(self._all_sum(self._weighted(flat, weights)) / weights.total)
+        return Lazy(self._all_sum(flat) / weights.total)
 
     def start_sum_scatter(
-        self, flat: Array, bucket: Bucket, weights: Weights
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
         if not self._scatters or bucket.owners is not None:
-            return Lazy(self.start_all_sum(flat, bucket, weights).finish()[start:stop])
-        flat = self._weighted(flat, weights)
+            whole = self.start_all_sum(parts, bucket, weights).finish()
+            return Lazy(whole[start:stop])
+        flat = self._weighted(_joined(parts, bucket), weights)
         padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))
         self.traffic.add((self.size - 1) * bucket.chunk * flat.itemsize)
         chunk = self._chained(mx.distributed.sum_scatter, padded)
         return Lazy(chunk[: stop - start] / weights.total)
 
-    def start_all_gather(self, chunk: Array, bucket: Bucket) -> Pending:
+    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
         start, stop = bucket.span(self.rank)
+        chunk = _joined(parts, bucket)
         if bucket.owners is None:
             padded = mx.pad(chunk, (0, bucket.chunk - (stop - start)))
             self.traffic.add((self.size - 1) * padded.nbytes)
@@ -181,3 +186,10 @@ class Native:
 
     def sum_scalar(self, value: Array) -> Array:
         return self._all_sum(value.reshape(1)).reshape(())
+
+
+def _joined(parts: Sequence[Array], bucket: Bucket) -> Array:
+    if not parts:
+        return mx.zeros(0, getattr(mx, bucket.dtype))
+    flat = [part.reshape(-1) for part in parts]
+    return flat[0] if len(flat) == 1 else mx.concatenate(flat)

@@ -50,9 +50,9 @@ class Progress:
     def add(self, exchange: Exchange) -> None:
         """Takes an exchange that comes after all those before it."""
         if self._evaluator is None:
-            ready = _evaluated(exchange.array)
+            ready = _evaluated(exchange.arrays)
         else:
-            ready = self._evaluator.evaluate(exchange.array)
+            ready = self._evaluator.evaluate(exchange.arrays)
         self._waiting.append((exchange, ready))
         self._look()
 
@@ -109,21 +109,21 @@ class Evaluator:
     """A thread that waits for lazy arrays, in the order in which they were given."""
 
     def __init__(self) -> None:
-        self._arrays: SimpleQueue[tuple[Array, list[BaseException | None]]] = (
+        self._arrays: SimpleQueue[tuple[list[Array], list[BaseException | None]]] = (
             SimpleQueue()
         )
         self._thread: threading.Thread | None = None
 
-    def evaluate(self, array: Array) -> Callable[[], bool]:
+    def evaluate(self, arrays: list[Array]) -> Callable[[], bool]:
         """Has it evaluated; what is returned tells whether it has been."""
-        mx.async_eval(array)
+        mx.async_eval(arrays)
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, name="mlxdist evaluator", daemon=True
             )
             self._thread.start()
         answer: list[BaseException | None] = []
-        self._arrays.put((array, answer))
+        self._arrays.put((arrays, answer))
 
         def ready() -> bool:
             if answer and answer[0] is not None:
@@ -134,18 +134,18 @@ class Evaluator:
 
     def _run(self) -> None:
         while True:
-            array, answer = self._arrays.get()
+            arrays, answer = self._arrays.get()
             try:
-                mx.eval(array)
+                mx.eval(arrays)
                 answer.append(None)
             except BaseException as error:
                 answer.append(error)
-            del array
+            del arrays
 
 
-def _evaluated(array: Array) -> Callable[[], bool]:
+def _evaluated(arrays: list[Array]) -> Callable[[], bool]:
     def ready() -> bool:
-        mx.eval(array)
+        mx.eval(arrays)
         return True
 
     return ready

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from operator import is_
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .collectives import Array
 from .flat import Join, Pieces, Split
 from .layout import Entry
+from .memory import as_one, raw
 from .sharding import Piece, Plan, Strategy
 from .trees import Flat
 from .wrapped import ELEMENTWISE
@@ -150,7 +153,6 @@ class FlatStep:
         self._step = Step(leaf, "replicated", [0], [whole])
         self._step.use_compiled()
         self._join = Join(dtype)
-        self._cut_and_join: Callable[..., Array] = mx.compile(self._own)
         self._split = Split(bounds, [piece.shape(strategy) for piece in bucket])
         self._flat: State = {}
         self._views: dict[str, Pieces] = {}
@@ -167,7 +169,7 @@ class FlatStep:
             gradients = self._join(gradients, traced=False)
         state = {key: self._held(key, states) for key in states[0]}
         stepped: Pieces = [None]
-        own = self._cut_and_join(parameters)
+        own = self._own(parameters)
         self._step([gradients], [own], [state], scale, stepped, traced=False)
         self._flat = state
         for key, flat in state.items():
@@ -185,9 +187,14 @@ class FlatStep:
         return self._join(parts, traced=False)
 
     def _own(self, parameters: Pieces) -> Array:
-        return mx.concatenate(
-            [
-                cut(array, piece, self._strategy).reshape(-1)
-                for array, piece in zip(parameters, self._bucket, strict=True)
-            ]
-        )
+        if mx.default_device() != mx.cpu:
+            parts = map(cut, parameters, self._bucket, repeat(self._strategy))
+            return mx.concatenate([part.reshape(-1) for part in parts])
+        # MLX copies each of them in a task of its own, which takes longer than to copy.
+        mx.eval(parameters)
+        bits = np.dtype(f"u{parameters[0].itemsize}")
+        own = [
+            raw(array, bits)[piece.start : piece.stop]
+            for array, piece in zip(parameters, self._bucket, strict=True)
+        ]
+        return as_one(own, parameters[0].dtype)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .collectives import Array, Collectives, Pending, Traffic, Weights
 from .exchange import sum_of_squares
-from .flat import Join, Pieces, Split
+from .flat import Pieces, Split
 from .layout import ITEM_SIZES
 from .memory import raw
 from .native import all_sum_bytes
@@ -68,8 +68,6 @@ class Wire:
         self.wire_dtype = wire_dtype
         self.pieces = plan.pieces(comm.rank)
         self._all_sums = comm.name == "native" and not plan.sharded
-        self._packs = [Join(self._pack_dtype(bucket)) for bucket in plan.buckets]
-        self._repacks = [Join(bucket.dtype) for bucket in plan.buckets]
         self._wholes = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
@@ -105,11 +103,12 @@ class Wire:
         start = comm.start_all_sum if self._all_sums else comm.start_sum_scatter
 
         def launch() -> Iterator[Pending]:
-            for bucket, pack in zip(self.plan.buckets, self._packs, strict=True):
+            for bucket in self.plan.buckets:
+                dtype = getattr(mx, self._pack_dtype(bucket))
                 parts = [gradients[entry.path] for entry in bucket.entries]
-                with mx.stream(comm.stream or mx.default_device()):
-                    flat = pack(parts, traced=traced)
-                yield start(flat, bucket, weights)
+                if parts[0].dtype != dtype:
+                    parts = [part.astype(dtype) for part in parts]
+                yield start(parts, bucket, weights)
 
         pending = self._pipeline(launch())
         if streams:
@@ -130,7 +129,9 @@ class Wire:
         """
         entries = self.plan.entries
         enough = sum(entry.nbytes for entry in entries) >= _LARGE * len(entries)
-        alone = self.comm.size > 1 and self.comm.name == "host" and not self.comm.stream
+        alone = (
+            self.comm.size > 1 and self.comm.name == "host" and not self.comm.overlaps
+        )
         if not (alone and enough and all(e.dtype == "float32" for e in entries)):
             return False
         own = 0.0
@@ -165,9 +166,8 @@ class Wire:
 
         def launch() -> Iterator[Pending]:
             for index, chunk in stepped:
-                if isinstance(chunk, list):
-                    chunk = self._repacks[index](chunk, traced=traced)
-                yield self.comm.start_all_gather(chunk, buckets[index])
+                parts = chunk if isinstance(chunk, list) else [chunk]
+                yield self.comm.start_all_gather(parts, buckets[index])
 
         for index, pending in enumerate(self._pipeline(launch())):
             yield buckets[index], self.whole(index, pending.finish(), traced=traced)
@@ -211,7 +211,7 @@ class Wire:
         def launch() -> Iterator[Pending]:
             for bucket, mean in zip(self.plan.buckets, means, strict=True):
                 narrow = mean.astype(getattr(mx, bucket.dtype))
-                yield self.comm.start_all_gather(narrow, bucket)
+                yield self.comm.start_all_gather([narrow], bucket)
 
         for pending in self._pipeline(launch()):
             yield pending.finish()

@@ -58,12 +58,12 @@ def test_sum_scatter_and_all_gather(size, owners, dtype, world):
     for comm in both(world):
         own = values[world.rank].astype(mx.float32 if comm is world.native else dtype)
         chunk = comm.start_sum_scatter(
-            own, bucket, Weights.known(world.rank, weights)
+            [own], bucket, Weights.known(world.rank, weights)
         ).finish()
         assert chunk.dtype == mx.float32
         assert_same_bits(chunk, wanted[start:stop])
         narrow = chunk.astype(dtype)
-        full = comm.start_all_gather(narrow, bucket).finish()
+        full = comm.start_all_gather([narrow], bucket).finish()
         assert_same_bits(full, wanted.astype(dtype))
 
 
@@ -75,7 +75,7 @@ def test_gathers_keep_negative_zero_and_nan(world):
         start, stop = bucket.span(world.rank)
         values = special[: bucket.size]
         for comm in both(world):
-            full = comm.start_all_gather(values[start:stop], bucket).finish()
+            full = comm.start_all_gather([values[start:stop]], bucket).finish()
             assert_same_bits(full, values)
 
 
@@ -86,7 +86,7 @@ def test_float64_stays_float64(world):
     with mx.stream(mx.cpu):
         own = mx.full((5,), 1.0 + 2.0**-40, mx.float64)
     weights = Weights.known(world.rank, (1.0,) * world.size)
-    chunk = world.host_transport.start_sum_scatter(own, bucket, weights).finish()
+    chunk = world.host_transport.start_sum_scatter([own], bucket, weights).finish()
     assert chunk.dtype == mx.float64
     assert np.array(chunk).tolist() == [1.0 + 2.0**-40] * chunk.size
 
@@ -103,7 +103,7 @@ def test_host_adds_in_rank_order(world):
     bucket = bucket_of(world, 50)
     weights = Weights.known(world.rank, (1.0,) * world.size)
     summed = world.host_transport.start_sum_scatter(
-        mx.full((50,), mine), bucket, weights
+        [mx.full((50,), mine)], bucket, weights
     ).finish()
     assert set(np.array(summed).tolist()) <= {float(wanted)}
 
@@ -113,7 +113,7 @@ def test_several_under_way_at_once(world):
     weights = Weights.known(world.rank, (1.0,) * world.size)
     for comm in both(world):
         pending = [
-            comm.start_sum_scatter(mx.full((1000,), float(i)), bucket, weights)
+            comm.start_sum_scatter([mx.full((1000,), float(i))], bucket, weights)
             for i in range(6)
         ]
         for i, one in enumerate(pending):
@@ -142,7 +142,7 @@ def test_fences_on_an_accelerator_change_nothing(world, monkeypatch):
     monkeypatch.setattr(native.mx, "default_device", lambda: mx.gpu)
     weights = Weights.known(world.rank, (1.0,) * world.size)
     bucket = bucket_of(world, 100)
-    summed = world.native.start_all_sum(mx.ones(100), bucket, weights).finish()
+    summed = world.native.start_all_sum([mx.ones(100)], bucket, weights).finish()
     assert set(np.array(summed).tolist()) == {1.0}
 
 

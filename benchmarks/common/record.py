@@ -15,6 +15,8 @@ from rich.table import Table
 from .environment import command, environment
 from .statistics import ratio_of, summarize
 
+WITHOUT_TERMINAL = 110  # columns of a table that goes to a file
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every benchmark has."""
@@ -35,7 +37,10 @@ def console() -> Console:
     terminal = told if "OMPI_COMM_WORLD_SIZE" in os.environ else None
     columns = os.environ.get("MLXDIST_COLUMNS")
     width = int(columns) if columns else None
-    return Console(force_terminal=terminal, width=width, highlight=False)
+    made = Console(force_terminal=terminal, width=width, highlight=False)
+    if not made.is_terminal and not width:
+        made.width = WITHOUT_TERMINAL
+    return made
 
 
 def print_table(
@@ -47,7 +52,7 @@ def print_table(
     """A table whose first column is text and whose others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     out.print(table)

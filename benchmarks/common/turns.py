@@ -77,6 +77,8 @@ class Turns:
         self._lines: dict[str, dict[int, _Line]] = {}
 
     def __enter__(self) -> Turns:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # ends as Ctrl-C does
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(os.fspath(self._folder / "s"))

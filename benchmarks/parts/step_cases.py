@@ -64,7 +64,8 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
 def _effort(size: str, *, quick: bool) -> tuple[int, int]:
     if quick:
         return 3, 2
-    return {"200M": (6, 2), "50M": (10, 3), "10M": (12, 6)}.get(size, (15, 10))
+    efforts = {"1M": (15, 10), "10M": (12, 6), "50M": (10, 3), "200M": (6, 2)}
+    return efforts.get(size, (10, 4))
 
 
 def pairs(wanted: Sequence[str]) -> list[tuple[str, str]]:

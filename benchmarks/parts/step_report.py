@@ -74,10 +74,11 @@ def print_case(out: Console, name: str, case: Mapping[str, Any]) -> None:
     if memory := case.get("memory"):
         shares = memory["times_the_limit"].items()
         told = ", ".join(f"{name} {times:.2f}" for name, times in shares)
+        limit = milliseconds(memory["seconds"])
         rates = memory["bytes_per_second_and_rank"]
         out.print(
             f"memory: copy {rates['copy'] / 1e9:.1f}, add {rates['add'] / 1e9:.1f} "
-            f"GB/s a rank; limit {milliseconds(memory['seconds'])} ms; {told} times that"
+            f"GB/s a rank; limit {limit} ms; {told} times that"
         )
     for contender, phases in case["phases"].items():
         told = ", ".join(f"{n} {milliseconds(s)}" for n, s in phases.items())

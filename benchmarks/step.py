@@ -46,6 +46,7 @@ def main() -> None:
     chosen = plan.cases(args.only, quick=args.quick)
     room = report.available_memory() * 9 // 10
     for case in chosen:
+        case = case._replace(turns=args.turns or case.turns)
         for number, group in enumerate(
             plan.groups(case, args.contenders, args.n, room), 1
         ):
@@ -80,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", default=[], metavar="NAME", help="only some"
     )
+    parser.add_argument("--turns", type=int, help="of each contender in each case")
     common.add_options(parser)
     args = parser.parse_args()
     try:

@@ -35,6 +35,8 @@ START_SECONDS = 90.0
 PATIENCE = 10.0  # seconds that a job gets to end by itself
 _SOCKET = "MLXDIST_BENCH_SOCKET"
 _PLAYER = "MLXDIST_BENCH_PLAYER"
+# What a rank needs to take turns; another host's ranks have to be given it.
+FORWARDED = (_SOCKET, _PLAYER, "PYTHONPATH", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)

@@ -34,19 +34,18 @@ def main() -> None:
     ours = kind.startswith("ours")
     group = mlxdist.init().group if ours else mx.distributed.init(strict=True)
     mx.random.seed(0)
-    sizes = (table // 2, table, table)
-    model = Transformer(
-        width=width, heads=width // 64, layers=layers, table_sizes=sizes
-    )
+    tables, heads = (table // 2, table, table), width // 64
+    model = Transformer(width=width, heads=heads, layers=layers, table_sizes=tables)
     mx.eval(model.parameters())
     loss_and_gradients = nn.value_and_grad(model, loss_of)
     take_step = make_ours(kind, model) if ours else make_upstream(kind, model)
     text = windows(read_corpus().train, context)
     numbers = np.random.default_rng(group.rank())
-    comm = mx.distributed.all_sum
 
     def batch() -> mx.array:
         return mx.array(text[numbers.integers(0, len(text), rows)])
+
+    sample = batch()  # for compute alone, so that all train on the same text
 
     def train() -> float:
         loss, gradients = loss_and_gradients(model, batch())
@@ -54,14 +53,14 @@ def main() -> None:
         return float(loss)
 
     def compute() -> float:
-        loss, gradients = loss_and_gradients(model, batch())
+        loss, gradients = loss_and_gradients(model, sample)
         mx.eval(loss, gradients)
         return float(loss)
 
     def turn(steps: int, what: str) -> dict[str, Any]:
         do = {"train": train, "compute": compute}[what]
         do()  # wakes it up
-        mx.eval(comm(mx.array(1.0), group=group))
+        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
         began = time.perf_counter()
         losses = [do() for _ in range(steps)]
         seconds = (time.perf_counter() - began) / steps

@@ -114,6 +114,7 @@ def measure(
     samples: dict[str, list[float]] = {kind: [] for kind in args.contenders}
     losses: dict[str, list[float]] = {kind: [] for kind in args.contenders}
     computing: list[float] = []
+    load = common.other_load()
     total = args.turns * (len(players) + 1)
     with Turns(players) as turns, Progress(out, total, place) as progress:
         for number in range(args.turns):
@@ -131,6 +132,7 @@ def measure(
     result = common.record(samples, PAIRS)
     tokens = args.n * args.rows * args.context
     return {
+        "load_before": load,
         **result,
         "tokens_per_second": {
             kind: tokens / summary["median"]

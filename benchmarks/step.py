@@ -36,29 +36,28 @@ from parts import step_report as report
 from parts.solo_rank import PAIRS
 
 WORLD_OF_ONE = "world of one"
-SOLO_SIZES = ("1M", "10M", "50M")
+SOLO_ROUNDS = {"1M": 200, "10M": 60, "50M": 20}
+SOLO_SIZES = tuple(SOLO_ROUNDS)
 
 
 def main() -> None:
     args = parse_arguments()
     out = common.console()
-    result: dict[str, Any] = {"ranks": args.n, "cases": {}, WORLD_OF_ONE: {}}
-    chosen = plan.cases(args.only, quick=args.quick)
+    result = report.so_far(args.json) if args.only else {}
+    result = {"cases": {}, WORLD_OF_ONE: {}, **result}
     room = report.available_memory() * 9 // 10
-    for case in chosen:
+    for case in plan.cases(args.only, quick=args.quick):
         case = case._replace(turns=args.turns or case.turns)
-        for number, group in enumerate(
-            plan.groups(case, args.contenders, args.n, room), 1
-        ):
+        launches = plan.launches(case, args.contenders, args.n, room)
+        for number, launch in enumerate(launches, 1):
             name = case.name if number == 1 else f"{case.name}, launch {number}"
-            result["cases"][name] = measure(out, case, group, args.n)
-            report.print_case(out, name, result["cases"][name])
+            result["cases"][name] = measured = measure(out, case, launch, args.n)
+            report.print_case(out, name, measured)
             save(args.json, result)
-    for tensors in ("1M",) if args.quick else SOLO_SIZES:
-        if not args.only or WORLD_OF_ONE in args.only:
-            rounds = {"1M": 150, "10M": 60}.get(tensors, 20)
-            solo = measure_solo(out, tensors, 10 if args.quick else rounds)
-            result[WORLD_OF_ONE][tensors] = solo
+    if not args.only or WORLD_OF_ONE in args.only:
+        for tensors in SOLO_SIZES[: 1 if args.quick else None]:
+            rounds = 10 if args.quick else SOLO_ROUNDS[tensors]
+            result[WORLD_OF_ONE][tensors] = solo = measure_solo(out, tensors, rounds)
             report.print_solo(out, tensors, solo)
             save(args.json, result)
     if args.json:
@@ -76,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         metavar="WORD",
         help="cases whose names contain one of these, such as 50M, bfloat16, "
-        f"'10M float32', 2000x1000 or '{WORLD_OF_ONE}'",
+        f"'10M float32', 2000x1000 or '{WORLD_OF_ONE}'; FILE keeps the others",
     )
     parser.add_argument(
         "--contenders", nargs="+", default=[], metavar="NAME", help="only some"
@@ -93,13 +92,14 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(out: Any, case: plan.Case, names: list[str], ranks: int) -> dict[str, Any]:
+def measure(out: Any, case: plan.Case, launch: plan.Launch, ranks: int) -> Any:
     """One launch: turns of all contenders, then phases, and the speed of memory."""
+    names, load = launch.names, common.other_load()
     samples: dict[str, list[float]] = {name: [] for name in names}
     norms: dict[str, float] = {}
     phases: dict[str, Any] = {}
     stream: dict[str, list[float]] = {"copy": [], "add": []}
-    warmup = 2 if case.trim else 1
+    warmup = 3 if launch.trim else 1
     ours = [name for name in names if name in plan.OURS]
     measures_memory = case.nbytes > 100e6 and case.dtype == "float32"
     with tempfile.TemporaryDirectory(prefix="mlxdist-bench-") as folder:
@@ -107,7 +107,7 @@ def measure(out: Any, case: plan.Case, names: list[str], ranks: int) -> dict[str
         players = [plan.player(n, case, ranks, Path(folder)) for n in everyone]
         total = case.turns * len(names) + len(ours)
         with Turns(players) as turns, Progress(out, total, case.name) as progress:
-            ask = {"steps": case.steps, "warmup": warmup, "trim": case.trim}
+            ask = {"steps": case.steps, "warmup": warmup, "trim": launch.trim}
             for number in range(case.turns):
                 for name in common.order_of(names, number):
                     told = turns.ask(name, **ask, phases=False)
@@ -125,8 +125,15 @@ def measure(out: Any, case: plan.Case, names: list[str], ranks: int) -> dict[str
                 phases[name] = median_phases(told[0]["phases"])
                 progress.advance(name)
     check_that_all_did_the_same(norms)
-    result = common.record(samples, plan.pairs(names))
-    result |= {"parameters": case.parameters, "bytes": case.nbytes, "phases": phases}
+    result = {
+        "command": common.command(),
+        "ranks": ranks,
+        "load_before": load,
+        "parameters": case.parameters,
+        "bytes": case.nbytes,
+        **common.record(samples, plan.pairs(case, names)),
+        "phases": phases,
+    }
     if measures_memory:
         result["memory"] = report.memory_limit(case.nbytes, stream, result["summary"])
     return result

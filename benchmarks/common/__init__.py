@@ -4,7 +4,7 @@ Each script of this folder answers one question, which is its docstring's first 
 One that all ranks run says `RANKS = 2`; one without it starts its jobs by itself.
 """
 
-from .environment import BENCHMARKS, ROOT, command, environment
+from .environment import BENCHMARKS, ROOT, command, environment, other_load
 from .record import add_options, console, print_table, record, write_json
 from .sampling import interleave, order_of
 from .statistics import Ratio, Summary, ratio_of, summarize
@@ -20,6 +20,7 @@ __all__ = [
     "environment",
     "interleave",
     "order_of",
+    "other_load",
     "print_table",
     "ratio_of",
     "record",

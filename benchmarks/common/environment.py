@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,25 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
+
+
+def other_load() -> float:
+    """How many processes wanted a core in the last seconds: 0 on a machine at rest.
+
+    Taken before a benchmark starts its own, so that a figure tells of disturbance.
+    """
+    before = _busy_seconds()
+    time.sleep(1.0)
+    return round(_busy_seconds() - before, 2)
+
+
+def _busy_seconds() -> float:
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    except OSError:
+        return 0.0
+    user, nice, system = map(int, fields[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def command(ranks: int | None = None) -> str:

@@ -53,15 +53,31 @@ class Player:
 
 
 def mpi_player(
-    name: str, ranks: int, script: Path, *arguments: str, **environment: str
+    name: str,
+    ranks: int,
+    script: Path,
+    *arguments: str,
+    cluster: Any = None,
+    **environment: str,
 ) -> Player:
-    """A player whose ranks mpirun starts on this machine, one thread each."""
+    """A player whose ranks mpirun starts, one thread each.
+
+    Args:
+        arguments: the script's.
+        cluster: a VirtualCluster whose hosts to run on; this machine where it is None.
+        environment: variables of all ranks.
+    """
+    program = [sys.executable, os.fspath(script), *arguments]
+    if cluster is not None:
+        passed = (_SOCKET, _PLAYER, "PYTHONPATH", "OMP_NUM_THREADS", *environment)
+        exports = [word for variable in passed for word in ("-x", variable)]
+        command = cluster.mpirun(ranks, program, arguments=exports)
+        return Player(name, ranks, [command], environment)
     command = [runtime.find_mpirun(), "-n", str(ranks), "--host", f"localhost:{ranks}"]
     command += ["--bind-to", "none", "--stdin", "none"]
     command += ["--mca", "mpi_yield_when_idle", "1"] * (ranks > (os.cpu_count() or 1))
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
-    command += [sys.executable, os.fspath(script), *arguments]
-    return Player(name, ranks, [command], environment)
+    return Player(name, ranks, [[*command, *program]], environment)
 
 
 class Turns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ OURS = ("sharded", "replicated native", "replicated host")
 UPSTREAM, ALLOCATOR = "upstream", "upstream tuned"
 TORCH = ("torch", "torch zero")
 STREAM = "memory"
-BIG = 100_000_000  # parameters beyond which contenders give memory back between turns
+BIG = 100_000_000  # parameters beyond which upstream as installed is the only rival
 
 
 class Case(NamedTuple):
@@ -45,10 +45,6 @@ class Case(NamedTuple):
     def nbytes(self) -> int:
         return self.parameters * (4 if self.dtype == "float32" else 2)
 
-    @property
-    def trim(self) -> bool:
-        return self.parameters > BIG
-
 
 def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
     """All cases, or those whose names contain one of the words."""
@@ -64,12 +60,14 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
 def _effort(size: str, *, quick: bool) -> tuple[int, int]:
     if quick:
         return 3, 2
-    efforts = {"1M": (15, 10), "10M": (12, 6), "50M": (10, 3), "200M": (6, 2)}
+    efforts = {"1M": (15, 10), "10M": (12, 6), "50M": (10, 3), "200M": (4, 4)}
     return efforts.get(size, (10, 4))
 
 
-def pairs(wanted: Sequence[str]) -> list[tuple[str, str]]:
+def pairs(case: Case, wanted: Sequence[str]) -> list[tuple[str, str]]:
     """The ratios to take: ours against each of the others that are wanted."""
+    if case.parameters > BIG:
+        wanted = [name for name in wanted if name in (*OURS, UPSTREAM)]
     others = {
         "sharded": (UPSTREAM, ALLOCATOR, *TORCH),
         "replicated native": (UPSTREAM, ALLOCATOR),
@@ -95,34 +93,49 @@ def contenders(words: Sequence[str]) -> list[str]:
     return [name for name in every if not words or name in words]
 
 
-def groups(case: Case, wanted: Sequence[str], ranks: int, room: int) -> list[list[str]]:
-    """The contenders in groups that fit into `room` bytes together, pair by pair.
+class Launch(NamedTuple):
+    """Contenders that take turns; with `trim` they give memory back between turns."""
 
-    Each group is a launch of its own, so that a pair to compare is never split.
+    names: list[str]
+    trim: bool
+
+
+def launches(case: Case, wanted: Sequence[str], ranks: int, room: int) -> list[Launch]:
+    """The contenders in launches that fit into `room` bytes, pair by pair.
+
+    A pair to compare is never split. Memory is given back only where a pair needs
+    that, since getting it again takes seconds, before the time of a sample begins.
     """
+    every = pairs(case, wanted)
+    trim = any(need(case, pair, ranks, trim=False) > room for pair in every)
     made: list[list[str]] = []
-    for pair in pairs(wanted):
+    for pair in every:
         for group in made:
             joined = list(dict.fromkeys([*group, *pair]))
-            if need(case, joined, ranks) <= room:
+            if need(case, joined, ranks, trim=trim) <= room:
                 group[:] = joined
                 break
         else:
             made.append(list(pair))
-    return made or [list(wanted)]
+    return [Launch(names, trim) for names in made or [list(wanted)]]
 
 
-def need(case: Case, names: Iterable[str], ranks: int) -> int:
+def need(case: Case, names: Sequence[str], ranks: int, *, trim: bool) -> int:
     """Bytes that contenders need at once, about.
 
     Each holds parameters and state all the time, and as much again in its turn, which
-    stays with it unless it gives memory back.
+    stays with it unless it gives memory back, as upstream does as installed.
     """
-    held = {"sharded": 1 + 2 / ranks, "torch": 4, "torch zero": 2 + 2 / ranks}
-    rest = [held.get(name, 3) * case.nbytes for name in names]
-    extra = [4.0 * case.nbytes if "torch" not in name else 0.0 for name in names]
-    at_work = max(extra) if case.trim else sum(extra)
-    return round(ranks * (sum(rest) + at_work))
+    held = {"sharded": 1 + 2 / ranks, "torch": 4.0, "torch zero": 2 + 2 / ranks}
+    at_work = dict.fromkeys(TORCH, 0.0)
+    keeps = [
+        0.0 if trim or name == UPSTREAM else at_work.get(name, 4) for name in names
+    ]
+    extra = [
+        at_work.get(name, 4) - kept for name, kept in zip(names, keeps, strict=True)
+    ]
+    rest = [held.get(name, 3) for name in names]
+    return round(ranks * case.nbytes * (sum(rest) + sum(keeps) + max(extra)))
 
 
 def player(name: str, case: Case, ranks: int, store: Path) -> Player:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import statistics
@@ -18,6 +19,14 @@ from parts.step_cases import ALLOCATOR, OURS, TORCH, UPSTREAM
 
 IDEAL = 6.5  # bytes moved for each byte of gradients: see step.py
 IDEAL_CACHED = 4.5
+
+
+def so_far(path: Path | None) -> dict[str, Any]:
+    """What a file holds of cases measured before."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    return {key: before[key] for key in ("cases", "world of one") if key in before}
 
 
 def available_memory() -> int:

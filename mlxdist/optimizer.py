@@ -15,10 +15,10 @@ from . import checks, norms, prepare, wrapped
 from . import state as states
 from .agreement import agree
 from .collectives import Array, Weights
-from .delegate import Delegate
 from .describe import Description, describe
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
+from .resumable import Resumable
 from .sharding import Plan, make_plan
 from .startup import current
 from .trees import Flat, Tree, entries_of, nested, rebuild, trainable
@@ -31,7 +31,7 @@ DEFAULT_BUCKET_SIZE = 4 * 2**20
 _names = itertools.count(1)
 
 
-class DistributedOptimizer(Delegate):
+class DistributedOptimizer(Resumable):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -255,11 +255,6 @@ class DistributedOptimizer(Delegate):
         return describe(self._wire(traced=False), name, self._state_bytes)
 
     # -- how
-
-    def _require_plan(self) -> Plan:
-        if self._plan is None:
-            raise ValueError("call optimizer.init(model) first")
-        return self._plan
 
     def _wire(self, *, traced: bool) -> Wire:
         plan = self._require_plan()

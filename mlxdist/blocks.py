@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from .memory import Raw
 
 BLOCK = 4 * 2**20
 THREADS = 2
-_IN_FLIGHT = 3  # blocks that are hashed and written while the next one is filled
+_BUFFERS = 4  # blocks: two are hashed and written, one waits, one is filled
 _PAGE = 4096
 
 
@@ -34,11 +35,16 @@ class Writer:
 
     def __init__(self, path: Path):
         self._file = create(path)
-        self._pool = ThreadPoolExecutor(THREADS, "mlxdist writer")
-        self._flying: deque[tuple[Future[str], mmap.mmap]] = deque()
-        self._digests: list[str] = []
-        self._buffer = mmap.mmap(-1, BLOCK)  # aligned as direct writes need it
-        self._filled = 0
+        self._todo: Queue[tuple[mmap.mmap, int, int] | None] = Queue()
+        self._free: Queue[mmap.mmap] = Queue()
+        for _ in range(_BUFFERS):
+            self._free.put(mmap.mmap(-1, BLOCK))  # aligned as direct writes need it
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(THREADS)]
+        for thread in self._threads:
+            thread.start()
+        self._digests: dict[int, str] = {}
+        self._error: Exception | None = None
+        self._buffer, self._filled = self._free.get(), 0
         self.nbytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -54,37 +60,46 @@ class Writer:
 
     def finish(self) -> tuple[str, ...]:
         """Has all of it on the disk, and returns the sha256 of each block."""
-        if self._filled:
-            self._send()
-        while self._flying:
-            self._land()
+        self._send()
+        self._end()
+        if self._error is not None:
+            raise self._error
         os.ftruncate(self._file, self.nbytes)
         flush(self._file)
-        return tuple(self._digests)
+        return tuple(digest for _, digest in sorted(self._digests.items()))
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._end()
         os.close(self._file)
 
+    def _end(self) -> None:
+        for _ in self._threads:
+            self._todo.put(None)
+        while self._threads:
+            self._threads.pop().join()
+
     def _send(self) -> None:
-        put = self._pool.submit(self._put, self._buffer, self._filled, self.nbytes)
-        self._flying.append((put, self._buffer))
-        self.nbytes += self._filled
-        self._filled = 0
-        full = len(self._flying) >= _IN_FLIGHT
-        self._buffer = self._land() if full else mmap.mmap(-1, BLOCK)
+        if self._error is not None:
+            raise self._error
+        if self._filled:
+            self._todo.put((self._buffer, self._filled, self.nbytes))
+            self.nbytes += self._filled
+            self._buffer, self._filled = self._free.get(), 0
 
-    def _land(self) -> mmap.mmap:
-        put, buffer = self._flying.popleft()
-        self._digests.append(put.result())
-        return buffer
+    def _work(self) -> None:
+        while (block := self._todo.get()) is not None:
+            try:
+                if self._error is None:
+                    self._put(*block)
+            except Exception as error:  # raised where the next block is written
+                self._error = error
+            self._free.put(block[0])
 
-    def _put(self, buffer: mmap.mmap, count: int, offset: int) -> str:
-        with memoryview(buffer) as view:
-            digest = hashlib.sha256(view[:count]).hexdigest()
-            padded = -(-count // _PAGE) * _PAGE
-            write_all(self._file, view[:padded], offset)
-        return digest
+    def _put(self, buffer: mmap.mmap, count: int, offset: int) -> None:
+        padded = -(-count // _PAGE) * _PAGE
+        with memoryview(buffer) as whole, whole[:count] as data, whole[:padded] as page:
+            self._digests[offset] = hashlib.sha256(data).hexdigest()
+            write_all(self._file, page, offset)
 
 
 class Reader:

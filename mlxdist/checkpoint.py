@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import background as behind
 from . import extra as extras
 from . import loading, saving, writing
 from .agreement import agree
@@ -47,6 +48,7 @@ def save_checkpoint(
     *,
     sampler: Any = None,
     keep: int | None = 3,
+    background: bool = False,
 ) -> Path:
     """Saves a training run, so that it goes on from here on any number of ranks.
 
@@ -55,8 +57,9 @@ def save_checkpoint(
     one step. Killed at any time, it leaves the checkpoints as they were.
 
     Args:
-        folder: where checkpoints go, the same on all ranks: on a disk that all hosts
-            share, or on a disk of each host's own. One run at a time may save into it.
+        folder: where checkpoints go, the same words on all ranks: on a disk that all
+            hosts share, or on each host's own, where it may be relative or begin with
+            `~`. One run at a time may save into it.
         step: the number of the step that was just taken.
         model: a module, or a tree of arrays; all its parameters are saved, the frozen
             ones and buffers too. Buffers that differ between ranks are rank 0's.
@@ -65,6 +68,9 @@ def save_checkpoint(
             same on all ranks.
         sampler: a ShardedSampler, or what else has a `state_dict()`.
         keep: how many checkpoints stay, this one included; None keeps all.
+        background: copies what this rank writes and returns; a thread writes it while
+            training goes on. The next save waits for it, the program's end as well. If
+            it fails, the next `update`, save, or the program's end says so.
 
     Saved too: each rank's key of `mx.random`. Each rank writes about 1/N of all bytes,
     and reads all parameters once to compare their checksums over the ranks.
@@ -78,15 +84,23 @@ def save_checkpoint(
         CheckpointError: on all ranks, where it can't be written, with the reason.
     """
     world = _optimizer(optimizer).world
-    request = saving.Request(Path(os.path.abspath(folder)), step, keep)
+    request = saving.Request(str(folder), _path(folder), step, keep, background)
     with world.recorder.call("save_checkpoint", step):
         taken, save = saving.agree_to_save(
-            request, optimizer, lambda: snapshot(model, optimizer, extra, sampler)
+            request,
+            optimizer,
+            lambda: snapshot(model, optimizer, extra, sampler),
+            behind.failure(world),
         )
         job = saving.begin(request, save, taken, optimizer)
-        world.recorder.phase("writing")
         data = writing.data_of(job, taken)
-        writing.finish(job, data, world.control.all_gather_bytes)
+        if background:
+            copies = [part.copy() for part in data]
+            thread = behind.background(world)
+            thread.start(lambda: writing.finish(job, copies, thread.exchange))
+        else:
+            world.recorder.phase("writing")
+            writing.finish(job, data, world.control.all_gather_bytes)
     return request.folder / save.name
 
 
@@ -107,7 +121,9 @@ def load_checkpoint(
 
     Args:
         folder: as for `save_checkpoint`. A file that some hosts don't have is read by
-            one that does, and sent to all.
+            one that does, and sent to all. Or a folder with the plain files of one MLX
+            process: model.safetensors and, for an optimizer, optimizer.safetensors,
+            its flattened state. Those hold no checksums, and no step.
         model: a module, or a tree of dicts and lists, whose arrays are replaced.
         optimizer: initialized if it is not yet; None loads the model alone.
         step: None takes the last good checkpoint, and warns of newer damaged ones.
@@ -122,8 +138,8 @@ def load_checkpoint(
             checkpoint, or it is of another model, optimizer or data.
     """
     world = current() if optimizer is None else _optimizer(optimizer).world
-    place = Path(os.path.abspath(folder))
-    lines = [f"folder {place}", f"step {step}", f"missing_ok {missing_ok}"]
+    place = _path(folder)
+    lines = [f"folder {folder}", f"step {step}", f"missing_ok {missing_ok}"]
     lines += [
         f"an optimizer {optimizer is not None}",
         f"a sampler {sampler is not None}",
@@ -138,7 +154,7 @@ def load_checkpoint(
         agree(comm, "load_checkpoint", fingerprint(lines), lambda: lines)
         if optimizer is not None and optimizer._plan is None:
             optimizer.init(model)
-        opened = loading.open_last(place, step, comm, fit_all)
+        opened = loading.open_last(place, step, comm, fit_all, optimizer)
         if opened is None:
             if missing_ok:
                 return None
@@ -146,13 +162,19 @@ def load_checkpoint(
         for reason in opened.skipped if world.is_root else ():
             warnings.warn(f"passed over a checkpoint: {reason}", stacklevel=2)
         user = loading.read(opened.source, opened.targets, comm)
+        opened.source.close()
         manifest = opened.source.manifest
         if optimizer is not None:
             optimizer._restore_counters(manifest.counters)
+        if optimizer is not None and manifest.random:
             extras.set_random_key(manifest.random, world.rank)
         if sampler is not None:
             sampler.load_state_dict(manifest.sampler)
     return Loaded(manifest.step, user, opened.place, opened.skipped)
+
+
+def _path(folder: Folder) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
 def _optimizer(optimizer: Any) -> DistributedOptimizer:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import extra, saves
+from . import extra, plain, saves
 from .collectives import Array, Collectives
 from .files import DamagedError
 from .fitting import Target, Targets
@@ -156,10 +156,12 @@ def open_last(
     step: int | None,
     comm: Collectives,
     fit: Callable[[Manifest], Targets],
+    optimizer: Any,
 ) -> Opened | None:
     """The last checkpoint that is good, of a step if one is named; None without any.
 
     Args:
+        optimizer: what is to be loaded, or None; plain MLX files are read for it.
         fit: where the arrays go; raises ValueError where they don't fit.
 
     Raises:
@@ -167,6 +169,8 @@ def open_last(
     """
     every = found(folder, comm)
     skipped: list[str] = []
+    if not every and step is None:
+        return _open_plain(folder, comm, fit, optimizer)
     for save in every:
         if step not in (None, save.step):
             continue
@@ -186,14 +190,34 @@ def open_last(
             skipped.append(str(error))
             continue
         return Opened(place, source, targets, tuple(skipped))
-    if not skipped and step is None:
-        return None
     others = ", ".join(str(save.step) for save in every if save.step != step)
     told = "\n  ".join(skipped) or f"there is none of step {step}"
     offer = f"\nIt has others, of step {others}; step=None takes the last good one."
     raise CheckpointError(
         f"no good checkpoint in {folder}:\n  {told}{offer if others and step else ''}"
     )
+
+
+def _open_plain(
+    folder: Path, comm: Collectives, fit: Callable[[Manifest], Targets], optimizer: Any
+) -> Opened | None:
+    """Plain MLX files, where the folder holds such on any rank."""
+    manifest, problem = None, None
+    there = plain.is_plain(folder)
+    try:
+        manifest = plain.manifest_of(folder, optimizer) if there else None
+    except (DamagedError, OSError) as error:
+        problem = str(error)
+    failed = f"the plain files in {folder} can't be loaded"
+    answers = together(comm.all_gather_bytes, failed, problem, there=there)
+    if not any(answer["there"] for answer in answers):
+        return None
+    problem = None if there else f"there is no {folder / plain.MODEL} on this host"
+    together(comm.all_gather_bytes, failed, problem)
+    assert manifest is not None
+    seen = [[True] * len(manifest.files)] * comm.size
+    targets = fitted(fit, manifest, str(folder), comm)
+    return Opened(folder, Source(folder, manifest, seen, comm), targets, ())
 
 
 def fitted(

@@ -270,6 +270,8 @@ class DistributedOptimizer(Resumable):
         plan = self._plan
         if plan is not None:
             problem = checks.gradient_problem(plan, flat) or problem
+        if self.world.late:
+            problem = self.world.late.pop()
         sums: list[str] = []
         if self.check_every and self._updates % self.check_every == 0 and not traced:
             replicated = {} if plan is None or plan.sharded else self._inner.state

@@ -39,11 +39,19 @@ _DRIFT = (
 
 
 class Request(NamedTuple):
-    """What the user asked for."""
+    """What the user asked for; `folder` is where `name` leads on this host."""
 
+    name: str
     folder: Path
     step: int
     keep: int | None
+    background: bool
+
+    @property
+    def lines(self) -> list[str]:
+        """What has to be the same on all ranks."""
+        options = f"keep {self.keep}, background {self.background}"
+        return [f"folder {self.name}", f"to be saved as step {self.step}", options]
 
     @property
     def problem(self) -> str | None:
@@ -57,24 +65,34 @@ class Request(NamedTuple):
 
 
 def agree_to_save(
-    request: Request, optimizer: Any, take: Callable[[], Snapshot]
-) -> Any:
+    request: Request,
+    optimizer: Any,
+    take: Callable[[], Snapshot],
+    problem: str | None,
+) -> tuple[Any, Save]:
     """Compares what the ranks are about to save; the snapshot, and the save's name.
+
+    Args:
+        problem: what refuses the call on all ranks.
 
     Raises:
         MismatchError: on all ranks, where they differ: also where parameters do, or
             replicated state.
     """
-    taken, problem, serial, lines = None, request.problem, 0, []
+    taken, serial, lines = None, 0, []
+    problem = problem or request.problem
+    world = optimizer.world
+    if request.background and world.size > 1 and world.host_transport is None:
+        problem = "background=True works over MPI alone"
     try:
         taken = take()
-        lines = [*map(str, request), *_lines(taken, optimizer)]
+        lines = [*request.lines, *_lines(taken, optimizer)]
         last = saves.listed(request.folder)[:1]
         serial = 1 + max((save.serial for save in last), default=0)
     except (ValueError, OSError) as error:
         problem = problem or str(error)
     serials = agree(
-        optimizer.world.control,
+        world.control,
         "save_checkpoint",
         fingerprint(lines),
         lambda: lines,

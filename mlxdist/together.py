@@ -26,6 +26,7 @@ def together(exchange: Exchange, failed: str, problem: str | None, **told: Any) 
     problems = [answer["problem"] for answer in answers]
     if any(problems):
         texts = [problem or "ready" for problem in problems]
-        told_by = texts[0] if len(set(texts)) == 1 else f"\n{difference(texts)}"
-        raise CheckpointError(f"{failed}: {told_by}")
+        same = len(set(texts)) == 1
+        why = f" {texts[0]}" if same else f"\n{difference(texts)}"
+        raise CheckpointError(f"{failed}:{why}")
     return answers

@@ -54,6 +54,7 @@ class World:
         self.recorder = recorder or Recorder()
         self.native = Native(split_group(group, backend, 0), backend, self.recorder)
         self._comm = comm
+        self.late: list[str] = []  # what failed in the background; the next step tells
         self.host_transport = (
             None if comm is None else Host(comm, self.native.flush, self.recorder)
         )
@@ -182,6 +183,16 @@ class World:
         agree(self.control, "World.identical", 0, list)
         every = self.control.all_gather_words(own)
         return bool((every == every[0]).all())
+
+    def duplicate(self) -> Any:
+        """An MPI communicator of these ranks for one purpose alone. Called by all.
+
+        Raises:
+            ValueError: over other backends than MPI.
+        """
+        if self._comm is None:
+            raise ValueError(f"this works over MPI, and not over {self.backend!r}")
+        return self._comm.Dup()
 
     def agree_on(
         self, call: str, entries: Sequence[Entry], settings: Sequence[str] = ()

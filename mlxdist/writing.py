@@ -37,8 +37,8 @@ def finish(job: Job, data: Iterable[Raw], exchange: Exchange) -> None:
     file, problem = None, None
     try:
         file = _write(job, data)
-    except OSError as error:
-        problem = str(error)
+    except Exception as error:  # whatever it is, the other ranks wait to hear of it
+        problem = str(error) or repr(error)
     finally:
         job.writer.close()
     sent = None if file is None else [file.name, file.nbytes, file.sha256]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -62,6 +63,11 @@ class World:
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @property
+    def restarts(self) -> int:
+        """How often `mlxdist run --max-restarts` has started this job again."""
+        return int(os.environ.get("MLXDIST_RESTARTS", "0"))
 
     @property
     def control(self) -> Collectives:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
-from mlxdist import inspection, plain
-from mlxdist.inspection import Found
+# What imports MLX is imported by the action that needs it: others start faster.
 
 _EPILOG = """\
 examples:
@@ -48,6 +47,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
+    from mlxdist import inspection
+
     found = inspection.look(parsed.folder, parsed.step)
     table = Table(box=None, pad_edge=False)
     for name in ("name", "saved", "ranks", "shard", "optimizer", "MB", "state"):
@@ -63,7 +64,7 @@ def _show(parsed: argparse.Namespace) -> int:
     return int(all(one.problem for one in found))
 
 
-def _row(one: Found) -> list[str]:
+def _row(one: Any) -> list[str]:
     if one.manifest is None:
         return [one.save.name, "", "", "", "", "", "damaged"]
     manifest = one.manifest
@@ -80,6 +81,8 @@ def _row(one: Found) -> list[str]:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from mlxdist import inspection
+
     found = inspection.look(parsed.folder, parsed.step)
     damaged = 0
     nbytes = sum(one.manifest.nbytes for one in found if one.manifest)
@@ -96,6 +99,8 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _consolidate(parsed: argparse.Namespace) -> int:
+    from mlxdist import inspection, plain
+
     found = inspection.look(parsed.folder, parsed.step)
     good = next((one for one in found if one.manifest and not one.problem), None)
     if good is None or good.manifest is None:

@@ -88,10 +88,15 @@ def _classes(manifest: Manifest, optimizer: Any) -> Iterator[str]:
     told = set()
     for leaf in leaves_of(optimizer):
         for path in leaf.paths:
-            name = had.get(path)
-            if name not in (None, leaf.name) and (name, leaf.name) not in told:
-                told.add((name, leaf.name))
-                yield f"{path} was updated by {name}, now by {leaf.name}"
+            names = had.get(path, leaf.name), leaf.name
+            if names not in told and len(set(map(_class_name, names))) > 1:
+                told.add(names)
+                yield f"{path} was updated by {names[0]}, now by {names[1]}"
+
+
+def _class_name(name: str) -> str:
+    """Without its module, which is `__main__` for a script's own class."""
+    return name.rpartition(".")[2]
 
 
 def _scalars(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str]:

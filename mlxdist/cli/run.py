@@ -33,14 +33,14 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "-n", type=_positive, required=True, metavar="N", help="how many ranks"
+        "-n", type=positive, required=True, metavar="N", help="how many ranks"
     )
     parser.add_argument(
         "--label", action="store_true", help="begin each line with its rank: [rank 1]"
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         metavar="T",
         help="CPU threads of each rank (default: the cores divided by N, unless "
         "OMP_NUM_THREADS and its like are set)",
@@ -80,7 +80,7 @@ def _run(parsed: argparse.Namespace) -> int:
     return restarts.launch_again(job, parsed.max_restarts)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted 1 or more")
     return int(text)

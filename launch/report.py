@@ -19,13 +19,13 @@ from rich.text import Text
 class Report:
     """Rank 0's account of the run: on the screen, in metrics.jsonl and in loss.png."""
 
-    def __init__(self, args, model, optimizer):
-        self.optimizer, self.steps = optimizer, args.steps
+    def __init__(self, args, model, optimizer, done):
+        self.optimizer, self.steps, self.done = optimizer, args.steps, done
         self.losses, self.rates, self.held_out = [], [], []
         self.describe(args, model, optimizer)
         self.folder = Path("runs", args.name)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = (self.folder / "metrics.jsonl").open("w", buffering=1)
+        self.metrics = self.open_metrics(self.folder / "metrics.jsonl")
         # A rank can't see the terminal through mpirun; `mlxdist run` tells of it.
         told = os.environ.get("MLXDIST_TERMINAL") == "1"
         terminal = told if "OMPI_COMM_WORLD_SIZE" in os.environ else None
@@ -54,6 +54,22 @@ class Report:
             f"sharded by {optimizer.strategy}" if about.plan.sharded else "replicated"
         )
         self.title = f"{millions} · {self.ranks} · {names}, {split}"
+
+    def open_metrics(self, path: Path):
+        """The file of metrics, with what a run that is resumed had written of them."""
+        old = path.read_text().splitlines() if self.done and path.exists() else []
+        whole = [json.loads(line) for line in old if line.endswith("}")]
+        entries = [entry for entry in whole if entry["step"] <= self.done]
+        for entry in entries:
+            if "val_loss" in entry:
+                self.held_out.append((entry["step"], entry["val_loss"]))
+            else:
+                self.losses.append(entry["loss"])
+                self.rates.append(entry["tokens_per_second"])
+        file = path.open("w", buffering=1)
+        for entry in entries:
+            print(json.dumps(entry), file=file)
+        return file
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         self.losses.append(loss)
@@ -92,7 +108,7 @@ class Report:
         if not self.live.is_started:
             self.console.print(f"step {step:>4}/{self.steps}   {figures}")
             return
-        left = self.seconds / step * (self.steps - step)
+        left = self.seconds / (step - self.done) * (self.steps - step)
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(self.steps, step, width=40),
@@ -112,7 +128,8 @@ class Report:
         rows = Table.grid(padding=(0, 3))
         for name, text in {
             "model": self.model,
-            "training": f"{self.steps} steps in {self.seconds:.0f} s on {self.ranks}",
+            "training": f"{self.steps - self.done} steps in {self.seconds:.0f} s on "
+            f"{self.ranks}" + f", after {self.done} before" * bool(self.done),
             "training loss": f"{mean(self.losses[-20:]):.3f} nats a byte",
             "held-out loss": f"{self.held_out[-1][1]:.3f} nats a byte",
             "speed": f"{mean(self.rates):,.0f} tokens/s",

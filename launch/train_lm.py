@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,13 +44,30 @@ def main() -> None:
     )
     optimizer.init(model)  # rank 0's parameters on all ranks
 
-    report = Report(args, model, optimizer) if world.is_root else None
     sampler = mlxdist.ShardedSampler(
         len(rows.train), world=world, seed=args.seed, batch_size=rows_per_rank
     )
+    checkpoints = Path("runs", args.name, "checkpoints")
+    done = 0  # steps
+    if args.resume or world.restarts:
+        loaded = mlxdist.load_checkpoint(
+            checkpoints, model, optimizer, sampler=sampler, missing_ok=True
+        )
+        done = loaded.step if loaded else 0
+        world.print(f"goes on from step {done}" if loaded else "there is no checkpoint")
+
+    def save(step: int) -> None:
+        mlxdist.save_checkpoint(checkpoints, step, model, optimizer, sampler=sampler)
+
+    if done >= args.steps:
+        return
+    if args.checkpoint_every and not done:
+        save(0)  # what a run before this one left here must not be gone on with
+    report = Report(args, model, optimizer, done) if world.is_root else None
     epochs = itertools.chain.from_iterable(itertools.repeat(sampler))
     loss_and_gradients = nn.value_and_grad(model, loss_of)
-    for step, batch in enumerate(itertools.islice(epochs, args.steps), 1):
+    batches = itertools.islice(epochs, args.steps - done)
+    for step, batch in enumerate(batches, done + 1):
         began = time.perf_counter()
         loss, gradients = loss_and_gradients(model, mx.array(rows.train[batch]))
         optimizer.update(model, gradients, weight=len(batch))
@@ -64,6 +82,8 @@ def main() -> None:
             held_out_loss = validate(model, rows.held_out, world)
             if report:
                 report.validation(step, held_out_loss)
+        if args.checkpoint_every and step % args.checkpoint_every == 0:
+            save(step)
 
     identical = world.identical(model)
     if report:
@@ -101,6 +121,8 @@ def parse_arguments(quiet: bool) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights")
     add("--data", metavar="FOLDER", help="text to train on, instead of Python's own")
     add("--seed", type=int, default=0, help="of the model and the order of the text")
+    add("--checkpoint-every", type=positive, metavar="STEPS", help="save so often")
+    add("--resume", action="store_true", help="go on from the run's last checkpoint")
     add("--name", default="lm", help="results go to runs/NAME")
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
         if quiet:  # one rank is enough to print help and errors

@@ -39,6 +39,10 @@ class Job:
     threads: int | None = None
 
 
+class Stopped(int):
+    """The exit code of a job that its user ended."""
+
+
 class Outcome(NamedTuple):
     """How the ranks ended, by what they said themselves."""
 
@@ -225,7 +229,7 @@ def _verdict(code: int, received: int | None, outcome: Outcome) -> int:
         how, code = f"mpirun was ended by {signal.Signals(-code).name}", 128 - code
     if received is not None:
         _say(f"ended by {signal.Signals(received).name}; {outcome}.")
-        return 128 + received
+        return Stopped(128 + received)
     if outcome.missing or code:
         _say(f"{outcome}; {how}.")
     return code or int(bool(outcome.missing))

@@ -16,10 +16,10 @@ from . import checks, norms, prepare, wrapped
 from . import state as states
 from .agreement import agree
 from .collectives import Array, Collectives, Weights
-from .delegate import Delegate
 from .describe import Description, describe
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
+from .resumable import Resumable
 from .sharding import Plan, make_plan
 from .startup import current
 from .structure import Structure
@@ -34,7 +34,7 @@ DEFAULT_BUCKET_SIZE = 4 * 2**20
 _names = itertools.count(1)
 
 
-class DistributedOptimizer(Delegate):
+class DistributedOptimizer(Resumable):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -327,11 +327,6 @@ class DistributedOptimizer(Delegate):
         assert self._structure is not None, "gradients were checked before"
         return self._structure
 
-    def _require_plan(self) -> Plan:
-        if self._plan is None:
-            raise ValueError("call optimizer.init(model) first")
-        return self._plan
-
     def _wire(self, *, traced: bool) -> Wire:
         plan = self._require_plan()
         comm = self.world.transport(self.transport, sharded=plan.sharded, traced=traced)
@@ -346,6 +341,8 @@ class DistributedOptimizer(Delegate):
         plan = self._plan
         if plan is not None:
             problem = checks.gradient_problem(plan, flat) or problem
+        if self.world.late:
+            problem = self.world.late.pop()
         sums: list[str] = []
         if self.check_every and self._updates % self.check_every == 0 and not traced:
             replicated = {} if plan is None or plan.sharded else self._inner.state

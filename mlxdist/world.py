@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class World:
         self.recorder = recorder or Recorder()
         self.native = Native(split_group(group, backend, 0), backend, self.recorder)
         self._comm = comm
+        self.late: list[str] = []  # what failed in the background; the next step tells
         self.host_transport: Host | None = None
         self.is_first_on_host = True
         if comm is not None:
@@ -69,6 +71,11 @@ class World:
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @property
+    def restarts(self) -> int:
+        """How often `mlxdist run --max-restarts` has started this job again."""
+        return int(os.environ.get("MLXDIST_RESTARTS", "0"))
 
     @property
     def control(self) -> Collectives:
@@ -190,6 +197,16 @@ class World:
         agree(self.control, "World.identical", 0, list)
         every = self.control.all_gather_words(own)
         return bool((every == every[0]).all())
+
+    def duplicate(self) -> Any:
+        """An MPI communicator of these ranks for one purpose alone. Called by all.
+
+        Raises:
+            ValueError: over other backends than MPI.
+        """
+        if self._comm is None:
+            raise ValueError(f"this works over MPI, and not over {self.backend!r}")
+        return self._comm.Dup()
 
     def agree_on(
         self, call: str, entries: Sequence[Entry], settings: Sequence[str] = ()

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import time
 
+import mlx.core as mx
+import mlx.optimizers as optim
 import pytest
 from jobs import mpi_job, mpirun, processes, start
 
+import mlxdist
 from mlxdist import postmortem
 
 HOST = socket.gethostname()
@@ -28,7 +31,7 @@ JOB = """
 import os, signal, sys, time
 import mlx.core as mx, mlx.optimizers as optim
 import mlxdist
-from mlxdist import host, state
+from mlxdist import host, state, writing
 
 how, where, victim = sys.argv[1], sys.argv[2], int(sys.argv[3])
 world = mlxdist.init(timeout=TIMEOUT)
@@ -57,7 +60,7 @@ def fail():
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(1000)
 
-class Failing(optim.Adam):
+class Adam(optim.Adam):
     elementwise = True
     def apply_single(self, gradient, parameter, state):
         if where == "optimizer":
@@ -71,7 +74,7 @@ def failing_wait(self, requests):
     wait(self, requests)
 host.Host.wait = failing_wait
 
-optimizer = mlxdist.DistributedOptimizer(Failing(0.1), shard=True)
+optimizer = mlxdist.DistributedOptimizer(Adam(0.1), shard=True)
 parameters = {"w": mx.zeros(5000), "b": mx.zeros((7, 3))}
 optimizer.init(parameters)
 for step in range(6):
@@ -80,6 +83,15 @@ for step in range(6):
         fail()
     parameters = optimizer.apply_gradients(parameters, parameters)
     mx.eval(parameters)
+    if where == "checkpoint" and step == 2:
+        mlxdist.save_checkpoint("saves", step, parameters, optimizer)
+    if where == "checkpoint" and armed:
+        together = writing.together
+        def failing_together(*arguments, **told):  # its file is written
+            fail()
+            return together(*arguments, **told)
+        writing.together = failing_together
+        mlxdist.save_checkpoint("saves", step, parameters, optimizer)
     if where == "gather" and armed:
         gather = state._from_rank
         def failing_gather(*arguments):
@@ -97,7 +109,7 @@ print("finished", world.rank, flush=True)
 
 HOW = ["raise", "memory", "exit0", "exit3", "_exit", "interrupt", "sleep"]
 HOW += ["SIGKILL", "SIGSEGV", "SIGSTOP"]
-WHERE = ["forward", "exchange", "optimizer", "gather", "exit"]
+WHERE = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 EVERY = list(itertools.product(HOW, WHERE, [2, 3]))
 # Each way and each place at least once, in under a minute.
 SOME = [
@@ -113,6 +125,9 @@ SOME = [
     ("SIGSTOP", "exchange", 2),
     ("SIGSTOP", "exit", 2),
     ("sleep", "gather", 3),
+    ("SIGKILL", "checkpoint", 2),
+    ("memory", "checkpoint", 3),
+    ("SIGSTOP", "checkpoint", 2),
 ]
 
 
@@ -127,7 +142,18 @@ def check(how, where, ranks, victim, folder):
     assert re.search(named, done.stderr), told
     failed = float(re.search(r"failing (\S+)", done.stdout).group(1))
     assert ended - failed < ALLOWED, f"{ended - failed:.1f} s\n{told}"
+    if where == "checkpoint":
+        check_checkpoint(folder / "saves")
     return ended - failed
+
+
+def check_checkpoint(folder):
+    """The one before the failure is the last, and whole."""
+    own = {"w": mx.zeros(5000), "b": mx.zeros((7, 3))}
+    ours = mlxdist.DistributedOptimizer(optim.Adam(0.1))
+    loaded = mlxdist.load_checkpoint(folder, own, ours)
+    assert (loaded.step, loaded.skipped) == (2, ())
+    assert ours.step.item() == 3
 
 
 @pytest.mark.parametrize(("how", "where", "ranks"), SOME)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from mlxdist import __version__
 
-from . import bench, doctor, run
+from . import bench, checkpoint, doctor, run
 
 # One module for each command: add_parser(commands) makes its parser and sets `run`,
 # which takes the parsed arguments and returns the exit code.
-COMMANDS = (run, doctor, bench)
+COMMANDS = (run, doctor, bench, checkpoint)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mlxdist import launcher
+from mlxdist import launcher, restarts
 
 _DESCRIPTION = """\
 Run N ranks of a script on this machine with mpirun. Finds the Open MPI that mlxdist
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="run N ranks of a script on this machine",
-        usage="mlxdist run -n N [--label] [--threads T] [-m] SCRIPT [ARGUMENT ...]",
+        usage="mlxdist run -n N [OPTION ...] [-m] SCRIPT [ARGUMENT ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,6 +44,14 @@ def add_parser(commands: Any) -> None:
         metavar="T",
         help="CPU threads of each rank (default: the cores divided by N, unless "
         "OMP_NUM_THREADS and its like are set)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=positive,
+        default=0,
+        metavar="K",
+        help="start the job again, up to K times, where a rank fails; the script then "
+        "finds world.restarts above 0 and loads its last checkpoint",
     )
     parser.add_argument(
         "-m", action="store_true", dest="module", help="SCRIPT is a module's name"
@@ -69,7 +77,7 @@ def _run(parsed: argparse.Namespace) -> int:
         label=parsed.label,
         threads=parsed.threads,
     )
-    return launcher.launch(job)
+    return restarts.launch_again(job, parsed.max_restarts)
 
 
 def positive(text: str) -> int:

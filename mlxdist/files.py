@@ -1,0 +1,89 @@
+"""Files that are whole or not there: made, flushed to the disk, renamed, opened."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+
+class DamagedError(ValueError):
+    """A file is not what was written."""
+
+
+def create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+    except OSError:  # tmpfs and some others have no direct writes
+        path.unlink(missing_ok=True)
+        file = os.open(path, flags, 0o666)
+    no_cache = getattr(fcntl, "F_NOCACHE", None)  # macOS
+    if no_cache is not None:
+        fcntl.fcntl(file, no_cache, 1)
+    return file
+
+
+def write_all(file: int, data: memoryview, offset: int) -> None:
+    while data.nbytes:
+        try:
+            written = os.pwrite(file, data, offset)
+        except OSError:
+            if not _is_direct(file):
+                raise
+            # Some file systems take no direct write of this size, or at this place.
+            flags = fcntl.fcntl(file, fcntl.F_GETFL)
+            fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            continue
+        data, offset = data[written:], offset + written
+
+
+def _is_direct(file: int) -> bool:
+    direct = getattr(os, "O_DIRECT", 0)
+    return bool(direct and fcntl.fcntl(file, fcntl.F_GETFL) & direct)
+
+
+def flush(file: int) -> None:
+    """Has a file's bytes, or a folder's names, on the disk and not in its cache."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, whose fsync stops at the drive
+    if full is None:
+        os.fsync(file)
+        return
+    try:
+        fcntl.fcntl(file, full)
+    except OSError:  # not on network drives
+        os.fsync(file)
+
+
+def flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flush(folder)
+    finally:
+        os.close(folder)
+
+
+def write_beside(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all, and has it on the disk."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        write_all(file, memoryview(data), 0)
+        flush(file)
+    finally:
+        os.close(file)
+    beside.replace(path)
+    flush_folder(path.parent)
+
+
+def open_file(path: Path) -> int:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        kind = "is a link" if path.is_symlink() else error.strerror or "can't be opened"
+        raise DamagedError(f"{path}: {kind}") from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise DamagedError(f"{path} is not a file")
+    return file

@@ -6,7 +6,6 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -40,7 +39,7 @@ def launch(job: Job) -> int:
     places = place(job.hosts, job.ranks) if job.hosts else ()
     job = _checked(job)
     with tempfile.TemporaryDirectory(prefix="mlxdist-run-") as run_dir:
-        word = secrets.token_hex(8) if job.hosts else ""
+        word = os.urandom(8).hex() if job.hosts else ""
         command, environment = prepare(job, run_dir=run_dir, word=word)
         output = Output(
             run_dir, ranks=job.ranks, word=word, label=job.label, log_dir=job.log_dir

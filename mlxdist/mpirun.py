@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,6 +57,9 @@ class Mpirun:
         except OSError:
             _restore(self._signals)
             raise
+        # Popen.wait(timeout) looks every 50 ms; this one returns at once.
+        self._ended = threading.Event()
+        threading.Thread(target=self._await_end, daemon=True).start()
         sources = (self._process.stdout, 1), (self._process.stderr, 2)
         self._copies = [output.copy(s, to) for s, to in sources if s is not None]
 
@@ -78,10 +82,13 @@ class Mpirun:
             _restore(self._signals)
 
     def _poll(self) -> int | None:
-        try:
-            return self._process.wait(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            return None
+        if self._ended.wait(timeout=0.1):
+            return self._process.returncode
+        return None
+
+    def _await_end(self) -> None:
+        self._process.wait()
+        self._ended.set()
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.received is None:

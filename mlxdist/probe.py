@@ -6,7 +6,6 @@ is missing where mlxdist is not installed: nothing but the standard library here
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -57,6 +56,8 @@ def collect(peers: list[str]) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata  # 20 ms, which a launcher has no use for
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

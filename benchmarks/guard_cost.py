@@ -1,6 +1,6 @@
-"""What the guard costs a step of the main job: its byte-level transformer, 2 ranks.
+"""What does the guard cost a step of the quickstart's transformer, on 2 ranks?
 
-    mlxdist run -n 2 benchmarks/guard_cost.py --json benchmarks/results/guard_cost.json
+    mlxdist bench guard_cost --json benchmarks/results/guard_cost.json
 
 Steps with all checks (the header that ranks compare, the finite check, the flight
 recorder) and without them alternate in one run, so that both meet the same noise. The
@@ -10,28 +10,29 @@ be turned off for a step, the processor time of its thread is read.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import common
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from common.progress import Progress
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
+sys.path.insert(0, str(common.ROOT / "launch"))
 from model import Transformer, loss_of
 
 import mlxdist
 from mlxdist import checks, recorder
 
+RANKS = 2
 CONTEXT = 128
 
 
@@ -39,10 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="of each kind")
     parser.add_argument("--check-every", type=int, default=100)
-    parser.add_argument("--json", type=Path)
+    common.add_options(parser)
     args = parser.parse_args()
+    rounds = 10 if args.quick else args.steps
 
     world = mlxdist.init()
+    out = common.console() if world.is_root else None
     world.seed(0)
     model = Transformer()
     optimizer = mlxdist.DistributedOptimizer(
@@ -52,64 +55,54 @@ def main() -> None:
     value_and_grad = nn.value_and_grad(model, loss_of)
     numbers = np.random.default_rng(world.rank)
     rows = mx.array(numbers.integers(0, 255, (6, CONTEXT + 1)))
+    gradients, computing = {}, []
 
-    def step(checked) -> tuple[float, float]:
+    def compute() -> None:
         began = time.perf_counter()
-        _, gradients = value_and_grad(model, rows)
+        gradients.clear()
+        gradients.update(value_and_grad(model, rows)[1])
         mx.eval(gradients)
-        computed = time.perf_counter() - began
-        world.barrier()
-        began = time.perf_counter()
-        with checked:
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state)
-        return computed, time.perf_counter() - began
+        computing.append(time.perf_counter() - began)
 
-    for _ in range(3):
-        step(nullcontext())
-    samples: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+    def update() -> None:
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+
+    def bare_update() -> None:
+        with unguarded(optimizer):
+            update()
+
+    kinds = {"with": update, "without": bare_update}
     thread, began = watchdog_seconds(), time.perf_counter()
-    for index in range(args.steps):
-        # Which goes first alternates too.
-        for kind in ("with", "without") if index % 2 else ("without", "with"):
-            bare = unguarded(optimizer) if kind == "without" else nullcontext()
-            samples[kind].append(step(bare))
+    with Progress(out, 2 * rounds + 6) as progress:
+        samples = common.interleave(
+            world, kinds, rounds=rounds, warmup=3, before=compute, progress=progress
+        )
     watched = (watchdog_seconds() - thread) / (time.perf_counter() - began)
     checksum = seconds_of_checksums(model)
     if not world.is_root:
         return
-    medians = {
-        kind: tuple(map(statistics.median, zip(*times, strict=True)))
-        for kind, times in samples.items()
-    }
-    update, bare_update = medians["with"][1], medians["without"][1]
-    step_seconds = medians["without"][0] + bare_update
-    added = (update - bare_update + checksum / args.check_every) / step_seconds
-    result = {
-        "command": command(world.size),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {"mlx": mx.__version__, "python": platform.python_version()},
-        "median_seconds_computing_and_updating": medians,
+    result = common.record(samples, [("with", "without")])
+    computed = statistics.median(computing)
+    guarded, bare = (result["summary"][kind]["median"] for kind in kinds)
+    added = (guarded - bare + checksum / args.check_every) / (computed + bare)
+    result |= {
+        "median_seconds_computing": computed,
         "checksum_seconds": checksum,
         "watchdog_share_of_a_core": watched,
         "added_share": added + watched,
-        "samples": samples,
     }
-    print(
-        f"update {update * 1e3:.2f} ms with checks, {bare_update * 1e3:.2f} without, "
-        f"of a step of {step_seconds * 1e3:.1f}; medians of {args.steps}"
-    )
-    print(f"checksums {checksum * 1e3:.2f} ms every {args.check_every} steps")
-    print(f"watchdog {watched:.3%} of a core")
-    print(f"the guard adds {added + watched:.2%} in all")
+    rows = [
+        ("update with checks", f"{guarded * 1e3:.2f} ms"),
+        ("update without", f"{bare * 1e3:.2f} ms"),
+        ("whole step without", f"{(computed + bare) * 1e3:.1f} ms"),
+        (f"checksums, every {args.check_every} steps", f"{checksum * 1e3:.2f} ms"),
+        ("watchdog, of a core", f"{watched:.3%}"),
+        ("the guard adds in all", f"{added + watched:.2%}"),
+    ]
+    common.print_table(out, "cost of the guard", ["", "median"], rows)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def command(ranks: int) -> str:
-    """What was typed, without where the checkout lies."""
-    script = f"benchmarks/{Path(__file__).name}"
-    return " ".join(["mlxdist run -n", str(ranks), script, *sys.argv[1:]])
+        common.write_json(args.json, __doc__.splitlines()[0], result, world.size)
 
 
 @contextmanager

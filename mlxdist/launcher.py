@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import interfaces, rank_main, runtime
-from .command import Job, mpirun_command, passed_on, printed, rank_environment
+from .command import Job as Job
+from .command import mpirun_command, passed_on, printed, rank_environment
 from .hosts import Host, place
 from .mpirun import Mpirun, kill_survivors
 from .outcome import Outcome

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from mlxdist import __version__
 
-from . import doctor, run
+from . import bench, doctor, run
 
 # One module for each command: add_parser(commands) makes its parser and sets `run`,
 # which takes the parsed arguments and returns the exit code.
-COMMANDS = (run, doctor)
+COMMANDS = (run, doctor, bench)
 
 
 def make_parser() -> argparse.ArgumentParser:

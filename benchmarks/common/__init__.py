@@ -1,0 +1,28 @@
+"""What the benchmarks share: sampling, statistics, the record of a run, its pictures.
+
+Each script of this folder answers one question, which is its docstring's first line.
+One that all ranks run says `RANKS = 2`; one without it starts its jobs by itself.
+"""
+
+from .environment import BENCHMARKS, ROOT, command, environment
+from .record import add_options, console, print_table, record, write_json
+from .sampling import interleave, order_of
+from .statistics import Ratio, Summary, ratio_of, summarize
+
+__all__ = [
+    "BENCHMARKS",
+    "ROOT",
+    "Ratio",
+    "Summary",
+    "add_options",
+    "command",
+    "console",
+    "environment",
+    "interleave",
+    "order_of",
+    "print_table",
+    "ratio_of",
+    "record",
+    "summarize",
+    "write_json",
+]

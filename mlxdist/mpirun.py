@@ -1,20 +1,18 @@
-"""mpirun as a child process: its signals, its labelled output, and what it leaves."""
+"""mpirun as a child process: its signals, its time, and what it leaves."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from . import rank_main
-
-_TAG = re.compile(rb"\[\d+,(\d+)\]<std(?:out|err)>: ?")
+from .output import Output
 
 _TERMINAL_PATIENCE = 1.0  # seconds until Ctrl-C's own signal has ended mpirun
 _END_PATIENCE = 10.0  # seconds that mpirun gets to end its ranks
@@ -28,7 +26,8 @@ class Mpirun:
         command: mpirun by its path, and its arguments.
         environment: that of mpirun, and so of the ranks on this machine.
         run_dir: where the ranks leave their marks, and `ranks` is how many there are.
-        label: the command asks for tags; turn them into `[rank 1]`.
+        output: where what it writes goes.
+        timeout: seconds after which the job is ended.
     """
 
     def __init__(
@@ -38,31 +37,38 @@ class Mpirun:
         *,
         run_dir: str,
         ranks: int,
-        label: bool,
+        output: Output,
+        timeout: float | None = None,
     ) -> None:
         self.received: int | None = None  # the first signal to end the job
-        self._run_dir, self._ranks = run_dir, ranks
+        self.timed_out = False
+        self._run_dir, self._ranks, self._output = run_dir, ranks, output
         self._asked_at = 0.0
         self._passed_on = False
         self._insist = False
+        self._deadline = time.monotonic() + (timeout or float("inf"))
         self._signals = _catch(self._on_signal)
-        pipe = subprocess.PIPE if label else None
+        out, err = (subprocess.PIPE if piped else None for piped in output.piped)
         try:
             # In this process group, so that rank 0 can read from the terminal.
             self._process = subprocess.Popen(
-                command, env=environment, stdout=pipe, stderr=pipe
+                command, env=environment, stdout=out, stderr=err
             )
         except OSError:
             _restore(self._signals)
             raise
+        # Popen.wait(timeout) looks every 50 ms; this one returns at once.
+        self._ended = threading.Event()
+        threading.Thread(target=self._await_end, daemon=True).start()
         sources = (self._process.stdout, 1), (self._process.stderr, 2)
-        self._copies = [_copy_labelled(s, to) for s, to in sources if s is not None]
+        self._copies = [output.copy(s, to) for s, to in sources if s is not None]
 
     def wait(self) -> int:
         """mpirun's exit code, negative where a signal ended it."""
         finished_at = None
         try:
             while (code := self._poll()) is None:
+                self._end_if_late()
                 self._end_if_asked()
                 if finished_at is None and not unfinished(self._run_dir, self._ranks):
                     finished_at = time.monotonic()
@@ -72,19 +78,28 @@ class Mpirun:
         finally:
             for thread in self._copies:
                 thread.join(timeout=5)
+            self._output.close()
             _restore(self._signals)
 
     def _poll(self) -> int | None:
-        try:
-            return self._process.wait(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            return None
+        if self._ended.wait(timeout=0.1):
+            return self._process.returncode
+        return None
+
+    def _await_end(self) -> None:
+        self._process.wait()
+        self._ended.set()
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.received is None:
             self.received, self._asked_at = number, time.monotonic()
         else:
             self._insist = True
+
+    def _end_if_late(self) -> None:
+        if self.received is None and time.monotonic() > self._deadline:
+            self.timed_out = True
+            self._on_signal(signal.SIGTERM, None)
 
     def _end_if_asked(self) -> None:
         if self.received is None:
@@ -101,7 +116,9 @@ class Mpirun:
 
 def unfinished(run_dir: str, ranks: int) -> list[int]:
     """The ranks that did not say that they finished."""
-    return [r for r in range(ranks) if not rank_main.done_file(run_dir, r).exists()]
+    return [
+        r for r in range(ranks) if not rank_main.mark_file(run_dir, "done", r).exists()
+    ]
 
 
 def kill_survivors(run_dir: str, ranks: Sequence[int]) -> None:
@@ -116,33 +133,6 @@ def kill_survivors(run_dir: str, ranks: Sequence[int]) -> None:
                     os.kill(pid, signal.SIGKILL)
         except (OSError, ValueError):  # never started, or gone by now
             continue
-
-
-def labelled(line: bytes) -> bytes:
-    """Open MPI's tags as `[rank 1] `, each at the beginning of a line."""
-    return _TAG.sub(
-        lambda tag: (b"\n" if tag.start() else b"") + b"[rank %s] " % tag[1], line
-    )
-
-
-def _copy_labelled(source: IO[bytes], target: int) -> threading.Thread:
-    def copy() -> None:
-        reader_left = False
-        for line in source:  # to its end in any case: mpirun must never wait for us
-            try:
-                if not reader_left:
-                    _write(target, labelled(line))
-            except OSError:
-                reader_left = True
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    return thread
-
-
-def _write(target: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(target, data) :]
 
 
 def _catch(handler: Any) -> dict[int, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT = 512
+KEPT_FOR_TIMELINE = 200_000
 
 
 @dataclass
@@ -60,6 +61,20 @@ class Status:
         return f"in {self.call}{phase}, step {self.step}"
 
 
+@dataclass(frozen=True)
+class Span:
+    """A part of this rank's time, in seconds since the epoch.
+
+    `kind` is "call", "phase" (of a call) or "waiting" (for other ranks).
+    """
+
+    kind: str
+    name: str
+    step: int
+    start: float
+    end: float
+
+
 class Recorder:
     """This rank's status and its last records. One for each world.
 
@@ -73,6 +88,17 @@ class Recorder:
         self._counts = whole is None
         self.status: Status = Status() if whole is None else whole.status
         self.records: deque[Record] = deque(maxlen=KEPT)
+        self.spans: deque[Span] | None = None  # where a timeline is wanted
+        self._phase_began = 0.0
+
+    def keep_timeline(self) -> None:
+        """Keeps spans as well, and the last 200 000 of them and of the records."""
+        self.records = deque(self.records, maxlen=KEPT_FOR_TIMELINE)
+        self.spans = deque(maxlen=KEPT_FOR_TIMELINE)
+
+    def _span(self, kind: str, name: str, start: float) -> None:
+        if self.spans is not None and name:
+            self.spans.append(Span(kind, name, self.status.step, start, time.time()))
 
     @contextmanager
     def call(self, name: str, step: int | None = None) -> Iterator[None]:
@@ -81,7 +107,7 @@ class Recorder:
         if status.call:
             yield
             return
-        status.call, status.since = name, time.monotonic()
+        status.call, status.since, began = name, time.monotonic(), time.time()
         if step is not None:
             status.step = step
         try:
@@ -91,20 +117,24 @@ class Recorder:
             error.__dict__.setdefault("mlxdist_place", str(status))
             raise
         finally:
-            status.call, status.phase, status.since = "", "", time.monotonic()
+            self.phase("")
+            self._span("call", name, began)
+            status.call, status.since = "", time.monotonic()
 
     def phase(self, name: str) -> None:
         """What of a call comes now; a stall is told by it."""
-        self.status.phase = name
+        self._span("phase", self.status.phase, self._phase_began)
+        self.status.phase, self._phase_began = name, time.time()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While the rank waits for others."""
         status = self.status
-        status.waiting, status.since = True, time.monotonic()
+        status.waiting, status.since, began = True, time.monotonic(), time.time()
         try:
             yield
         finally:
+            self._span("waiting", status.call or "waiting", began)
             status.waiting, status.since = False, time.monotonic()
 
     def started(

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from . import runtime
+from . import runtime, timeline
 from .guard import Guard
 from .recorder import Recorder
 from .world import Backend, World
@@ -79,6 +79,8 @@ def init(
     _world = World(group, backend, mpi.COMM_WORLD.Dup(), Recorder())
     if guard:
         _install_guard(_world, mpi, timeout)
+    if path := os.environ.get("MLXDIST_TIMELINE"):
+        timeline.Timeline(_world.recorder, mpi.COMM_WORLD.Dup(), _world.host, path)
     return _world
 
 

@@ -5,14 +5,14 @@ import subprocess
 
 import pytest
 
-from mlxdist import __version__, cli, launcher, mpirun
+from mlxdist import __version__, cli, command, launcher, output, rank_main
 
 # The command line and the environment, without starting anything
 
 
-def command(ranks, *, cores=8, as_root=False, reads=True, **options):
-    return launcher.mpirun_command(
-        launcher.Job(ranks, "train.py", **options),
+def line(ranks, *, cores=8, as_root=False, reads=True, **options):
+    return command.mpirun_command(
+        command.Job(ranks, "train.py", **options),
         mpirun="/mpi/bin/mpirun",
         python="/bin/py",
         cores=cores,
@@ -22,41 +22,41 @@ def command(ranks, *, cores=8, as_root=False, reads=True, **options):
 
 
 def environment(ranks=2, env=None, *, cores=8, columns=None, **options):
-    job = launcher.Job(ranks, "train.py", **options)
-    return launcher.rank_environment(
+    job = command.Job(ranks, "train.py", **options)
+    return command.rank_environment(
         job, env or {}, cores=cores, run_dir="/run", columns=columns
     )
 
 
 def test_command():
-    assert command(4)[:7] == [
+    assert line(4)[:7] == [
         *("/mpi/bin/mpirun", "-n", "4", "--host", "localhost:4", "--bind-to", "none")
     ]
-    assert command(4)[7] == "/bin/py"
-    assert command(4)[8].endswith("rank_main.py")
-    assert command(4)[9:] == [os.path.abspath("train.py")]
-    assert os.path.isabs(command(4)[8])
+    assert line(4)[7] == "/bin/py"
+    assert line(4)[8].endswith("rank_main.py")
+    assert line(4)[9:] == [os.path.abspath("train.py")]
+    assert os.path.isabs(line(4)[8])
 
 
 def test_command_for_root_alone_allows_root():
-    assert "--allow-run-as-root" not in command(2)
-    assert "--allow-run-as-root" in command(2, as_root=True)
+    assert "--allow-run-as-root" not in line(2)
+    assert "--allow-run-as-root" in line(2, as_root=True)
 
 
 def test_command_oversubscribes_only_beyond_the_cores():
     flags = ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
-    assert not set(flags) & set(command(8, cores=8)) - {"1"}
-    assert " ".join(flags) in " ".join(command(9, cores=8))
+    assert not set(flags) & set(line(8, cores=8)) - {"1"}
+    assert " ".join(flags) in " ".join(line(9, cores=8))
 
 
 def test_command_forwards_input_from_a_terminal_alone():
-    assert "--stdin" not in command(2)
-    assert "--stdin none" in " ".join(command(2, reads=False))
+    assert "--stdin" not in line(2)
+    assert "--stdin none" in " ".join(line(2, reads=False))
 
 
 def test_command_never_holds_the_arguments():
     # mpirun rewrites some of them as its own, and ":" starts another program.
-    assert command(2, arguments=(":", "--map-by", "x")) == command(2)
+    assert line(2, arguments=(":", "--map-by", "x")) == line(2)
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_command_never_holds_the_arguments():
 )
 def test_cores_are_shared_among_the_ranks(ranks, cores, threads):
     env = environment(ranks, cores=cores)
-    assert {env[name] for name in launcher.THREAD_VARIABLES} == {threads}
+    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {threads}
 
 
 def test_threads_of_the_user_stay():
     env = environment(2, {"OMP_NUM_THREADS": "3"})
-    assert {env[name] for name in launcher.THREAD_VARIABLES} == {"3"}
+    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {"3"}
     env = environment(2, {"MKL_NUM_THREADS": "3"})
     assert env["MKL_NUM_THREADS"] == "3"
     assert env["OMP_NUM_THREADS"] == "4"
     env = environment(2, {"OMP_NUM_THREADS": "3"}, threads=5)
-    assert {env[name] for name in launcher.THREAD_VARIABLES} == {"5"}
+    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {"5"}
 
 
 def test_a_job_inside_a_job_starts_clean_and_settings_stay():
@@ -93,7 +93,7 @@ def test_terminal_is_named_only_where_there_is_one():
 
 
 def test_labels():
-    labelled = mpirun.labelled
+    labelled = output.labelled
     assert labelled(b"[1,0]<stdout>: hello\n") == b"[rank 0] hello\n"
     assert labelled(b"[1,12]<stderr>:   indented\n") == b"[rank 12]   indented\n"
     assert labelled(b"plain\n") == b"plain\n"
@@ -129,11 +129,24 @@ def test_the_outcome_in_words(missing, reasons, text):
         ("run -n 0 {script}", "argument -n: found '0', wanted 1 or more"),
         ("run -n x {script}", "argument -n: found 'x', wanted 1 or more"),
         ("run -n -2 {script}", "argument -n: "),
-        ("run {script}", "the following arguments are required: -n"),
-        ("run {script} -n 2", "the following arguments are required: -n"),
+        ("run {script}", "how many ranks? Give -n N, or hosts with -H"),
+        ("run {script} -n 2", "how many ranks?"),
         ("run -n 2", "the following arguments are required: SCRIPT"),
         ("run -n 2 --threads 0 {script}", "argument --threads: found '0'"),
-        ("run -n 2 --timeout 3 {script}", "unrecognized arguments: --timeout"),
+        ("run -n 2 --timeout 0 {script}", "argument --timeout: found '0'"),
+        ("run -n 2 --timeout nan {script}", "argument --timeout: found 'nan'"),
+        ("run -n 2 --wait {script}", "unrecognized arguments: --wait"),
+        ("run -n 2 --iface en0 {script}", "--iface is for several hosts"),
+        ("run -n 3 -H a:2 {script}", "3 ranks on 2 slots (a:2)"),
+        ("run -H a --hostfile {script} {script}", "not allowed with argument -H"),
+        ("run -H a --hostfile {script}", "not allowed with argument -H"),
+        ("run --hostfile {folder}/none {script}", "No such file"),
+        ("run -n 1 --python no-such-python {script}", "no such program"),
+        ("run -n 1 --python ./none {script}", "no such program"),
+        ("run -n 1 --cwd {folder}/none {script}", "there is no such folder"),
+        ("run -n 1 --mpi-arg : {script}", "found ':'"),
+        ('run -n 1 --mpi-arg=" {script}', "No closing quotation"),
+        ("run -n 1 --env MLXDIST_NOT_SET {script}", "it is not set here"),
         ("run -n 2 {script}.missing", "there is no script"),
         ("run -n 2 {folder}", "is a folder without a __main__.py"),
         ("run -n 2 -m no_such_module", "no module 'no_such_module' in"),
@@ -161,7 +174,7 @@ def test_refusals(arguments, message, tmp_path, monkeypatch, capsys):
 def test_version_and_help(capsys):
     for arguments, text in (
         (["--version"], f"mlxdist {__version__}\n"),
-        (["--help"], "run N ranks of a script"),
+        (["--help"], "run N ranks of a script, on this machine or on several"),
         (["run", "--help"], "mlxdist run -n 2 train.py"),
     ):
         with pytest.raises(SystemExit) as leaving:

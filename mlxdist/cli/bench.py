@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from mlxdist import bench
 
 from .run import positive
@@ -53,6 +50,9 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.command_line:
         name, *arguments = parsed.command_line
         return bench.run(name, arguments, ranks=parsed.n)
+    from rich.console import Console  # which other commands have no use for
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     for each in bench.list_benchmarks(bench.find_folder()):

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mlxdist import postmortem
-
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -27,5 +25,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from mlxdist import postmortem  # MLX comes with it: 0.2 s
+
     print(postmortem.report(parsed.postmortem))
     return 0

@@ -1,0 +1,184 @@
+"""The command line that starts a job's ranks, and their environment. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import rank_main, runtime
+from .hosts import Host
+from .rank_main import THREAD_VARIABLES
+
+_JOB_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMIX_NAMESPACE")
+# Of a launcher around this one, and not the ranks'.
+_OWN = ("MLXDIST_RUN_DIR", "MLXDIST_MARKS", "MLXDIST_TERMINAL", "MLXDIST_COLUMNS")
+
+# A host that is switched off, or whose cable is pulled, closes no connection. mpirun
+# asks after 5 s of silence and gives it up after 5 questions; by default after 8 min.
+_KEEPALIVE = {
+    "oob_tcp_keepalive_time": "5",
+    "oob_tcp_keepalive_intvl": "1",
+    "oob_tcp_keepalive_probes": "5",
+}
+# Fails where ssh would ask for a password or for trust in a new host, and wait.
+SSH_OPTIONS = ("-oBatchMode=yes", "-oConnectTimeout=10")
+_AGENT = "plm_ssh_agent"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run, and where.
+
+    Attributes:
+        script: a path, or a module's name where `module` is true.
+        label: begin each line of output with its rank.
+        threads: CPU threads of a rank; None shares the cores of each machine.
+        hosts: the machines; empty for this one alone.
+        interface: the network of MPI's traffic: a name, or `10.0.0.0/24`. None leaves
+            it to Open MPI.
+        variables: environment variables of the ranks, added to those they have.
+        cwd, python: the ranks' folder and interpreter, on each host.
+        timeout: seconds after which the job is ended.
+        log_dir: folder for a file of each rank's output.
+        timeline: file for a Chrome trace of all ranks, written by rank 0.
+        mpi_arguments: words for mpirun, as they are.
+    """
+
+    ranks: int
+    script: str
+    arguments: tuple[str, ...] = ()
+    module: bool = False
+    label: bool = False
+    threads: int | None = None
+    hosts: tuple[Host, ...] = ()
+    interface: str | None = None
+    variables: tuple[tuple[str, str], ...] = ()
+    cwd: str | None = None
+    python: str | None = None
+    timeout: float | None = None
+    log_dir: Path | None = None
+    timeline: Path | None = None
+    mpi_arguments: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return os.path.abspath(self.cwd or os.getcwd())
+
+
+def mpirun_command(
+    job: Job,
+    *,
+    mpirun: str,
+    python: str,
+    cores: int,
+    as_root: bool,
+    reads: bool,
+    passed_on: Sequence[str] = (),
+) -> list[str]:
+    """The command line that starts the ranks; `reads`: rank 0 gets the input.
+
+    `passed_on` are the variables that ranks on other hosts get from here.
+
+    It names the script, for who looks at `ps`, but not the script's arguments. Those
+    go through the environment, since mpirun rewrites some as if they were its own
+    (`--map-by` becomes `--mapby`) and starts another program behind a lone `:`.
+    """
+    # Naming the host gives as many slots as there are ranks. By itself mpirun counts
+    # physical cores, and would refuse ranks that hyperthreads have room for.
+    hosts = job.hosts or (Host("localhost", job.ranks),)
+    command = [mpirun, "-n", str(job.ranks), "--host", ",".join(map(str, hosts))]
+    command += ["--bind-to", "none"]
+    if not reads:  # mpirun never tells a rank that its input has ended
+        command += ["--stdin", "none"]
+    if as_root:
+        command += ["--allow-run-as-root"]
+    if job.hosts:
+        command += _over_hosts(job, passed_on)
+    elif job.ranks > cores:
+        command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
+    if job.label or job.log_dir:
+        command += ["--tag-output"]
+    command += job.mpi_arguments
+    shown = job.script
+    if not job.module:
+        shown = os.path.join(job.folder, job.script)
+    return [*command, python, os.path.abspath(rank_main.__file__), shown]
+
+
+def _over_hosts(job: Job, passed_on: Sequence[str]) -> list[str]:
+    settings = dict(_KEEPALIVE)
+    if not (f"PRTE_MCA_{_AGENT}" in os.environ or _AGENT in job.mpi_arguments):
+        settings["plm_ssh_args"] = " ".join(SSH_OPTIONS)
+    words = ["--map-by", "slot"]  # so that hosts.place tells where each rank is
+    for name, value in settings.items():
+        words += ["--prtemca", name, value]
+    if job.interface is not None:
+        words += ["--mca", "btl_tcp_if_include", job.interface]
+        words += ["--prtemca", "prte_if_include", job.interface]
+    for name in passed_on:  # without the value, which mpirun has in its environment
+        words += ["-x", name]
+    return words
+
+
+def agent(environment: Mapping[str, str]) -> list[str]:
+    """The command by which mpirun reaches a host, without the host: ssh as a rule."""
+    own = environment.get(f"PRTE_MCA_{_AGENT}")
+    return shlex.split(own) if own else ["ssh", *SSH_OPTIONS]
+
+
+def rank_environment(
+    job: Job,
+    environment: Mapping[str, str],
+    *,
+    cores: int,
+    run_dir: str = "",
+    word: str = "",
+    columns: int | None = None,
+) -> dict[str, str]:
+    """The environment of mpirun and of the ranks on this machine.
+
+    Args:
+        run_dir, word: where the ranks leave their marks: a folder of this machine, or
+            lines that begin with a secret word.
+        columns: the terminal's width; None without one. The ranks can't see for
+            themselves whether their output ends in a terminal: mpirun gives each a
+            terminal of its own and passes on what they write.
+    """
+    inside_a_job = any(name in environment for name in _JOB_VARIABLES)
+    # Outside of one, what begins with OMPI_ are the user's own settings.
+    result = dict(runtime.without_mpi(environment) if inside_a_job else environment)
+    for name in _OWN:
+        result.pop(name, None)
+    result.update(job.variables)
+    if job.threads is not None:
+        result |= dict.fromkeys(THREAD_VARIABLES, str(job.threads))
+    elif not job.hosts:  # each of several shares its own cores
+        result |= rank_main.thread_share(result, cores, job.ranks)
+    result["PYTHONUNBUFFERED"] = "1"
+    if run_dir:
+        result["MLXDIST_RUN_DIR"] = run_dir
+    if word:
+        result["MLXDIST_MARKS"] = word
+    if columns is not None:
+        result |= {"MLXDIST_TERMINAL": "1", "MLXDIST_COLUMNS": str(columns)}
+    if job.timeline is not None:
+        result["MLXDIST_TIMELINE"] = os.path.abspath(job.timeline)
+    what = {"script": job.script, "arguments": job.arguments, "module": job.module}
+    return result | rank_main.job_variables({**what, "cwd": job.folder})
+
+
+def passed_on(job: Job, environment: Mapping[str, str]) -> list[str]:
+    """The variables that ranks on other hosts get; mpirun sees to what begins OMPI_."""
+    names = {"PYTHONUNBUFFERED", *THREAD_VARIABLES, *dict(job.variables)}
+    own = {name for name in environment if name.startswith("MLXDIST_")}
+    return sorted(own | {name for name in names if name in environment})
+
+
+def printed(command: Sequence[str], ranks_have: Mapping[str, str]) -> str:
+    """The command line for a shell, with the variables that are not in it already."""
+    new = {n: v for n, v in ranks_have.items() if os.environ.get(n) != v}
+    words = [f"{name}={value}" for name, value in new.items()]
+    return shlex.join(["env", *words, *command])

@@ -1,0 +1,240 @@
+"""Which hosts take part, and with how many ranks: from `-H` or a host file.
+
+Names end up on the command lines of mpirun and ssh, so that what is no host name is
+refused here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_SLOTS = 4096
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LOCAL = ("localhost", "127.0.0.1")
+# What mpirun and this package tell the ranks.
+_RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", "MLXDIST_JOB", "MLXDIST_MARKS")
+_RESERVED_NAMES = ("MLXDIST_RUN_DIR",)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine: its name, how many ranks it takes, and addresses for MPI if given."""
+
+    name: str
+    slots: int = 1
+    addresses: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+
+class HostFile(NamedTuple):
+    """What a host file says."""
+
+    hosts: tuple[Host, ...]
+    variables: tuple[tuple[str, str], ...] = ()  # of MLX's "envs"
+
+
+def check_name(name: object) -> str:
+    """The name, where it is one of a host or an IPv4 address.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    found = f"host {name!r}"
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{found}: wanted a name such as mac1 or mac1.local")
+    if "@" in name:
+        raise ValueError(
+            f"{found}: a user's name can't be given here; put it into ~/.ssh/config: "
+            "Host, HostName and User"
+        )
+    if len(name) > 253 or not all(_LABEL.fullmatch(part) for part in name.split(".")):
+        raise ValueError(
+            f"{found}: wanted letters, digits, '-', '_' and '.', or an IPv4 address"
+        )
+    if re.fullmatch(r"[0-9.]+", name):
+        check_address(name)
+    return name
+
+
+def check_address(address: object) -> str:
+    """The address, where it is an IPv4 one.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    try:
+        if not isinstance(address, str):
+            raise ValueError
+        return str(ipaddress.IPv4Address(address))
+    except ValueError:
+        raise ValueError(
+            f"address {address!r}: wanted IPv4, such as 10.0.0.1"
+        ) from None
+
+
+def check_variable(name: str, value: str) -> tuple[str, str]:
+    """An environment variable's name and value, where they can be passed on.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(
+            f"environment variable {name!r}: wanted letters, digits and '_', not "
+            "beginning with a digit"
+        )
+    if name.startswith(_RESERVED) or name in _RESERVED_NAMES:
+        raise ValueError(f"environment variable {name}: mpirun and mlxdist set it")
+    if "\0" in value:
+        raise ValueError(f"environment variable {name}: its value holds a zero byte")
+    return name, value
+
+
+def parse_hosts(text: str) -> tuple[Host, ...]:
+    """`mac1:2,mac2` -> hosts with 2 slots and 1; a name may come twice and adds up.
+
+    Raises:
+        ValueError: where a name or a number is none.
+    """
+    return merged(_one(word) for word in text.split(","))
+
+
+def _one(word: str) -> Host:
+    name, colon, slots = word.strip(" ").partition(":")
+    return Host(check_name(name), _slots(slots, word) if colon else 1)
+
+
+def _slots(text: object, where: str) -> int:
+    number = str(text)
+    plain = number.isascii() and number.isdecimal() and len(number) < 6
+    if not plain or not 1 <= int(number) <= MAX_SLOTS:
+        raise ValueError(
+            f"{where!r}: found {number[:20]!r} slots, wanted 1 to {MAX_SLOTS}"
+        )
+    return int(number)
+
+
+def read_hosts(path: Path) -> HostFile:
+    """Reads a host file: Open MPI's (`mac1 slots=2`), or MLX's JSON.
+
+    Raises:
+        ValueError: with the line, where it is neither.
+        OSError: where it can't be read.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8") from error
+    if text.lstrip()[:1] in ("[", "{"):
+        return _from_json(text, path)
+    hosts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            hosts.append(_from_words(words))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not hosts:
+        raise ValueError(f"{path} names no host; wanted lines such as: mac1 slots=2")
+    return HostFile(merged(hosts))
+
+
+def _from_words(words: Sequence[str]) -> Host:
+    host = Host(check_name(words[0]))
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("slots", "max_slots", "max-slots"):
+            raise ValueError(f"found {word!r}, wanted: NAME slots=NUMBER")
+        slots = _slots(value, word)
+        if key == "slots":
+            host = replace(host, slots=slots)
+    return host
+
+
+def _from_json(text: str, path: Path) -> HostFile:
+    """A list of `{"ssh": "mac1", "ips": [...]}`, or an object with it as "hosts"."""
+    try:
+        data = json.loads(text)
+        listed = data.get("hosts") if isinstance(data, dict) else data
+        if not isinstance(listed, list) or not listed:
+            raise ValueError('wanted a list of {"ssh": "mac1", "ips": ["10.0.0.1"]}')
+        hosts = [_from_entry(entry) for entry in listed]
+        variables = _variables(data) if isinstance(data, dict) else ()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return HostFile(merged(hosts), variables)
+
+
+def _from_entry(entry: Any) -> Host:
+    addresses = entry.get("ips", []) if isinstance(entry, dict) else None
+    if not isinstance(addresses, list):
+        raise ValueError(f'found {entry!r}, wanted {{"ssh": "mac1", "ips": [...]}}')
+    name = check_name(entry.get("ssh"))
+    return Host(name, 1, tuple(check_address(one) for one in addresses))
+
+
+def _variables(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    backend, envs = data.get("backend", ""), data.get("envs", [])
+    if backend not in ("", "any", "mpi"):
+        raise ValueError(
+            f"backend {backend!r} is started with mlx.launch; mlxdist run starts mpi"
+        )
+    if not isinstance(envs, list) or not all(isinstance(one, str) for one in envs):
+        raise ValueError(f'found envs {envs!r}, wanted a list of "NAME=VALUE"')
+    return tuple(check_variable(*_halves(one)) for one in envs)
+
+
+def _halves(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"found envs entry {text!r}, wanted NAME=VALUE")
+    return name, value
+
+
+def merged(hosts: Iterable[Host]) -> tuple[Host, ...]:
+    """Each name once, in the order of its first mention, with its slots added up.
+
+    Raises:
+        ValueError: more slots than a host can have, or this machine as localhost
+            beside others, who can't reach it by that name.
+    """
+    found: dict[str, Host] = {}
+    for host in hosts:
+        before = found.get(host.name, Host(host.name, 0))
+        addresses = dict.fromkeys((*before.addresses, *host.addresses))
+        found[host.name] = Host(
+            host.name, _slots(before.slots + host.slots, host.name), tuple(addresses)
+        )
+    local = [name for name in found if name in _LOCAL]
+    if local and len(found) > 1:
+        raise ValueError(
+            f"host {local[0]!r} beside others: name this machine as the others reach it"
+        )
+    return tuple(found.values())
+
+
+def place(hosts: Sequence[Host], ranks: int) -> list[str]:
+    """The host's name of each rank: the slots of the first host, then the second's.
+
+    Raises:
+        ValueError: where there are more ranks than slots.
+    """
+    names = [host.name for host in hosts for _ in range(host.slots)]
+    if ranks > len(names):
+        listed = ",".join(map(str, hosts))
+        raise ValueError(
+            f"{ranks} ranks on {len(names)} slot{'s' * (len(names) > 1)} ({listed}); "
+            f"give hosts more of them, such as -H {hosts[0].name}:{ranks}"
+        )
+    return names[:ranks]

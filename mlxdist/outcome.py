@@ -1,0 +1,74 @@
+"""How a job ended, by what its ranks said themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import rank_main
+from .mpirun import unfinished
+
+
+class Outcome(NamedTuple):
+    """How the ranks ended, by what they said themselves."""
+
+    ranks: int
+    missing: list[int]  # those that did not say that they finished
+    reasons: dict[int, str]  # of those of them that said why
+    ended: tuple[int, ...] = ()  # those of them that another one's failure ended
+    places: tuple[str, ...] = ()  # each rank's host, where there are several
+    lost: tuple[str, ...] = ()  # hosts that mpirun lost touch with
+
+    @classmethod
+    def read(
+        cls,
+        run_dir: str,
+        ranks: int,
+        places: Sequence[str] = (),
+        lost: Sequence[str] = (),
+    ) -> Outcome:
+        missing = unfinished(run_dir, ranks)
+        files = {rank: rank_main.mark_file(run_dir, "failed", rank) for rank in missing}
+        reasons = {
+            rank: file.read_text(errors="replace")
+            for rank, file in files.items()
+            if file.exists()
+        }
+        ended = tuple(
+            rank
+            for rank in missing
+            if rank not in reasons
+            and rank_main.mark_file(run_dir, "ended", rank).exists()
+        )
+        return cls(ranks, missing, reasons, ended, tuple(places), tuple(lost))
+
+    def __str__(self) -> str:
+        if not self.missing:
+            return f"all ranks of {self.ranks} finished"
+        alike: dict[str, list[int]] = {}
+        for rank, why in self.reasons.items():
+            alike.setdefault(why, []).append(rank)
+        parts = [f"lost touch with {host}" for host in self.lost]
+        parts += [f"{self._named(who)} failed ({why})" for why, who in alike.items()]
+        known = {*self.reasons, *self.ended}
+        silent = [rank for rank in self.missing if rank not in known]
+        if silent:
+            parts.append(f"{self._named(silent)} of {self.ranks} did not finish")
+        if self.ended:
+            verb = "was" if len(self.ended) == 1 else "were"
+            parts.append(f"{self._named(self.ended)} {verb} ended with it")
+        return "; ".join(parts)
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        """`ranks 0 and 1`, or `ranks 0 and 1 on mac1, rank 2 on mac2`."""
+        if not self.places:
+            return _ranks(ranks)
+        by_host: dict[str, list[int]] = {}
+        for rank in ranks:
+            by_host.setdefault(self.places[rank], []).append(rank)
+        return ", ".join(f"{_ranks(some)} on {host}" for host, some in by_host.items())
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    *others, last = map(str, ranks)
+    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"

@@ -1,0 +1,426 @@
+"""Hosts and interfaces: what is read, what is chosen, and what is refused."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxdist import cli, command, hosts, interfaces
+from mlxdist.hosts import Host
+
+# What is no host name. Each would otherwise reach a command line of mpirun or ssh.
+HOSTILE = [
+    "",
+    " ",
+    "-oProxyCommand=touch{marker}",
+    "--prtemca",
+    "-",
+    "a b",
+    "a;touch {marker}",
+    "a$(touch {marker})",
+    "`touch {marker}`",
+    "a|b",
+    "a&b",
+    "a>b",
+    "a\nb",
+    "a\n",
+    "\nmac1",
+    "a\tb",
+    "a\rb",
+    "a\0b",
+    "a'b",
+    'a"b',
+    "a\\b",
+    "../a",
+    "/etc/passwd",
+    "a/b",
+    "~a",
+    "*",
+    "?",
+    "[a]",
+    "{{a,b}}",
+    "a%b",
+    "a#b",
+    "a=b",
+    "a+b",
+    "mäc",
+    "mac\uff11",  # a full-width digit
+    "m\u0430c",  # a Cyrillic letter
+    "mac\u200b1",
+    "mac\u202e1",
+    "a..b",
+    ".a",
+    "a.",
+    "a-.b",
+    "a.-b",
+    "root@mac1",
+    "-l root@mac1",
+    "::1",
+    "[::1]",
+    "1.2.3",
+    "1.2.3.4.5",
+    "300.1.1.1",
+    "01.2.3.4",
+    "a" * 64,
+    ".".join(["a" * 60] * 5),
+]
+SLOTS = [
+    "0",
+    "-1",
+    "+1",
+    "1.5",
+    "1e3",
+    "x",
+    "",
+    " 2",
+    "2 ",
+    "\u0663",
+    "4097",
+    "9" * 400,
+]
+NAMES = ["", "A B", "1A", "A-B", "A;B", "A\nB", "-x", "Ä", "A\0", "$A", "A.B", "A="]
+RESERVED = ["PMIX_RANK", "PRTE_MCA_x", "OMPI_COMM_WORLD_SIZE", "MLXDIST_JOB1"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_refused(name, tmp_path, monkeypatch, capsys):
+    def never(*_args, **_options):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(subprocess, "Popen", never)
+    monkeypatch.setattr(os, "system", never)
+    name = name.format(marker=tmp_path / "marker")
+    script = tmp_path / "script.py"
+    script.touch()
+    with pytest.raises(ValueError, match=r"wanted|user's name"):
+        hosts.check_name(name)
+    listed = tmp_path / "hosts.json"
+    listed.write_text(json.dumps([{"ssh": "mac1"}, {"ssh": name}]))
+    for options in (f"-H=mac1,{name}", f"--hostfile={listed}"):
+        try:
+            code = cli.main(["run", options, str(script)])
+        except SystemExit as leaving:
+            code = leaving.code
+        assert code == 2, options
+        assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+def test_hostile_slots_are_refused(slots, tmp_path):
+    if slots.strip() == slots:
+        with pytest.raises(ValueError, match="wanted 1 to 4096"):
+            hosts.parse_hosts(f"mac1:{slots}")
+        (tmp_path / "hosts").write_text(f"mac1 slots={slots}")
+        with pytest.raises(ValueError, match=r"line 1: .*wanted 1 to 4096"):
+            hosts.read_hosts(tmp_path / "hosts")
+    with pytest.raises(ValueError, match="wanted 1 to 4096"):
+        hosts.parse_hosts("mac1:4096,mac1:1")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RESERVED])
+def test_hostile_variables_are_refused(name):
+    with pytest.raises(ValueError, match="environment variable"):
+        hosts.check_variable(name, "x")
+    with pytest.raises(ValueError, match="zero byte"):
+        hosts.check_variable("A", "x\0y")
+
+
+@given(st.text(max_size=20))
+def test_whatever_passes_is_harmless(name):
+    try:
+        hosts.check_name(name)
+    except ValueError:
+        return
+    assert name.isascii()
+    assert not name.startswith(("-", "."))
+    assert not set(name) - set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+    )
+
+
+@given(st.text(max_size=60) | st.from_regex(r"[\[{].{0,40}[\]}]", fullmatch=True))
+def test_any_text_is_a_host_file_or_refused(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("any") / "hosts"
+    path.write_text(text, errors="ignore")
+    try:
+        read = hosts.read_hosts(path)
+    except ValueError:
+        return
+    assert read.hosts
+    assert all(hosts.check_name(one.name) for one in read.hosts)
+
+
+def test_lists_of_hosts():
+    assert hosts.parse_hosts("mac1") == (Host("mac1"),)
+    assert hosts.parse_hosts("mac1:2, mac2.local") == (
+        Host("mac1", 2),
+        Host("mac2.local"),
+    )
+    assert hosts.parse_hosts("10.0.0.1:3") == (Host("10.0.0.1", 3),)
+    assert hosts.parse_hosts("a:2,b,a") == (Host("a", 3), Host("b"))
+    assert hosts.parse_hosts("localhost:4") == (Host("localhost", 4),)
+    for text in ("localhost,mac1", "mac1,127.0.0.1"):
+        with pytest.raises(ValueError, match="as the others reach it"):
+            hosts.parse_hosts(text)
+
+
+def test_open_mpi_s_host_file(tmp_path):
+    (tmp_path / "hosts").write_text(
+        "# the cluster\n\nmac1 slots=2  # one\n\tmac2   slots=1 max_slots=4\r\nmac3\n"
+    )
+    assert hosts.read_hosts(tmp_path / "hosts") == hosts.HostFile(
+        (Host("mac1", 2), Host("mac2"), Host("mac3"))
+    )
+    for text, why in (
+        ("", "names no host"),
+        ("mac1 slot=2", "line 1: found 'slot=2'"),
+        ("mac1\nmac2 2", "line 2: found '2'"),
+        ("mac1 -x A", "found '-x'"),
+    ):
+        (tmp_path / "hosts").write_text(text)
+        with pytest.raises(ValueError, match=why):
+            hosts.read_hosts(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"mac1\xff")
+    with pytest.raises(ValueError, match="not a text file"):
+        hosts.read_hosts(tmp_path / "hosts")
+
+
+def test_mlx_s_host_file(tmp_path):
+    path = tmp_path / "hosts.json"
+    listed = [{"ssh": "mac1", "ips": ["10.0.0.1"], "rdma": [None]}, {"ssh": "mac2"}]
+    wanted = (Host("mac1", 1, ("10.0.0.1",)), Host("mac2"))
+    path.write_text(json.dumps(listed))
+    assert hosts.read_hosts(path) == (wanted, ())
+    path.write_text(json.dumps({"hosts": listed, "envs": ["A=b=c"], "backend": "any"}))
+    assert hosts.read_hosts(path) == (wanted, (("A", "b=c"),))
+    path.write_text(json.dumps([*listed, listed[0]]))  # once for each rank
+    assert hosts.read_hosts(path).hosts[0] == Host("mac1", 2, ("10.0.0.1",))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("[", "Expecting"),
+        ([], "wanted a list"),
+        ({}, "wanted a list"),
+        ({"hosts": "mac1"}, "wanted a list"),
+        (["mac1"], "wanted {"),
+        ([{"ips": []}], "host None"),
+        ([{"ssh": ["mac1"]}], "host "),
+        ([{"ssh": "mac1", "ips": "10.0.0.1"}], "wanted {"),
+        ([{"ssh": "mac1", "ips": ["::1"]}], "wanted IPv4"),
+        ([{"ssh": "mac1", "ips": [1]}], "wanted IPv4"),
+        ([{"ssh": "mac1", "ips": ["-x"]}], "wanted IPv4"),
+        ({"hosts": [{"ssh": "a"}], "backend": "jaccl"}, "is started with mlx.launch"),
+        ({"hosts": [{"ssh": "a"}], "envs": "A=b"}, "wanted a list"),
+        ({"hosts": [{"ssh": "a"}], "envs": ["A"]}, "wanted NAME=VALUE"),
+        ({"hosts": [{"ssh": "a"}], "envs": ["A B=c"]}, "environment variable"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_broken_json(tmp_path, data, why):
+    path = tmp_path / "hosts.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    with pytest.raises(ValueError, match=why) as raised:
+        hosts.read_hosts(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_ranks_fill_the_hosts_in_order():
+    some = hosts.parse_hosts("a:2,b:3")
+    assert hosts.place(some, 4) == ["a", "a", "b", "b"]
+    with pytest.raises(ValueError, match=r"6 ranks on 5 slots \(a:2,b:3\)"):
+        hosts.place(some, 6)
+
+
+# The command line over hosts
+
+
+def over(text, env=None, **options):
+    job = command.Job(2, "train.py", hosts=hosts.parse_hosts(text), **options)
+    environment = command.rank_environment(job, env or {}, cores=8, word="secret")
+    line = command.mpirun_command(
+        job,
+        mpirun="/mpi/bin/mpirun",
+        python="/bin/py",
+        cores=1,
+        as_root=False,
+        reads=True,
+        passed_on=command.passed_on(job, environment),
+    )
+    return " ".join(line), environment
+
+
+def test_command_over_hosts():
+    line, env = over("mac1,mac2", {"HOME": "/home", "OMP_NUM_THREADS": "3"})
+    assert line.startswith("/mpi/bin/mpirun -n 2 --host mac1:1,mac2:1 --bind-to none")
+    assert "--map-by slot" in line
+    assert "OVERSUBSCRIBE" not in line
+    assert "if_include" not in line
+    assert "plm_ssh_args -oBatchMode=yes -oConnectTimeout=10" in line
+    assert "StrictHostKeyChecking" not in line
+    names = ("MLXDIST_JOB", "MLXDIST_MARKS", "OMP_NUM_THREADS", "PYTHONUNBUFFERED")
+    assert " ".join(f"-x {name}" for name in names) + " /bin/py" in line
+    assert "secret" not in line
+    assert env["MLXDIST_MARKS"] == "secret"
+    assert "MLXDIST_RUN_DIR" not in env
+    assert "MKL_NUM_THREADS" not in env  # each host shares its own cores
+
+
+def test_values_of_variables_are_on_no_command_line():
+    line, env = over("a:2", variables=(("KEY", "pass word"),), threads=2)
+    assert "-x KEY" in line
+    assert "pass" not in line
+    assert env["KEY"] == "pass word"
+    assert "-x MKL_NUM_THREADS" in line
+
+
+def test_interface_for_mpi_and_mpirun():
+    line, _ = over("a,b", interface="10.0.0.0/24")
+    assert "--mca btl_tcp_if_include 10.0.0.0/24" in line
+    assert "--prtemca prte_if_include 10.0.0.0/24" in line
+
+
+def test_another_agent_than_ssh_gets_none_of_its_options(monkeypatch):
+    assert command.agent({}) == ["ssh", *command.SSH_OPTIONS]
+    monkeypatch.setenv("PRTE_MCA_plm_ssh_agent", "/bin/agent -x")
+    assert "plm_ssh_args" not in over("a,b")[0]
+    assert command.agent(os.environ) == ["/bin/agent", "-x"]
+
+
+# Interfaces
+
+MAC = {
+    "ifconfig": """\
+lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
+\tinet 127.0.0.1 netmask 0xff000000
+\tinet6 ::1 prefixlen 128
+en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tether aa:bb:cc:dd:ee:ff
+\tinet6 fe80::1%en0 prefixlen 64 secured scopeid 0xb
+\tinet 192.168.1.20 netmask 0xffffff00 broadcast 192.168.1.255
+\tstatus: active
+en1: flags=8963<UP,BROADCAST,SMART,RUNNING,PROMISC,SIMPLEX,MULTICAST> mtu 1500
+\tmember of bridge0
+\tstatus: active
+en7: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tinet 192.168.1.21 netmask 0xffffff00 broadcast 192.168.1.255
+\tmedia: autoselect (1000baseT <full-duplex>)
+\tstatus: active
+en8: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tinet 192.168.9.9 netmask 0xffffff00 broadcast 192.168.9.255
+\tstatus: inactive
+bridge0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tinet 169.254.33.7 netmask 0xffff0000 broadcast 169.254.255.255
+\tmember: en1 flags=3<LEARNING,DISCOVER>
+\tstatus: active
+bridge100: flags=8a63<UP,BROADCAST,SMART,RUNNING,ALLMULTI,SIMPLEX> mtu 1500
+\tinet 192.168.64.1 netmask 0xffffff00 broadcast 192.168.64.255
+utun3: flags=8051<UP,POINTOPOINT,RUNNING,MULTICAST> mtu 1380
+\tinet 100.64.0.9 --> 100.64.0.9 netmask 0xffffffff
+""",
+    "networksetup": """\
+
+Hardware Port: Ethernet Adapter (en7)
+Device: en7
+Ethernet Address: aa:bb
+
+Hardware Port: Wi-Fi
+Device: en0
+Ethernet Address: aa:bb:cc:dd:ee:ff
+
+Hardware Port: Thunderbolt Bridge
+Device: bridge0
+Ethernet Address: 36:00
+
+Hardware Port: Thunderbolt 1
+Device: en1
+Ethernet Address: 36:01
+""",
+}
+
+
+def linux(*devices, wireless=()):
+    listed = [
+        {
+            "ifname": name,
+            "flags": ["UP"] if up else [],
+            "operstate": "UP",
+            "addr_info": [{"local": address, "prefixlen": 24}],
+        }
+        for name, address, up in devices
+    ]
+    return {"ip": json.dumps(listed), "wireless": list(wireless)}
+
+
+def test_a_mac_s_interfaces():
+    found = interfaces.parse(MAC)
+    assert [(one.name, one.kind, one.network) for one in found] == [
+        ("bridge0", "thunderbolt", "169.254.0.0/16"),
+        ("en7", "wired", "192.168.1.0/24"),
+        ("en0", "wifi", "192.168.1.0/24"),
+        ("bridge100", "virtual", "192.168.64.0/24"),
+        ("utun3", "virtual", "100.64.0.9/32"),
+        ("lo0", "loopback", "127.0.0.0/8"),
+    ]
+
+
+def test_linux_interfaces():
+    raw = linux(
+        ("lo", "127.0.0.1", True),
+        ("docker0", "172.17.0.1", True),
+        ("wlp2s0", "192.168.1.5", True),
+        ("radio", "192.168.2.5", True),
+        ("eth1", "10.1.0.1", False),
+        ("enp3s0", "10.0.0.1", True),
+        ("thunderbolt0", "10.9.0.1", True),
+        wireless=["radio"],
+    )
+    assert [(one.name, one.kind) for one in interfaces.parse(raw)] == [
+        ("thunderbolt0", "thunderbolt"),
+        ("enp3s0", "wired"),
+        ("wlp2s0", "wifi"),
+        ("radio", "wifi"),
+        ("docker0", "virtual"),
+        ("lo", "loopback"),
+    ]
+    assert interfaces.parse({}) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ([["192.168.1.30"]], "en7"),  # wired before Wi-Fi, in the same network
+        ([["192.168.1.30", "169.254.8.8"]], "bridge0"),  # as mac2.local resolves
+        ([["192.168.1.30", "169.254.8.8"], ["192.168.1.31"]], "en7"),
+        ([["169.254.8.8"], ["169.254.8.9"]], "bridge0"),
+        ([["8.8.8.8"]], None),
+        ([["192.168.1.30"], []], None),
+        ([], None),
+    ],
+)
+def test_the_best_interface_that_reaches_all(others, chosen):
+    found = interfaces.choose(interfaces.parse(MAC), others)
+    assert (found and found.name) == chosen
+
+
+def test_this_machine_has_interfaces():
+    found = interfaces.here()
+    assert any(one.kind == "loopback" for one in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["-x", "a b", "", "a;b", "1.2.3.4/99", "a/b", "é", "a" * 40, "::/0", "a,b"]
+)
+def test_hostile_interfaces_are_refused(text):
+    with pytest.raises(ValueError, match="--iface"):
+        interfaces.check_choice(text)
+
+
+def test_interfaces_may_be_named_or_networks():
+    assert interfaces.check_choice("bridge0") == "bridge0"
+    assert interfaces.check_choice("10.0.0.7/24") == "10.0.0.0/24"

@@ -7,7 +7,6 @@ a thread, and the exchange goes on meanwhile.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -23,10 +22,9 @@ from .recorder import Recorder
 
 # Enough to keep the wire busy while one round is added up; each costs an inbox a peer.
 ROUNDS_IN_FLIGHT = 4
-# Looks at the wire in a row before the thread sleeps, and for how long it does: what
-# arrives meanwhile is in the system's buffers, and the core is the backward pass's.
-_LOOKS = 20
-_NAP = 50e-6
+# How long the thread sleeps where nothing has moved: what arrives meanwhile is in the
+# system's buffers, and the core is the backward pass's, or another rank's.
+_NAP = 100e-6
 
 
 class Progress:
@@ -58,13 +56,13 @@ class Progress:
 
     def finish(self, exchange: Exchange) -> None:
         """Returns when the exchange, and all before it, are done."""
-        looks = 0
         with self._recorder.waiting():
             while exchange.left:
-                looks = 0 if self._look() else looks + 1
+                if self._look():
+                    continue
                 if self._evaluator is not None:
-                    _pause(looks)
-                elif exchange.left:
+                    time.sleep(_NAP)
+                else:
                     self._mpi.Request.Waitall(self._under_way[0][1].requests)
 
     def drain(self) -> None:
@@ -149,10 +147,3 @@ def _evaluated(arrays: list[Array]) -> Callable[[], bool]:
         return True
 
     return ready
-
-
-def _pause(looks: int) -> None:
-    if looks < _LOOKS:
-        os.sched_yield()
-    else:
-        time.sleep(_NAP)

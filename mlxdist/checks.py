@@ -93,16 +93,18 @@ def state_scalars(optimizer: Any) -> list[str]:
 
 
 def start(plan: Plan | None, gradients: Flat) -> bool:
-    """Starts computing gradients, in the order of the buckets, last layers first.
+    """Starts computing those gradients that travel first, the last layers'.
 
-    Returns whether `mx.compile` is tracing; then there is nothing to compute.
+    No more than those: MLX lets nobody go on who has given it too much to do.
+
+    Returns:
+        Whether `mx.compile` is tracing; then there is nothing to compute.
     """
-    groups = [list(gradients.values())]
-    if plan is not None and plan.by_path.keys() == gradients.keys():
-        groups = [[gradients[e.path] for e in b.entries] for b in plan.buckets]
+    first = list(gradients.values())[-1:]
+    if plan is not None and plan.by_path.keys() == gradients.keys() and plan.buckets:
+        first = [gradients[entry.path] for entry in plan.buckets[0].entries]
     try:
-        for arrays in groups:
-            mx.async_eval(arrays)
+        mx.async_eval(first)
     except ValueError:
         return True
     return False

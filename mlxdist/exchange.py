@@ -76,6 +76,7 @@ class Exchange:
         per_round = max(1, MESSAGE_BYTES // dtype.size)
         self.todo = deque(split_counts(longest, per_round))
         self.left = len(self.todo)
+        self._begun = False
         line.traffic.add(0)
 
     @property
@@ -87,7 +88,13 @@ class Exchange:
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Called once the array is evaluated, before the first round."""
+        """Called before each round, with the arrays evaluated; acts on the first."""
+        if not self._begun:
+            self._begun = True
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Looks at the arrays' memory, and makes room for the result."""
         raise NotImplementedError
 
     def post(self, start: int, stop: int) -> Round:
@@ -128,7 +135,7 @@ class SumScatter(Exchange):
         self.weights = weights
         self.measured = 0.0
 
-    def begin(self) -> None:
+    def prepare(self) -> None:
         self.source = raw_all(self.arrays, NUMPY[self.dtype])
         self.result = blank(self.end - self.own, self.wide)
         self.mean = raw(self.result, NUMPY[self.wide])
@@ -198,7 +205,7 @@ class AllGather(Exchange):
 
     name = "all_gather"
 
-    def begin(self) -> None:
+    def prepare(self) -> None:
         bits = np.dtype(f"u{self.dtype.size}")
         self.source = raw_all(self.arrays, bits)
         self.result = blank(self.bucket.size, self.dtype)

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from . import checks, norms, prepare, wrapped
+from . import checks, norms, prepare, runtime, wrapped
 from . import state as states
 from .agreement import agree
 from .collectives import Array, Collectives, Weights
@@ -156,6 +156,7 @@ class DistributedOptimizer(Resumable):
             )
         told = agree(comm, f"{self._name}.init", 0, list, number=held)
         self._state_bytes = tuple(int(number) for number in told)
+        runtime.return_freed_memory()
 
     def update(
         self, model: Module, gradients: Tree, weight: float | None = None
@@ -292,7 +293,9 @@ class DistributedOptimizer(Resumable):
             stepped = self._local_update.each(own, before, scale, traced=traced)
             for bucket, arrays in wire.gather(stepped, traced=traced):
                 if not traced:
-                    mx.async_eval(arrays)
+                    # In turn on a CPU, where memory is taken when a task is given.
+                    on_cpu = mx.default_device() == mx.cpu
+                    (mx.eval if on_cpu else mx.async_eval)(arrays)
                 for entry, array in zip(bucket.entries, arrays, strict=True):
                     yield entry.path, array
         self._updates += 1

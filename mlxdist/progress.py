@@ -1,8 +1,8 @@
 """Moves the host transport's exchanges along, in the one order that all ranks share.
 
 MPI moves data only while somebody calls it, and gradients come while the backward pass
-still runs. So where there is something to hide, nobody blocks: arrays are waited for by
-a thread, and the exchange goes on meanwhile.
+still runs: MLX keeps whoever evaluates them waiting. So where there is something to
+hide, a thread looks after the exchanges meanwhile.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
 import mlx.core as mx
 
-from .collectives import Array
 from .exchange import Exchange, Round
 from .recorder import Recorder
 
@@ -32,43 +29,49 @@ class Progress:
 
     Args:
         mpi: mpi4py's MPI.
-        overlaps: whether computing and communicating can go on at the same time, so
-            that waiting must not hold up either.
+        overlaps: whether computing and communicating can go on at the same time.
         recorder: told while this rank waits for others.
     """
 
     def __init__(self, mpi: Any, *, overlaps: bool, recorder: Recorder):
         self._mpi = mpi
         self._recorder = recorder
-        self._evaluator = Evaluator() if overlaps else None
-        self._waiting: deque[tuple[Exchange, Callable[[], bool]]] = deque()
+        self._waiting: deque[Exchange] = deque()
         self._under_way: deque[tuple[Exchange, Round]] = deque()
-        self._current: Exchange | None = None
+        self._lock = threading.RLock()
+        self._work = threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if overlaps:
+            self._thread = threading.Thread(
+                target=self._run, name="mlxdist exchanges", daemon=True
+            )
+            self._thread.start()
 
     def add(self, exchange: Exchange) -> None:
-        """Takes an exchange that comes after all those before it."""
-        if self._evaluator is None:
-            ready = _evaluated(exchange.arrays)
-        else:
-            ready = self._evaluator.evaluate(exchange.arrays)
-        self._waiting.append((exchange, ready))
-        self._look()
+        """Evaluates an exchange's arrays, and has it follow all those before it."""
+        mx.eval(exchange.arrays)
+        with self._lock:
+            self._waiting.append(exchange)
+            self._look()
+        self._work.set()
 
     def finish(self, exchange: Exchange) -> None:
         """Returns when the exchange, and all before it, are done."""
         with self._recorder.waiting():
             while exchange.left:
-                if self._look():
-                    continue
-                if self._evaluator is not None:
+                if self._error is not None:
+                    raise self._error
+                if self._thread is not None:
                     time.sleep(_NAP)
-                else:
+                elif not self._look():
                     self._mpi.Request.Waitall(self._under_way[0][1].requests)
 
     def drain(self) -> None:
         """Finishes all there is, so that something else may use the transport."""
-        last = [self._current, *(one for one, _ in (*self._waiting, *self._under_way))]
-        for exchange in filter(None, last):
+        with self._lock:
+            left = [*self._waiting, *(exchange for exchange, _ in self._under_way)]
+        for exchange in left:
             self.finish(exchange)
 
     def _look(self) -> bool:
@@ -86,64 +89,25 @@ class Progress:
 
     def _post(self) -> bool:
         moved = False
-        while len(self._under_way) < ROUNDS_IN_FLIGHT and self._next():
-            exchange = self._current
-            assert exchange is not None
+        while self._waiting and len(self._under_way) < ROUNDS_IN_FLIGHT:
+            exchange = self._waiting[0]
+            exchange.begin()
             self._under_way.append((exchange, exchange.post(*exchange.todo.popleft())))
             if not exchange.todo:
-                self._current = None
+                self._waiting.popleft()
             moved = True
         return moved
 
-    def _next(self) -> bool:
-        """Whether there is an exchange to post a round of."""
-        if self._current is None and self._waiting and self._waiting[0][1]():
-            self._current, _ = self._waiting.popleft()
-            self._current.begin()
-        return self._current is not None
-
-
-class Evaluator:
-    """A thread that waits for lazy arrays, in the order in which they were given."""
-
-    def __init__(self) -> None:
-        self._arrays: SimpleQueue[tuple[list[Array], list[BaseException | None]]] = (
-            SimpleQueue()
-        )
-        self._thread: threading.Thread | None = None
-
-    def evaluate(self, arrays: list[Array]) -> Callable[[], bool]:
-        """Has it evaluated; what is returned tells whether it has been."""
-        mx.async_eval(arrays)
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="mlxdist evaluator", daemon=True
-            )
-            self._thread.start()
-        answer: list[BaseException | None] = []
-        self._arrays.put((arrays, answer))
-
-        def ready() -> bool:
-            if answer and answer[0] is not None:
-                raise answer[0]
-            return bool(answer)
-
-        return ready
-
     def _run(self) -> None:
         while True:
-            arrays, answer = self._arrays.get()
+            self._work.wait()
             try:
-                mx.eval(arrays)
-                answer.append(None)
+                with self._lock:
+                    moved = self._look()
+                    if not (self._waiting or self._under_way):
+                        self._work.clear()
             except BaseException as error:
-                answer.append(error)
-            del arrays
-
-
-def _evaluated(arrays: list[Array]) -> Callable[[], bool]:
-    def ready() -> bool:
-        mx.eval(arrays)
-        return True
-
-    return ready
+                self._error = error  # raised where the exchange is waited for
+                return
+            if not moved:
+                time.sleep(_NAP)

@@ -82,12 +82,16 @@ def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 ALONE_FROM = 2**20
 
 
-def make_buckets(entries: Sequence[Entry], bucket_size: int) -> list[list[int]]:
+def make_buckets(
+    entries: Sequence[Entry], bucket_size: int, order: Sequence[str] = ()
+) -> list[list[int]]:
     """Groups small entries of one dtype until a group holds `bucket_size` bytes.
 
     Args:
         entries: in the order of `in_order`.
         bucket_size: bytes. A tensor as big, or of 1 MiB, is a bucket of its own.
+        order: the paths as the model uses them, first layers first; as they are sorted
+            where it is empty.
 
     Returns:
         Lists of indices into `entries`, last layers first: the order in which the
@@ -98,7 +102,9 @@ def make_buckets(entries: Sequence[Entry], bucket_size: int) -> list[list[int]]:
     closed: list[list[int]] = []
     open_buckets: dict[str, list[int]] = {}
     filled: dict[str, int] = {}
-    for index in reversed(range(len(entries))):
+    place = {path: number for number, path in enumerate(order)}
+    numbers = sorted(range(len(entries)), key=lambda i: place.get(entries[i].path, i))
+    for index in reversed(numbers):
         entry = entries[index]
         if entry.nbytes >= min(bucket_size, ALONE_FROM):
             closed.append([index])

@@ -142,7 +142,11 @@ class DistributedOptimizer(Resumable):
         flat = dict(tree_flatten(trainable(parameters)))
         self._inner = resolved
         self._plan = make_plan(
-            entries, comm.size, strategy=self.strategy, bucket_size=self.bucket_size
+            entries,
+            comm.size,
+            strategy=self.strategy,
+            bucket_size=self.bucket_size,
+            order=prepare.order_of_use(comm, list(flat)),
         )
         self._wires.clear()
         self._structure = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -64,6 +65,15 @@ def agree_to_init(
         lambda: lines,
         problem=dtype_problem(entries),
     )
+
+
+def order_of_use(comm: Collectives, paths: Sequence[str]) -> list[str]:
+    """The root's order of the paths: as its model was written, so first layers first.
+
+    On other ranks dicts may have been filled in another order.
+    """
+    every = comm.all_gather_bytes(json.dumps(list(paths)).encode())
+    return [str(path) for path in json.loads(every[0])]
 
 
 def share_parameters(world: World, parameters: Tree) -> None:

@@ -184,6 +184,7 @@ def make_plan(
     strategy: Strategy,
     bucket_size: int,
     costs: dict[str, float] | None = None,
+    order: Sequence[str] = (),
 ) -> Plan:
     """Plans the buckets and their owners.
 
@@ -193,6 +194,7 @@ def make_plan(
         strategy: how the state is cut.
         bucket_size: bytes of gradients that travel together.
         costs: for "tensors", what each path's update costs; its bytes by default.
+        order: the paths as the model uses them; see `make_buckets`.
 
     Raises:
         ValueError: on an unknown strategy, a path that stands twice, no rank.
@@ -200,7 +202,7 @@ def make_plan(
     if ranks < 1:
         raise ValueError(f"a plan for {ranks} ranks; there must be at least one")
     ordered = in_order(entries)
-    groups = make_buckets(ordered, bucket_size)
+    groups = make_buckets(ordered, bucket_size, order)
     if strategy in ("replicated", "elements"):
         buckets = [Bucket(tuple(ordered[i] for i in group), ranks) for group in groups]
     elif strategy == "tensors":

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--max-restarts",
-        type=_positive,
+        type=positive,
         default=0,
         metavar="K",
         help="start the job again, up to K times, where a rank fails; the script then "

@@ -13,9 +13,8 @@ from mlx.nn import Module
 from mlx.utils import tree_flatten
 
 from . import checks, norms, prepare, runtime, wrapped
-from . import state as states
 from .agreement import agree
-from .collectives import Array, Collectives, Weights
+from .collectives import Array, Weights
 from .describe import Description, describe
 from .finite import NonFiniteError, explain
 from .layout import fingerprint
@@ -25,7 +24,7 @@ from .startup import current
 from .structure import Structure
 from .trees import Flat, Tree, entries_of, trainable
 from .update import COMPILED_FROM, Update
-from .wire import Means, Wire
+from .wire import Wire, measured
 from .world import World
 
 Transport = Literal["auto", "native", "host"]
@@ -226,30 +225,6 @@ class DistributedOptimizer(Resumable):
             )
         return self._norm
 
-    def gather_state(self) -> dict[str, Any]:
-        """The full state in MLX's own layout, on every rank.
-
-        What the wrapped optimizer would hold in one process: it may be saved, given to
-        one, or loaded with `load_state` on any number of ranks. Called by all ranks;
-        sends each rank's own state to all others.
-        """
-        plan, comm = self._require_plan(), self.world.control
-        name = f"{self._name}.gather_state"
-        with self.world.recorder.call(name, self._updates):
-            agree(comm, name, plan.fingerprint, list)
-            own = states.read(self._inner, plan.shard(comm.rank))
-            return states.as_mlx(self._inner, states.gather(own, plan, comm))
-
-    def load_state(self, full: dict[str, Any]) -> None:
-        """Takes a full state, the same on all ranks, and keeps what this rank owns.
-
-        Raises:
-            MismatchError: on all ranks, and nothing is loaded, where it lacks a
-                parameter or its shapes or dtypes are others.
-        """
-        comm, plan = self.world.control, self._require_plan()
-        prepare.load(comm, f"{self._name}.load_state", self._inner, plan, full)
-
     def describe(self) -> Description:
         """Who owns what, what travels, and the bytes of state on each rank."""
         name = type(self.optimizer).__name__
@@ -282,13 +257,17 @@ class DistributedOptimizer(Resumable):
             streams = streams and wire.certainly_finite(flat, weights)
             means = wire.reduce(flat, weights, traced=traced, streams=streams)
             measures = self._measures and not streams
-            norm = self._measured(means, wire, traced) if measures else None
+            norm = measured(means, wire, traced=traced) if measures else None
             if norm is not None and not traced and not math.isfinite(float(norm)):
                 self._skip_or_raise(flat, weights)
                 return
             if not streams:
                 flat.clear()
-            recorder.phase("optimizer and parameter exchange")
+            recorder.phase(
+                "exchange and optimizer"
+                if streams
+                else "optimizer and parameter exchange"
+            )
             scale = None
             if self.max_norm is not None:
                 self._norm = None if traced else norm
@@ -317,18 +296,6 @@ class DistributedOptimizer(Resumable):
         flat = dict(tree_flatten(gradients))
         tree, problem = checks.matching(gradients, parameters)
         return flat, dict(tree_flatten(tree)), problem
-
-    def _measured(self, means: Means, wire: Wire, traced: bool) -> Array:
-        """The global norm of the mean gradients; not finite only where they are not."""
-        comm: Collectives = wire.comm
-        parts = wire.plan.sharded or means.squares is not None
-        arrays = means.arrays()
-        norm = norms.global_norm(
-            arrays, comm, parts=parts, squares=means.squares, traced=traced
-        )
-        if traced or math.isfinite(float(norm)):
-            return norm
-        return norms.scaled_norm(arrays, comm, parts=parts)
 
     def _require_structure(self) -> Structure:
         assert self._structure is not None, "gradients were checked before"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from . import state
+from typing import Any
+
+from . import prepare, state
+from .agreement import agree
 from .delegate import Delegate
 from .sharding import Plan
 from .state import StateTree
@@ -19,6 +22,7 @@ class Resumable(Delegate):
 
     world: World
     skipped: int
+    _name: str
     _plan: Plan | None
     _updates: int
 
@@ -26,6 +30,30 @@ class Resumable(Delegate):
         if self._plan is None:
             raise ValueError("call optimizer.init(model) first")
         return self._plan
+
+    def gather_state(self) -> dict[str, Any]:
+        """The full state in MLX's own layout, on every rank.
+
+        What the wrapped optimizer would hold in one process: it may be saved, given to
+        one, or loaded with `load_state` on any number of ranks. Called by all ranks;
+        sends each rank's own state to all others.
+        """
+        plan, comm = self._require_plan(), self.world.control
+        name = f"{self._name}.gather_state"
+        with self.world.recorder.call(name, self._updates):
+            agree(comm, name, plan.fingerprint, list)
+            own = state.read(self._inner, plan.shard(comm.rank))
+            return state.as_mlx(self._inner, state.gather(own, plan, comm))
+
+    def load_state(self, full: dict[str, Any]) -> None:
+        """Takes a full state, the same on all ranks, and keeps what this rank owns.
+
+        Raises:
+            MismatchError: on all ranks, and nothing is loaded, where it lacks a
+                parameter or its shapes or dtypes are others.
+        """
+        comm, plan = self.world.control, self._require_plan()
+        prepare.load(comm, f"{self._name}.load_state", self._inner, plan, full)
 
     def _saved(self) -> dict[str, StateTree]:
         """What this rank holds: `{kind: {path: {key: array}}}`, live arrays."""

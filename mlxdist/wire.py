@@ -8,6 +8,7 @@ every rank again.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from . import norms
 from .collectives import Array, Collectives, Pending, Traffic, Weights
 from .exchange import sum_of_squares
 from .flat import Pieces, Split
@@ -239,6 +241,18 @@ class Wire:
 
     def _pack_size(self, bucket: Bucket) -> int:
         return ITEM_SIZES[self._pack_dtype(bucket)]
+
+
+def measured(means: Means, wire: Wire, *, traced: bool) -> Array:
+    """The global norm of the mean gradients; not finite only where they are not."""
+    parts = wire.plan.sharded or means.squares is not None
+    arrays = means.arrays()
+    norm = norms.global_norm(
+        arrays, wire.comm, parts=parts, squares=means.squares, traced=traced
+    )
+    if traced or math.isfinite(float(norm)):
+        return norm
+    return norms.scaled_norm(arrays, wire.comm, parts=parts)
 
 
 def _emptied(chunks: deque[Any] | Iterator[Any]) -> Iterator[Any]:

@@ -184,7 +184,7 @@ def show(out: Any, place: str, measured: dict[str, Any]) -> None:
 def draw(path: Path, places: dict[str, Any]) -> None:
     """Bars: tokens a second of each contender, place by place."""
     title = "Training a transformer on 2 ranks: tokens a second"
-    with plots.picture(path, title, size=(8, 4.5)) as axes:
+    with plots.picture(path, title, size=(8, 4.5), grid="y") as axes:
         width = 0.8 / len(KINDS)
         for offset, (kind, color) in enumerate(zip(KINDS, COLORS, strict=True)):
             found = [

@@ -17,11 +17,17 @@ LINE = "#2f2f2f"
 
 @contextmanager
 def picture(
-    path: Path, title: str, *, size: tuple[float, float] = (9, 5), columns: int = 1
+    path: Path,
+    title: str,
+    *,
+    size: tuple[float, float] = (9, 5),
+    columns: int = 1,
+    grid: str = "both",
 ) -> Iterator[Any]:
     """A figure's axes to draw into; `path` with .png and with .svg has it afterwards.
 
-    Yields the axes, or an array of them where there are several columns. Nothing is
+    Yields the axes, or an array of them where there are several columns; `grid` is the
+    axis that has lines: "x", "y" or "both". Nothing is
     written where the drawing fails, and an old picture stays until it is replaced.
 
     Raises:
@@ -38,7 +44,7 @@ def picture(
             yield axes
             figure.suptitle(title, x=0.01, ha="left", fontsize=12)
             for each in axes if columns > 1 else [axes]:
-                each.grid(color="#ececec")
+                each.grid(color="#ececec", axis=grid)
                 each.set_axisbelow(True)
                 each.spines[["top", "right"]].set_visible(False)
             _save(figure, path)

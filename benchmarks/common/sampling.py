@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -57,7 +58,6 @@ def interleave(
                 own[name].append(seconds)
             if progress is not None:
                 progress.advance(name)
-    slowest = mx.distributed.all_max(
-        mx.array([own[name] for name in names]), group=world.group
-    )
-    return dict(zip(names, slowest.tolist(), strict=True))
+    every = mx.array([own[name] for name in names])
+    slowest: Any = mx.distributed.all_max(every, group=world.group).tolist()
+    return dict(zip(names, slowest, strict=True))

@@ -16,7 +16,7 @@ class Summary(NamedTuple):
     median: float
     quartiles: tuple[float, float]
     extremes: tuple[float, float]
-    count: int
+    number: int
 
 
 class Ratio(NamedTuple):

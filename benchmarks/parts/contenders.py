@@ -30,6 +30,7 @@ class Contender:
 
     rank: int
     model: nn.Module
+    optimizer: optim.Optimizer
     barrier: Callable[[], object]
     step: Callable[[Any], None]
     clock: PhaseClock | None = None

@@ -25,7 +25,8 @@ class PhaseClock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """For one step: phases are timed within the block, and not elsewhere."""
-        recorder, spent = self._recorder, {}
+        recorder = self._recorder
+        spent: dict[str, float] = {}
         phase, call, waiting = recorder.phase, recorder.call, recorder.waiting
         name, since = START, time.perf_counter()
 

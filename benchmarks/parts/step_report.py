@@ -128,9 +128,10 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
     }
     if not cases:
         return
+    title = "From gradients ready to parameters ready, AdamW"
     with (
         contextlib.suppress(ImportError),
-        plots.picture(path, "From gradients to parameters", size=(10, 5.5)) as axes,
+        plots.picture(path, title, size=(10, 5.5), grid="y") as axes,
     ):
         _draw_bars(axes, cases)
 
@@ -153,5 +154,5 @@ def _draw_bars(axes: Any, cases: Mapping[str, Any]) -> None:
     ]
     turned = {"rotation": 35, "ha": "right"} if len(cases) > 6 else {}
     axes.set_xticks(range(len(cases)), labels, **turned)
-    axes.set_ylabel("time, as a part of upstream's (its ms below)")
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    axes.set_ylabel("time / upstream's as installed (below)")
+    axes.figure.legend(frameon=False, ncols=4, loc="outside lower center")

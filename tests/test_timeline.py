@@ -41,7 +41,7 @@ def test_a_trace_of_all_ranks(tmp_path):
                 for x in own
                 if x.get("cat") == "phase" and begin <= x["ts"] + 1 <= end
             ]
-            assert phases == ["gradient exchange", "optimizer", "parameter exchange"]
+            assert phases == ["gradient exchange", "optimizer and parameter exchange"]
         begun = {x["id"]: x["ts"] for x in own if x["ph"] == "b"}
         ended = {x["id"]: x["ts"] for x in own if x["ph"] == "e"}
         assert begun.keys() == ended.keys()

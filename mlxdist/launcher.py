@@ -25,6 +25,7 @@ from .output import Output
 from .rank_main import usable_cores
 
 TIMED_OUT = 124  # as of timeout(1)
+_NO_SERVER = 213  # mpirun's own code where its PMIx server does not start
 
 
 class Stopped(int):
@@ -43,6 +44,14 @@ def launch(job: Job) -> int:
     """
     places = place(job.hosts, job.ranks) if job.hosts else ()
     job = _checked(job)
+    code, mpirun, outcome = _attempt(job, places)
+    if code == _NO_SERVER and outcome.never_began:
+        _say("mpirun could not start, as happens on a busy machine; once more.")
+        code, mpirun, outcome = _attempt(job, places)
+    return _verdict(job, code, mpirun, outcome)
+
+
+def _attempt(job: Job, places: Sequence[str]) -> tuple[int, Mpirun, Outcome]:
     with tempfile.TemporaryDirectory(prefix="mlxdist-run-") as run_dir:
         word = os.urandom(8).hex() if job.hosts else ""
         command, environment = prepare(job, run_dir=run_dir, word=word)
@@ -60,7 +69,7 @@ def launch(job: Job) -> int:
         code = mpirun.wait()
         outcome = Outcome.read(run_dir, job.ranks, places, output.lost)
         kill_survivors(run_dir, outcome.missing)
-    return _verdict(job, code, mpirun, outcome)
+    return code, mpirun, outcome
 
 
 def dry_run(job: Job) -> str:

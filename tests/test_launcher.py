@@ -181,3 +181,30 @@ def test_version_and_help(capsys):
             cli.main(arguments)
         assert leaving.value.code == 0
         assert text in capsys.readouterr().out
+
+
+# A job whose mpirun did not come up
+
+
+FAKE = """\
+#!/bin/sh
+echo started >>{folder}/starts
+[ "{traces}" ] && : >"$MLXDIST_RUN_DIR/rank-0.pid"
+[ $(wc -l <{folder}/starts) -eq 1 ] && exit 213
+: >"$MLXDIST_RUN_DIR/rank-0.done"
+"""
+
+
+@pytest.mark.parametrize(("traces", "starts", "code"), [("", 2, 0), ("y", 1, 213)])
+def test_mpirun_that_could_not_start_is_started_once_more(
+    traces, starts, code, tmp_path, monkeypatch, capsys
+):
+    fake = tmp_path / "mpirun"
+    fake.write_text(FAKE.format(folder=tmp_path, traces=traces))
+    fake.chmod(0o755)
+    (tmp_path / "train.py").touch()
+    monkeypatch.setattr(launcher.runtime, "find_mpirun", lambda: str(fake))
+    job = command.Job(1, str(tmp_path / "train.py"))
+    assert launcher.launch(job) == code
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
+    assert ("once more" in capsys.readouterr().err) == (starts == 2)

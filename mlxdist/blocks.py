@@ -22,8 +22,8 @@ from .files import DamagedError, create, flush, open_file, write_all
 from .memory import Raw
 
 BLOCK = 4 * 2**20
-THREADS = 2
-_BUFFERS = 4  # blocks: two are hashed and written, one waits, one is filled
+THREADS = 3
+_BUFFERS = 5  # blocks: three are hashed and written, one waits, one is filled
 _PAGE = 4096
 
 
@@ -127,7 +127,9 @@ class Reader:
         self._pool = pool
         self._file = open_file(path)
         self.nbytes = os.fstat(self._file).st_size
+        self._version = _version(self._file)
         self._last: tuple[int, Raw] | None = None
+        self._good: set[int] = set()
         if nbytes is not None and self.nbytes != nbytes:
             self.close()
             raise DamagedError(f"{path} has {self.nbytes} bytes, wanted {nbytes}")
@@ -155,9 +157,15 @@ class Reader:
             done.result()
 
     def check(self, index: int) -> None:
-        """Verifies one block. Raises DamagedError."""
+        """Verifies one block, which is believed from then on. Raises DamagedError."""
         start, stop = self._span(index)
         self._fill(index, np.empty(stop - start, np.uint8))
+        self._good.add(index)
+
+    def unchanged(self) -> None:
+        """Raises DamagedError where the file was written to since it was opened."""
+        if _version(self._file) != self._version:
+            raise DamagedError(f"{self.path} was changed while it was read")
 
     def _span(self, index: int) -> tuple[int, int]:
         return index * self._block, min((index + 1) * self._block, self.nbytes)
@@ -175,16 +183,22 @@ class Reader:
         start, _ = self._span(index)
         view, done = out.data, 0
         while done < out.nbytes:
-            data = os.pread(self._file, out.nbytes - done, start + done)
-            if not data:
+            count = os.preadv(self._file, [view[done:]], start + done)
+            if not count:
                 raise DamagedError(f"{self.path} ends at byte {start + done}")
-            view[done : done + len(data)] = data
-            done += len(data)
-        if self._sha256 and hashlib.sha256(view).hexdigest() != self._sha256[index]:
+            done += count
+        if index in self._good or not self._sha256:
+            return
+        if hashlib.sha256(view).hexdigest() != self._sha256[index]:
             raise DamagedError(
                 f"{self.path} is damaged: bytes {start} to {start + out.nbytes} have "
                 "another sha256 than when they were written"
             )
+
+
+def _version(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def read_small(path: Path, largest: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,8 @@ def examine(folder: Path, save: Save, comm: Collectives) -> Candidate:
     """
     data, problem = b"", None
     try:
-        if (folder / save.name).exists() or not folder.exists():
-            data = saves.read_manifest(folder, save) if folder.exists() else b""
+        if os.path.lexists(folder / save.name):
+            data = saves.read_manifest(folder, save)
     except DamagedError as error:
         problem = str(error)
     digest = hashlib.sha256(data).hexdigest() if data else None
@@ -107,8 +108,8 @@ def read(source: Source, targets: Targets, comm: Collectives) -> Any:
     failed = "the checkpoint's extra can't be read"
     together(comm.all_gather_bytes, failed, source.problem or problem)
     _read(source, targets, ordered[count:])
-    failed = "the checkpoint changed while it was read, and the model is half loaded"
-    together(comm.all_gather_bytes, failed, source.problem)
+    failed = "the checkpoint could not be read to its end, and the model is half loaded"
+    together(comm.all_gather_bytes, failed, source.unchanged())
     return user
 
 

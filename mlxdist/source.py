@@ -16,7 +16,7 @@ from .blocks import THREADS, Reader
 from .collectives import Array, Collectives, split_counts
 from .files import DamagedError
 from .manifest import Manifest, Piece, SavedArray
-from .memory import Raw, raw
+from .memory import Raw, blank, raw
 
 _MESSAGE = 16 * 2**20  # bytes that are broadcast at once
 
@@ -52,30 +52,49 @@ class Source:
     def verify(self) -> str | None:
         """What is wrong with this rank's share of the blocks; each is read once.
 
-        Only ranks that see a file share its blocks.
+        Of the files that the same ranks see, each rank takes a part in one piece: on
+        as many ranks as saved them, much of what it needs itself, and need not verify
+        again.
         """
+        alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for file, seers in enumerate(self._seers):
+            blocks = range(len(self.manifest.files[file].sha256))
+            alike.setdefault(tuple(seers), []).extend((file, b) for b in blocks)
         try:
-            for index, file in enumerate(self.manifest.files):
-                seers = self._seers[index]
-                if self._comm.rank in seers:
-                    first = seers.index(self._comm.rank)
-                    reader = self._reader(index)
-                    own = range(first, len(file.sha256), len(seers))
-                    for _ in self._pool.map(reader.check, own):
-                        pass
+            for alike_seers, every in alike.items():
+                if self._comm.rank in alike_seers:
+                    turn, count = alike_seers.index(self._comm.rank), len(alike_seers)
+                    first, last = (t * len(every) // count for t in (turn, turn + 1))
+                    self._check(every[first:last])
         except (DamagedError, OSError) as error:
             return str(error)
         return None
+
+    def _check(self, blocks: Sequence[tuple[int, int]]) -> None:
+        for file in sorted({file for file, _ in blocks}):
+            reader = self._reader(file)
+            own = [block for other, block in blocks if other == file]
+            for _ in self._pool.map(reader.check, own):
+                pass
+
+    def unchanged(self) -> str | None:
+        """What went wrong while arrays were fetched; None where nothing did."""
+        try:
+            for reader in self._readers.values():
+                reader.unchanged()
+        except DamagedError as error:
+            return str(error)
+        return self.problem
 
     def fetch(self, array: SavedArray, wanted: tuple[int, int] | None) -> Array | None:
         """Elements [start, stop) of an array, flat; None where none are wanted.
 
         Called for every array by every rank, since one may read for the others. After
-        a first problem, which is kept, what comes is zeros.
+        a first problem, which is kept, what comes means nothing.
         """
         start, stop = wanted or (0, 0)
         size = array.item_size
-        result = mx.zeros(stop - start, getattr(mx, array.dtype))
+        result = blank(stop - start, getattr(mx, array.dtype))
         view = raw(result)
         for piece in array.pieces:
             low, high = max(piece.start, start), max(piece.start, min(piece.stop, stop))

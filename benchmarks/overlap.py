@@ -37,7 +37,13 @@ from common.turns import Turns
 from parts.hosts import VirtualCluster, mpi_on_hosts, plain_mlx_on_hosts, ring_on_hosts
 
 SCRIPT = common.BENCHMARKS / "parts" / "overlap_rank.py"
-PLAYERS = {"sharded": "ours", "replicated": "ours", "mpi": "mpi", "ring": "ring"}
+PLAYERS = {
+    "sharded": "ours",
+    "replicated": "ours",
+    "replicated host": "ours",
+    "mpi": "mpi",
+    "ring": "ring",
+}
 STARTS = {"ours": mpi_on_hosts, "mpi": plain_mlx_on_hosts, "ring": ring_on_hosts}
 PARTS = ("forward", "compute", "wire", "step", "in_a_row")
 ROUNDS = 2  # samples in one turn
@@ -127,7 +133,7 @@ def pairs(only: Sequence[str]) -> list[tuple[str, str]]:
     ours = [(f"{who} step", f"{who} {part}") for who in only for part in PARTS[1:3]]
     others = [
         (f"{who} step", f"{other} step")
-        for who in ("sharded", "replicated")
+        for who in ("sharded", "replicated", "replicated host")
         for other in ("mpi", "ring")
     ]
     return [*ours, *others]

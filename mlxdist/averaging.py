@@ -65,7 +65,7 @@ def average_gradients(
         means = wire.reduce(flat, weights, traced=True)
         full = {
             entry.path: mean.astype(flat[entry.path].dtype)
-            for bucket, pieces in wire.gather(wire.own(means), traced=True)
+            for bucket, pieces in wire.gather(means.used_up(), traced=True)
             for entry, mean in zip(bucket.entries, pieces, strict=True)
         }
     return rebuild(gradients, full)

@@ -58,7 +58,7 @@ class Pending(Protocol):
 
     @property
     def squares(self) -> float | None:
-        """Of a sum-scatter that is finished: the sum of squares of what it gave.
+        """Of a sum that is finished: the sum of squares of this rank's span of it.
 
         inf where that is not finite; None where it was not measured.
         """
@@ -106,7 +106,11 @@ class Collectives(Protocol):
     def start_all_sum(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
-        """Arrays of bucket.size elements -> the weighted mean. `native` alone."""
+        """Arrays of bucket.size elements -> the weighted mean, on every rank.
+
+        `host` gives it in the bucket's dtype, and sends as a sum-scatter and an
+        all-gather do; `native` adds in the array's dtype.
+        """
 
     def sum_scalar(self, value: Array) -> Array:
         """The sum of one float32 number over the ranks, the same bits on all."""

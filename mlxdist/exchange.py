@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from .collectives import Array, Traffic, Weights, split_counts
-from .memory import NUMPY, Raw, blank, decode, raw, raw_all
+from .memory import NUMPY, Raw, blank, decode, encode, raw, raw_all
 from .recorder import Recorder
 
 # A round moves at most this much from each rank to each other one. It is added up, or
@@ -82,6 +82,11 @@ class Exchange:
     @property
     def done(self) -> bool:
         return self.left == 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it sends is there, once its arrays are evaluated."""
+        return True
 
     def finish(self) -> Array:
         """Waits for it, and returns what it was started for."""
@@ -201,16 +206,39 @@ class SumScatter(Exchange):
 
 
 class AllGather(Exchange):
-    """Every rank's span of a bucket."""
+    """Every rank's span of a bucket: of arrays, or of the mean that `after` gives.
+
+    Then `squares` are those of the mean's own span, before it is rounded to `dtype`.
+    """
 
     name = "all_gather"
 
+    def __init__(
+        self,
+        line: Line,
+        arrays: list[Array],
+        dtype: Any,
+        bucket: Any,
+        after: SumScatter | None = None,
+    ):
+        super().__init__(line, arrays, dtype, bucket)
+        self.after = after
+
+    @property
+    def ready(self) -> bool:
+        return self.after is None or self.after.done
+
     def prepare(self) -> None:
         bits = np.dtype(f"u{self.dtype.size}")
-        self.source = raw_all(self.arrays, bits)
         self.result = blank(self.bucket.size, self.dtype)
         self.full = raw(self.result, bits)
-        self.full[self.own : self.end] = self.source
+        own = self.full[self.own : self.end]
+        if self.after is None:
+            own[:] = raw_all(self.arrays, bits)
+        else:
+            encode(self.after.mean, self.dtype, out=own)
+            self.squares = self.after.measured if self.after.measures else None
+            self.after = None  # and the mean's memory with it
 
     def post(self, start: int, stop: int) -> Round:
         posted = Round(start, stop, [])
@@ -222,8 +250,7 @@ class AllGather(Exchange):
         first, last = self.clip(self.line.rank, start, stop)
         for peer in self.line.peers():
             if first < last:
-                part = self.source[first - self.own : last - self.own]
-                posted.requests.append(self.line.send(part, peer))
+                posted.requests.append(self.line.send(self.full[first:last], peer))
         return posted
 
     def finish(self) -> Array:

@@ -53,6 +53,7 @@ class Host:
         self._flush = before
         self._progress = Progress(MPI, overlaps=overlaps, recorder=recorder)
         self._inboxes: list[Raw] = []
+        self._held: AllGather | None = None  # to be started behind the next sum
         self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
@@ -61,6 +62,7 @@ class Host:
 
     def _before(self) -> None:
         self._flush()
+        self._release()
         self._progress.drain()
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -114,7 +116,12 @@ class Host:
     def start_all_sum(
         self, parts: Sequence[Array], bucket: Any, weights: Weights
     ) -> Pending:
-        raise NotImplementedError("the two halves, so that the mean is rounded once")
+        sums = SumScatter(self, list(parts), parts[0].dtype, bucket, weights)
+        # Behind the next bucket's sum, which keeps the wire busy until this one's is
+        # complete: an order that all ranks have, whatever arrives first.
+        self._start(sums, ahead=True)
+        self._held = AllGather(self, [], getattr(mx, bucket.dtype), bucket, sums)
+        return self._held
 
     def sum_scalar(self, value: Array) -> Array:
         own = np.array([float(value)], np.float64).view(np.uint64)
@@ -144,9 +151,19 @@ class Host:
         self._inboxes.append(inbox)
 
     def finish(self, exchange: Exchange) -> None:
+        if exchange is self._held:
+            self._release()
         self._progress.finish(exchange)
 
-    def _start(self, exchange: Exchange) -> Pending:
+    def _start(self, exchange: Exchange, *, ahead: bool = False) -> Pending:
         self._flush()
+        if not ahead:
+            self._release()
         self._progress.add(exchange)
+        self._release()
         return exchange
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._progress.add(held)

@@ -118,3 +118,22 @@ def decode(part: Raw, is_bfloat16: bool, dtype: Any) -> Raw:
         wide <<= 16
         return wide.view(np.float32)
     return part.astype(dtype, copy=False)
+
+
+def encode(numbers: Raw, dtype: Any, *, out: Raw) -> None:
+    """Numbers, rounded to an MLX dtype as MLX rounds them, into `out` as their bits.
+
+    What is not a number may become another thing that is not finite.
+    """
+    if dtype != mx.bfloat16:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out.view(NUMPY[dtype])[:] = numbers
+        return
+    # Half of the last bit that is kept, and its evenness, carry into it.
+    wide = numbers.astype(np.float32, copy=False).view(np.uint32)
+    rounded = wide >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += wide
+    rounded >>= 16
+    out[:] = rounded

@@ -50,8 +50,10 @@ class DistributedOptimizer(Resumable):
             each tensor to one rank, for all others; True chooses between the two.
         world: what `mlxdist.init()` gave; the one that was joined where it is None.
         transport: "native" is lazy `mx.distributed`, needed inside `mx.compile`;
-            "host" is MPI on evaluated arrays. "auto" takes "host" for sharded state
-            over MPI, outside `mx.compile`, and "native" for everything else.
+            "host" is MPI on evaluated arrays. "auto" takes "host" over MPI, outside
+            `mx.compile`, for sharded state, and for all where ranks compute and
+            communicate at once: on several hosts, or on an accelerator. Otherwise
+            "native". "host" adds in rank order, "native" in MPI's own.
         bucket_size: bytes of gradients that travel together.
         reduce_dtype: what "native" adds in. "host" always adds in float32.
         wire_dtype: what gradients travel as with "host", such as mx.bfloat16; they are
@@ -272,7 +274,7 @@ class DistributedOptimizer(Resumable):
             if self.max_norm is not None:
                 self._norm = None if traced else norm
                 scale = norms.clip_scale(norm, self.max_norm)
-            own = wire.own(means)
+            own = means.used_up()
             stepped = self._local_update.each(own, before, scale, traced=traced)
             for bucket, arrays in wire.gather(stepped, traced=traced):
                 if not traced:

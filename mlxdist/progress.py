@@ -91,6 +91,8 @@ class Progress:
         moved = False
         while self._waiting and len(self._under_way) < ROUNDS_IN_FLIGHT:
             exchange = self._waiting[0]
+            if not exchange.ready:  # a round ahead of it is under way
+                break
             exchange.begin()
             self._under_way.append((exchange, exchange.post(*exchange.todo.popleft())))
             if not exchange.todo:

@@ -1,9 +1,8 @@
 """Trees to buckets, over the wire, and back. Only this file concatenates and splits.
 
-`reduce` takes every rank's gradients and gives the mean of what this rank owns, as one
-flat chunk for each bucket; `own` cuts chunks into the pieces that the optimizer steps
-with. What it makes of them goes, bucket by bucket, through `gather`, and is whole on
-every rank again.
+`reduce` takes every rank's gradients and gives the mean of what this rank steps with,
+as one flat chunk for each bucket. What the optimizer makes of them goes, bucket by
+bucket, through `gather`, and is whole on every rank again.
 """
 
 from __future__ import annotations
@@ -41,12 +40,20 @@ class Means(NamedTuple):
     """The mean gradients that this rank has, in the order of the buckets.
 
     `chunks` are flat; where nothing travels, on one rank, there are lists of the
-    gradients themselves. `squares` is the sum of the squares of all chunks, inf where
-    it is not finite, None where it was not measured.
+    gradients themselves. `squares` is the sum of the squares of this rank's spans, inf
+    where it is not finite, None where it was not measured.
     """
 
     chunks: deque[Chunk] | Iterator[Chunk]
     squares: float | None
+
+    def used_up(self) -> Iterator[tuple[int, Chunk]]:
+        """Each bucket's, which are let go of one by one."""
+        if not isinstance(self.chunks, deque):
+            yield from enumerate(self.chunks)
+            return
+        for index in range(len(self.chunks)):
+            yield index, self.chunks.popleft()
 
     def arrays(self) -> Pieces:
         """All of them, in no special form."""
@@ -69,7 +76,6 @@ class Wire:
         self.comm = comm
         self.wire_dtype = wire_dtype
         self.pieces = plan.pieces(comm.rank)
-        self._all_sums = comm.name == "native" and not plan.sharded
         self._wholes = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
@@ -93,16 +99,15 @@ class Wire:
                 exchanged as they are asked for, and their squares not measured.
 
         Returns:
-            This rank's span of each bucket, or the whole bucket where "native" adds up
-            gradients for replicated state. Bytes on the wire: see
-            `Collectives.start_sum_scatter` and `start_all_sum`.
+            This rank's span of each bucket, or the whole bucket for replicated state.
+            Bytes on the wire: see `Collectives.start_sum_scatter` and `start_all_sum`.
         """
         if self.comm.size == 1:
             return Means(deque(self._parts(gradients)), None)
         if weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.own))
         comm = self.comm
-        start = comm.start_all_sum if self._all_sums else comm.start_sum_scatter
+        start = comm.start_sum_scatter if self.plan.sharded else comm.start_all_sum
 
         def launch() -> Iterator[Pending]:
             for bucket in self.plan.buckets:
@@ -141,17 +146,6 @@ class Wire:
             own = sum(sum_of_squares(raw(g, np.float32)) for g in gradients.values())
         bound = float(self.comm.sum_scalar(mx.array(own * weights.own**2)))
         return bound < _FAR_FROM_OVERFLOW
-
-    def own(self, means: Means) -> Iterator[tuple[int, Chunk]]:
-        """What this rank has to step with, of each bucket; uses the means up.
-
-        Over "host" the mean gradients for replicated state are gathered here, in the
-        gradients' dtype. Sends what a rank owns to each other rank.
-        """
-        chunks = _emptied(means.chunks)
-        if self.comm.size > 1 and not self.plan.sharded and not self._all_sums:
-            chunks = self._spread(chunks)
-        yield from enumerate(chunks)
 
     def gather(
         self, stepped: Iterable[tuple[int, Chunk]], *, traced: bool
@@ -209,15 +203,6 @@ class Wire:
                 for p in pieces
             ]
 
-    def _spread(self, means: Iterable[Array]) -> Iterator[Array]:
-        def launch() -> Iterator[Pending]:
-            for bucket, mean in zip(self.plan.buckets, means, strict=True):
-                narrow = mean.astype(getattr(mx, bucket.dtype))
-                yield self.comm.start_all_gather([narrow], bucket)
-
-        for pending in self._pipeline(launch()):
-            yield pending.finish()
-
     def _pipeline(self, started: Iterator[Pending]) -> Iterator[Pending]:
         """Those that have been started, oldest first, with others under way."""
         under_way: deque[Pending] = deque()
@@ -245,19 +230,15 @@ class Wire:
 
 def measured(means: Means, wire: Wire, *, traced: bool) -> Array:
     """The global norm of the mean gradients; not finite only where they are not."""
-    parts = wire.plan.sharded or means.squares is not None
+    sharded = wire.plan.sharded
     arrays = means.arrays()
     norm = norms.global_norm(
-        arrays, wire.comm, parts=parts, squares=means.squares, traced=traced
+        arrays,
+        wire.comm,
+        parts=sharded or means.squares is not None,
+        squares=means.squares,
+        traced=traced,
     )
     if traced or math.isfinite(float(norm)):
         return norm
-    return norms.scaled_norm(arrays, wire.comm, parts=parts)
-
-
-def _emptied(chunks: deque[Any] | Iterator[Any]) -> Iterator[Any]:
-    if not isinstance(chunks, deque):
-        yield from chunks
-        return
-    while chunks:
-        yield chunks.popleft()
+    return norms.scaled_norm(arrays, wire.comm, parts=sharded)

@@ -89,10 +89,10 @@ class World:
                 'transport="host" works on evaluated arrays and can\'t be traced by '
                 'mx.compile: use transport="native" or "auto", or call update() outside'
             )
-        wanted = name == "host" or (name == "auto" and sharded)
-        if self.host_transport is None or traced or not wanted:
+        host = self.host_transport
+        if host is None or traced or name == "native":
             return self.native
-        return self.host_transport
+        return host if name == "host" or sharded or host.overlaps else self.native
 
     def __repr__(self) -> str:
         return (

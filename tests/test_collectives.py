@@ -7,7 +7,7 @@ import pytest
 from mlxdist import exchange, native
 from mlxdist.collectives import Weights, split_counts
 from mlxdist.layout import Entry
-from mlxdist.memory import raw
+from mlxdist.memory import encode, raw
 from mlxdist.sharding import Bucket, make_plan
 from tests.examples import assert_same_bits
 
@@ -65,6 +65,39 @@ def test_sum_scatter_and_all_gather(size, owners, dtype, world):
         narrow = chunk.astype(dtype)
         full = comm.start_all_gather([narrow], bucket).finish()
         assert_same_bits(full, wanted.astype(dtype))
+
+
+@pytest.mark.usefixtures("_rounds")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_all_sums_over_host_are_a_sum_rounded_once(world, dtype):
+    """Each begins behind the next one's sum, and they may be finished late."""
+    comm, name = world.host_transport, str(dtype).rpartition(".")[2]
+    bucket = Bucket((Entry("a", (333,), name),), world.size)
+    weights = Weights.known(world.rank, tuple(range(1, world.size + 1)))
+    numbers = mx.random.normal((4, 333), key=mx.random.key(world.rank)).astype(dtype)
+    sums = [comm.start_sum_scatter([n], bucket, weights).finish() for n in numbers]
+    wanted = [
+        comm.start_all_gather([one.astype(dtype)], bucket).finish() for one in sums
+    ]
+    pending = [comm.start_all_sum([one], bucket, weights) for one in numbers]
+    assert comm.sum_scalar(mx.array(1.0)).item() == world.size  # all are under way
+    for one, whole, part in zip(pending, wanted, sums, strict=True):
+        found = one.finish()
+        assert found.dtype == dtype
+        assert_same_bits(found, whole)
+        squares = np.square(np.array(part).astype(np.float64)).sum()
+        assert one.squares == pytest.approx(squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_numbers_are_rounded_as_mlx_rounds_them(dtype):
+    few = np.arange(2**16, dtype=np.uint32)
+    bits = np.concatenate([few << 16, (few << 16) + 0x8000, (few << 16) + 0x7FFF])
+    numbers = np.concatenate([bits, bits + 1, bits ^ 0x1FFF]).view(np.float32)
+    numbers = numbers[~np.isnan(numbers)]
+    out = np.empty(numbers.size, f"u{dtype.size}")
+    encode(numbers, dtype, out=out)
+    assert_same_bits(mx.array(out).view(dtype), mx.array(numbers).astype(dtype))
 
 
 @pytest.mark.usefixtures("_rounds")

@@ -68,9 +68,14 @@ class Steps:
 def ours() -> tuple[Any, dict[str, Steps]]:
     world = mlxdist.init()
     made = {}
-    for kind, shard in (("sharded", True), ("replicated", False)):
+    kinds: dict[str, dict[str, Any]] = {
+        "sharded": {"shard": True},
+        "replicated": {},
+        "replicated host": {"transport": "host"},
+    }
+    for kind, options in kinds.items():
         model = make_model()
-        optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-4), shard=shard)
+        optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-4), **options)
         optimizer.init(model)
         made[kind] = Steps(optimizer.update, model, lambda o=optimizer: o.state)
     return world, made

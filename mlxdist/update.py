@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from .collectives import Array
 from .flat import Pieces, Split
 from .sharding import Piece, Plan
-from .step import FlatStep, Step, clipped, cut_all
+from .step import FlatStep, Step, clipped, compiling_pays, cut_all
 from .structure import Structure
 from .trees import Flat, nested
 from .wrapped import ELEMENTWISE, leaves, owner_of
@@ -90,6 +90,8 @@ class Update:
         }
         try:
             for entry in kinds.values():
+                if not compiling_pays(entry.dtype):
+                    continue
                 leaf = owner_of(self._optimizer, entry.path)
                 Step.compile(leaf, entry.dtype, clips=clips)
         except RuntimeError as error:

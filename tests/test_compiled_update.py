@@ -49,7 +49,7 @@ def test_the_same_bits_as_mlx(name, shard, dtype, world):
     own = twin = tree_of(0, dtype)
     ours.init(own)
     plain.init(twin)
-    assert compiled(ours)
+    assert compiled(ours) == (dtype == mx.float32)
     for step in range(1, 4):
         grads = tree_of(step, dtype)
         own = ours.apply_gradients(grads, own)

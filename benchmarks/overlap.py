@@ -17,8 +17,8 @@ it is at least (forward + max(backward, wire)) / max(compute, wire), "possible":
 can travel before the first gradient is there. Hosts share this machine's cores: what
 sending costs the processor stands in the way of computing, more so on a faster wire.
 
-Contenders: ours, sharded and replicated; `nn.average_gradients` and MLX's AdamW over
-MPI as installed, and over MLX's ring. Needs root on Linux, and iproute2.
+Contenders: ours, sharded and replicated, that over "native" too; `nn.average_gradients`
+and MLX's AdamW over MPI as installed, and over its ring. Needs root on Linux, iproute2.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCRIPT = common.BENCHMARKS / "parts" / "overlap_rank.py"
 PLAYERS = {
     "sharded": "ours",
     "replicated": "ours",
-    "replicated host": "ours",
+    "replicated native": "ours",
     "mpi": "mpi",
     "ring": "ring",
 }
@@ -133,7 +133,7 @@ def pairs(only: Sequence[str]) -> list[tuple[str, str]]:
     ours = [(f"{who} step", f"{who} {part}") for who in only for part in PARTS[1:3]]
     others = [
         (f"{who} step", f"{other} step")
-        for who in ("sharded", "replicated", "replicated host")
+        for who in ("sharded", "replicated", "replicated native")
         for other in ("mpi", "ring")
     ]
     return [*ours, *others]

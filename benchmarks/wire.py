@@ -200,7 +200,9 @@ def draw(path: Path, cases: dict[str, Any]) -> None:
         ]
         axes.set_xticks(range(len(cases)), labels)
         axes.set_ylabel("time / the bound (its ms below)")
-        axes.legend(frameon=False, ncols=3, loc="upper left")
+        axes.legend(
+            frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+        )
 
 
 if __name__ == "__main__":

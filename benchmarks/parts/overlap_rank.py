@@ -71,7 +71,7 @@ def ours() -> tuple[Any, dict[str, Steps]]:
     kinds: dict[str, dict[str, Any]] = {
         "sharded": {"shard": True},
         "replicated": {},
-        "replicated host": {"transport": "host"},
+        "replicated native": {"transport": "native"},
     }
     for kind, options in kinds.items():
         model = make_model()

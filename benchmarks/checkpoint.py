@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parameters", type=float, default=200, help="in millions")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=common.positive, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on which disk")
     common.add_options(parser)
     args = parser.parse_args()

@@ -38,7 +38,9 @@ CONTEXT = 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="of each kind")
+    parser.add_argument(
+        "--steps", type=common.positive, default=200, help="of each kind"
+    )
     parser.add_argument("--check-every", type=int, default=100)
     common.add_options(parser)
     args = parser.parse_args()

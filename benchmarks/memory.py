@@ -59,9 +59,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tensors", help="such as 50M (default: 25M; quick: 2M)")
-    parser.add_argument("--ranks", nargs="+", type=int, metavar="N")
+    parser.add_argument("--ranks", nargs="+", type=common.positive, metavar="N")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=common.positive, default=5)
     common.add_options(parser)
     args = parser.parse_args()
     args.tensors = args.tensors or ("2M" if args.quick else "25M")

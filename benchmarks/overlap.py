@@ -69,9 +69,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hosts", type=int, default=2, metavar="N")
+    parser.add_argument("--hosts", type=common.several, default=2, metavar="N")
     parser.add_argument(
-        "--rates", nargs="+", default=["1gbit", "200mbit"], metavar="RATE"
+        "--rates",
+        nargs="+",
+        type=common.rate,
+        default=["1gbit", "200mbit"],
+        metavar="RATE",
     )
     parser.add_argument(
         "--only",
@@ -81,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME",
         help=f"contenders, of {', '.join(PLAYERS)}",
     )
-    parser.add_argument("--turns", type=int, help="of each contender")
+    parser.add_argument("--turns", type=common.positive, help="of each contender")
     common.add_options(parser)
     args = parser.parse_args()
     args.turns = args.turns or (1 if args.quick else 5)

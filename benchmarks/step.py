@@ -68,7 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-n", type=int, default=2, help="how many ranks (default: 2)")
+    parser.add_argument(
+        "-n", type=common.positive, default=2, help="how many ranks (default: 2)"
+    )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -80,7 +82,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", default=[], metavar="NAME", help="only some"
     )
-    parser.add_argument("--turns", type=int, help="of each contender in each case")
+    parser.add_argument(
+        "--turns", type=common.positive, help="of each contender in each case"
+    )
     common.add_options(parser)
     args = parser.parse_args()
     try:

@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
 
     def add(name: str, default: Any, meaning: str, **options: Any) -> None:
         meaning += " (default: %(default)s)"
-        kind = options.pop("type", int)
+        kind = options.pop("type", common.positive)
         parser.add_argument(name, type=kind, default=default, help=meaning, **options)
 
     add("-n", 2, "ranks, and virtual hosts")

@@ -92,9 +92,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hosts", nargs="+", type=int, default=[2, 4], metavar="N")
     parser.add_argument(
-        "--rates", nargs="+", default=["1gbit", "10gbit"], metavar="RATE"
+        "--hosts", nargs="+", type=common.several, default=[2, 4], metavar="N"
+    )
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=common.rate,
+        default=["1gbit", "10gbit"],
+        metavar="RATE",
     )
     parser.add_argument(
         "--only",
@@ -103,7 +109,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar="WORD",
         help="contenders whose names contain one of these, such as sharded",
     )
-    parser.add_argument("--turns", type=int, help="of each contender in each case")
+    parser.add_argument(
+        "--turns", type=common.positive, help="of each contender in each case"
+    )
     common.add_options(parser)
     args = parser.parse_args()
     args.turns = args.turns or (1 if args.quick else 6)

@@ -24,8 +24,17 @@ _KEEPALIVE = {
     "oob_tcp_keepalive_probes": "5",
 }
 # Fails where ssh would ask for a password or for trust in a new host, and wait.
-SSH_OPTIONS = ("-oBatchMode=yes", "-oConnectTimeout=10")
+SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
 _AGENT = "plm_ssh_agent"
+_NOTES = """\
+for word; do
+    case " {names} " in *" $word "*) host=$word; break ;; esac
+done
+"$@"
+code=$?
+[ $code -eq 0 ] || echo "$host $code" >>{file}
+exit $code
+"""
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,12 @@ def mpirun_command(
     as_root: bool,
     reads: bool,
     passed_on: Sequence[str] = (),
+    agent: str | None = None,
 ) -> list[str]:
     """The command line that starts the ranks; `reads`: rank 0 gets the input.
 
-    `passed_on` are the variables that ranks on other hosts get from here.
+    `passed_on` are the variables that ranks on other hosts get from here; `agent` is
+    how mpirun reaches a host, None for ssh as it is.
 
     It names the script, for who looks at `ps`, but not the script's arguments. Those
     go through the environment, since mpirun rewrites some as if they were its own
@@ -96,7 +107,7 @@ def mpirun_command(
     if as_root:
         command += ["--allow-run-as-root"]
     if job.hosts:
-        command += _over_hosts(job, passed_on)
+        command += _over_hosts(job, passed_on, agent)
     elif job.ranks > cores:
         command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
     if job.label or job.log_dir:
@@ -108,9 +119,11 @@ def mpirun_command(
     return [*command, python, os.path.abspath(rank_main.__file__), shown]
 
 
-def _over_hosts(job: Job, passed_on: Sequence[str]) -> list[str]:
+def _over_hosts(job: Job, passed_on: Sequence[str], agent: str | None) -> list[str]:
     settings = dict(_KEEPALIVE)
-    if not (f"PRTE_MCA_{_AGENT}" in os.environ or _AGENT in job.mpi_arguments):
+    if agent is not None:
+        settings[_AGENT] = agent
+    elif not has_own_agent(job):
         settings["plm_ssh_args"] = " ".join(SSH_OPTIONS)
     words = ["--map-by", "slot"]  # so that hosts.place tells where each rank is
     for name, value in settings.items():
@@ -127,6 +140,24 @@ def agent(environment: Mapping[str, str]) -> list[str]:
     """The command by which mpirun reaches a host, without the host: ssh as a rule."""
     own = environment.get(f"PRTE_MCA_{_AGENT}")
     return shlex.split(own) if own else ["ssh", *SSH_OPTIONS]
+
+
+def has_own_agent(job: Job) -> bool:
+    """Whether the user has told mpirun how to reach a host."""
+    return f"PRTE_MCA_{_AGENT}" in os.environ or _AGENT in job.mpi_arguments
+
+
+def write_agent(job: Job, run_dir: str) -> str | None:
+    """An agent that notes in `run_dir` which host it lost, and runs the real one.
+
+    mpirun does not always say; None where a user's `--mpi-arg` names another.
+    """
+    if _AGENT in job.mpi_arguments or " " in run_dir:  # mpirun would split it there
+        return None
+    names = " ".join(host.name for host in job.hosts)
+    path = Path(run_dir, "agent")
+    path.write_text(_NOTES.format(names=names, file=shlex.quote(f"{run_dir}/lost")))
+    return shlex.join(["/bin/sh", str(path), *agent(os.environ)])
 
 
 def rank_environment(

@@ -17,7 +17,13 @@ from pathlib import Path
 
 from . import interfaces, rank_main, runtime
 from .command import Job as Job
-from .command import mpirun_command, passed_on, printed, rank_environment
+from .command import (
+    mpirun_command,
+    passed_on,
+    printed,
+    rank_environment,
+    write_agent,
+)
 from .hosts import Host, place
 from .mpirun import Mpirun, kill_survivors
 from .outcome import Outcome
@@ -67,7 +73,7 @@ def _attempt(job: Job, places: Sequence[str]) -> tuple[int, Mpirun, Outcome]:
             timeout=job.timeout,
         )
         code = mpirun.wait()
-        outcome = Outcome.read(run_dir, job.ranks, places, output.lost)
+        outcome = Outcome.read(run_dir, job.ranks, places, lost_hosts(output, run_dir))
         kill_survivors(run_dir, outcome.missing)
     return code, mpirun, outcome
 
@@ -105,8 +111,17 @@ def prepare(
         as_root=os.geteuid() == 0,
         reads=sys.stdin is not None and sys.stdin.isatty(),
         passed_on=passed_on(job, environment),
+        agent=write_agent(job, run_dir) if job.hosts and run_dir else None,
     )
     return command, environment
+
+
+def lost_hosts(output: Output, run_dir: str) -> list[str]:
+    """Hosts that mpirun says it lost, or else the one whose ssh ended first."""
+    notes = Path(run_dir, "lost")
+    if output.lost or not notes.exists():
+        return output.lost
+    return notes.read_text().split()[:1]
 
 
 def _checked(job: Job) -> Job:

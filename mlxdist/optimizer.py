@@ -56,8 +56,9 @@ class DistributedOptimizer(Resumable):
             "native". "host" adds in rank order, "native" in MPI's own.
         bucket_size: bytes of gradients that travel together.
         reduce_dtype: what "native" adds in. "host" always adds in float32.
-        wire_dtype: what gradients travel as with "host", such as mx.bfloat16; they are
-            added in float32 all the same. None: as they are.
+        wire_dtype: what gradients travel as with transport="host", which must be given
+            then, such as mx.bfloat16; they are added in float32 all the same. None: as
+            they are.
         max_norm: clips the averaged gradient to this global norm; None leaves it.
             math.inf measures `grad_norm` without clipping.
         skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan

@@ -55,14 +55,24 @@ class Outcome(NamedTuple):
             alike.setdefault(why, []).append(rank)
         parts = [f"lost touch with {host}" for host in self.lost]
         parts += [f"{self._named(who)} failed ({why})" for why, who in alike.items()]
-        known = {*self.reasons, *self.ended}
-        silent = [rank for rank in self.missing if rank not in known]
+        ended = self._ended_with_it()
+        silent = [r for r in self.missing if r not in {*self.reasons, *ended}]
         if silent:
             parts.append(f"{self._named(silent)} of {self.ranks} did not finish")
-        if self.ended:
-            verb = "was" if len(self.ended) == 1 else "were"
-            parts.append(f"{self._named(self.ended)} {verb} ended with it")
+        if ended:
+            verb = "was" if len(ended) == 1 else "were"
+            parts.append(f"{self._named(ended)} {verb} ended with it")
         return "; ".join(parts)
+
+    def _ended_with_it(self) -> list[int]:
+        """Where a host is lost, mpirun ends the others' ranks without a word."""
+        if not set(self.lost) & set(self.places):
+            return list(self.ended)
+        return [
+            rank
+            for rank in self.missing
+            if self.places[rank] not in self.lost and rank not in self.reasons
+        ]
 
     def _named(self, ranks: Sequence[int]) -> str:
         """`ranks 0 and 1`, or `ranks 0 and 1 on mac1, rank 2 on mac2`."""

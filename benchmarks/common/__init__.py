@@ -5,7 +5,16 @@ One that all ranks run says `RANKS = 2`; one without it starts its jobs by itsel
 """
 
 from .environment import BENCHMARKS, ROOT, command, environment, other_load
-from .record import add_options, console, print_table, record, write_json
+from .record import (
+    add_options,
+    console,
+    positive,
+    print_table,
+    rate,
+    record,
+    several,
+    write_json,
+)
 from .sampling import interleave, order_of
 from .statistics import Ratio, Summary, ratio_of, summarize
 
@@ -21,9 +30,12 @@ __all__ = [
     "interleave",
     "order_of",
     "other_load",
+    "positive",
     "print_table",
+    "rate",
     "ratio_of",
     "record",
+    "several",
     "summarize",
     "write_json",
 ]

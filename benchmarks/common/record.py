@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every benchmark has."""
     parser.add_argument(
         "--json",
-        type=Path,
+        type=_new_file,
         metavar="FILE",
         help="write all samples and what was run there, and a picture beside it",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="seconds instead of minutes; rough"
+        "--quick", action="store_true", help="fewer and smaller cases; rough"
     )
+    sys.excepthook = _end_quietly
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted at least 1")
+    return number
+
+
+def several(text: str) -> int:
+    """A whole number of at least 2, for argparse."""
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted at least 2")
+    return int(text)
+
+
+def rate(text: str) -> str:
+    """What a wire can be shaped to, for argparse."""
+    if not re.fullmatch(r"[1-9]\d*(\.\d+)?[kmg]bit", text):
+        raise argparse.ArgumentTypeError(f"found {text}, wanted such as 1gbit")
+    return text
+
+
+def _new_file(text: str) -> Path:
+    if not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder for {text}")
+    return Path(text)
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
 
 
 def console() -> Console:

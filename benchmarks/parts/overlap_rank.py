@@ -1,6 +1,7 @@
 """One rank of `overlap`: a transformer's steps, and their parts by themselves.
 
 overlap_rank.py KIND, where KIND is ours, mpi or ring; takes turns with the others.
+What ours does alone is a step of each rank in a world of its own.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def ours() -> tuple[Any, dict[str, Steps]]:
         "sharded": {"shard": True},
         "replicated": {},
         "replicated native": {"transport": "native"},
+        "alone": {"world": world.split(world.rank)},
     }
     for kind, options in kinds.items():
         model = make_model()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from mlxdist import __version__
 
-from . import bench, checkpoint, doctor, run
+from . import bench, checkpoint, doctor, plan, run, test
 
 # One module for each command: add_parser(commands) makes its parser and sets `run`,
 # which takes the parsed arguments and returns the exit code.
-COMMANDS = (run, doctor, bench, checkpoint)
+COMMANDS = (run, doctor, test, plan, bench, checkpoint)
 
 
 def make_parser() -> argparse.ArgumentParser:

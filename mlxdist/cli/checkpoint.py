@@ -7,11 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-from rich.table import Table
-
-# What imports MLX is imported by the action that needs it: others start faster.
+# MLX and rich are imported by the action that needs them: others start faster.
 
 _EPILOG = """\
 examples:
@@ -47,6 +43,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
     from mlxdist import inspection
 
     found = inspection.look(parsed.folder, parsed.step)
@@ -119,7 +118,15 @@ def _consolidate(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _progress() -> Progress:
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TransferSpeedColumn,
+    )
+
     columns = (
         "{task.description}",
         BarColumn(),

@@ -131,7 +131,7 @@ def _add_rank_options(parser: Any) -> None:
 def _add_job_options(parser: Any) -> None:
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="end the job after that time, with exit code 124",
     )
@@ -231,10 +231,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     try:
         if 0 < float(text) < float("inf"):
             return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"found {text!r}, wanted seconds above 0")
+    raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number above 0")

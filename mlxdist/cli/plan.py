@@ -1,0 +1,269 @@
+"""`mlxdist plan`: memory and step time on N hosts, predicted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlxdist import predict, sizes
+from mlxdist.predict import LINKS, Link
+from mlxdist.sizes import Mode, Model
+
+from .run import positive, seconds
+
+_DESCRIPTION = """\
+Predict what a rank needs and how long a step takes on N hosts, and say how to keep the
+optimizer's state. Time is a range: from all of the exchange hidden behind the backward
+pass that can be, where an accelerator computes, to nothing of it, where the CPU does.
+"""
+
+_EPILOG = """\
+examples:
+  mlxdist plan --parameters 7e9 --dtype bfloat16
+  mlxdist plan --model model.safetensors --optimizer muon -n 8 --memory 64
+  mlxdist plan --parameters 350e6 --step-time 0.8
+  mlxdist doctor -H mac1,mac2 --json >links.json
+  mlxdist plan --parameters 350e6 --step-time 0.8 --measured links.json
+
+Links are line rates less headers, and latencies are assumed; --measured takes those of
+your own hosts. Activations are not counted.
+"""
+
+_RANKS = (1, 2, 4, 8, 16, 32, 64)
+_STYLE: dict[str, Any] = {
+    "box": None,
+    "pad_edge": False,
+    "header_style": "dim",
+}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="predict memory and step time on N hosts",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--parameters", type=_count, metavar="P", help="how many, such as 7e9"
+    )
+    what.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="safetensors files; only their headers are read",
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=sizes.STATE_COPIES,
+        default="adamw",
+        help="whose state is kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of parameters, gradients and state (default: %(default)s; a model file "
+        "has its own)",
+    )
+    parser.add_argument(
+        "-n",
+        type=positive,
+        action="append",
+        metavar="N",
+        help=f"hosts; may be repeated (default: {', '.join(map(str, _RANKS))})",
+    )
+    _add_time_options(parser)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _add_time_options(parser: Any) -> None:
+    parser.add_argument(
+        "--step-time",
+        type=seconds,
+        metavar="SECONDS",
+        help="a step of one rank by itself, on its share of the batch (default: 0, the "
+        "network's part alone)",
+    )
+    parser.add_argument(
+        "--update-time",
+        type=seconds,
+        metavar="SECONDS",
+        help="of that, the optimizer's update, which sharing divides by N",
+    )
+    parser.add_argument(
+        "--link",
+        type=_link,
+        action="append",
+        metavar="LINK",
+        help=f"between hosts: {', '.join(LINKS)}, or a rate such as 2.5gbit; may be "
+        "repeated (default: all four)",
+    )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="what `mlxdist doctor -H ... --json` printed: your own links",
+    )
+    parser.add_argument(
+        "--memory",
+        type=_gigabytes,
+        metavar="GB",
+        help="what a rank has, less activations",
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from mlxdist.optimizer import DEFAULT_BUCKET_SIZE  # MLX comes with it: 0.2 s
+
+    if parsed.model:
+        model = sizes.model_of_files(
+            parsed.model, parsed.optimizer, bucket_size=DEFAULT_BUCKET_SIZE
+        )
+    else:
+        model = sizes.model_of_size(
+            parsed.parameters,
+            parsed.dtype,
+            parsed.optimizer,
+            bucket_size=DEFAULT_BUCKET_SIZE,
+        )
+    links = _links(parsed)
+    rows = [_row(model, ranks, links, parsed) for ranks in parsed.n or _RANKS]
+    if parsed.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print(model, rows, links, parsed)
+    return 0
+
+
+def _links(parsed: argparse.Namespace) -> list[Link]:
+    """Those asked for; the user's own, where there is nothing else, or all of them."""
+    asked: list[Link] = list(parsed.link or ())
+    if parsed.measured is None:
+        return asked or list(LINKS.values())
+    try:
+        own = predict.measured_link(json.loads(parsed.measured.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{parsed.measured}: {error}") from None
+    return [own, *asked]
+
+
+def _row(
+    model: Model, ranks: int, links: Sequence[Link], parsed: argparse.Namespace
+) -> dict[str, Any]:
+    mode, why = predict.choice(model, ranks, parsed.memory)
+    needed = {one: sizes.memory(model, ranks, one) for one in model.modes}
+    times = {one: _times(model, ranks, one, links, parsed) for one in model.modes}
+    return {
+        "ranks": ranks,
+        "mode": mode,
+        "why": why,
+        "memory": {
+            one: {**asdict(found), "total": found.total}
+            for one, found in needed.items()
+        },
+        "seconds": times,
+    }
+
+
+def _times(
+    model: Model,
+    ranks: int,
+    mode: Mode,
+    links: Sequence[Link],
+    parsed: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """Of a step, over each link."""
+    computing = {
+        "local": parsed.step_time or 0.0,
+        "update": parsed.update_time or 0.0,
+    }
+    found = {}
+    for link in links:
+        time = predict.step_time(model, ranks, mode, link, **computing)
+        both = {"shortest": time.shortest, "longest": time.longest}
+        found[link.name] = {**asdict(time), **both}
+    return found
+
+
+def _print(
+    model: Model,
+    rows: Sequence[dict[str, Any]],
+    links: Sequence[Link],
+    parsed: argparse.Namespace,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(
+        f"{model.elements:,} parameters in {len(model.entries)} tensors, "
+        f"{sizes.gigabytes(model.parameter_bytes)}, {model.optimizer}"
+    )
+    needs = Table(**_STYLE)
+    needs.add_column("hosts", justify="right")
+    for mode in model.modes:
+        needs.add_column(mode, justify="right")
+    needs.add_column("take")
+    takes = Table(**_STYLE)
+    for name in ("hosts", *(link.name for link in links)):
+        takes.add_column(name, justify="right")
+    for row in rows:
+        totals = (row["memory"][mode]["total"] for mode in model.modes)
+        room = (f"{total / 1e9:.3g}" for total in totals)
+        needs.add_row(str(row["ranks"]), *room, row["mode"])
+        times = (_range(row["seconds"][row["mode"]][link.name]) for link in links)
+        takes.add_row(str(row["ranks"]), *times)
+    console.print("\nGB a rank, without activations:")
+    console.print(needs)
+    console.print(
+        "\nseconds a step, where an accelerator computes - where the CPU does:"
+    )
+    console.print(takes)
+    last = rows[-1]
+    console.print(f"\n{last['ranks']} hosts: {last['mode']}: {last['why']}.")
+    if parsed.step_time is None:
+        console.print("Seconds are the network's alone; --step-time adds computing.")
+
+
+def _range(told: dict[str, float]) -> str:
+    low, high = f"{told['shortest']:.3g}", f"{told['longest']:.3g}"
+    return low if low == high else f"{low}-{high}"
+
+
+def _link(text: str) -> Link:
+    if text in LINKS:
+        return LINKS[text]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(mbit|gbit)", text)
+    if not found or not float(found[1]):
+        known = ", ".join(LINKS)
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, wanted one of {known}, or a rate such as 2.5gbit"
+        )
+    rate = float(found[1]) * {"mbit": 1e6, "gbit": 1e9}[found[2]]
+    return predict.ethernet(text, rate)
+
+
+def _count(text: str) -> int:
+    try:
+        found = float(text.replace("_", ""))
+    except ValueError:
+        found = math.nan
+    if not 1 <= found <= 1e15:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number such as 7e9")
+    return int(found)
+
+
+def _gigabytes(text: str) -> float:
+    return 1e9 * seconds(text)

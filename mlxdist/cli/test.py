@@ -1,0 +1,67 @@
+"""`mlxdist test`: does it all work on these machines?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from mlxdist import trial
+
+from .run import add_hosts, hosts_of, positive
+
+_DESCRIPTION = """\
+Train a tiny model on these machines, in about a minute, and compare: with one process,
+sharded with replicated, and after a rank was killed and a checkpoint loaded. Exits with
+0 only if all is as it should be.
+"""
+
+_EPILOG = """\
+examples:
+  mlxdist test -n 2
+  mlxdist test -H mac1,mac2
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "test",
+        help="train a tiny model on these machines and check the result",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-n",
+        type=positive,
+        metavar="N",
+        help="how many ranks (default: as many as the hosts have slots, or 2)",
+    )
+    add_hosts(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    hosts = hosts_of(parsed).hosts
+    ranks = parsed.n or sum(host.slots for host in hosts) or 2
+    options = ["-n", str(ranks)]
+    if hosts:
+        options += ["-H", ",".join(map(str, hosts))]
+    if parsed.iface is not None:
+        options += ["--iface", parsed.iface]
+    console = Console(highlight=False, file=sys.stdout)
+    passed = True
+    for one in trial.trials(ranks, options):
+        passed &= one.passed
+        sign = "[green]ok    [/]" if one.passed else "[red]FAILED[/]"
+        console.print(
+            f"{sign} {one.name:<26} {one.seconds:4.1f} s   {escape(one.found)}",
+            soft_wrap=True,
+        )
+    if not passed:
+        console.print("\n`mlxdist doctor` with the same hosts may tell why.")
+    return int(not passed)

@@ -1,0 +1,161 @@
+"""What a rank needs and how long a step takes, before anything is bought: pure numbers.
+
+Time is a latency-bandwidth model (Hockney, Parallel Computing 20, 1994) of the pairwise
+exchange: each rank sends (N-1)/N of the gradients and then (N-1)/N of the parameters,
+and each message costs a latency. Memory is the sum of what mlxdist keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .layout import ITEM_SIZES
+from .sharding import Plan
+from .sizes import Mode, Model, gigabytes, memory
+
+# Of the wire's rate, what TCP over Ethernet leaves for data, in frames of 1500 bytes.
+_PAYLOAD = 1 / 1.046
+# Of a step's computing, the part in which gradients are already coming: the backward
+# pass, twice the work of the forward one.
+_BACKWARD = 2 / 3
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects the hosts: bytes a second each way, and seconds a message.
+
+    `shared`: one medium for all of them, both ways, as the air is.
+    """
+
+    name: str
+    bandwidth: float
+    latency: float
+    shared: bool = False
+
+
+def ethernet(name: str, bits: float, latency: float = 50e-6) -> Link:
+    """A wire of so many bits a second each way, less headers."""
+    return Link(name, bits / 8 * _PAYLOAD, latency)
+
+
+# Wi-Fi: what TCP gets of a good 802.11ax link. Latencies, and that Thunderbolt's bridge
+# carries its line rate, are assumptions: `mlxdist doctor` measures the real ones.
+LINKS = {
+    one.name: one
+    for one in (
+        ethernet("thunderbolt5", 80e9, 20e-6),
+        ethernet("10gbe", 10e9, 30e-6),
+        ethernet("1gbe", 1e9, 60e-6),
+        Link("wifi", 600e6 / 8, 3e-3, shared=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step.
+
+    Attributes:
+        local: computing and updating, without any network.
+        wire: sending and receiving, if nothing else went on meanwhile.
+        hidden: the part of `wire` that can go on beside the backward pass.
+    """
+
+    local: float
+    wire: float
+    hidden: float
+
+    @property
+    def longest(self) -> float:
+        """Nothing of the exchange hides behind computing: where both need the CPU."""
+        return self.local + self.wire
+
+    @property
+    def shortest(self) -> float:
+        """All hides that can: where an accelerator computes and the CPU sends."""
+        return self.local + self.wire - self.hidden
+
+
+def step_time(
+    model: Model,
+    ranks: int,
+    mode: Mode,
+    link: Link,
+    *,
+    local: float,
+    update: float = 0.0,
+) -> StepTime:
+    """Seconds of a step on `ranks` hosts.
+
+    Args:
+        local: seconds of a step of one rank by itself, on its share of the batch.
+        update: seconds of those in which the optimizer updates; 0 where unknown.
+    """
+    if ranks == 1:
+        return StepTime(local, 0.0, 0.0)
+    if mode != "replicated":
+        local -= update * (1 - 1 / ranks)
+    plan = model.plan(ranks, mode)
+    nbytes = model.parameter_bytes
+    if mode == "replicated":  # MLX adds in what travels, which is float32 at least
+        nbytes = sum(e.size * max(4, ITEM_SIZES[e.dtype]) for e in model.entries)
+    sent = (ranks - 1) / ranks * nbytes
+    if mode == "tensors":  # the busiest owner sends its tensors to all others
+        sent = max(sent, (ranks - 1) * _largest_share(plan))
+    shares = 2 * ranks if link.shared else 1  # of the air: all ranks, both ways
+    messages = len(plan.buckets) * (ranks - 1)
+    half = sent * shares / link.bandwidth + messages * link.latency
+    # Of the gradients, all buckets but the last travel while others are computed.
+    early = half * (1 - 1 / len(plan.buckets))
+    return StepTime(local, 2 * half, min(early, (local - update) * _BACKWARD))
+
+
+def _largest_share(plan: Plan) -> int:
+    """Bytes of parameters of the rank that owns most."""
+    owned = [0] * plan.ranks
+    for bucket in plan.buckets:
+        for rank in range(plan.ranks):
+            start, stop = bucket.span(rank)
+            owned[rank] += (stop - start) * ITEM_SIZES[bucket.dtype]
+    return max(owned)
+
+
+def measured_link(told: object) -> Link:
+    """The slowest pair of what `mlxdist doctor --json` found.
+
+    Raises:
+        ValueError: it found no links.
+    """
+    links = told.get("links") if isinstance(told, dict) else None
+    pairs = links.get("pairs") if isinstance(links, dict) else None
+    if not pairs:
+        raise ValueError(
+            "no measured links: wanted what `mlxdist doctor -H ... --json` prints"
+        )
+    bandwidth = min(float(pair["bandwidth"]) for pair in pairs)
+    return Link("measured", bandwidth, max(float(pair["latency"]) for pair in pairs))
+
+
+def choice(model: Model, ranks: int, room: float | None = None) -> tuple[Mode, str]:
+    """Which mode to take, and why.
+
+    Args:
+        room: bytes that a rank has for what `memory` counts.
+    """
+    best = model.modes[-1]
+    if ranks == 1:
+        return "replicated", "with one rank there is nothing to share"
+    whole, shared = memory(model, ranks, "replicated"), memory(model, ranks, best)
+    if room is not None and shared.total > room:
+        return best, (
+            f"nothing fits: it needs {gigabytes(shared.total)} of {gigabytes(room)} a "
+            "rank; take a narrower dtype or an optimizer with less state, since "
+            "parameters and gradients are whole on each rank"
+        )
+    saved = whole.total - shared.total
+    why = f"saves {gigabytes(saved)} of {gigabytes(whole.total)} a rank"
+    if saved < 0.02 * whole.total:
+        return "replicated", f"sharing {why} only, and replicated works in mx.compile"
+    if room is not None and whole.total > room:
+        why += f", which has {gigabytes(room)}"
+    return best, f"{why}, sends no more, and each rank updates its share alone"

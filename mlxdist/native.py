@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from .binary_tree import tree_sum
 from .collectives import Array, Pending, Traffic, Weights, split_counts
 from .recorder import Recorder
 from .sharding import Bucket
@@ -154,6 +155,9 @@ class Native:
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         flat = self._weighted(_joined(parts, bucket), weights)
+        if weights.in_tree:
+            self.traffic.add((self.size - 1) * flat.nbytes)
+            return Lazy(tree_sum(list(self._all_gather(flat))) / weights.total)
         self.traffic.add(all_sum_bytes(flat.nbytes, self.size))
         return Lazy(self._all_sum(flat) / weights.total)
 
@@ -161,7 +165,7 @@ class Native:
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
-        if not self._scatters or bucket.owners is not None:
+        if not self._scatters or bucket.owners is not None or weights.in_tree:
             whole = self.start_all_sum(parts, bucket, weights).finish()
             return Lazy(whole[start:stop])
         flat = self._weighted(_joined(parts, bucket), weights)

@@ -25,7 +25,7 @@ from .layout import ITEM_SIZES
 from .memory import raw
 from .native import all_sum_bytes
 from .sharding import Bucket, Plan
-from .trees import Flat
+from .trees import Flat, dtype_name
 
 Chunk = Array | Pieces  # flat, or the parts of it
 
@@ -62,14 +62,27 @@ class Wire:
         comm: the transport.
         wire_dtype: what gradients travel as; their own dtype where it is None. "native"
             adds in it too, and "host" in float32.
+        mean_dtype: what means travel as, where "host" adds up for replicated state;
+            the parameters' own dtype where it is None.
+        in_tree: whether the ranks are added in a binary tree.
     """
 
-    def __init__(self, plan: Plan, comm: Collectives, *, wire_dtype: Any = None):
+    def __init__(
+        self,
+        plan: Plan,
+        comm: Collectives,
+        *,
+        wire_dtype: Any = None,
+        mean_dtype: Any = None,
+        in_tree: bool = False,
+    ):
         self.plan = plan
         self.comm = comm
         self.wire_dtype = wire_dtype
+        self.mean_dtype = mean_dtype
+        self.in_tree = in_tree
         self.pieces = plan.pieces(comm.rank)
-        self._all_sums = comm.name == "native" and not plan.sharded
+        self.gives_all = comm.name == "native" and not plan.sharded
         self._wholes = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
@@ -102,7 +115,7 @@ class Wire:
         if weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.own))
         comm = self.comm
-        start = comm.start_all_sum if self._all_sums else comm.start_sum_scatter
+        start = comm.start_all_sum if self.gives_all else comm.start_sum_scatter
 
         def launch() -> Iterator[Pending]:
             for bucket in self.plan.buckets:
@@ -149,7 +162,7 @@ class Wire:
         gradients' dtype. Sends what a rank owns to each other rank.
         """
         chunks = _emptied(means.chunks)
-        if self.comm.size > 1 and not self.plan.sharded and not self._all_sums:
+        if self.comm.size > 1 and not self.plan.sharded and not self.gives_all:
             chunks = self._spread(chunks)
         yield from enumerate(chunks)
 
@@ -190,12 +203,15 @@ class Wire:
         for bucket in self.plan.buckets if ranks > 1 else ():
             item, wire_item = ITEM_SIZES[bucket.dtype], self._pack_size(bucket)
             start, stop = bucket.span(self.comm.rank)
-            own, all_sum = stop - start, all_sum_bytes(bucket.size * wire_item, ranks)
+            own = stop - start
             if self.comm.name == "host":
                 traffic.add((bucket.size - own) * wire_item)
-                traffic.add((ranks - 1) * own * item)
+                published = item if self.plan.sharded else self._mean_size(bucket)
+                traffic.add((ranks - 1) * own * published)
                 continue
-            traffic.add(all_sum)
+            nbytes = bucket.size * wire_item
+            every = (ranks - 1) * nbytes
+            traffic.add(every if self.in_tree else all_sum_bytes(nbytes, ranks))
             if self.plan.strategy == "elements":
                 traffic.add((ranks - 1) * bucket.chunk * item)
             elif self.plan.strategy == "tensors":
@@ -212,7 +228,7 @@ class Wire:
     def _spread(self, means: Iterable[Array]) -> Iterator[Array]:
         def launch() -> Iterator[Pending]:
             for bucket, mean in zip(self.plan.buckets, means, strict=True):
-                narrow = mean.astype(getattr(mx, bucket.dtype))
+                narrow = mean.astype(getattr(mx, self._mean_dtype(bucket)))
                 yield self.comm.start_all_gather([narrow], bucket)
 
         for pending in self._pipeline(launch()):
@@ -234,13 +250,23 @@ class Wire:
             yield under_way.popleft()
 
     def _pack_dtype(self, bucket: Bucket) -> str:
-        # What is wider than float32 stays so.
-        if self.wire_dtype is None or bucket.dtype == "float64":
-            return bucket.dtype
-        return str(self.wire_dtype).rpartition(".")[2]
+        return _dtype_or(self.wire_dtype, bucket)
 
     def _pack_size(self, bucket: Bucket) -> int:
         return ITEM_SIZES[self._pack_dtype(bucket)]
+
+    def _mean_dtype(self, bucket: Bucket) -> str:
+        return _dtype_or(self.mean_dtype, bucket)
+
+    def _mean_size(self, bucket: Bucket) -> int:
+        return ITEM_SIZES[self._mean_dtype(bucket)]
+
+
+def _dtype_or(dtype: Any, bucket: Bucket) -> str:
+    # What is wider than float32 stays so.
+    if dtype is None or bucket.dtype == "float64":
+        return bucket.dtype
+    return dtype_name(dtype)
 
 
 def measured(means: Means, wire: Wire, *, traced: bool) -> Array:

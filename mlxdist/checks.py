@@ -91,7 +91,7 @@ def check_whole(
     sync_buffers: Any,
 ) -> None:
     """ValueError on options that can't be, as `check_options`."""
-    if master_dtype not in (None, mx.float32):
+    if master_dtype is not None and master_dtype != mx.float32:
         raise ValueError(
             f"master_dtype is {master_dtype!r}; it must be mx.float32 or None"
         )
@@ -122,7 +122,7 @@ def check_reproducible(
 ) -> None:
     """ValueError where bits would depend on the number of ranks."""
     for name, dtype in (("wire_dtype", wire_dtype), ("reduce_dtype", reduce_dtype)):
-        if dtype not in (None, mx.float32):
+        if dtype is not None and dtype != mx.float32:
             raise ValueError(
                 f"reproducible=True adds and sends in float32, and {name} is {dtype}"
             )

@@ -187,7 +187,7 @@ def test_averages_that_are_not_kept_are_refused(world):
 @pytest.mark.parametrize("transport", ["native", "host"])
 @pytest.mark.parametrize("shard", SHARDS)
 def test_freezing_in_the_middle_keeps_the_state_of_the_rest(shard, transport, world):
-    """As in one process, whose optimizer keeps state by path."""
+    """Masters, averages and moments stay; what was frozen begins anew."""
     model, ours = started(
         world,
         shard=shard,

@@ -15,6 +15,7 @@ from .accumulation import Accumulation
 from .agreement import agree
 from .beside import Beside
 from .buffers import Buffers, Mode
+from .costs import costs
 from .describe import Description, describe
 from .loss_scale import LossScale
 from .sharding import make_plan
@@ -173,6 +174,7 @@ class DistributedOptimizer(Stepping):
             comm.size,
             strategy=self.strategy,
             bucket_size=self.bucket_size,
+            costs=costs(resolved, entries),
             order=prepare.order_of_use(comm, list(flat)),
         )
         self._wires.clear()

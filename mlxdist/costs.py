@@ -25,7 +25,7 @@ def work(optimizer: Any, entry: Entry) -> float:
         return float(entry.size)
     rows = entry.shape[0]
     m, n = sorted((rows, math.prod(entry.shape[1:])))
-    flops = optimizer.ns_steps * (4.0 * m * m * n + 2.0 * m**3)
+    flops = int(optimizer.ns_steps) * (4.0 * m * m * n + 2.0 * m**3)
     return entry.size + flops / _FLOPS_PER_ELEMENT
 
 

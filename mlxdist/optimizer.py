@@ -38,7 +38,16 @@ class DistributedOptimizer(Stepping):
     the parameters alone, updates that share, and all ranks exchange the results (ZeRO
     stage 1, Rajbhandari et al., SC 2020). Results do not depend on `shard`.
 
-    It is an `mlx.optimizers.Optimizer` and goes wherever one goes.
+    It is an `mlx.optimizers.Optimizer` and goes wherever one goes. A whole step may be
+    compiled, with sharded state too; over transport "native" or "auto"::
+
+        state = [model.state, optimizer.state]  # after optimizer.init(model)
+
+        @partial(mx.compile, inputs=state, outputs=state)
+        def step(x, y):
+            loss, grads = nn.value_and_grad(model, loss_of)(model, x, y)
+            optimizer.update(model, grads)
+            return loss
 
     Args:
         optimizer: the optimizer to wrap; it must not be used on its own any more.

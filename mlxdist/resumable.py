@@ -44,7 +44,8 @@ class Resumable(Delegate):
         """The full state in MLX's own layout, on every rank.
 
         What the wrapped optimizer would hold in one process: it may be saved, given to
-        one, or loaded with `load_state` on any number of ranks. Called by all ranks;
+        one, or loaded with `load_state` on any number of ranks. Masters and averages
+        stand in it as "master" and "average", which MLX leaves alone. Called by all;
         sends each rank's own state to all others.
         """
         plan, comm = self._require_plan(), self.world.control

@@ -112,13 +112,13 @@ def test_no_sync_sends_nothing_and_then_all(shard, transport, world):
 
 @pytest.mark.parametrize("transport", ["native", "host"])
 def test_sums_of_16_bit_gradients_are_float32(transport, world):
-    """256 + 1 + 1 is 256 in bfloat16, and so would be its third."""
+    """256 + 1 + 1 is 256 in bfloat16."""
     own = {"w": mx.zeros(3, mx.bfloat16)}
     ours = wrap(world, optim.SGD(1.0), accumulate=3, transport=transport, shard=True)
     ours.init(own)
-    for value in (256.0, 5.0, 3.0):
+    for value in (256.0, 1.0, 1.0):
         own = ours.apply_gradients({"w": mx.full((3,), value, mx.bfloat16)}, own)
-    assert own["w"].tolist() == [-88.0] * 3
+    assert own["w"].tolist() == [-86.0] * 3
 
 
 def test_a_micro_batch_without_weight_may_be_nan(world):

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
+from .accumulation import is_power_of_two, tree_problem
 from .agreement import MismatchError, agree, weight_problem
 from .collectives import Collectives, Weights
 from .memory import raw
@@ -80,6 +81,53 @@ def check_options(
         raise ValueError(f"bucket_size is {bucket_size!r}; it must be 1 byte or more")
     if not isinstance(check_every, int) or check_every < 0:
         raise ValueError(f"check_every is {check_every!r}; it must be 0 or more steps")
+
+
+def check_whole(
+    master_dtype: Any,
+    loss_scale: Any,
+    accumulate: Any,
+    ema_decay: Any,
+    sync_buffers: Any,
+) -> None:
+    """ValueError on options that can't be, as `check_options`."""
+    if master_dtype is not None and master_dtype != mx.float32:
+        raise ValueError(
+            f"master_dtype is {master_dtype!r}; it must be mx.float32 or None"
+        )
+    is_number = isinstance(loss_scale, int | float) and not isinstance(loss_scale, bool)
+    if loss_scale not in (None, "dynamic") and not (
+        is_number and 0 < loss_scale < math.inf
+    ):
+        raise ValueError(
+            f'loss_scale is {loss_scale!r}; it must be "dynamic", a number above 0, or '
+            "None"
+        )
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate!r}; it must be 1 or more")
+    if ema_decay is not None and not (
+        isinstance(ema_decay, int | float) and 0 <= ema_decay < 1
+    ):
+        raise ValueError(
+            f"ema_decay is {ema_decay!r}; it must be from 0 up to below 1, or None"
+        )
+    if sync_buffers not in (None, "mean", "root"):
+        raise ValueError(
+            f'sync_buffers is {sync_buffers!r}; it must be "mean", "root" or None'
+        )
+
+
+def check_reproducible(
+    world: World, accumulate: int, wire_dtype: Any, reduce_dtype: Any
+) -> None:
+    """ValueError where bits would depend on the number of ranks."""
+    for name, dtype in (("wire_dtype", wire_dtype), ("reduce_dtype", reduce_dtype)):
+        if dtype is not None and dtype != mx.float32:
+            raise ValueError(
+                f"reproducible=True adds and sends in float32, and {name} is {dtype}"
+            )
+    if world.size > 1 and not is_power_of_two(accumulate):
+        raise ValueError(tree_problem(accumulate, world.size))
 
 
 def state_scalars(optimizer: Any) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .binary_tree import tree_sum
 from .recorder import Recorder
 from .sharding import Bucket
 
@@ -37,17 +38,25 @@ class Weights(NamedTuple):
     """How much each rank's gradients count in the mean.
 
     `own` may be an array that `mx.compile` traces; `every` is then None, since the
-    others' weights are not known before the step runs, and `total` an array.
+    others' weights are not known before the step runs, and `total` an array. `in_tree`
+    adds the ranks in a binary tree, see binary_tree.py, and not one after the other.
     """
 
     own: Any
     every: tuple[float, ...] | None
     total: Any
+    in_tree: bool = False
 
     @classmethod
     def known(cls, rank: int, every: Sequence[float]) -> Weights:
         """Those that all ranks know."""
         return cls(every[rank], tuple(every), sum(every))
+
+    @classmethod
+    def of_sums(cls, every: Sequence[float], *, in_tree: bool) -> Weights:
+        """For gradients that are weighted sums already, with these weights."""
+        total = tree_sum(every) if in_tree else sum(every)
+        return cls(1.0, (1.0,) * len(every), total, in_tree)
 
 
 class Pending(Protocol):
@@ -104,12 +113,12 @@ class Collectives(Protocol):
         """
 
     def start_all_sum(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Any
     ) -> Pending:
         """Arrays of bucket.size elements -> the weighted mean, on every rank.
 
-        `host` gives it in the bucket's dtype, and sends as a sum-scatter and an
-        all-gather do; `native` adds in the array's dtype.
+        `host` rounds it to `dtype`, and sends as a sum-scatter and an all-gather of
+        that do; `native` adds in the arrays' dtype, and gives the mean in it.
         """
 
     def sum_scalar(self, value: Array) -> Array:

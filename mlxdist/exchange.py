@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from .binary_tree import tree_sum
 from .collectives import Array, Traffic, Weights, split_counts
 from .memory import NUMPY, Raw, blank, decode, encode, raw, raw_all
 from .recorder import Recorder
@@ -188,6 +189,8 @@ class SumScatter(Exchange):
             for part, weight in zip(parts, every, strict=True)
             if weight
         ]
+        if self.weights.in_tree:
+            wanted = [tree_sum(wanted)]
         if len(wanted) == 1:
             block[:] = wanted[0]
         else:

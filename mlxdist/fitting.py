@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from .beside import MASTER
 from .collectives import Array
 from .manifest import Manifest, SavedArray
 from .snapshot import Identity, flat_parameters, leaves_of, places, scalars
@@ -115,10 +116,13 @@ def _scalars(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str
 def _state(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str]:
     plan, rank = optimizer._require_plan(), optimizer.world.rank
     ranges = plan.shard(rank)
-    for kind, tree in optimizer._saved().items():
+    kinds = {array.kind for array in manifest.arrays}
+    for kind, tree in optimizer._wanted(kinds).items():
         for path, held in tree.items():
             for key, array in held.items():
                 saved = manifest.by_identity.get((kind, path, key))
+                if saved is None and key == MASTER:
+                    continue  # the parameter is it
                 span = _span(saved, array, ranges[path], plan.by_path[path].shape)
                 if (
                     saved is None

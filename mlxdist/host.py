@@ -114,13 +114,13 @@ class Host:
         return self._start(AllGather(self, list(parts), dtype, bucket))
 
     def start_all_sum(
-        self, parts: Sequence[Array], bucket: Any, weights: Weights
+        self, parts: Sequence[Array], bucket: Any, weights: Weights, dtype: Any
     ) -> Pending:
         sums = SumScatter(self, list(parts), parts[0].dtype, bucket, weights)
         # Behind the next bucket's sum, which keeps the wire busy until this one's is
         # complete: an order that all ranks have, whatever arrives first.
         self._start(sums, ahead=True)
-        self._held = AllGather(self, [], getattr(mx, bucket.dtype), bucket, sums)
+        self._held = AllGather(self, [], dtype, bucket, sums)
         return self._held
 
     def sum_scalar(self, value: Array) -> Array:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from .binary_tree import tree_sum
 from .collectives import Array, Pending, Traffic, Weights, split_counts
 from .recorder import Recorder
 from .sharding import Bucket
@@ -151,18 +152,24 @@ class Native:
         return flat if weights.own == 1 else flat * mx.array(weights.own, flat.dtype)
 
     def start_all_sum(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Any
     ) -> Pending:
+        return Lazy(self._mean(parts, bucket, weights))
+
+    def _mean(self, parts: Sequence[Array], bucket: Bucket, weights: Weights) -> Array:
         flat = self._weighted(_joined(parts, bucket), weights)
+        if weights.in_tree:
+            self.traffic.add((self.size - 1) * flat.nbytes)
+            return tree_sum(list(self._all_gather(flat))) / weights.total
         self.traffic.add(all_sum_bytes(flat.nbytes, self.size))
-        return Lazy(self._all_sum(flat) / weights.total)
+        return self._all_sum(flat) / weights.total
 
     def start_sum_scatter(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
-        if not self._scatters or bucket.owners is not None:
-            whole = self.start_all_sum(parts, bucket, weights).finish()
+        if not self._scatters or bucket.owners is not None or weights.in_tree:
+            whole = self._mean(parts, bucket, weights)
             return Lazy(whole[start:stop])
         flat = self._weighted(_joined(parts, bucket), weights)
         padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from . import checks, norms, prepare, runtime, wrapped
+from . import averages, checks, prepare, runtime, wrapped
+from .accumulation import Accumulation
 from .agreement import agree
-from .collectives import Array, Weights
+from .beside import Beside
+from .buffers import Buffers, Mode
+from .costs import costs
 from .describe import Description, describe
-from .finite import NonFiniteError, explain
-from .layout import fingerprint
-from .resumable import Resumable
-from .sharding import Plan, make_plan
+from .loss_scale import LossScale
+from .sharding import make_plan
 from .startup import current
-from .structure import Structure
-from .trees import Flat, Tree, entries_of, trainable
+from .stepping import Stepping
+from .trees import Tree, entries_of, trainable
 from .update import COMPILED_FROM, Update
-from .wire import Wire, measured
 from .world import World
 
 Transport = Literal["auto", "native", "host"]
 
 DEFAULT_BUCKET_SIZE = 4 * 2**20
-_names = itertools.count(1)
 
 
-class DistributedOptimizer(Resumable):
+class DistributedOptimizer(Stepping):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -41,7 +38,16 @@ class DistributedOptimizer(Resumable):
     the parameters alone, updates that share, and all ranks exchange the results (ZeRO
     stage 1, Rajbhandari et al., SC 2020). Results do not depend on `shard`.
 
-    It is an `mlx.optimizers.Optimizer` and goes wherever one goes.
+    It is an `mlx.optimizers.Optimizer` and goes wherever one goes. A whole step may be
+    compiled, with sharded state too; over transport "native" or "auto"::
+
+        state = [model.state, optimizer.state]  # after optimizer.init(model)
+
+        @partial(mx.compile, inputs=state, outputs=state)
+        def step(x, y):
+            loss, grads = nn.value_and_grad(model, loss_of)(model, x, y)
+            optimizer.update(model, grads)
+            return loss
 
     Args:
         optimizer: the optimizer to wrap; it must not be used on its own any more.
@@ -67,6 +73,30 @@ class DistributedOptimizer(Resumable):
             ranks, and of state that is replicated; 0 never compares them. A sharded
             optimizer sends all parameters anew at each step, which mends or spreads
             what went wrong since the last check: 1 finds all of it.
+        master_dtype: mx.float32 keeps a float32 master of each 16-bit parameter, with
+            float32 state, in this rank's shard: 4 + 12/N bytes a parameter with AdamW,
+            its gradient's included. Parameters travel in their own dtype.
+        loss_scale: multiply losses by `optimizer.loss_scale` before taking gradients,
+            and `update` divides by it: for fp16. "dynamic" begins with 65536, halves
+            it where gradients overflow, which skips the step on all ranks, and doubles
+            it after 2000 steps without; a number stays.
+        accumulate: micro-batches that make a step: the last of so many updates moves
+            the parameters, by the weighted mean over all micro-batches of all ranks.
+            The others add up their gradients here in float32 (4 bytes a parameter) and
+            send nothing.
+        ema_decay: keeps an average of the parameters in float32 (4/N bytes each),
+            decay * average + (1 - decay) * parameter at each step; see `averaged`.
+        sync_buffers: what becomes of arrays that are not trained but change, such as
+            BatchNorm's running statistics, at each step: "mean" averages them over the
+            ranks, weighted, "root" takes rank 0's, None leaves each rank its own.
+        reproducible: the same bits on any number of ranks, however state is cut and on
+            either transport, for the same micro-batches: rank r of N holds micro-batch
+            r * K to (r + 1) * K - 1 of K * N, where accumulate=K, a power of two. They
+            are added in one binary tree that doesn't depend on who holds them, the
+            gradient's squares as well. It costs: gradients travel as float32; (log2 K +
+            1) float32 copies of them here; over "native" (N-1) times their bytes and
+            not 2(N-1)/N; with N > 1 or `max_norm` a pass over this rank's gradients in
+            float64, about 6 ns an element.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
     replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no
@@ -86,8 +116,17 @@ class DistributedOptimizer(Resumable):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         check_every: int = 100,
+        master_dtype: Any = None,
+        loss_scale: Literal["dynamic"] | float | None = None,
+        accumulate: int = 1,
+        ema_decay: float | None = None,
+        sync_buffers: Mode | None = None,
+        reproducible: bool = False,
     ):
         checks.check_options(optimizer, max_norm, bucket_size, check_every)
+        checks.check_whole(
+            master_dtype, loss_scale, accumulate, ema_decay, sync_buffers
+        )
         if isinstance(optimizer, DistributedOptimizer):
             raise ValueError("the optimizer is a DistributedOptimizer already")
         self.world = current() if world is None else world
@@ -102,18 +141,16 @@ class DistributedOptimizer(Resumable):
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.check_every = check_every
-        self.skipped = 0
-        # A world of one is MLX as it is, which checks nothing.
-        wanted = max_norm is not None or skip_nonfinite
-        self._measures = wanted or self.world.size > 1
-        super().__init__(optimizer)
-        self._plan: Plan | None = None
-        self._wires: dict[str, Wire] = {}
-        self._structure: Structure | None = None
-        self._name = f"optimizer {next(_names)}"
-        self._updates = 0
-        self._traced = False
-        self._norm: Array | None = None
+        self.reproducible = reproducible
+        if reproducible:
+            checks.check_reproducible(self.world, accumulate, wire_dtype, reduce_dtype)
+        super().__init__(
+            optimizer,
+            beside=Beside(master_dtype, ema_decay),
+            accumulation=Accumulation(accumulate, in_tree=reproducible),
+            loss_scale=None if loss_scale is None else LossScale(loss_scale),
+            buffers=Buffers(sync_buffers, self.world) if sync_buffers else None,
+        )
 
     # -- what every MLX optimizer has
 
@@ -135,6 +172,7 @@ class DistributedOptimizer(Resumable):
         """
         entries = entries_of(trainable(parameters))
         comm = self.world.control
+        self._accumulation.drop()
         prepare.agree_to_init(comm, self._name, entries, prepare.settings(self))
         flat = dict(tree_flatten(trainable(parameters)))
         resolved = wrapped.resolve_filters(self.optimizer, flat)
@@ -148,18 +186,22 @@ class DistributedOptimizer(Resumable):
             comm.size,
             strategy=self.strategy,
             bucket_size=self.bucket_size,
+            costs=costs(resolved, entries),
             order=prepare.order_of_use(comm, list(flat)),
         )
         self._wires.clear()
         self._structure = None
-        held = prepare.set_up(comm, self._inner, self._plan, flat, before)
+        beside = self._beside
+        held = prepare.set_up(comm, self._inner, self._plan, flat, before, beside)
         pieces = self._plan.pieces(comm.rank)
-        self._local_update = Update(self._inner, self._plan, pieces)
+        self._local_update = Update(self._inner, self._plan, pieces, beside)
         if sum(entry.nbytes for entry in entries) >= COMPILED_FROM:
-            clips = self.max_norm is not None
+            scales = self.max_norm is not None or self._loss_scale is not None
             prepare.compile_update(
-                self.world, self._name, self._local_update, clips=clips
+                self.world, self._name, self._local_update, scales=scales
             )
+        if self._buffers is not None:
+            self._buffers.remember(parameters)
         told = agree(comm, f"{self._name}.init", 0, list, number=held)
         self._state_bytes = tuple(int(number) for number in told)
         runtime.return_freed_memory()
@@ -183,6 +225,8 @@ class DistributedOptimizer(Resumable):
             if path in places:
                 container, key = places[path]
                 container[key] = array
+        if places and self._buffers is not None:
+            self._buffers.sync(model, self._weight)
 
     def apply_gradients(
         self, gradients: Tree, parameters: Tree, weight: float | None = None
@@ -210,140 +254,40 @@ class DistributedOptimizer(Resumable):
 
     # -- what is new
 
-    @property
-    def grad_norm(self) -> Array:
-        """Global norm of the last averaged gradient before clipping, float32 scalar.
+    def no_sync(self) -> AbstractContextManager[None]:
+        """While in it, updates add up their gradients and send nothing.
 
-        Raises:
-            ValueError: where `max_norm` is None, and so nothing was measured.
+        The first update after it steps with the mean over all of them, whatever
+        `accumulate` is. All ranks have to make the same number of updates::
+
+            with optimizer.no_sync():
+                optimizer.update(model, first, weight=tokens)
+            optimizer.update(model, second, weight=more_tokens)
         """
-        if self.max_norm is None:
-            raise ValueError(
-                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
-                "without clipping"
-            )
-        if self._norm is None:
-            raise ValueError(
-                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
-            )
-        return self._norm
+        return self._accumulation.hold()
+
+    @contextmanager
+    def averaged(self, model: Module) -> Iterator[None]:
+        """While in it, the model has the averages of its parameters: to evaluate with.
+
+        Called by all ranks; each sends its share of them, as parameters travel, and
+        holds both. Needs `ema_decay`::
+
+            with optimizer.averaged(model):
+                loss = validate(model)
+        """
+        if self._beside.decay is None:
+            raise ValueError("there are no averages to use: pass ema_decay=0.999")
+        kept = averages.lend(self, model, self._wire(traced=False, sums=False))
+        self._lent = True
+        try:
+            yield
+        finally:
+            self._lent = False
+            averages.give_back(kept)
 
     def describe(self) -> Description:
         """Who owns what, what travels, and the bytes of state on each rank."""
         name = type(self.optimizer).__name__
-        return describe(self._wire(traced=False), name, self._state_bytes)
-
-    # -- how
-
-    def _stepped(
-        self, gradients: Tree, parameters: Tree, weight: float | None
-    ) -> Iterator[tuple[str, Array]]:
-        """A step: each path with its new parameter; nothing where it was skipped."""
-        flat, before, problem = self._flattened(gradients, parameters)
-        traced = checks.start(self._plan, flat)
-        if self._plan is None and flat and problem is None:
-            if traced:
-                raise ValueError("call optimizer.init(model) before mx.compile traces")
-            self.init(checks.matching(gradients, parameters)[0])
-        recorder = self.world.recorder
-        tracing = self.world.native.tracing() if traced else nullcontext()
-        with recorder.call(f"{self._name}.update", self._updates + 1), tracing:
-            weights = self._agree_to_update(flat, before, weight, traced, problem)
-            if not flat:
-                self._inner.apply_gradients(gradients, parameters)
-                return
-            if self._structure is None:
-                self._structure = Structure(flat, like=gradients)
-            wire = self._wire(traced=traced)
-            recorder.phase("gradient exchange")
-            streams = self.max_norm is None and not traced
-            streams = streams and wire.certainly_finite(flat, weights)
-            means = wire.reduce(flat, weights, traced=traced, streams=streams)
-            measures = self._measures and not streams
-            norm = measured(means, wire, traced=traced) if measures else None
-            if norm is not None and not traced and not math.isfinite(float(norm)):
-                self._skip_or_raise(flat, weights)
-                return
-            if not streams:
-                flat.clear()
-            recorder.phase(
-                "exchange and optimizer"
-                if streams
-                else "optimizer and parameter exchange"
-            )
-            scale = None
-            if self.max_norm is not None:
-                self._norm = None if traced else norm
-                scale = norms.clip_scale(norm, self.max_norm)
-            own = means.used_up()
-            stepped = self._local_update.each(own, before, scale, traced=traced)
-            for bucket, arrays in wire.gather(stepped, traced=traced):
-                if not traced:
-                    # In turn on a CPU, where memory is taken when a task is given.
-                    on_cpu = mx.default_device() == mx.cpu
-                    (mx.eval if on_cpu else mx.async_eval)(arrays)
-                for entry, array in zip(bucket.entries, arrays, strict=True):
-                    yield entry.path, array
-        self._updates += 1
-
-    def _flattened(
-        self, gradients: Tree, parameters: Tree
-    ) -> tuple[Flat, Flat, str | None]:
-        """Gradients and their parameters by path, and what is wrong with them."""
-        if self._structure is not None:
-            try:
-                flat = self._structure.flat(gradients)
-                return flat, self._structure.flat(parameters), None
-            except (LookupError, TypeError):
-                self._structure = None  # it is another tree; told below, if it is wrong
-        flat = dict(tree_flatten(gradients))
-        tree, problem = checks.matching(gradients, parameters)
-        return flat, dict(tree_flatten(tree)), problem
-
-    def _require_structure(self) -> Structure:
-        assert self._structure is not None, "gradients were checked before"
-        return self._structure
-
-    def _wire(self, *, traced: bool) -> Wire:
-        plan = self._require_plan()
-        comm = self.world.transport(self.transport, sharded=plan.sharded, traced=traced)
-        if comm.name not in self._wires:
-            dtype = self.wire_dtype if comm.name == "host" else self.reduce_dtype
-            self._wires[comm.name] = Wire(plan, comm, wire_dtype=dtype)
-        return self._wires[comm.name]
-
-    def _agree_to_update(
-        self, flat: Flat, before: Flat, weight: Any, traced: bool, problem: str | None
-    ) -> Weights:
-        plan = self._plan
-        if plan is not None:
-            problem = checks.gradient_problem(plan, flat) or problem
-        if self.world.late:
-            problem = self.world.late.pop()
-        sums: list[str] = []
-        if self.check_every and self._updates % self.check_every == 0 and not traced:
-            replicated = {} if plan is None or plan.sharded else self._inner.state
-            sums = checks.checksums({**before, **dict(tree_flatten(replicated))})
-        lines = [f"{self._updates} steps done", *sums]
-        if not traced:
-            lines += checks.state_scalars(self._inner)
-        if traced and self.skip_nonfinite:
-            problem = "skip_nonfinite=True can't work inside mx.compile; leave it out"
-        # A rank whose batch has another shape traces again, and alone.
-        retraced, self._traced = traced and self._traced, self._traced or traced
-        return checks.agree_on_step(
-            self.world.control,
-            f"{self._name}.update" + ("" if flat else " without gradients"),
-            fingerprint(lines) ^ (0 if plan is None else plan.fingerprint),
-            lambda: [*lines, *(plan.lines if plan else ())],
-            weight=weight,
-            traced=traced,
-            retraced=retraced,
-            problem=problem,
-        )
-
-    def _skip_or_raise(self, flat: Flat, weights: Weights) -> None:
-        told = explain(self.world.control, flat, weights, self._updates + 1)
-        if not self.skip_nonfinite:
-            raise NonFiniteError(told)
-        self.skipped += 1
+        wire = self._wire(traced=False, sums=self._accumulation.sums_up)
+        return describe(wire, name, self._state_bytes)

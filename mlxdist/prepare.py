@@ -11,6 +11,7 @@ from mlx.nn import Module
 
 from . import state, wrapped
 from .agreement import MismatchError, agree
+from .beside import Beside
 from .collectives import Collectives
 from .layout import Entry, fingerprint
 from .sharding import Plan
@@ -32,6 +33,7 @@ _SETTINGS = (
     "max_norm",
     "skip_nonfinite",
     "check_every",
+    "reproducible",
 )
 
 
@@ -39,6 +41,12 @@ def settings(ours: Any) -> list[str]:
     """Versions, and a DistributedOptimizer's and its optimizer's settings."""
     versions = [f"{name} {version(name)}" for name in ("mlxdist", "mlx")]
     own = [f"{name} = {getattr(ours, name)}" for name in _SETTINGS]
+    own += [
+        str(ours._beside),
+        f"accumulate = {ours._accumulation.every}",
+        f"loss_scale = {ours._loss_scale and ours._loss_scale.option}",
+        f"sync_buffers = {ours._buffers and ours._buffers.mode}",
+    ]
     return versions + own + wrapped.settings(ours.optimizer)
 
 
@@ -99,7 +107,12 @@ def state_so_far(
 
 
 def set_up(
-    comm: Collectives, optimizer: Any, plan: Plan, parameters: Flat, before: StateTree
+    comm: Collectives,
+    optimizer: Any,
+    plan: Plan,
+    parameters: Flat,
+    before: StateTree,
+    beside: Beside,
 ) -> int:
     """Makes this rank's share of the state; what was there before is kept.
 
@@ -109,30 +122,39 @@ def set_up(
     state.reset(optimizer, plan.entries)
     state.share_scalars(optimizer, comm)
     shard = cut_all(parameters, plan.pieces(comm.rank), plan)
-    optimizer.init(nested(shard))
+    optimizer.init(nested(beside.widened(shard)))
+    for path, held in state.held(optimizer, shard).items():
+        beside.add(path, shard[path], held)
     fresh = state.read(optimizer, shard)
-    kept = state.cut(before, plan, comm.rank)
+    kept = beside.fitted(state.cut(before, plan, comm.rank), fresh)
     known = {path: fresh[path] for path in kept}
     if state.misfit(known, kept) is None:
         state.write(optimizer, kept)
     return state.nbytes(fresh)
 
 
-def compile_update(world: World, name: str, update: Update, *, clips: bool) -> None:
+def compile_update(world: World, name: str, update: Update, *, scales: bool) -> None:
     """Has the update compiled, if it works on all ranks.
 
     One rank a host goes first: they share MLX's folder of compiled kernels, and one
     that another rank is still writing can't be loaded.
     """
-    failed = world.is_first_on_host and update.compile(clips=clips)
+    failed = world.is_first_on_host and update.compile(scales=scales)
     agree(world.control, f"{name}.init", 0, list)
-    failed = failed or update.compile(clips=clips)
+    failed = failed or update.compile(scales=scales)
     told = agree(world.control, f"{name}.init", 0, list, number=bool(failed))
     if not any(told):
         update.use_compiled()
 
 
-def load(comm: Collectives, call: str, optimizer: Any, plan: Plan, full: Any) -> None:
+def load(
+    comm: Collectives,
+    call: str,
+    optimizer: Any,
+    plan: Plan,
+    beside: Beside,
+    full: Any,
+) -> None:
     """Cuts a full state in MLX's layout and writes this rank's shard, or refuses it."""
     wanted = state.read(optimizer, plan.shard(comm.rank))
     given: StateTree = {}
@@ -140,7 +162,7 @@ def load(comm: Collectives, call: str, optimizer: Any, plan: Plan, full: Any) ->
     detail = 0
     try:
         flat = state.from_mlx(optimizer, full, plan.by_path)
-        given = state.cut(flat, plan, comm.rank)
+        given = beside.fitted(state.cut(flat, plan, comm.rank), wanted)
         scalars = state.scalars(optimizer, full)
         problem = state.misfit(wanted, given)
         detail = int(digest(full)[0])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from . import prepare, state
+from . import midway, prepare, state
+from .accumulation import Accumulation
 from .agreement import agree
+from .beside import Beside
 from .delegate import Delegate
+from .loss_scale import LossScale
 from .sharding import Plan
 from .state import StateTree
+from .trees import Flat
 from .world import World
 
 
@@ -25,6 +30,10 @@ class Resumable(Delegate):
     _name: str
     _plan: Plan | None
     _updates: int
+    _beside: Beside
+    _accumulation: Accumulation
+    _loss_scale: LossScale | None
+    _midway: Flat
 
     def _require_plan(self) -> Plan:
         if self._plan is None:
@@ -35,7 +44,8 @@ class Resumable(Delegate):
         """The full state in MLX's own layout, on every rank.
 
         What the wrapped optimizer would hold in one process: it may be saved, given to
-        one, or loaded with `load_state` on any number of ranks. Called by all ranks;
+        one, or loaded with `load_state` on any number of ranks. Masters and averages
+        stand in it as "master" and "average", which MLX leaves alone. Called by all;
         sends each rank's own state to all others.
         """
         plan, comm = self._require_plan(), self.world.control
@@ -53,21 +63,53 @@ class Resumable(Delegate):
                 parameter or its shapes or dtypes are others.
         """
         comm, plan = self.world.control, self._require_plan()
-        prepare.load(comm, f"{self._name}.load_state", self._inner, plan, full)
+        call = f"{self._name}.load_state"
+        prepare.load(comm, call, self._inner, plan, self._beside, full)
 
     def _saved(self) -> dict[str, StateTree]:
-        """What this rank holds: `{kind: {path: {key: array}}}`, live arrays."""
+        """What this rank holds: `{kind: {path: {key: array}}}`, live arrays.
+
+        Masters and averages are part of the optimizer's state. In the middle of a
+        step's micro-batches their sums over all ranks are worked out here; that takes
+        all ranks, and sends each one's sums to all others.
+        """
         shard = self._require_plan().shard(self.world.rank)
-        return {"optimizer": state.read(self._inner, shard)}
+        saved = {"optimizer": state.read(self._inner, shard)}
+        if self._accumulation.count:
+            saved["accumulated"] = midway.shard_of_sums(self)
+        return saved
+
+    def _wanted(self, kinds: Collection[str]) -> dict[str, StateTree]:
+        """Arrays like those that this rank wants of a checkpoint with some kinds."""
+        plan = self._require_plan()
+        shard = plan.shard(self.world.rank)
+        wanted = {"optimizer": state.read(self._inner, shard)}
+        if "accumulated" in kinds:
+            wanted["accumulated"] = midway.like(plan, self.world.rank)
+        return wanted
 
     def _restore(self, saved: dict[str, StateTree]) -> None:
         """Takes back some of what `_saved` gave: any kinds, any paths."""
         state.write(self._inner, saved.get("optimizer", {}))
+        for path, arrays in saved.get("accumulated", {}).items():
+            self._midway[path] = arrays["sum"]
 
     def _counters(self) -> dict[str, int]:
         """Numbers of its own, the same on all ranks."""
-        return {"updates": self._updates, "skipped": self.skipped}
+        counters = {"updates": self._updates, "skipped": self.skipped}
+        if self._loss_scale is not None:
+            counters |= self._loss_scale.counters()
+        if self._accumulation.count:
+            counters |= midway.counters(self)
+        return counters
 
     def _restore_counters(self, counters: dict[str, int]) -> None:
+        """Called after `_restore`."""
         self._updates = counters.get("updates", 0)
         self.skipped = counters.get("skipped", 0)
+        if self._loss_scale is not None:
+            self._loss_scale.restore(counters)
+        self._accumulation.drop()
+        if counters.get("accumulated", 0):
+            midway.resume(self, counters, self._midway)
+        self._midway = {}

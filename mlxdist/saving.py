@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import contents, extra, saves
-from .agreement import agree
+from .agreement import OnAllRanks, agree
 from .blocks import BLOCK, Writer
 from .checks import state_scalars
 from .collectives import Array
@@ -94,6 +94,8 @@ def agree_to_save(
         lines = [*request.lines, *_lines(taken, optimizer)]
         last = saves.listed(request.folder)[:1]
         serial = 1 + max((save.serial for save in last), default=0)
+    except OnAllRanks:
+        raise  # the others know
     except (ValueError, OSError) as error:
         problem = problem or str(error)
     serials = agree(

@@ -40,14 +40,15 @@ def _arrays(held: Any) -> Flat:
     return {k: v for k, v in tree_flatten(held) if isinstance(v, mx.array)}
 
 
+def held(optimizer: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """The dict that a (resolved) optimizer has for each of the given paths."""
+    found = {path: _find(owner_of(optimizer, path).state, path) for path in paths}
+    return {path: own for path, own in found.items() if isinstance(own, dict)}
+
+
 def read(optimizer: Any, paths: Iterable[str]) -> StateTree:
     """What a (resolved) optimizer holds for the given paths; nothing is evaluated."""
-    found: StateTree = {}
-    for path in paths:
-        held = _find(owner_of(optimizer, path).state, path)
-        if isinstance(held, dict):
-            found[path] = _arrays(held)
-    return found
+    return {path: _arrays(own) for path, own in held(optimizer, paths).items()}
 
 
 def write(optimizer: Any, tree: StateTree) -> None:

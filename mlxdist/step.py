@@ -10,12 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .beside import Beside
 from .collectives import Array
 from .flat import Join, Pieces, Split
 from .layout import ITEM_SIZES, Entry
 from .memory import as_one, raw
 from .sharding import Piece, Plan, Strategy
-from .trees import Flat
+from .trees import Flat, dtype_name
 from .wrapped import ELEMENTWISE
 
 State = dict[str, Any]
@@ -37,50 +38,56 @@ def cut(array: Array, piece: Piece, strategy: Strategy) -> Array:
     return array.reshape(-1)[piece.start : piece.stop]
 
 
-def clipped(gradient: Array, piece: Piece, scale: Array | None) -> Array:
-    dtype = getattr(mx, piece.entry.dtype)
+def clipped(gradient: Array, dtype: Any, scale: Array | None) -> Array:
     gradient = gradient.astype(dtype)
     return gradient if scale is None else (gradient * scale).astype(dtype)
 
 
-def compiling_pays(dtype: str) -> bool:
+def compiling_pays(dtype: Any) -> bool:
     """Whether one fused kernel is faster than MLX's own one by one.
 
     On a CPU it is a plain loop, which for 16-bit numbers, converted at each operation,
     takes three times as long as the vectorized kernels take together.
     """
-    return ITEM_SIZES[dtype] > 2 or mx.default_device() != mx.cpu
+    return bool(dtype.size > 2) or mx.default_device() != mx.cpu
 
 
 class Step:
     """One leaf optimizer's step on its pieces of one bucket."""
 
     def __init__(
-        self, leaf: Any, strategy: Strategy, indices: list[int], bucket: Sequence[Piece]
+        self,
+        leaf: Any,
+        strategy: Strategy,
+        indices: list[int],
+        bucket: Sequence[Piece],
+        beside: Beside,
     ):
         self.leaf = leaf
         self._strategy = strategy
         self._indices = indices
         self._pieces = [bucket[index] for index in indices]
+        self._beside = beside
+        self._dtypes = [beside.wide(getattr(mx, p.entry.dtype)) for p in self._pieces]
         self._compiled: Callable[..., Any] | None = None
 
     @classmethod
-    def compile(cls, leaf: Any, dtype: str, *, clips: bool) -> None:
+    def compile(cls, leaf: Any, dtype: str, beside: Beside, *, scales: bool) -> None:
         """Takes a step with two elements, which compiles the kernel of all sizes."""
         piece = Piece(Entry("", (2,), dtype), 0, 2, 0)
         ones = mx.ones(2, getattr(mx, dtype))
         state: dict[str, Any] = {}
-        leaf.init_single(ones, state)
-        step = cls(leaf, "elements", [0], [piece])
+        leaf.init_single(ones.astype(beside.wide(ones.dtype)), state)
+        beside.add("", ones, state)
+        step = cls(leaf, "elements", [0], [piece], beside)
         step.use_compiled()
-        scale = mx.array(1.0) if clips else None
+        scale = mx.array(1.0) if scales else None
         stepped: Pieces = [None]
         step([mx.ones(2)], [ones], [state], scale, stepped, traced=False)
         mx.eval(stepped, state)
 
     def use_compiled(self) -> None:
-        dtype = self._pieces[0].entry.dtype
-        if type(self.leaf) in ELEMENTWISE and compiling_pays(dtype):
+        if type(self.leaf) in ELEMENTWISE and compiling_pays(self._dtypes[0]):
             self._compiled = mx.compile(self._pure)
 
     def __call__(
@@ -113,12 +120,16 @@ class Step:
         states: Sequence[dict[str, Any]],
         scale: Array | None,
     ) -> Pieces:
+        apply, leaf, strategy = self._beside.apply, self.leaf, self._strategy
         return [
-            self.leaf.apply_single(
-                clipped(gradient, piece, scale), cut(own, piece, self._strategy), state
+            apply(
+                leaf,
+                clipped(gradient, dtype, scale),
+                cut(own, piece, strategy),
+                state,
             )
-            for piece, gradient, own, state in zip(
-                self._pieces, gradients, parameters, states, strict=True
+            for piece, dtype, gradient, own, state in zip(
+                self._pieces, self._dtypes, gradients, parameters, states, strict=True
             )
         ]
 
@@ -151,7 +162,9 @@ class FlatStep:
     State is kept flat; what the optimizer's own state holds for each path are views.
     """
 
-    def __init__(self, leaf: Any, strategy: Strategy, bucket: Sequence[Piece]):
+    def __init__(
+        self, leaf: Any, strategy: Strategy, bucket: Sequence[Piece], beside: Beside
+    ):
         self._bucket = bucket
         self._strategy = strategy
         dtype = bucket[0].entry.dtype
@@ -160,9 +173,9 @@ class FlatStep:
             bounds.append((size, size + piece.stop - piece.start))
             size = bounds[-1][1]
         whole = Piece(Entry("", (size,), dtype), 0, size, 0)
-        self._step = Step(leaf, "replicated", [0], [whole])
+        self._step = Step(leaf, "replicated", [0], [whole], beside)
         self._step.use_compiled()
-        self._join = Join(dtype)
+        self._joins: dict[str, Join] = {}
         self._split = Split(bounds, [piece.shape(strategy) for piece in bucket])
         self._flat: State = {}
         self._views: dict[str, Pieces] = {}
@@ -176,7 +189,7 @@ class FlatStep:
     ) -> Array:
         """The new values, flat; `states` get views of the new state."""
         if isinstance(gradients, list):
-            gradients = self._join(gradients, traced=False)
+            gradients = self._joined(gradients)
         state = {key: self._held(key, states) for key in states[0]}
         stepped: Pieces = [None]
         own = self._own(parameters)
@@ -194,7 +207,14 @@ class FlatStep:
         views = self._views.get(key)
         if views is not None and all(map(is_, parts, views)):
             return self._flat[key]
-        return self._join(parts, traced=False)
+        return self._joined(parts)
+
+    def _joined(self, parts: Pieces) -> Array:
+        """In the dtype that they have, which is not the parameters' for all of them."""
+        dtype = dtype_name(parts[0].dtype)
+        if dtype not in self._joins:
+            self._joins[dtype] = Join(dtype)
+        return self._joins[dtype](parts, traced=False)
 
     def _own(self, parameters: Pieces) -> Array:
         if mx.default_device() != mx.cpu:

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
+from .beside import Beside
 from .collectives import Array
 from .flat import Pieces, Split
 from .sharding import Piece, Plan
@@ -37,6 +38,7 @@ class Update:
         optimizer: a resolved one, with its state set up.
         plan: which bucket holds what.
         pieces: this rank's, for each bucket.
+        beside: what is kept beside the optimizer's own state.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class Update:
         optimizer: Any,
         plan: Plan,
         pieces: Sequence[tuple[Piece, ...]],
+        beside: Beside,
     ):
         self._optimizer = optimizer
         self._plan = plan
         self._pieces = pieces
+        self._beside = beside
         self._leaves = leaves(optimizer)
         # A class that does more than MLX's base in apply_gradients gets all at once.
         self._whole = any(
@@ -65,7 +69,7 @@ class Update:
         }
         self._steps = [
             [
-                Step(leaf, plan.strategy, indices, bucket)
+                Step(leaf, plan.strategy, indices, bucket, beside)
                 for leaf, indices in self._by_leaf(bucket)
             ]
             for bucket in pieces
@@ -79,7 +83,7 @@ class Update:
             for bucket in pieces
         ]
 
-    def compile(self, *, clips: bool) -> str | None:
+    def compile(self, *, scales: bool) -> str | None:
         """Makes the kernels that steps need, or says why they can't be made.
 
         On a CPU that calls a C++ compiler.
@@ -90,10 +94,10 @@ class Update:
         }
         try:
             for entry in kinds.values():
-                if not compiling_pays(entry.dtype):
+                if not compiling_pays(self._beside.wide(getattr(mx, entry.dtype))):
                     continue
                 leaf = owner_of(self._optimizer, entry.path)
-                Step.compile(leaf, entry.dtype, clips=clips)
+                Step.compile(leaf, entry.dtype, self._beside, scales=scales)
         except RuntimeError as error:
             return str(error)
         return None
@@ -110,7 +114,9 @@ class Update:
                 and type(steps[0].leaf) in ELEMENTWISE
             ):
                 leaf = steps[0].leaf
-                self._flats[index] = FlatStep(leaf, self._plan.strategy, bucket)
+                self._flats[index] = FlatStep(
+                    leaf, self._plan.strategy, bucket, self._beside
+                )
 
     def _by_leaf(self, bucket: Sequence[Piece]) -> list[tuple[Any, list[int]]]:
         groups: dict[int, list[int]] = {}
@@ -172,7 +178,8 @@ class Update:
         # As MLX does at the next step, where the user has set another state.
         if all(leaf._initialized for leaf in self._leaves):
             return
-        self._optimizer.init(nested(cut_all(parameters, self._pieces, self._plan)))
+        own = cut_all(parameters, self._pieces, self._plan)
+        self._optimizer.init(nested(self._beside.widened(own)))
 
     def _at_once(
         self,
@@ -182,17 +189,27 @@ class Update:
         *,
         traced: bool,
     ) -> Iterator[tuple[int, Chunk]]:
+        own = cut_all(parameters, self._pieces, self._plan)
+        parameters.clear()
         mean: Flat = {}
         for index, chunk in means:
             parts = self._parts(index, chunk, traced=traced)
             for piece, gradient in zip(self._pieces[index], parts, strict=True):
-                mean[piece.entry.path] = clipped(gradient, piece, scale)
-        own = cut_all(parameters, self._pieces, self._plan)
-        parameters.clear()
-        stepped = self._optimizer.apply_gradients(nested(mean), nested(own))
+                path = piece.entry.path
+                dtype = self._beside.wide(own[path].dtype)
+                mean[path] = clipped(gradient, dtype, scale)
+        held: Flat = {}
+        for leaf in self._leaves:
+            held.update(self._states[id(leaf)].flat(leaf.state))
+        beside = self._beside
+        masters = {path: beside.master(own[path], held[path]) for path in own}
+        stepped = self._optimizer.apply_gradients(nested(mean), nested(masters))
         flat = dict(tree_flatten(stepped))
+        for leaf in self._leaves:  # the optimizer may have made new ones
+            held.update(self._states[id(leaf)].flat(leaf.state))
+        settled = {p: beside.settle(flat[p], own[p], held[p]) for p in own}
         for index, bucket in enumerate(self._pieces):
-            yield index, [flat[piece.entry.path] for piece in bucket]
+            yield index, [settled[piece.entry.path] for piece in bucket]
 
 
 def _tick(leaf: Any) -> None:

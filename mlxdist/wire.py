@@ -24,7 +24,7 @@ from .layout import ITEM_SIZES
 from .memory import raw
 from .native import all_sum_bytes
 from .sharding import Bucket, Plan
-from .trees import Flat
+from .trees import Flat, dtype_name
 
 Chunk = Array | Pieces  # flat, or the parts of it
 
@@ -69,12 +69,25 @@ class Wire:
         comm: the transport.
         wire_dtype: what gradients travel as; their own dtype where it is None. "native"
             adds in it too, and "host" in float32.
+        mean_dtype: what means come back as, where "host" adds up for replicated
+            state; the parameters' own dtype where it is None.
+        in_tree: whether the ranks are added in a binary tree.
     """
 
-    def __init__(self, plan: Plan, comm: Collectives, *, wire_dtype: Any = None):
+    def __init__(
+        self,
+        plan: Plan,
+        comm: Collectives,
+        *,
+        wire_dtype: Any = None,
+        mean_dtype: Any = None,
+        in_tree: bool = False,
+    ):
         self.plan = plan
         self.comm = comm
         self.wire_dtype = wire_dtype
+        self.mean_dtype = mean_dtype
+        self.in_tree = in_tree
         self.pieces = plan.pieces(comm.rank)
         self._wholes = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
@@ -107,7 +120,6 @@ class Wire:
         if weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.own))
         comm = self.comm
-        start = comm.start_sum_scatter if self.plan.sharded else comm.start_all_sum
 
         def launch() -> Iterator[Pending]:
             for bucket in self.plan.buckets:
@@ -115,7 +127,11 @@ class Wire:
                 parts = [gradients[entry.path] for entry in bucket.entries]
                 if parts[0].dtype != dtype:
                     parts = [part.astype(dtype) for part in parts]
-                yield start(parts, bucket, weights)
+                if self.plan.sharded:
+                    yield comm.start_sum_scatter(parts, bucket, weights)
+                    continue
+                mean_dtype = getattr(mx, self._mean_dtype(bucket))
+                yield comm.start_all_sum(parts, bucket, weights, mean_dtype)
 
         pending = self._pipeline(launch())
         if streams:
@@ -184,12 +200,15 @@ class Wire:
         for bucket in self.plan.buckets if ranks > 1 else ():
             item, wire_item = ITEM_SIZES[bucket.dtype], self._pack_size(bucket)
             start, stop = bucket.span(self.comm.rank)
-            own, all_sum = stop - start, all_sum_bytes(bucket.size * wire_item, ranks)
+            own = stop - start
             if self.comm.name == "host":
                 traffic.add((bucket.size - own) * wire_item)
-                traffic.add((ranks - 1) * own * item)
+                published = item if self.plan.sharded else self._mean_size(bucket)
+                traffic.add((ranks - 1) * own * published)
                 continue
-            traffic.add(all_sum)
+            nbytes = bucket.size * wire_item
+            every = (ranks - 1) * nbytes
+            traffic.add(every if self.in_tree else all_sum_bytes(nbytes, ranks))
             if self.plan.strategy == "elements":
                 traffic.add((ranks - 1) * bucket.chunk * item)
             elif self.plan.strategy == "tensors":
@@ -219,13 +238,23 @@ class Wire:
             yield under_way.popleft()
 
     def _pack_dtype(self, bucket: Bucket) -> str:
-        # What is wider than float32 stays so.
-        if self.wire_dtype is None or bucket.dtype == "float64":
-            return bucket.dtype
-        return str(self.wire_dtype).rpartition(".")[2]
+        return _dtype_or(self.wire_dtype, bucket)
 
     def _pack_size(self, bucket: Bucket) -> int:
         return ITEM_SIZES[self._pack_dtype(bucket)]
+
+    def _mean_dtype(self, bucket: Bucket) -> str:
+        return _dtype_or(self.mean_dtype, bucket)
+
+    def _mean_size(self, bucket: Bucket) -> int:
+        return ITEM_SIZES[self._mean_dtype(bucket)]
+
+
+def _dtype_or(dtype: Any, bucket: Bucket) -> str:
+    # What is wider than float32 stays so.
+    if dtype is None or bucket.dtype == "float64":
+        return bucket.dtype
+    return dtype_name(dtype)
 
 
 def measured(means: Means, wire: Wire, *, traced: bool) -> Array:

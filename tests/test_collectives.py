@@ -79,7 +79,7 @@ def test_all_sums_over_host_are_a_sum_rounded_once(world, dtype):
     wanted = [
         comm.start_all_gather([one.astype(dtype)], bucket).finish() for one in sums
     ]
-    pending = [comm.start_all_sum([one], bucket, weights) for one in numbers]
+    pending = [comm.start_all_sum([one], bucket, weights, dtype) for one in numbers]
     assert comm.sum_scalar(mx.array(1.0)).item() == world.size  # all are under way
     for one, whole, part in zip(pending, wanted, sums, strict=True):
         found = one.finish()
@@ -175,7 +175,9 @@ def test_fences_on_an_accelerator_change_nothing(world, monkeypatch):
     monkeypatch.setattr(native.mx, "default_device", lambda: mx.gpu)
     weights = Weights.known(world.rank, (1.0,) * world.size)
     bucket = bucket_of(world, 100)
-    summed = world.native.start_all_sum([mx.ones(100)], bucket, weights).finish()
+    summed = world.native.start_all_sum(
+        [mx.ones(100)], bucket, weights, mx.float32
+    ).finish()
     assert set(np.array(summed).tolist()) == {1.0}
 
 

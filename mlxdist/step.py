@@ -13,7 +13,7 @@ import numpy as np
 from .beside import Beside
 from .collectives import Array
 from .flat import Join, Pieces, Split
-from .layout import ITEM_SIZES, Entry
+from .layout import Entry
 from .memory import as_one, raw
 from .sharding import Piece, Plan, Strategy
 from .trees import Flat, dtype_name

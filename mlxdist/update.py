@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 from .agreement import weight_problem
 from .collectives import Array
 from .sharding import Plan
-from .trees import Flat
+from .trees import Flat, dtype_name
 
 
 class Node(NamedTuple):
@@ -112,7 +112,7 @@ class Accumulation:
     def total(self, plan: Plan) -> tuple[Flat, float]:
         """This rank's sums and weight so far, as a checkpoint has them."""
         nodes = list(self._nodes)
-        sums = {e.path: mx.zeros(e.shape, _wide(e.dtype)) for e in plan.entries}
+        sums = {e.path: mx.zeros(e.shape, sum_dtype(e.dtype)) for e in plan.entries}
         for node in reversed(nodes):
             sums = {path: node.sums[path] + array for path, array in sums.items()}
         return sums, sum(node.weight for node in nodes)
@@ -160,7 +160,8 @@ def tree_problem(count: int, ranks: int) -> str:
     )
 
 
-def _wide(dtype: str) -> Any:
+def sum_dtype(dtype: str) -> Any:
+    """In what gradients of a dtype are summed."""
     return mx.float64 if dtype == "float64" else mx.float32
 
 
@@ -169,7 +170,7 @@ def _weighted(gradients: Flat, weight: float) -> Flat:
 
 
 def _times(array: Array, weight: float) -> Array:
-    wide = mx.float64 if array.dtype == mx.float64 else mx.float32
+    wide = sum_dtype(dtype_name(array.dtype))
     if weight == 0:  # a batch without examples may well have nan for its gradients
         return mx.zeros(array.shape, wide)
     array = array.astype(wide)

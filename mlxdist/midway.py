@@ -11,11 +11,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .accumulation import sum_dtype
 from .agreement import agree, float_of, words_of
 from .sharding import Plan
 from .state import StateTree
 from .step import cut
-from .trees import Flat, dtype_name
+from .trees import Flat
 
 # A float's bits in two counts.
 _HIGH, _LOW = "accumulated_weight_high", "accumulated_weight_low"
@@ -62,7 +63,9 @@ def counters(ours: Any) -> dict[str, int]:
 def like(plan: Plan, rank: int) -> StateTree:
     """Arrays like a rank's share, not evaluated."""
     return {
-        p.entry.path: {"sum": mx.zeros(p.shape(plan.strategy), _wide(p.entry.dtype))}
+        p.entry.path: {
+            "sum": mx.zeros(p.shape(plan.strategy), sum_dtype(p.entry.dtype))
+        }
         for bucket in plan.pieces(rank)
         for p in bucket
     }
@@ -71,7 +74,7 @@ def like(plan: Plan, rank: int) -> StateTree:
 def resume(ours: Any, counters: dict[str, int], restored: Flat) -> None:
     """Goes on from a share: as if this rank had added up that much of the whole."""
     plan, rank = ours._require_plan(), ours.world.rank
-    sums = {e.path: mx.zeros(e.size, _wide(e.dtype)) for e in plan.entries}
+    sums = {e.path: mx.zeros(e.size, sum_dtype(e.dtype)) for e in plan.entries}
     if plan.sharded or rank == 0:
         ranges = plan.shard(rank)
         for path, share in restored.items():
@@ -82,7 +85,3 @@ def resume(ours: Any, counters: dict[str, int], restored: Flat) -> None:
     word = counters[_HIGH] * 2**32 + counters[_LOW]
     weight = float_of(word) if rank == 0 else 0.0
     ours._accumulation.resume(sums, weight, counters["accumulated"])
-
-
-def _wide(dtype: str) -> Any:
-    return mx.float64 if dtype == dtype_name(mx.float64) else mx.float32

@@ -74,9 +74,12 @@ def test_what_is_done_for_a_gpu_gives_the_same_numbers(tmp_path, shard):
 
 
 # MLX has no float64 on an accelerator: only where a user's own arrays are of it.
-FLOAT64 = {"memory.py", "exchange.py"}
+FLOAT64 = {"memory.py", "exchange.py", "accumulation.py", "beside.py", "tree_norm.py"}
 # Collectives are the CPU's; it makes room for what they write to; the others only ask.
-CPU = {"native.py", "memory.py", "optimizer.py", "norms.py", "step.py"}
+CPU = {
+    *("native.py", "memory.py", "norms.py", "step.py", "stepping.py"),
+    "accumulation.py",
+}
 
 
 def uses(name):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from . import background as behind
 from . import extra as extras
-from . import loading, saving, writing
+from . import loading, refused, saving, writing
 from .agreement import agree
 from .fitting import Targets, fit
 from .layout import fingerprint
@@ -83,7 +83,7 @@ def save_checkpoint(
             also where parameters have drifted apart.
         CheckpointError: on all ranks, where it can't be written, with the reason.
     """
-    world = _optimizer(optimizer).world
+    world = _optimizer(optimizer, "save").world
     request = saving.Request(str(folder), _path(folder), step, keep, background)
     with world.recorder.call("save_checkpoint", step):
         taken, save = saving.agree_to_save(
@@ -137,7 +137,7 @@ def load_checkpoint(
         CheckpointError: on all ranks, and nothing was changed, where there is no good
             checkpoint, or it is of another model, optimizer or data.
     """
-    world = current() if optimizer is None else _optimizer(optimizer).world
+    world = current() if optimizer is None else _optimizer(optimizer, "load").world
     place = _path(folder)
     lines = [f"folder {folder}", f"step {step}", f"missing_ok {missing_ok}"]
     lines += [
@@ -177,10 +177,11 @@ def _path(folder: Folder) -> Path:
     return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _optimizer(optimizer: Any) -> DistributedOptimizer:
+def _optimizer(optimizer: Any, what: str) -> DistributedOptimizer:
     if not isinstance(optimizer, DistributedOptimizer):
         raise ValueError(
             f"the optimizer is a {type(optimizer).__name__}; wrap it: "
             "mlxdist.DistributedOptimizer(optimizer)"
         )
+    refused.refuse_lent(optimizer, what)
     return optimizer

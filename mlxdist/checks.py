@@ -96,12 +96,12 @@ def check_whole(
             f"master_dtype is {master_dtype!r}; it must be mx.float32 or None"
         )
     is_number = isinstance(loss_scale, int | float) and not isinstance(loss_scale, bool)
-    if loss_scale not in (None, "dynamic") and not (
-        is_number and 0 < loss_scale < math.inf
+    if not (loss_scale is None or loss_scale == "dynamic") and not (
+        is_number and 2.0**-126 <= loss_scale < 2.0**127
     ):
         raise ValueError(
-            f'loss_scale is {loss_scale!r}; it must be "dynamic", a number above 0, or '
-            "None"
+            f'loss_scale is {loss_scale!r}; it must be "dynamic", a float32 number '
+            "above 0, or None"
         )
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate is {accumulate!r}; it must be 1 or more")
@@ -201,6 +201,7 @@ def checksums(arrays: Flat) -> list[str]:
     return [
         f"{path} with crc32 {zlib.crc32(raw(arrays[path]).data):08x}"
         for path in sorted(arrays)
+        if isinstance(arrays[path], mx.array)
     ]
 
 

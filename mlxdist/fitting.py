@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from .beside import MASTER
+from .beside import AVERAGE, MASTER
 from .collectives import Array
 from .manifest import Manifest, SavedArray
 from .snapshot import Identity, flat_parameters, leaves_of, places, scalars
 from .trees import Tree, dtype_name
+from .wrapped import owner_of
 
 _TOLD = 5  # misfits that are named
 
@@ -133,6 +134,31 @@ def _state(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str]:
                     continue
                 put = _Restore(optimizer, kind, path, key)
                 found[saved.identity] = Target(*span, tuple(array.shape), put)
+    found |= _made_later(manifest, optimizer, ranges)
+
+
+def _made_later(
+    manifest: Manifest, optimizer: Any, ranges: dict[str, tuple[int, int]]
+) -> Targets:
+    """State that a user's own optimizer makes at its first step, not before."""
+    own = optimizer._wanted(())["optimizer"]
+    entries = optimizer._require_plan().by_path
+    found: Targets = {}
+    for saved in manifest.arrays:
+        _, path, key = saved.identity
+        if saved.kind != "optimizer" or path not in own or key in own[path]:
+            continue
+        owner = type(owner_of(optimizer._inner, path))
+        if key in (MASTER, AVERAGE) or owner.__module__.startswith("mlx."):
+            continue
+        start, stop = ranges[path]
+        part = optimizer._require_plan().strategy == "elements"
+        cut = part and saved.shape == entries[path].shape
+        span = (start, stop) if cut else (0, saved.size)
+        shape = (stop - start,) if cut else saved.shape
+        put = _Restore(optimizer, saved.kind, path, key)
+        found[saved.identity] = Target(*span, shape, put)
+    return found
 
 
 def _span(

@@ -51,13 +51,14 @@ def examine(folder: Path, save: Save, comm: Collectives) -> Candidate:
     Raises:
         CheckpointError: on all ranks, where it is damaged or not all there.
     """
-    data, problem = b"", None
+    data: bytes | None = None  # where there is none on this host
+    problem = None
     try:
         if os.path.lexists(folder / save.name):
             data = saves.read_manifest(folder, save)
     except DamagedError as error:
         problem = str(error)
-    digest = hashlib.sha256(data).hexdigest() if data else None
+    digest = None if data is None else hashlib.sha256(data).hexdigest()
     failed = f"{save.name} is damaged"
     answers = together(comm.all_gather_bytes, failed, problem, digest=digest)
     digests = [answer["digest"] for answer in answers]
@@ -65,10 +66,11 @@ def examine(folder: Path, save: Save, comm: Collectives) -> Candidate:
         raise CheckpointError(f"{failed}: its manifests differ between the hosts")
     if None in digests:  # hosts with disks of their own, and a new one among them
         first = next(rank for rank, one in enumerate(digests) if one is not None)
-        data = comm.all_gather_bytes(data if comm.rank == first else b"")[first]
+        sent = data if comm.rank == first and data is not None else b""
+        data = comm.all_gather_bytes(sent)[first]
     manifest = None
     try:
-        manifest = saves.parse(data, folder, save)
+        manifest = saves.parse(data or b"", folder, save)
     except DamagedError as error:
         problem = str(error)
     together(comm.all_gather_bytes, failed, problem)
@@ -193,10 +195,10 @@ def open_last(
         return Opened(place, source, targets, tuple(skipped))
     others = ", ".join(str(save.step) for save in every if save.step != step)
     told = "\n  ".join(skipped) or f"there is none of step {step}"
-    offer = f"\nIt has others, of step {others}; step=None takes the last good one."
-    raise CheckpointError(
-        f"no good checkpoint in {folder}:\n  {told}{offer if others and step else ''}"
-    )
+    offer = ""
+    if others and step is not None:
+        offer = f"\nIt has others, of step {others}; step=None takes the last good one."
+    raise CheckpointError(f"no good checkpoint in {folder}:\n  {told}{offer}")
 
 
 def _open_plain(

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from . import averages, checks, prepare, runtime, wrapped
+from . import averages, checks, prepare, refused, runtime, wrapped
 from .accumulation import Accumulation
 from .agreement import agree
 from .beside import Beside
@@ -170,6 +170,7 @@ class DistributedOptimizer(Stepping):
                 parameters' paths, shapes or dtypes differ, or a tree's values do.
             ValueError: where a parameter can't be trained.
         """
+        refused.refuse_lent(self, "call init")
         entries = entries_of(trainable(parameters))
         comm = self.world.control
         self._accumulation.drop()
@@ -271,13 +272,14 @@ class DistributedOptimizer(Stepping):
         """While in it, the model has the averages of its parameters: to evaluate with.
 
         Called by all ranks; each sends its share of them, as parameters travel, and
-        holds both. Needs `ema_decay`::
+        holds both. Save, load and update after it. Needs `ema_decay`::
 
             with optimizer.averaged(model):
                 loss = validate(model)
         """
         if self._beside.decay is None:
             raise ValueError("there are no averages to use: pass ema_decay=0.999")
+        refused.refuse_lent(self, "lend them again")
         kept = averages.lend(self, model, self._wire(traced=False, sums=False))
         self._lent = True
         try:

@@ -11,11 +11,7 @@ _REMEDY = (
 
 def refuse_here(ours: Any, *, traced: bool) -> None:
     """Raises ValueError without asking other ranks: they are in the same place."""
-    if ours._lent:
-        raise ValueError(
-            "the model has its averages in place: update it after the `with "
-            "optimizer.averaged(model)` block"
-        )
+    refuse_lent(ours, "update")
     if not traced:
         return
     if ours._plan is None:
@@ -24,6 +20,15 @@ def refuse_here(ours: Any, *, traced: bool) -> None:
         raise ValueError(
             "accumulate, no_sync(), sync_buffers and reproducible=True can't work "
             f"inside mx.compile: {_REMEDY}"
+        )
+
+
+def refuse_lent(ours: Any, what: str) -> None:
+    """Raises ValueError while a model has averages in its parameters' places."""
+    if ours._lent:
+        raise ValueError(
+            f"the model has its averages in place: {what} after the `with "
+            "optimizer.averaged(model)` block"
         )
 
 

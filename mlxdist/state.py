@@ -80,7 +80,9 @@ def reset(optimizer: Any, entries: tuple[Entry, ...]) -> None:
                 f"a parameter is called {clash[0]!r}, as a part of the state of "
                 f"{type(leaf).__name__} is; rename it, or put it into a module"
             )
-        leaf.state = {k: v for k, v in leaf.state.items() if k not in tree}
+        for name in tree & leaf.state.keys():
+            del leaf.state[name]
+        leaf.state = leaf.state  # the same dict, which a compiled step may hold
 
 
 def share_scalars(optimizer: Any, comm: Collectives) -> None:

@@ -78,6 +78,8 @@ class Stepping(Resumable):
     def grad_norm(self) -> Array:
         """Global norm of the last averaged gradient before clipping, float32 scalar.
 
+        Not finite where that step was skipped.
+
         Raises:
             ValueError: where `max_norm` is None, and so nothing was measured.
         """
@@ -144,6 +146,7 @@ class Stepping(Resumable):
         if self._measures and not streams:
             norm = self._measured(means, wire, traced=traced)
             if not traced and not math.isfinite(float(norm)):
+                self._norm = None if self.max_norm is None else norm
                 self._skip_or_raise(flat, weights)
                 return
         if not streams:

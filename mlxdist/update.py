@@ -95,9 +95,10 @@ class Update:
         }
         try:
             for entry in kinds.values():
-                if not compiling_pays(self._beside.wide(getattr(mx, entry.dtype))):
-                    continue
                 leaf = owner_of(self._optimizer, entry.path)
+                wide = self._beside.wide(getattr(mx, entry.dtype))
+                if type(leaf) not in ELEMENTWISE or not compiling_pays(wide):
+                    continue
                 Step.compile(leaf, entry.dtype, self._beside, scales=scales)
         except RuntimeError as error:
             return str(error)

@@ -163,8 +163,17 @@ def test_averages(shard, transport, masters, world, shared_folder):
         tolerance = 1e-6 if masters is None else 1e-2
         assert largest_difference(lent, averages) < tolerance
         assert world.identical(lent)
-        with pytest.raises(ValueError, match="averages in place"):
+        with pytest.raises(ValueError, match="averages in place: update"):
             step(model, ours, 3)
+        with pytest.raises(ValueError, match="averages in place: save"):
+            mlxdist.save_checkpoint(shared_folder, 3, model, ours)
+        with pytest.raises(ValueError, match="averages in place: load"):
+            mlxdist.load_checkpoint(shared_folder, model, ours)
+        with pytest.raises(ValueError, match="averages in place: call init"):
+            ours.init(model)
+        nested = pytest.raises(ValueError, match="averages in place: lend")
+        with nested, ours.averaged(model):
+            pass
     assert all(array is now[path] for path, array in tree_flatten(model.parameters()))
 
     mlxdist.save_checkpoint(shared_folder, 3, model, ours)

@@ -167,7 +167,9 @@ def test_a_damaged_file_is_named_and_the_last_good_one_taken(
     assert_same_bits({"w": tree}, before)
 
 
-@pytest.mark.parametrize("kind", ["edited", "truncated", "gone", "another step"])
+@pytest.mark.parametrize(
+    "kind", ["edited", "truncated", "empty", "gone", "another step"]
+)
 @pytest.mark.filterwarnings("ignore:passed over a checkpoint")
 def test_a_damaged_manifest_is_named(kind, world, shared_folder):
     own, ours = started(world)
@@ -177,6 +179,8 @@ def test_a_damaged_manifest_is_named(kind, world, shared_folder):
         path.write_text(path.read_text().replace('"world_size": ', '"world_size": 1'))
     elif world.is_root and kind == "truncated":
         os.truncate(path, 1000)
+    elif world.is_root and kind == "empty":
+        os.truncate(path, 0)
     elif world.is_root and kind == "gone":
         path.unlink()
     elif world.is_root:

@@ -52,7 +52,7 @@ def launch(job: Job) -> int:
     job = _checked(job)
     code, mpirun, outcome = _attempt(job, places)
     if code == _NO_SERVER and outcome.never_began:
-        _say("mpirun could not start, as happens on a busy machine; once more.")
+        _say("mpirun could not start, as now and then on a busy machine; once more.")
         code, mpirun, outcome = _attempt(job, places)
     return _verdict(job, code, mpirun, outcome)
 

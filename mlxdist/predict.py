@@ -7,6 +7,7 @@ and each message costs a latency. Memory is the sum of what mlxdist keeps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .layout import ITEM_SIZES
@@ -93,13 +94,11 @@ def step_time(
     """
     if ranks == 1:
         return StepTime(local, 0.0, 0.0)
+    backward = (local - update) * _BACKWARD
     if mode != "replicated":
         local -= update * (1 - 1 / ranks)
     plan = model.plan(ranks, mode)
-    nbytes = model.parameter_bytes
-    if mode == "replicated":  # MLX adds in what travels, which is float32 at least
-        nbytes = sum(e.size * max(4, ITEM_SIZES[e.dtype]) for e in model.entries)
-    sent = (ranks - 1) / ranks * nbytes
+    sent = (ranks - 1) / ranks * model.parameter_bytes
     if mode == "tensors":  # the busiest owner sends its tensors to all others
         sent = max(sent, (ranks - 1) * _largest_share(plan))
     shares = 2 * ranks if link.shared else 1  # of the air: all ranks, both ways
@@ -107,7 +106,7 @@ def step_time(
     half = sent * shares / link.bandwidth + messages * link.latency
     # Of the gradients, all buckets but the last travel while others are computed.
     early = half * (1 - 1 / len(plan.buckets))
-    return StepTime(local, 2 * half, min(early, (local - update) * _BACKWARD))
+    return StepTime(local, 2 * half, min(early, backward))
 
 
 def _largest_share(plan: Plan) -> int:
@@ -124,16 +123,23 @@ def measured_link(told: object) -> Link:
     """The slowest pair of what `mlxdist doctor --json` found.
 
     Raises:
-        ValueError: it found no links.
+        ValueError: it found no links between hosts, or what is none.
     """
     links = told.get("links") if isinstance(told, dict) else None
     pairs = links.get("pairs") if isinstance(links, dict) else None
-    if not pairs:
-        raise ValueError(
-            "no measured links: wanted what `mlxdist doctor -H ... --json` prints"
-        )
-    bandwidth = min(float(pair["bandwidth"]) for pair in pairs)
-    return Link("measured", bandwidth, max(float(pair["latency"]) for pair in pairs))
+    wanted = "wanted what `mlxdist doctor -H ... --json` prints"
+    if not pairs or not isinstance(links, dict):
+        raise ValueError(f"no measured links: {wanted}")
+    if len(set(links.get("hosts", ()))) == 1:
+        raise ValueError(f"its links are within one host: {wanted} of several")
+    try:
+        bandwidth = min(float(pair["bandwidth"]) for pair in pairs)
+        latency = max(float(pair["latency"]) for pair in pairs)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"a pair without bandwidth or latency: {wanted}") from None
+    if not (0 < bandwidth < math.inf and 0 <= latency < math.inf):
+        raise ValueError(f"found {bandwidth:g} bytes/s and {latency:g} s: {wanted}")
+    return Link("measured", bandwidth, latency)
 
 
 def choice(model: Model, ranks: int, room: float | None = None) -> tuple[Mode, str]:

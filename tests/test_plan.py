@@ -88,12 +88,12 @@ def test_time_is_bytes_over_bandwidth_and_messages():
     assert shared.wire == pytest.approx(8 * soon.wire)
 
 
-def test_replicated_16_bit_gradients_travel_as_float32():
+def test_16_bit_gradients_travel_as_they_are_over_hosts():
     args = {"link": Link("x", 1e8, 0.0), "local": 0.0}
     narrow = of_size(25_600_000, dtype="bfloat16")
     shared = predict.step_time(narrow, 4, "elements", **args).wire
     assert shared == pytest.approx(2 * 3 / 4 * 0.512)
-    assert predict.step_time(narrow, 4, "replicated", **args).wire == 2 * shared
+    assert predict.step_time(narrow, 4, "replicated", **args).wire == shared
 
 
 def test_no_more_is_hidden_than_computing_takes():
@@ -205,6 +205,20 @@ def test_measured_links():
     for told in ([], {}, {"links": {}}, {"links": {"error": "x"}}):
         with pytest.raises(ValueError, match="no measured links"):
             predict.measured_link(told)
+    alone = {"links": {"pairs": pairs, "hosts": ["mac1", "mac1"]}}
+    with pytest.raises(ValueError, match="within one host"):
+        predict.measured_link(alone)
+    for pair in ({"bandwidth": -5, "latency": 1}, {"bandwidth": 1e8}, "x"):
+        with pytest.raises(ValueError, match="wanted what `mlxdist doctor"):
+            predict.measured_link({"links": {"pairs": [pair]}})
+
+
+@pytest.mark.parametrize(
+    "words", [["-n", "5000"], ["--step-time", "1", "--update-time", "2"]]
+)
+def test_what_can_not_be_planned(words, capsys):
+    assert cli.main(["plan", "--parameters", "1e6", *words]) == 2
+    assert "wanted at most" in (said := capsys.readouterr().err) or "part of" in said
 
 
 # The command

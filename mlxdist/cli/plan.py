@@ -36,6 +36,7 @@ your own hosts. Activations are not counted.
 """
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
+_MOST = 4096  # hosts, as with `mlxdist run`
 _STYLE: dict[str, Any] = {
     "box": None,
     "pad_edge": False,
@@ -138,6 +139,10 @@ def _run(parsed: argparse.Namespace) -> int:
             parsed.optimizer,
             bucket_size=DEFAULT_BUCKET_SIZE,
         )
+    if (parsed.update_time or 0.0) > (parsed.step_time or 0.0):
+        raise ValueError("--update-time is a part of --step-time, and not above it")
+    if max(parsed.n or [1]) > _MOST:
+        raise ValueError(f"-n {max(parsed.n)}: wanted at most {_MOST}")
     links = _links(parsed)
     rows = [_row(model, ranks, links, parsed) for ranks in parsed.n or _RANKS]
     if parsed.json:

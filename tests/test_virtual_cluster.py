@@ -239,15 +239,20 @@ def test_the_command_runs_on_the_first_host_and_gives_its_exit_code():
     assert names[0] == "node1"
     assert sorted(names[1:]) == ["node1", "node2", "node3"]
     with jobs.start([tool, "--", "sleep", "600"]) as process:
-        assert eventually(lambda: "sleep" in programs_of(process.pid))
-        process.terminate()
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        try:
+            assert eventually(lambda: "sleep" in programs_of(process.pid))
+            process.terminate()
+            assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        finally:
+            jobs.end_session(process.pid)
 
 
 def programs_of(leader):
-    return [
-        Path(f"/proc/{pid}/comm").read_text().strip() for pid in jobs.processes(leader)
-    ]
+    found = []
+    for pid in jobs.processes(leader):
+        with contextlib.suppress(OSError):  # it has just ended
+            found.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
 
 
 @pytest.mark.parametrize("hosts", [0, 201, ["a b"], ["-n"], ["x" * 64], [""]])

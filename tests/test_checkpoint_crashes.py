@@ -71,7 +71,7 @@ def kill_while_saving(tmp_path, draw, size, ranks=2):
     job = start([*launcher, sys.executable, str(script), *map(str, words)])
     try:
         told = [job.stdout.readline()]
-        assert told[0].startswith("save"), told
+        assert told[0].startswith("save"), job.stderr.read()
         time.sleep(draw.uniform(0, 0.4))
         ranks = [pid for pid in processes(job.pid) if is_rank(pid)]
         os.kill(draw.choice([job.pid, *ranks]), signal.SIGKILL)

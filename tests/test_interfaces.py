@@ -121,8 +121,10 @@ def test_the_best_interface_that_reaches_all(others, chosen):
 
 
 def test_this_machine_has_interfaces():
-    found = interfaces.here()
-    assert any(one.kind == "loopback" for one in found)
+    for _ in range(3):  # `ip` may be slow, or meet another job's interfaces going
+        if any(one.kind == "loopback" for one in interfaces.here()):
+            return
+    pytest.fail("no loopback interface was found")
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ class VirtualCluster:
         """
         path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
         own = {"PRTE_MCA_prte_default_hostfile": str(self.hostfile), "PATH": path}
+        for where in ("local", "remote"):  # no files of killed ones stay behind
+            own[f"PRTE_MCA_prte_{where}_tmpdir_base"] = str(self.folder)
         variables = {**_SHARED_CORES, **_AS_ROOT, **own, **(environment or {})}
         settings = [f"{name}={value}" for name, value in variables.items()]
         target = str(self.hosts[host].space.pid)

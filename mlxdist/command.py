@@ -26,6 +26,9 @@ _KEEPALIVE = {
 # Fails where ssh would ask for a password or for trust in a new host, and wait.
 SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
 _AGENT = "plm_ssh_agent"
+# Where mpirun's files are named after its process id, one that was killed leaves files
+# at which a later one with the same id ends: "listener thread failed to start".
+_SESSION = "prte_local_tmpdir_base"
 _NOTES = """\
 for word; do
     case " {names} " in *" $word "*) host=$word; break ;; esac
@@ -87,11 +90,13 @@ def mpirun_command(
     reads: bool,
     passed_on: Sequence[str] = (),
     agent: str | None = None,
+    session: str = "",
 ) -> list[str]:
     """The command line that starts the ranks; `reads`: rank 0 gets the input.
 
     `passed_on` are the variables that ranks on other hosts get from here; `agent` is
-    how mpirun reaches a host, None for ssh as it is.
+    how mpirun reaches a host, None for ssh as it is; `session` is a folder for mpirun's
+    own files, and empty for one of its choice.
 
     It names the script, for who looks at `ps`, but not the script's arguments. Those
     go through the environment, since mpirun rewrites some as if they were its own
@@ -106,6 +111,8 @@ def mpirun_command(
         command += ["--stdin", "none"]
     if as_root:
         command += ["--allow-run-as-root"]
+    if session and not _has_own_session(job):
+        command += ["--prtemca", _SESSION, session]
     if job.hosts:
         command += _over_hosts(job, passed_on, agent)
     elif job.ranks > cores:
@@ -145,6 +152,11 @@ def agent(environment: Mapping[str, str]) -> list[str]:
 def has_own_agent(job: Job) -> bool:
     """Whether the user has told mpirun how to reach a host."""
     return f"PRTE_MCA_{_AGENT}" in os.environ or _AGENT in job.mpi_arguments
+
+
+def _has_own_session(job: Job) -> bool:
+    """Whether the user has told mpirun where to put its files."""
+    return any("tmpdir_base" in word for word in (*os.environ, *job.mpi_arguments))
 
 
 def write_agent(job: Job, run_dir: str) -> str | None:

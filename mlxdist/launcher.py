@@ -31,7 +31,6 @@ from .output import Output
 from .rank_main import usable_cores
 
 TIMED_OUT = 124  # as of timeout(1)
-_NO_SERVER = 213  # mpirun's own code where its PMIx server does not start
 
 
 class Stopped(int):
@@ -50,15 +49,9 @@ def launch(job: Job) -> int:
     """
     places = place(job.hosts, job.ranks) if job.hosts else ()
     job = _checked(job)
-    code, mpirun, outcome = _attempt(job, places)
-    if code == _NO_SERVER and outcome.never_began:
-        _say("mpirun could not start, as now and then on a busy machine; once more.")
-        code, mpirun, outcome = _attempt(job, places)
-    return _verdict(job, code, mpirun, outcome)
-
-
-def _attempt(job: Job, places: Sequence[str]) -> tuple[int, Mpirun, Outcome]:
-    with tempfile.TemporaryDirectory(prefix="mlxdist-run-") as run_dir:
+    with tempfile.TemporaryDirectory(
+        prefix="mlxdist-run-", ignore_cleanup_errors=True
+    ) as run_dir:
         word = os.urandom(8).hex() if job.hosts else ""
         command, environment = prepare(job, run_dir=run_dir, word=word)
         output = Output(
@@ -75,7 +68,7 @@ def _attempt(job: Job, places: Sequence[str]) -> tuple[int, Mpirun, Outcome]:
         code = mpirun.wait()
         outcome = Outcome.read(run_dir, job.ranks, places, lost_hosts(output, run_dir))
         kill_survivors(run_dir, outcome.missing)
-    return code, mpirun, outcome
+    return _verdict(job, code, mpirun, outcome)
 
 
 def dry_run(job: Job) -> str:
@@ -112,6 +105,7 @@ def prepare(
         reads=sys.stdin is not None and sys.stdin.isatty(),
         passed_on=passed_on(job, environment),
         agent=write_agent(job, run_dir) if job.hosts and run_dir else None,
+        session=run_dir,
     )
     return command, environment
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from . import rank_main
@@ -19,7 +18,6 @@ class Outcome(NamedTuple):
     ended: tuple[int, ...] = ()  # those of them that another one's failure ended
     places: tuple[str, ...] = ()  # each rank's host, where there are several
     lost: tuple[str, ...] = ()  # hosts that mpirun lost touch with
-    never_began: bool = False  # no rank left any trace
 
     @classmethod
     def read(
@@ -42,10 +40,7 @@ class Outcome(NamedTuple):
             if rank not in reasons
             and rank_main.mark_file(run_dir, "ended", rank).exists()
         )
-        traces = any(Path(run_dir).glob("rank-*"))
-        return cls(
-            ranks, missing, reasons, ended, tuple(places), tuple(lost), not traces
-        )
+        return cls(ranks, missing, reasons, ended, tuple(places), tuple(lost))
 
     def __str__(self) -> str:
         if not self.missing:

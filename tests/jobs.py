@@ -1,10 +1,14 @@
 """Real mpirun jobs for serial tests. At its timeout a job ends with all it started."""
 
+import atexit
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlxdist
@@ -32,19 +36,28 @@ def mpi_job(n, script, *arguments, folder, env=None, timeout=60.0):
         path.write_text(script)
         script = path
     command = [*mpirun(n), sys.executable, str(script), *map(str, arguments)]
-    done = run(command, env=env, timeout=timeout, cwd=folder)
-    if "PMIx server's listener thread failed to start" in done.stderr:
-        # mpirun itself, on a busy machine, before any rank was started.
-        done = run(command, env=env, timeout=timeout, cwd=folder)
-    return done
+    return run(command, env=env, timeout=timeout, cwd=folder)
 
 
-def mpirun(n):
-    """The beginning of a command that starts n ranks on this machine."""
+def mpirun(n, session=None):
+    """The beginning of a command that starts n ranks on this machine.
+
+    `session` is a folder for mpirun's own files; in the common one, those that a killed
+    mpirun left would end a later one with the same process id.
+    """
     command = [runtime.find_mpirun(), "-n", str(n), "--host", f"localhost:{n}"]
     command += ["--stdin", "none", "--bind-to", "none"]
     command += ["--mca", "mpi_yield_when_idle", "1"]
+    session = session or tempfile.mkdtemp(prefix="mpirun-", dir=sessions())
+    command += ["--prtemca", "prte_local_tmpdir_base", session]
     return command + ["--allow-run-as-root"] * (os.geteuid() == 0)
+
+
+@functools.cache
+def sessions():
+    folder = tempfile.mkdtemp(prefix="mlxdist-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def clean_environment(env=None):

@@ -93,7 +93,6 @@ class Turns:
         self._folder = Path(tempfile.mkdtemp(prefix="mlxdist-bench-"))
         self._jobs: dict[str, list[subprocess.Popen[bytes]]] = {}
         self._lines: dict[str, dict[int, _Line]] = {}
-        self._again: set[str] = set()
 
     def __enter__(self) -> Turns:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # ends as Ctrl-C does
@@ -136,6 +135,8 @@ class Turns:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
         environment[_SOCKET] = os.fspath(self._folder / "s")
         environment[_PLAYER] = player.name
+        # Not where mpiruns that were killed have left files in the way.
+        environment["PRTE_MCA_prte_local_tmpdir_base"] = os.fspath(self._folder)
         with self._log(player.name).open("wb") as log:
             return [
                 subprocess.Popen(
@@ -166,21 +167,10 @@ class Turns:
     def _check_alive(self, missing: Mapping[str, int], deadline: float) -> None:
         for name, count in missing.items():
             ended = count and any(job.poll() for job in self._jobs[name])
-            if ended and not self._started_again(name):
+            if ended:
                 self._blame(name, EOFError("it ended before its first turn"))
             if count and time.monotonic() > deadline:
                 self._blame(name, TimeoutError(f"no start in {START_SECONDS:.0f} s"))
-
-    def _started_again(self, player: str) -> bool:
-        """Once, where mpirun itself did not come up, as happens on a busy machine."""
-        said = self._log(player).read_text(errors="replace")
-        if "listener thread failed to start" not in said or player in self._again:
-            return False
-        self._again.add(player)
-        for job in self._jobs[player]:
-            _end_job(job, signal.SIGKILL)
-        self._jobs[player] = self._start(self.players[player])
-        return True
 
     def _log(self, player: str) -> Path:
         return self._folder / f"{list(self.players).index(player)}.log"

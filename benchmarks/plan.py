@@ -98,14 +98,14 @@ def measure(
                 for key in common.order_of(keys, number):
                     samples[key] += ask(turns, *key)
                     progress.advance(f"{key[1]} {key[2]}, {key[0]} rows")
-        middle = sorted(links, key=slowest)[len(links) // 2]
+        middle = sorted(links, key=together)[len(links) // 2]
         options = ["-n", str(hosts), "--link", NAMED[rate], "--model", str(model)]
         options += ["--measured", str(cluster.folder / "links.json")]
         (cluster.folder / "links.json").write_text(json.dumps(middle))
         return {
             f"{hosts} hosts, {rate}, {rows} rows": {
                 **case_of({part: samples[(rows, *part)] for part in PARTS}, options),
-                "links": [one["links"]["pairs"] for one in links],
+                "links": [one["links"] for one in links],
             }
             for rows in args.rows
         }
@@ -145,8 +145,8 @@ def doctor(cluster: VirtualCluster) -> dict[str, Any]:
     return dict(json.loads(output_of(command)))
 
 
-def slowest(told: dict[str, Any]) -> float:
-    return min(float(pair["bandwidth"]) for pair in told["links"]["pairs"])
+def together(told: dict[str, Any]) -> float:
+    return float(told["links"]["exchange"]["seconds"])
 
 
 def output_of(command: list[str]) -> str:

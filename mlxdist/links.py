@@ -1,4 +1,5 @@
-"""What lies between the ranks: exact sums, and each pair's latency and bandwidth.
+"""What lies between the ranks: exact sums, each pair's latency and bandwidth, and how
+long all of them take to exchange gradients together, as a step does.
 
 Run on several ranks by `mlxdist doctor`; rank 0 prints a line of JSON.
 """
@@ -14,12 +15,18 @@ import mlx.core as mx
 import numpy as np
 
 import mlxdist
+from mlxdist.collectives import Weights
 from mlxdist.exchange import MESSAGE_BYTES
+from mlxdist.layout import Entry
+from mlxdist.optimizer import DEFAULT_BUCKET_SIZE
 from mlxdist.probe import MARK
+from mlxdist.sharding import make_plan
+from mlxdist.wire import Wire
 
 _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
 _SECONDS = 0.5  # of sending, for each pair
+_TENSORS, _ELEMENTS = 4, 2**20  # float32 of an exchange: 16 MiB
 
 
 def pairings(size: int) -> Iterator[list[tuple[int, int]]]:
@@ -73,6 +80,40 @@ def measure(comm: Any, peer: int) -> tuple[float, float]:
     return latency, _MESSAGES * MESSAGE_BYTES / float(np.median(taken))
 
 
+def exchange(world: mlxdist.World) -> dict[str, float]:
+    """The mean over all ranks of 16 MiB of float32: its seconds, sums included."""
+    comm = world.host_transport
+    assert comm is not None, "mlxdist run joins MPI"
+    entries = [Entry(str(index), (_ELEMENTS,), "float32") for index in range(_TENSORS)]
+    plan = make_plan(
+        entries, world.size, strategy="replicated", bucket_size=DEFAULT_BUCKET_SIZE
+    )
+    wire = Wire(plan, comm)
+    gradients = {entry.path: mx.ones(entry.shape) for entry in entries}
+    mx.eval(gradients)
+    weights = Weights.known(world.rank, [1.0] * world.size)
+
+    def once() -> float:
+        world.barrier()
+        began = time.perf_counter()
+        mx.eval(wire.reduce(gradients, weights).arrays())
+        return slowest(world, time.perf_counter() - began)
+
+    times = max(3, min(15, int(2 * _SECONDS / once())))
+    taken = [once() for _ in range(times)]
+    seconds = float(np.median(taken))
+    return {
+        "buckets": _TENSORS,
+        "bytes": 4 * _TENSORS * _ELEMENTS,
+        "seconds": seconds,
+    }
+
+
+def slowest(world: mlxdist.World, seconds: float) -> float:
+    every = world.control.all_gather_bytes(json.dumps(seconds).encode())
+    return max(float(json.loads(one)) for one in every)
+
+
 def main() -> None:
     world = mlxdist.init(timeout=60)
     from mpi4py import MPI
@@ -87,6 +128,7 @@ def main() -> None:
                 if world.rank == a:
                     own.append((a, b, latency, bandwidth))
         world.barrier()
+    together = exchange(world)
     found = world.control.all_gather_bytes(json.dumps(own).encode())
     hosts = world.control.all_gather_bytes(world.host.encode())
     pairs_found = [
@@ -99,6 +141,7 @@ def main() -> None:
         "ranks": world.size,
         "hosts": [name.decode() for name in hosts],
         "pairs": pairs_found,
+        "exchange": together,
     }
     world.print(MARK + json.dumps(told))
 

@@ -2,13 +2,16 @@
 
 Time is a latency-bandwidth model (Hockney, Parallel Computing 20, 1994) of the pairwise
 exchange: each rank sends (N-1)/N of the gradients and then (N-1)/N of the parameters,
-and each message costs a latency. Memory is the sum of what mlxdist keeps.
+each message costs a latency, and each byte what adding and copying it take (as in
+Thakur, Rabenseifner, Gropp, IJHPCA 2005). Memory is the sum of what mlxdist keeps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .layout import ITEM_SIZES
 from .sharding import Plan
@@ -25,13 +28,20 @@ _BACKWARD = 2 / 3
 class Link:
     """What connects the hosts: bytes a second each way, and seconds a message.
 
-    `shared`: one medium for all of them, both ways, as the air is.
+    `shared`: one medium for all of them, both ways, as the air is. `work`: seconds a
+    byte that a rank needs to add and copy what travels, where that was measured.
     """
 
     name: str
     bandwidth: float
     latency: float
     shared: bool = False
+    work: float = 0.0
+
+    def seconds(self, sent: float, messages: int, ranks: int) -> float:
+        """Until each of `ranks` has sent so many bytes, and got as many."""
+        shares = 2 * ranks if self.shared else 1  # of the air: all ranks, both ways
+        return sent * (shares / self.bandwidth + self.work) + messages * self.latency
 
 
 def ethernet(name: str, bits: float, latency: float = 50e-6) -> Link:
@@ -101,9 +111,7 @@ def step_time(
     sent = (ranks - 1) / ranks * model.parameter_bytes
     if mode == "tensors":  # the busiest owner sends its tensors to all others
         sent = max(sent, (ranks - 1) * _largest_share(plan))
-    shares = 2 * ranks if link.shared else 1  # of the air: all ranks, both ways
-    messages = len(plan.buckets) * (ranks - 1)
-    half = sent * shares / link.bandwidth + messages * link.latency
+    half = link.seconds(sent, len(plan.buckets) * (ranks - 1), ranks)
     # Of the gradients, all buckets but the last travel while others are computed.
     early = half * (1 - 1 / len(plan.buckets))
     return StepTime(local, 2 * half, min(early, backward))
@@ -122,6 +130,9 @@ def _largest_share(plan: Plan) -> int:
 def measured_link(told: object) -> Link:
     """The slowest pair of what `mlxdist doctor --json` found.
 
+    Where all ranks exchanging together took longer than that pair would, by itself,
+    the rest is their work: they add and copy, and may share cores or a switch.
+
     Raises:
         ValueError: it found no links between hosts, or what is none.
     """
@@ -139,7 +150,22 @@ def measured_link(told: object) -> Link:
         raise ValueError(f"a pair without bandwidth or latency: {wanted}") from None
     if not (0 < bandwidth < math.inf and 0 <= latency < math.inf):
         raise ValueError(f"found {bandwidth:g} bytes/s and {latency:g} s: {wanted}")
-    return Link("measured", bandwidth, latency)
+    return _with_work(Link("measured", bandwidth, latency), links)
+
+
+def _with_work(link: Link, links: Mapping[str, Any]) -> Link:
+    try:
+        ranks, whole = int(links["ranks"]), links["exchange"]
+        sent = 2 * (ranks - 1) / ranks * float(whole["bytes"])
+        seconds, buckets = float(whole["seconds"]), int(whole["buckets"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            "no exchange of all ranks: run `mlxdist doctor` again"
+        ) from None
+    if not (sent > 0 and math.isfinite(seconds)):
+        raise ValueError(f"an exchange of {sent:g} bytes in {seconds:g} s")
+    bare = link.seconds(sent, 2 * buckets * (ranks - 1), ranks)
+    return replace(link, work=max(0.0, (seconds - bare) / sent))
 
 
 def choice(model: Model, ranks: int, room: float | None = None) -> tuple[Mode, str]:

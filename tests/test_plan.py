@@ -198,19 +198,43 @@ def test_what_is_no_model(tmp_path, data):
         sizes.model_of_files([tmp_path / "x"], "adamw", bucket_size=MB)
 
 
+def told_by_doctor(*pairs, **more):
+    exchange = {"buckets": 4, "bytes": 2e7, "seconds": 0.1}
+    links = {"ranks": 2, "hosts": ["a", "b"], "pairs": pairs, "exchange": exchange}
+    return {"links": {**links, **more}}
+
+
+PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}
+
+
 def test_measured_links():
-    pairs = [{"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}]
-    link = predict.measured_link({"links": {"pairs": pairs}})
-    assert (link.bandwidth, link.latency) == (1e8, 1e-5)
+    link = predict.measured_link(told_by_doctor(*PAIRS))
+    assert (link.bandwidth, link.latency, link.work) == (1e8, 1e-5, 0)
     for told in ([], {}, {"links": {}}, {"links": {"error": "x"}}):
         with pytest.raises(ValueError, match="no measured links"):
             predict.measured_link(told)
-    alone = {"links": {"pairs": pairs, "hosts": ["mac1", "mac1"]}}
     with pytest.raises(ValueError, match="within one host"):
-        predict.measured_link(alone)
+        predict.measured_link(told_by_doctor(*PAIRS, hosts=["mac1", "mac1"]))
     for pair in ({"bandwidth": -5, "latency": 1}, {"bandwidth": 1e8}, "x"):
         with pytest.raises(ValueError, match="wanted what `mlxdist doctor"):
-            predict.measured_link({"links": {"pairs": [pair]}})
+            predict.measured_link(told_by_doctor(pair))
+    with pytest.raises(ValueError, match="no exchange of all ranks"):
+        predict.measured_link(told_by_doctor(*PAIRS, exchange=None))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_what_all_ranks_took_together_is_predicted_again(ranks):
+    exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.5}
+    told = told_by_doctor(*PAIRS, ranks=ranks, exchange=exchange)
+    link = predict.measured_link(told)
+    entries = tuple(Entry(f"{i}", (MB // 4,), "float32") for i in range(4))
+    model = Model(entries, "adamw", MB)
+    for mode in ("replicated", "elements"):
+        found = predict.step_time(model, ranks, mode, link, local=0.0)
+        assert found.wire == pytest.approx(0.5)
+    more = predict.step_time(model, ranks + 1, "elements", link, local=0.0)
+    part = ranks / (ranks + 1) / ((ranks - 1) / ranks)  # of what each sends
+    assert more.wire == pytest.approx(0.5 * part, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +250,7 @@ def test_what_can_not_be_planned(words, capsys):
 
 def test_the_command(capsys, tmp_path):
     (tmp_path / "links.json").write_text(
-        json.dumps({"links": {"pairs": [{"bandwidth": 1e8, "latency": 1e-5}]}})
+        json.dumps(told_by_doctor({"bandwidth": 1e8, "latency": 1e-5}))
     )
     words = ["plan", "--parameters", "1e6", "--step-time", "0.1", "--memory", "1"]
     words += ["--measured", str(tmp_path / "links.json")]

@@ -42,7 +42,7 @@ PARTS = (
 )
 MODES = {"sharded": "elements", "replicated": "replicated"}
 NAMED = {"1gbit": "1gbe", "10gbit": "10gbe"}
-ROWS = (4, 96)
+ROWS = (4, 24)
 ROUNDS = 2  # samples in one turn
 
 

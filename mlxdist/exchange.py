@@ -11,6 +11,7 @@ cache, and so that buffers are bounded; progress.py says when.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Exchange:
         self.todo = deque(split_counts(longest, per_round))
         self.left = len(self.todo)
         self._begun = False
+        self.finished = threading.Event()
         line.traffic.add(0)
 
     @property
@@ -112,6 +114,7 @@ class Exchange:
         self.left -= 1
         if self.done:
             self.record.end = time.time()
+            self.finished.set()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
         """A round's part of a rank's span, in elements of the whole bucket."""

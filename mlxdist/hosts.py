@@ -10,7 +10,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +25,15 @@ _RESERVED_NAMES = ("MLXDIST_RUN_DIR",)
 
 @dataclass(frozen=True)
 class Host:
-    """A machine: its name, how many ranks it takes, and addresses for MPI if given."""
+    """A machine: its name, how many ranks it takes, and addresses for MPI if given.
+
+    `mentions` tells how often it was named, where its slots were added up.
+    """
 
     name: str
     slots: int = 1
     addresses: tuple[str, ...] = ()
+    mentions: int = field(default=1, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.slots}"
@@ -163,7 +167,10 @@ def _from_words(words: Sequence[str]) -> Host:
 
 
 def _from_json(text: str, path: Path) -> HostFile:
-    """A list of `{"ssh": "mac1", "ips": [...]}`, or an object with it as "hosts"."""
+    """A list of `{"ssh": "mac1", "ips": [...]}`, or an object with it as "hosts".
+
+    An entry may have "slots" as well, which MLX does not know.
+    """
     try:
         data = json.loads(text)
         listed = data.get("hosts") if isinstance(data, dict) else data
@@ -180,8 +187,11 @@ def _from_entry(entry: Any) -> Host:
     addresses = entry.get("ips", []) if isinstance(entry, dict) else None
     if not isinstance(addresses, list):
         raise ValueError(f'found {entry!r}, wanted {{"ssh": "mac1", "ips": [...]}}')
-    name = check_name(entry.get("ssh"))
-    return Host(name, 1, tuple(check_address(one) for one in addresses))
+    name, slots = check_name(entry.get("ssh")), entry.get("slots", 1)
+    if type(slots) is not int:
+        raise ValueError(f"host {name}: found slots {slots!r}, wanted a whole number")
+    listed = tuple(check_address(one) for one in addresses)
+    return Host(name, _slots(slots, name), listed)
 
 
 def _variables(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -211,10 +221,13 @@ def merged(hosts: Iterable[Host]) -> tuple[Host, ...]:
     """
     found: dict[str, Host] = {}
     for host in hosts:
-        before = found.get(host.name, Host(host.name, 0))
+        before = found.get(host.name, Host(host.name, 0, mentions=0))
         addresses = dict.fromkeys((*before.addresses, *host.addresses))
         found[host.name] = Host(
-            host.name, _slots(before.slots + host.slots, host.name), tuple(addresses)
+            host.name,
+            _slots(before.slots + host.slots, host.name),
+            tuple(addresses),
+            before.mentions + host.mentions,
         )
     local = [name for name in found if name in _LOCAL]
     if local and len(found) > 1:

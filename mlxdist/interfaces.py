@@ -151,3 +151,28 @@ def check_choice(text: str) -> str:
             "network, such as 10.0.0.0/24"
         )
     return text
+
+
+def network_of(choice: str, own: Sequence[Interface] | None = None) -> str:
+    """The network that `--iface` names: by itself, or by this machine's interface.
+
+    A network is the same on all hosts, where an interface's name may not be. Where the
+    machine tells nothing of its interfaces, the name is taken as it is.
+
+    Args:
+        own: this machine's interfaces; None asks it.
+
+    Raises:
+        ValueError: where it names none, with those that there are.
+    """
+    choice = check_choice(choice)
+    if "/" in choice:
+        return choice
+    own = here() if own is None else own
+    named = [one.network for one in own if one.name == choice]
+    if own and not named:
+        raise ValueError(
+            f"--iface {choice!r}: this machine has no interface of that name with an "
+            f"IPv4 address; it has {', '.join(map(str, own))}"
+        )
+    return named[0] if named else choice

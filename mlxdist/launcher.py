@@ -119,15 +119,16 @@ def lost_hosts(output: Output, run_dir: str) -> list[str]:
 
 
 def _checked(job: Job) -> Job:
-    """The job, with its interpreter and its network found."""
+    """The job, with its interpreter and its network found, and its files possible."""
+    if job.log_dir is not None:
+        check_writable("--log-dir", job.log_dir)
     python = None
     if job.python is not None:
-        python = shutil.which(job.python) if os.sep not in job.python else job.python
-        if python is None or not (job.hosts or os.access(python, os.X_OK)):
-            raise ValueError(f"--python {job.python!r}: there is no such program here")
-        python = os.path.abspath(python)
+        python = find_python(job.python, elsewhere=bool(job.hosts))
     if not job.hosts:  # others may have what this machine has not
         check_script(job)
+        if job.timeline is not None:
+            check_writable("--timeline", job.timeline.parent)
         cores = usable_cores()
         if job.ranks > cores:
             print(rank_main.too_many(job.ranks, cores), file=sys.stderr, flush=True)
@@ -135,15 +136,26 @@ def _checked(job: Job) -> Job:
     return replace(job, python=python, interface=find_interface(job))
 
 
+def find_python(given: str, *, elsewhere: bool) -> str:
+    """The path of the interpreter that `--python` names.
+
+    Raises:
+        ValueError: there is none here; where `elsewhere`, only a mere name needs it.
+    """
+    python = shutil.which(given) if os.sep not in given else given
+    if python is None or not (elsewhere or os.access(python, os.X_OK)):
+        raise ValueError(f"--python {given!r}: there is no such program here")
+    return os.path.abspath(python)
+
+
 def find_interface(job: Job) -> str | None:
     """The network for MPI's traffic: the one asked for, or the best with all hosts.
 
     A network is the same on all hosts, where an interface's name may not be.
     """
-    own = interfaces.here()
     if job.interface is not None:
-        named = [one for one in own if one.name == job.interface]
-        return named[0].network if named else job.interface
+        return interfaces.network_of(job.interface)
+    own = interfaces.here()
     mine = {str(one.address.ip) for one in own}
     known = [host.addresses or addresses_of(host) for host in job.hosts]
     others = [
@@ -161,6 +173,22 @@ def addresses_of(host: Host) -> tuple[str, ...]:
         found = socket.getaddrinfo(host.name, None, socket.AF_INET)
         return tuple(dict.fromkeys(str(one[4][0]) for one in found))
     return ()
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raises ValueError where no file can be made in a folder, which may be a new one.
+
+    Leaves nothing behind.
+    """
+    there = next(x for x in (folder, *folder.parents) if os.path.exists(x))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{option} {folder}: no file can be made in {there}: {error.strerror}; "
+            "wanted a folder, which is made where there is none"
+        ) from None
 
 
 def check_script(job: Job) -> None:

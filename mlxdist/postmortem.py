@@ -50,7 +50,13 @@ def load(folder: Path) -> list[RankRecord]:
         ValueError: where there are none, or one is not what a rank writes.
     """
     found = []
-    for path in sorted(Path(folder).glob("rank-*.jsonl")):
+    wanted = (
+        "wanted the folder that a job which died printed, such as "
+        "mlxdist-postmortem/20260131-120000-4711"
+    )
+    if not folder.is_dir():
+        raise ValueError(f"--postmortem {folder}: there is no such folder; {wanted}")
+    for path in sorted(folder.glob("rank-*.jsonl")):
         try:
             about, *records = map(json.loads, path.read_text().splitlines())
             found.append(RankRecord(int(about["rank"]), about, records))
@@ -58,10 +64,7 @@ def load(folder: Path) -> list[RankRecord]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a rank's record: {error!r}") from error
     if not found:
-        raise ValueError(
-            f"{folder} has no rank-*.jsonl; name the folder that a job which died "
-            "printed, such as mlxdist-postmortem/20260131-120000-4711"
-        )
+        raise ValueError(f"--postmortem {folder}: it has no rank-*.jsonl; {wanted}")
     return sorted(found, key=lambda one: one.rank)
 
 

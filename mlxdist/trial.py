@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from . import probe
+from . import small_job
+from .small_job import Ended
 
 _PATIENCE = 120  # seconds for a job
 # Elementwise math on an accelerator may be fused in other ways for other shapes.
 _ROUNDING = 1e-5
+COMES_UP = "a job comes up"  # told only where none does
 
 
 class Trial(NamedTuple):
@@ -27,43 +25,28 @@ class Trial(NamedTuple):
     seconds: float
 
 
-class Ended(NamedTuple):
-    """A job's exit code, rank 0's findings, and the launcher's last word."""
-
-    code: int
-    told: dict[str, Any]
-    said: str
-    seconds: float
-
-
 def job(options: Sequence[str], *arguments: str) -> Ended:
     """Runs a part of the self-test with `mlxdist run`."""
-    words = [sys.executable, "-m", "mlxdist.cli", "run", *options]
-    words += ["--timeout", str(_PATIENCE), "-m", "mlxdist.selftest", *arguments]
-    began = time.monotonic()
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    took = time.monotonic() - began
-    marked = [x for x in done.stdout.splitlines() if x.startswith(probe.MARK)]
-    told = json.loads(marked[-1].removeprefix(probe.MARK)) if marked else {}
-    lines = [line.strip(" \0") for line in done.stderr.splitlines()]
-    said = [line for line in lines if "mlxdist run: " in line] or lines[-1:] or [""]
-    return Ended(done.returncode, told, said[-1], took)
+    return small_job.run(options, "mlxdist.selftest", *arguments, patience=_PATIENCE)
 
 
-def trials(ranks: int, options: Sequence[str]) -> Iterator[Trial]:
-    """Each trial as it ends; `options` are those of `mlxdist run`."""
-    yield from _equal(job(options, "equal"))
+def trials(
+    ranks: int, options: Sequence[str], places: Sequence[str] = ()
+) -> Iterator[Trial]:
+    """Each trial as it ends; only the first one where no job comes up.
+
+    Args:
+        options: those of `mlxdist run`.
+        places: each rank's host, where there are several.
+    """
+    ended = job(options, "equal")
+    if ended.code and "up" not in ended.told:
+        yield Trial(COMES_UP, False, ended.said, ended.seconds)
+        return
+    yield from _equal(ended)
     folder = f"{tempfile.gettempdir()}/mlxdist-test-{os.urandom(6).hex()}"
-    ended = job(options, "killed", folder)
-    if ranks > 1:
-        yield _noticed(ended, ranks - 1)
+    victim = f"rank {ranks - 1}" + (f" on {places[ranks - 1]}" if places else "")
+    yield _noticed(job(options, "killed", folder), ranks - 1, victim)
     yield _survived(job(options, "resumed", folder))
 
 
@@ -84,11 +67,11 @@ def _equal(ended: Ended) -> Iterator[Trial]:
         yield Trial(name, passed, f"{found}, on {ended.told['device']}", ended.seconds)
 
 
-def _noticed(ended: Ended, victim: int) -> Trial:
-    named = any(f"{word} {victim}" in ended.said for word in ("rank", "and", ","))
-    passed = ended.code != 0 and named and bool(ended.told.get("saved"))
-    found = f"exit code {ended.code}: {ended.said.removeprefix('mlxdist run: ')}"
-    return Trial("a killed rank is noticed", passed, found, ended.seconds)
+def _noticed(ended: Ended, victim: int, named: str = "") -> Trial:
+    told = any(f"{word} {victim}" in ended.said for word in ("rank", "and", ","))
+    passed = ended.code != 0 and told and bool(ended.told.get("saved"))
+    found = f"{named or f'rank {victim}'} was killed, exit code {ended.code}: "
+    return Trial("a killed rank is noticed", passed, found + ended.said, ended.seconds)
 
 
 def _survived(ended: Ended) -> Trial:
@@ -98,6 +81,6 @@ def _survived(ended: Ended) -> Trial:
     return Trial(
         "a checkpoint survives it",
         passed,
-        found if ended.told else ended.said,
+        found if "checkpoint" in ended.told else ended.said,
         ended.seconds,
     )

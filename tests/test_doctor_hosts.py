@@ -70,7 +70,7 @@ def test_an_unreachable_host_is_caught():
         wrong, _ = see(cluster, "-H", "node1,node2")
     one = wrong["reached", "node2"]
     assert one["found"] == "ssh: connect to host node2 port 22: No route to host"
-    assert "ping node2" in one["mend"]
+    assert "ping -c 3 node2" in one["mend"]
     assert "node2: 10.77.0.2: " in wrong["reaches others", "node1"]["found"]
 
 
@@ -113,7 +113,7 @@ def test_another_python_is_caught(tmp_path):
     assert one["found"] == f"3.9.1 at {sys.executable}"
     assert one["mend"].startswith(f"install Python {sys.version.split()[0]} there")
     mend = absent["reached", "node2"]["mend"]
-    assert mend == "ssh node2 'python3 -m venv / && /no/python -m pip install mlxdist'"
+    assert mend.endswith("on node2, at /no/python, or give --python another path")
 
 
 def test_an_empty_wheel_is_caught(tmp_path):

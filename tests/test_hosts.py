@@ -199,6 +199,8 @@ def test_mlx_s_host_file(tmp_path):
     assert hosts.read_hosts(path) == (wanted, (("A", "b=c"),))
     path.write_text(json.dumps([*listed, listed[0]]))  # once for each rank
     assert hosts.read_hosts(path).hosts[0] == Host("mac1", 2, ("10.0.0.1",))
+    path.write_text(json.dumps([{"ssh": "mac1", "slots": 3}, {"ssh": "mac2"}]))
+    assert hosts.read_hosts(path).hosts == (Host("mac1", 3), Host("mac2"))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +217,10 @@ def test_mlx_s_host_file(tmp_path):
         ([{"ssh": "mac1", "ips": ["::1"]}], "wanted IPv4"),
         ([{"ssh": "mac1", "ips": [1]}], "wanted IPv4"),
         ([{"ssh": "mac1", "ips": ["-x"]}], "wanted IPv4"),
+        *(
+            ([{"ssh": "mac1", "slots": bad}], "slots")
+            for bad in (0, -1, 4097, 1.5, "2", True, None, [2])
+        ),
         ({"hosts": [{"ssh": "a"}], "backend": "jaccl"}, "is started with mlx.launch"),
         ({"hosts": [{"ssh": "a"}], "envs": "A=b"}, "wanted a list"),
         ({"hosts": [{"ssh": "a"}], "envs": ["A"]}, "wanted NAME=VALUE"),
@@ -228,6 +234,19 @@ def test_broken_json(tmp_path, data, why):
     with pytest.raises(ValueError, match=why) as raised:
         hosts.read_hosts(path)
     assert str(raised.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [("mac1:3,mac2", 1), ("mac1,mac2,mac1:2", 2)]
+)
+def test_a_host_that_is_named_twice_is_told(text, times, tmp_path, capsys):
+    (tmp_path / "lines").write_text(text.replace(":", " slots=").replace(",", "\n"))
+    for options in (["-H", text], ["--hostfile", str(tmp_path / "lines")]):
+        assert cli.main(["run", "--dry-run", *options, "x.py"]) == 0
+        told = capsys.readouterr()
+        assert "--host mac1:3,mac2:1" in told.out
+        twice = "warning: mac1 is named 2 times, and takes 3 ranks"
+        assert told.err.count(twice) == times - 1
 
 
 def test_ranks_fill_the_hosts_in_order():

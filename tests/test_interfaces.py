@@ -1,10 +1,11 @@
 """Interfaces: what a machine says of them, which is chosen, and what is refused."""
 
 import json
+import subprocess
 
 import pytest
 
-from mlxdist import interfaces
+from mlxdist import cli, interfaces
 
 MAC = {
     "ifconfig": """\
@@ -138,3 +139,31 @@ def test_hostile_interfaces_are_refused(text):
 def test_interfaces_may_be_named_or_networks():
     assert interfaces.check_choice("bridge0") == "bridge0"
     assert interfaces.check_choice("10.0.0.7/24") == "10.0.0.0/24"
+
+
+def test_the_network_of_an_interface():
+    own = interfaces.parse(MAC)
+    assert interfaces.network_of("bridge0", own) == "169.254.0.0/16"
+    assert interfaces.network_of("10.0.0.7/24", own) == "10.0.0.0/24"
+    with pytest.raises(ValueError, match=r"--iface 'en9'.*no interface.*it has br"):
+        interfaces.network_of("en9", own)
+    assert interfaces.network_of("en9", []) == "en9"  # a machine that tells nothing
+
+
+@pytest.mark.parametrize("words", ["run -H a,b x.py", "doctor -H a,b", "test -H a,b"])
+def test_an_interface_that_is_not_there_is_refused(words, monkeypatch, capsys):
+    def never(*_args, **_options):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(interfaces, "here", lambda: interfaces.parse(MAC))
+    monkeypatch.setattr(subprocess, "Popen", never)
+    command, *rest = words.split()
+    assert cli.main([command, "--iface", "en9", *rest]) == 2
+    assert "it has bridge0 (thunderbolt, 169.254.33.7/16), " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["run -n 2 x.py", "doctor", "test -n 2"])
+def test_one_machine_needs_no_interface(words, capsys):
+    command, *rest = words.split()
+    assert cli.main([command, "--iface", "lo", *rest]) == 2
+    assert "--iface is for several hosts" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """What launch/ gives to copy: host files, the guide's commands, the batch script."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,23 @@ def test_the_guide_s_commands_are_ones(line):
 def test_the_guide_has_all_commands():
     told = {line.split()[0] for line in commands()}
     assert told == {"run", "doctor", "test", "plan"}
+
+
+def test_the_guide_s_cluster_without_macs():
+    """sudo starts what can be executed, and hands no environment on."""
+    (line,) = re.findall(r"^sudo (launch/virtual_cluster .*)", GUIDE, re.MULTILINE)
+    script, *words = shlex.split(line)
+    assert os.access(LAUNCH.parent / script, os.X_OK)
+    command = words[words.index("--") + 1 :]
+    assert command[:2] == [".venv/bin/mlxdist", "run"]
+    told = subprocess.run(
+        [sys.executable, LAUNCH.parent / script, "--help"],
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    ).stdout
+    assert all(word in told for word in words[: words.index("--")] if word[0] == "-")
 
 
 def slurm(tmp_path, *arguments, **variables):

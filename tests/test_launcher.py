@@ -144,7 +144,35 @@ def test_the_outcome_in_words(missing, reasons, text):
         ("run -n 3 -H a:2 {script}", "3 ranks on 2 slots (a:2)"),
         ("run -H a --hostfile {script} {script}", "not allowed with argument -H"),
         ("run -H a --hostfile {script}", "not allowed with argument -H"),
-        ("run --hostfile {folder}/none {script}", "No such file"),
+        (
+            "run --hostfile {folder}/none {script}",
+            "error: --hostfile {folder}/none: No such file or directory; wanted a file",
+        ),
+        ("run --hostfile {folder} {script}", "--hostfile {folder}: Is a directory"),
+        ("run -n 1 --max-restarts -1 {script}", "found '-1', wanted 0 or more"),
+        (
+            "run -n 1 --log-dir {script}/logs {script}",
+            "--log-dir {script}/logs: no file can be made in {script}: Not a directory",
+        ),
+        (
+            "run -n 1 --log-dir {script}/logs --dry-run {script}",
+            "--log-dir {script}/logs: no file can be made in {script}: Not a directory",
+        ),
+        (
+            "run -H a,b --log-dir {script} --dry-run {script}",
+            "--log-dir {script}: no file can be made in {script}: Not a directory",
+        ),
+        (
+            "run -n 1 --timeline {script}/x.json {script}",
+            "--timeline {script}: no file",
+        ),
+        (
+            "doctor --postmortem {folder}/none",
+            "--postmortem {folder}/none: there is no",
+        ),
+        ("doctor --postmortem {folder}", "--postmortem {folder}: it has no rank-*.js"),
+        ("doctor --python no-such-python", "there is no such program here"),
+        ("checkpoint show {script}", "error: {script}: Not a directory"),
         ("run -n 1 --python no-such-python {script}", "no such program"),
         ("run -n 1 --python ./none {script}", "no such program"),
         ("run -n 1 --cwd {folder}/none {script}", "there is no such folder"),
@@ -172,7 +200,18 @@ def test_refusals(arguments, message, tmp_path, monkeypatch, capsys):
     except SystemExit as leaving:
         code = leaving.code
     assert code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message.format(script=script, folder=tmp_path) in said
+    assert "[Errno" not in said
+
+
+def test_a_dry_run_makes_nothing(tmp_path, capsys):
+    (tmp_path / "x.py").touch()
+    logs = tmp_path / "new" / "logs"
+    words = ["run", "-n", "1", "--dry-run", "--log-dir", str(logs), "--max-restarts"]
+    assert cli.main([*words, "0", str(tmp_path / "x.py")]) == 0
+    assert "mpirun -n 1" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["x.py"]
 
 
 def test_version_and_help(capsys):

@@ -262,7 +262,7 @@ def test_the_command(capsys, tmp_path):
     assert rows[1]["seconds"]["elements"]["measured"]["wire"] == pytest.approx(
         0.04, rel=0.01
     )
-    words += ["--link", "thunderbolt5", "--link", "2.5gbit"]
+    words += ["--link", "Thunderbolt5", "--link", "2.5Gbit"]  # as people write them
     assert cli.main([*words, "-n", "2", "-n", "3", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)[0]["seconds"]["elements"]
     assert list(times) == ["measured", "thunderbolt5", "2.5gbit"]
@@ -274,28 +274,40 @@ def test_the_command(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "why"),
     [
-        "plan",
-        "plan --parameters 0",
-        "plan --parameters nan",
-        "plan --parameters 1e99",
-        "plan --parameters 5 --model x",
-        "plan --model /no/file",
-        "plan --parameters 5 --step-time -1",
-        "plan --parameters 5 --optimizer none",
-        "plan --parameters 5 --link fast",
-        "plan --parameters 5 --link 0gbit",
-        "plan --parameters 5 --measured /no/file",
+        ("plan", "--parameters --model is required"),
+        ("plan --parameters 0", "found '0', wanted a number such as 7e9"),
+        ("plan --parameters nan", "found 'nan'"),
+        ("plan --parameters 1e99", "found '1e99'"),
+        ("plan --parameters 5 --model x", "not allowed with argument"),
+        (
+            "plan --model /no/file",
+            "--model /no/file: No such file or directory; wanted safetensors files",
+        ),
+        ("plan --model /", "/ is not a file"),
+        ("plan --parameters 5 --step-time -1", "wanted a number above 0"),
+        ("plan --parameters 5 --optimizer none", "invalid choice: 'none'"),
+        ("plan --parameters 5 --link fast", "found 'fast', wanted one of thunder"),
+        ("plan --parameters 5 --link 0gbit", "found '0gbit'"),
+        (
+            "plan --parameters 5 --measured /no/file",
+            "--measured /no/file: No such file or directory; wanted what `mlxdist doc",
+        ),
+        ("plan --parameters 5 --measured /", "--measured /: Is a directory"),
+        ("plan --parameters 5 --measured /dev/null", "--measured /dev/null: Expecting"),
     ],
 )
-def test_refusals(words, capsys):
+def test_refusals(words, why, capsys):
     try:
         code = cli.main(words.split())
     except SystemExit as leaving:
         code = leaving.code
     assert code == 2
-    assert "error" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert why in said
+    assert "[Errno" not in said
 
 
 def test_the_command_line_is_there_at_once():

@@ -136,6 +136,16 @@ def test_a_host_that_is_not_there(tmp_path):
     assert "`mlxdist doctor -H node1:1,node2:1` tells what is wrong" in ran.stderr
 
 
+def test_the_ranks_path_is_not_mpirun_s(tmp_path):
+    """The cluster's ssh is on this command's PATH alone."""
+    (tmp_path / "show.py").write_text("import os; print(os.environ['PATH'])")
+    options = ["--env", "PATH=/usr/bin:/bin", "-H", "node1,node2"]
+    with VirtualCluster(2) as cluster:
+        ran = run_on(cluster, *options, "show.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert all("/usr/bin:/bin" in line for line in ran.stdout.splitlines())
+
+
 def test_mpi_keeps_to_the_network_that_reaches_all_hosts(tmp_path):
     """A second network that leads nowhere, on each host, as a VPN or Wi-Fi might."""
     (tmp_path / "train.py").write_text(TRAIN)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jobs
 import pytest
+from fake_hosts import hosts  # noqa: F401
 
-from mlxdist import trial
+from mlxdist import examine, probe, small_job, trial
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 sys.path.insert(0, str(LAUNCH))
@@ -32,9 +33,9 @@ def lines(ran):
 @pytest.mark.parametrize("n", [1, 3])
 def test_this_machine(n, tmp_path):
     ran = jobs.run([*TEST, "-n", str(n)], cwd=tmp_path)
-    wanted = [name for name in NAMES if n > 1 or "killed" not in name]
-    assert lines(ran) == [("ok", name) for name in wanted]
+    assert lines(ran) == [("ok", name) for name in NAMES]
     assert ran.stdout.count("every bit") == 3
+    assert f"rank {n - 1} was killed, exit code " in ran.stdout
 
 
 @pytest.mark.skipif(netns.problem() is not None, reason=str(netns.problem()))
@@ -43,14 +44,27 @@ def test_hosts(tmp_path, monkeypatch):
     with VirtualCluster(2) as cluster:
         ran = jobs.run(cluster.command([*TEST, "-H", "node1,node2"]))
     assert lines(ran) == [("ok", name) for name in NAMES]
-    assert "rank 1 on node2" in ran.stdout
+    assert "rank 1 on node2 was killed, exit code " in ran.stdout
+
+
+def test_unknown_hosts_are_tried_once(hosts, tmp_path):  # noqa: F811
+    env = {**hosts, "UNREACHABLE": "h2"}
+    ran = jobs.run([*TEST, "-H", "h1,h2"], env=env, cwd=tmp_path)
+    assert ran.returncode == 1
+    first, *rest = ran.stdout.splitlines()
+    assert first.startswith("FAILED a job comes up ")
+    assert "lost touch with h2; " in first
+    assert list(filter(None, rest)) == [
+        "No job comes up over h1,h2; nothing else was tried.",
+        "`mlxdist doctor -H h1,h2` may tell why.",
+    ]
 
 
 # What jobs may say, and what follows from it
 
 
 def ended(code=0, said="", **told):
-    return trial.Ended(code, told, said, 1.0)
+    return small_job.Ended(code, told, said, 1.0)
 
 
 EQUAL = {"one process": 0.0, "sharded": 0.0, "identical": True, "device": "cpu"}
@@ -103,7 +117,34 @@ def test_a_job_without_mpirun(monkeypatch):
         return subprocess.CompletedProcess([], 2, "", "mlxdist: error: no Open MPI\n")
 
     monkeypatch.setattr(subprocess, "run", broken)
+    (found,) = trial.trials(2, ["-n", "2"])
+    assert found[:3] == ("a job comes up", False, "mlxdist: error: no Open MPI")
+
+
+def test_a_job_that_comes_up_and_fails_is_not_the_last(monkeypatch):
+    up = f'{probe.MARK}{{"up": true}}\n'
+
+    def failing(*_args, **_options):
+        return subprocess.CompletedProcess([], 1, up, "mlxdist run: rank 1 failed\n")
+
+    monkeypatch.setattr(subprocess, "run", failing)
     found = list(trial.trials(2, ["-n", "2"]))
     assert [one.name for one in found] == NAMES
     assert not any(one.passed for one in found)
-    assert all("no Open MPI" in one.found for one in found)
+    assert all("rank 1 failed" in one.found for one in found)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("\0\0 mlxdist run: rank 0 failed.\nhint\n----\n", "rank 0 failed."),
+        ("one\ntwo\n \n-----\n", "two"),
+        ("", "exit code 3"),
+    ],
+)
+def test_the_last_word_of_a_job(said, wanted, monkeypatch):
+    done = subprocess.CompletedProcess([], 3, f"x\n{probe.MARK}{{}}\n", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
+    job = small_job.run([], "mlxdist.links", patience=1)
+    assert (job.code, job.said) == (3, wanted)
+    assert examine.try_links([], []) == {"error": wanted}

@@ -36,5 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"mlxdist: error: {error}", file=sys.stderr)
+        print(f"mlxdist: error: {_told(error)}", file=sys.stderr)
         return 2
+
+
+def _told(error: Exception) -> str:
+    """Without the number of a system's error, and with the file it is about."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return ": ".join(
+        filter(None, (error.filename and str(error.filename), error.strerror))
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxdist import bench
 
-from .run import positive
+from .options import positive
 
 _DESCRIPTION = """\
 Without a name, lists the questions that benchmarks/ answers. With one, runs that

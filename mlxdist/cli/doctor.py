@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxdist import examine, findings
+from mlxdist import examine, findings, launcher
 from mlxdist.findings import Finding, Level
 
-from .run import add_hosts, hosts_of
+from .options import add_hosts, hosts_of, network_of
 
 _DESCRIPTION = """\
 Look for what would stop or slow a job on this machine, or on several: versions, MPI,
@@ -79,12 +78,13 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]:
     hosts = hosts_of(parsed).hosts
-    python = os.path.abspath(parsed.python)
+    network = network_of(parsed, hosts)
+    python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
     found = list(findings.findings(examine.examine(hosts, python), python))
     if any(one.level == "failure" for one in found):
         return found, {}  # a job over these hosts would fail, or give wrong numbers
     options = ["--python", python]
-    options += ["--iface", parsed.iface] if parsed.iface and hosts else []
+    options += ["--iface", network] if network is not None else []
     names = [host.name for host in hosts] if len(hosts) > 1 else ["rank 0", "rank 1"]
     links = examine.try_links(hosts, options)
     return found + list(findings.of_links(links, names)), links

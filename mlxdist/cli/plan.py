@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from mlxdist import predict, sizes
 from mlxdist.predict import LINKS, Link
 from mlxdist.sizes import Mode, Model
 
-from .run import positive, seconds
+from .options import positive, read_for, seconds
 
 _DESCRIPTION = """\
 Predict what a rank needs and how long a step takes on N hosts, and say how to keep the
@@ -129,6 +130,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from mlxdist.optimizer import DEFAULT_BUCKET_SIZE  # MLX comes with it: 0.2 s
 
     if parsed.model:
+        _check_files(parsed.model)
         model = sizes.model_of_files(
             parsed.model, parsed.optimizer, bucket_size=DEFAULT_BUCKET_SIZE
         )
@@ -152,15 +154,24 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _check_files(paths: Sequence[Path]) -> None:
+    """Raises ValueError where one can't be opened."""
+    for path in paths:
+        with read_for("--model", "safetensors files"):
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe would wait
+
+
 def _links(parsed: argparse.Namespace) -> list[Link]:
     """Those asked for; the user's own, where there is nothing else, or all of them."""
     asked: list[Link] = list(parsed.link or ())
     if parsed.measured is None:
         return asked or list(LINKS.values())
+    with read_for("--measured", "what `mlxdist doctor -H ... --json` printed"):
+        text = parsed.measured.read_bytes()
     try:
-        own = predict.measured_link(json.loads(parsed.measured.read_text()))
+        own = predict.measured_link(json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{parsed.measured}: {error}") from None
+        raise ValueError(f"--measured {parsed.measured}: {error}") from None
     return [own, *asked]
 
 
@@ -248,16 +259,17 @@ def _range(told: dict[str, float]) -> str:
 
 
 def _link(text: str) -> Link:
-    if text in LINKS:
-        return LINKS[text]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(mbit|gbit)", text)
+    name = text.lower()  # as in 10GbE, Wifi, 1Gbit
+    if name in LINKS:
+        return LINKS[name]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(mbit|gbit)", name, re.ASCII)
     if not found or not float(found[1]):
         known = ", ".join(LINKS)
         raise argparse.ArgumentTypeError(
             f"found {text!r}, wanted one of {known}, or a rate such as 2.5gbit"
         )
     rate = float(found[1]) * {"mbit": 1e6, "gbit": 1e9}[found[2]]
-    return predict.ethernet(text, rate)
+    return predict.ethernet(name, rate)
 
 
 def _count(text: str) -> int:

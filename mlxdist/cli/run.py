@@ -8,8 +8,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mlxdist import hosts, interfaces, launcher, restarts
+from mlxdist import hosts, launcher, restarts
 from mlxdist.command import Job
+
+from .options import add_hosts, count, hosts_of, network_of, positive, seconds
 
 _DESCRIPTION = """\
 Run N ranks of a script with mpirun, on this machine or on several. Finds the Open MPI
@@ -51,7 +53,7 @@ def add_parser(commands: Any) -> None:
     _add_job_options(parser)
     parser.add_argument(
         "--max-restarts",
-        type=positive,
+        type=count,
         default=0,
         metavar="K",
         help="start the job again, up to K times, where a rank fails; the script then "
@@ -67,40 +69,6 @@ def add_parser(commands: Any) -> None:
         help="path of a Python script, and its own arguments",
     )
     parser.set_defaults(run=_run)
-
-
-def add_hosts(parser: Any) -> None:
-    """The options that name machines, as several commands have them."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "-H",
-        dest="hosts",
-        metavar="HOST[:SLOTS],...",
-        help="machines, and how many ranks each takes (default: 1)",
-    )
-    which.add_argument(
-        "--hostfile",
-        type=Path,
-        metavar="FILE",
-        help="the same in a file: Open MPI's (`mac1 slots=2`), or MLX's JSON",
-    )
-    parser.add_argument(
-        "--iface",
-        metavar="NAME",
-        help="network for MPI: an interface, or 10.0.0.0/24 (default: Thunderbolt "
-        "before Ethernet before Wi-Fi, of those that reach all hosts)",
-    )
-
-
-def hosts_of(parsed: argparse.Namespace) -> hosts.HostFile:
-    """What -H or --hostfile named; no host where neither was given."""
-    if parsed.hosts is not None:
-        return hosts.HostFile(hosts.parse_hosts(parsed.hosts))
-    return (
-        hosts.HostFile(())
-        if parsed.hostfile is None
-        else hosts.read_hosts(parsed.hostfile)
-    )
 
 
 def _add_rank_options(parser: Any) -> None:
@@ -184,8 +152,6 @@ def job_of(parsed: argparse.Namespace) -> Job:
     slots = sum(host.slots for host in named.hosts)
     if not (parsed.n or slots):
         raise ValueError("how many ranks? Give -n N, or hosts with -H or --hostfile")
-    if parsed.iface is not None and not named.hosts:
-        raise ValueError("--iface is for several hosts: give -H or --hostfile")
     return Job(
         ranks=parsed.n or slots,
         script=first,
@@ -194,7 +160,7 @@ def job_of(parsed: argparse.Namespace) -> Job:
         label=parsed.label,
         threads=parsed.threads,
         hosts=named.hosts,
-        interface=parsed.iface and interfaces.check_choice(parsed.iface),
+        interface=network_of(parsed, named.hosts),
         variables=(*named.variables, *map(_variable, parsed.env)),
         cwd=parsed.cwd,
         python=parsed.python,
@@ -223,18 +189,3 @@ def _mpi_words(given: list[str]) -> tuple[str, ...]:
     if ":" in words:  # it would begin another program
         raise ValueError("--mpi-arg: found ':', which separates programs")
     return words
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted 1 or more")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    try:
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number above 0")

@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 from mlxdist import trial
+from mlxdist.hosts import place
 
-from .run import add_hosts, hosts_of, positive
+from .options import add_hosts, hosts_of, network_of, positive
 
 _DESCRIPTION = """\
 Train a tiny model on these machines, in about a minute, and compare: with one process,
@@ -47,21 +48,29 @@ def _run(parsed: argparse.Namespace) -> int:
     from rich.markup import escape
 
     hosts = hosts_of(parsed).hosts
+    network = network_of(parsed, hosts)
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
+    places = place(hosts, ranks) if hosts else []
     options = ["-n", str(ranks)]
     if hosts:
         options += ["-H", ",".join(map(str, hosts))]
-    if parsed.iface is not None:
-        options += ["--iface", parsed.iface]
+    if network is not None:
+        options += ["--iface", network]
     console = Console(highlight=False, file=sys.stdout)
-    passed = True
-    for one in trial.trials(ranks, options):
-        passed &= one.passed
+    tried = []
+    for one in trial.trials(ranks, options, places):
+        tried.append(one)
         sign = "[green]ok    [/]" if one.passed else "[red]FAILED[/]"
         console.print(
             f"{sign} {one.name:<26} {one.seconds:4.1f} s   {escape(one.found)}",
             soft_wrap=True,
         )
-    if not passed:
-        console.print("\n`mlxdist doctor` with the same hosts may tell why.")
-    return int(not passed)
+    failed = [one.name for one in tried if not one.passed]
+    names = ",".join(host.name for host in hosts)
+    if trial.COMES_UP in failed:
+        where = f"over {names}" if hosts else "on this machine"
+        console.print(f"\nNo job comes up {where}; nothing else was tried.")
+    if failed:
+        doctor = f"mlxdist doctor -H {names}" if hosts else "mlxdist doctor"
+        console.print(f"\n`{doctor}` may tell why.", soft_wrap=True)
+    return int(bool(failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
+
+import mlxdist
 
 # Whatever mlx.optimizers exports, so that a new class is tested without being listed.
 CLASSES = {
@@ -38,6 +41,18 @@ def make(name: str) -> optim.Optimizer:
             ],
         )
     return CLASSES[name](**_SETTINGS.get(name, {"learning_rate": SCHEDULE}))
+
+
+def wrap(
+    world: mlxdist.World, inner: optim.Optimizer | None = None, **options: Any
+) -> mlxdist.DistributedOptimizer:
+    """The distributed optimizer around one: AdamW, unless told otherwise."""
+    return mlxdist.DistributedOptimizer(
+        inner or optim.AdamW(1e-2), world=world, **options
+    )
+
+
+wrap_with_masters = partial(wrap, master_dtype=mx.float32, bucket_size=64)
 
 
 def shard_modes(name: str) -> list[Any]:

@@ -1,5 +1,7 @@
 """Micro-batches: accumulate=K and no_sync(), weighted, clipped, scheduled."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -9,6 +11,7 @@ from mlx.utils import tree_map
 
 import mlxdist
 from mlxdist import MismatchError
+from tests import examples
 from tests.examples import (
     Net,
     assert_same_bits,
@@ -22,12 +25,7 @@ from tests.examples import (
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
-
-
-def wrap(world, inner=None, **options):
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, bucket_size=256, **options
-    )
+wrap = partial(examples.wrap, bucket_size=256)
 
 
 def mean_over_rows(model, x, y, rows):

@@ -24,8 +24,9 @@ from mlxdist import postmortem
 
 HOST = socket.gethostname()
 TIMEOUT = 3.0  # of mlxdist.init()
-# mpirun itself takes up to a second and a half to start, and as long to clean up.
-ALLOWED = TIMEOUT + 2.0
+# mpirun takes a second and a half to clean up, and longer where cores are busy; a job
+# that hangs would take for ever.
+ALLOWED = TIMEOUT + 8.0
 
 JOB = """
 import os, signal, sys, time
@@ -111,28 +112,21 @@ HOW = ["raise", "memory", "exit0", "exit3", "_exit", "interrupt", "sleep"]
 HOW += ["SIGKILL", "SIGSEGV", "SIGSTOP"]
 WHERE = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 EVERY = list(itertools.product(HOW, WHERE, [2, 3]))
-# Each way and each place at least once, in under a minute.
+# With the tests below that look closer, each way and each place at least once.
 SOME = [
-    ("raise", "exchange", 2),
-    ("memory", "optimizer", 3),
+    ("memory", "checkpoint", 3),
     ("exit0", "forward", 2),
     ("exit3", "gather", 2),
     ("_exit", "exchange", 3),
     ("interrupt", "forward", 2),
-    ("sleep", "optimizer", 2),
-    ("SIGKILL", "exchange", 2),
-    ("SIGSEGV", "gather", 3),
-    ("SIGSTOP", "exchange", 2),
-    ("SIGSTOP", "exit", 2),
-    ("sleep", "gather", 3),
     ("SIGKILL", "checkpoint", 2),
-    ("memory", "checkpoint", 3),
-    ("SIGSTOP", "checkpoint", 2),
+    ("SIGSEGV", "gather", 3),
+    ("SIGSTOP", "exit", 2),
 ]
 
 
 def check(how, where, ranks, victim, folder):
-    """Runs a case and returns the seconds from the failure to the end."""
+    """Runs a case; what it told, and the seconds from the failure to the end."""
     done = mpi_job(ranks, JOB, how, where, victim, folder=folder, timeout=TIMEOUT + 30)
     ended = time.time()
     told = f"{how} {where}, rank {victim} of {ranks}:\n{done.stdout}\n{done.stderr}"
@@ -144,7 +138,7 @@ def check(how, where, ranks, victim, folder):
     assert ended - failed < ALLOWED, f"{ended - failed:.1f} s\n{told}"
     if where == "checkpoint":
         check_checkpoint(folder / "saves")
-    return ended - failed
+    return done.stderr, ended - failed
 
 
 def check_checkpoint(folder):
@@ -178,7 +172,7 @@ def test_200_random_failures_without_a_hang(tmp_path):
         how, where, ranks = draw.choice(EVERY)
         folder = tmp_path / str(index)
         folder.mkdir()
-        seconds.append(check(how, where, ranks, draw.randrange(ranks), folder))
+        seconds.append(check(how, where, ranks, draw.randrange(ranks), folder)[1])
     print(f"longest {max(seconds):.1f} s, mean {sum(seconds) / 200:.1f} s")
 
 
@@ -191,24 +185,21 @@ def test_without_a_failure_the_job_finishes(tmp_path):
     assert not (tmp_path / "mlxdist-postmortem").exists()
 
 
-def test_the_reason_stands_once_with_place_and_traceback(tmp_path):
-    done = mpi_job(2, JOB, "raise", "optimizer", 1, folder=tmp_path)
-    assert f"rank 1 on {HOST} failed" in done.stderr
-    assert done.stderr.count("Traceback") == 1
-    assert done.stderr.count("KeyError: 'the dog ate it'") == 1
+def test_the_reason_stands_once_with_place_phase_and_traceback(tmp_path):
+    told, _ = check("raise", "optimizer", 2, 1, tmp_path)
+    assert f"rank 1 on {HOST} failed" in told
+    assert told.count("Traceback") == 1
+    assert told.count("KeyError: 'the dog ate it'") == 1
+    assert "optimizer 1.update, optimizer and parameter exchange, step 4" in told
+    told, _ = check("raise", "exchange", 2, 0, tmp_path)
+    assert "failed in optimizer 1.update, gradient exchange, step 4" in told
 
 
-def test_a_stuck_rank_is_told_from_a_stopped_one(tmp_path):
-    asleep = mpi_job(2, JOB, "sleep", "forward", 1, folder=tmp_path)
-    assert "it is alive but idle" in asleep.stderr
-    assert "time.sleep(1000)" in asleep.stderr  # its stack
-    assert "longer than timeout=3" in asleep.stderr
-    stopped = mpi_job(2, JOB, "SIGSTOP", "forward", 1, folder=tmp_path)
-    assert "its process is stopped (SIGSTOP)" in stopped.stderr
-
-
-def test_a_postmortem_names_who_parted_first(tmp_path):
-    mpi_job(3, JOB, "sleep", "exchange", 1, folder=tmp_path)
+def test_a_stuck_rank_is_named_and_a_postmortem_tells_who_parted_first(tmp_path):
+    told, _ = check("sleep", "exchange", 3, 1, tmp_path)
+    assert "it is alive but idle" in told
+    assert "time.sleep(1000)" in told  # its stack
+    assert "longer than timeout=3" in told
     (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
     assert len(list(folder.iterdir())) == 3
     command = [sys.executable, "-m", "mlxdist.cli", "doctor", "--postmortem"]
@@ -220,18 +211,25 @@ def test_a_postmortem_names_who_parted_first(tmp_path):
     assert "failing_look" in told
 
 
+def test_a_stopped_rank_is_told_from_a_stuck_one(tmp_path):
+    told, _ = check("SIGSTOP", "forward", 2, 1, tmp_path)
+    assert "its process is stopped (SIGSTOP)" in told
+
+
 def test_a_postmortem_of_a_killed_rank(tmp_path):
     """mpirun ends the others with SIGTERM, while they are inside MPI."""
-    mpi_job(3, JOB, "SIGKILL", "forward", 1, folder=tmp_path)
+    check("SIGKILL", "forward", 3, 1, tmp_path)
     (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
     assert sorted(f.name for f in folder.iterdir()) == ["rank-0.jsonl", "rank-2.jsonl"]
+    assert "rank 1 wrote nothing: it was killed" in postmortem.report(folder)
 
 
 SLOW = """
 import time
 import mlx.core as mx, mlx.optimizers as optim
 import mlxdist
-world = mlxdist.init()
+world = mlxdist.init(timeout=TIMEOUT)
+print("up", flush=True)
 optimizer = mlxdist.DistributedOptimizer(optim.SGD(0.1), shard=True)
 w = {"w": mx.zeros(10)}
 end = time.monotonic() + SECONDS
@@ -243,14 +241,16 @@ while world.mean(float(time.monotonic() < end)) > 0:
 """
 
 
+def slow(seconds, timeout):
+    return SLOW.replace("SECONDS", str(seconds)).replace("TIMEOUT", str(timeout))
+
+
 @pytest.mark.parametrize(
-    "seconds", [3, pytest.param(30, marks=pytest.mark.long)], ids=str
+    "seconds", [2, pytest.param(30, marks=pytest.mark.long)], ids=str
 )
 def test_a_slow_rank_is_no_alarm(seconds, tmp_path):
     """20 times slower than the other."""
-    done = mpi_job(
-        2, SLOW.replace("SECONDS", str(seconds)), folder=tmp_path, timeout=90
-    )
+    done = mpi_job(2, slow(seconds, 300), folder=tmp_path, timeout=90)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -273,31 +273,17 @@ def test_orphans_end_themselves(tmp_path):
     job.stderr.close()
 
 
-def test_the_phase_of_a_failure_is_told(tmp_path):
-    done = mpi_job(2, JOB, "raise", "optimizer", 1, folder=tmp_path)
-    assert "optimizer 1.update, optimizer and parameter exchange, step 4" in done.stderr
-    done = mpi_job(2, JOB, "raise", "exchange", 0, folder=tmp_path)
-    assert "failed in optimizer 1.update, gradient exchange, step 4" in done.stderr
-
-
-def test_a_postmortem_tells_of_the_rank_that_wrote_nothing(tmp_path):
-    mpi_job(2, JOB, "SIGKILL", "forward", 1, folder=tmp_path)
-    (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
-    assert "rank 1 wrote nothing: it was killed" in postmortem.report(folder)
-
-
 def test_a_job_that_was_stopped_as_a_whole_goes_on(tmp_path):
     """As by Ctrl-Z and fg."""
-    (tmp_path / "job.py").write_text(SLOW.replace("SECONDS", "9"))
-    text = (tmp_path / "job.py").read_text().replace("init()", "init(timeout=3)")
-    (tmp_path / "job.py").write_text(text)
+    (tmp_path / "job.py").write_text(slow(seconds=6, timeout=3))
     job = start([*mpirun(2), sys.executable, "job.py"], cwd=tmp_path)
-    time.sleep(3)
+    assert [job.stdout.readline() for _ in range(2)] == 2 * ["up\n"]
+    time.sleep(1)
     ranks = [pid for pid in processes(job.pid) if pid != job.pid]
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(4)
     for pid in ranks:
         os.kill(pid, signal.SIGCONT)
-    _, err = job.communicate(timeout=40)
+    _, err = job.communicate(timeout=60)
     assert (job.returncode, err) == (0, "")

@@ -1,9 +1,7 @@
 """The harness of spmd.py, on real mpirun jobs over small test files made here."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +10,8 @@ import jobs
 import pytest
 
 HERE = Path(__file__).parent
+# Seconds for a job that would else take for ever, on cores that are busy.
+BOUND = 40
 
 HEAD = """
 import ctypes, time
@@ -132,9 +132,18 @@ def test_known(world):
 
 
 def test_works_on_one_rank(harness):
-    ran = harness.run(1, "def test_one(world):\n    assert world.size == 1\n")
-    assert ran.rc == 0, ran.text
-    ran = harness.run(1, "def test_one(world):\n    assert world.size == 2\n")
+    ran = harness.run(
+        1,
+        """
+def test_one(world):
+    assert world.size == 1
+
+def test_two(world):
+    assert world.size == 2
+""",
+    )
+    assert ran.outcome("test_one") == "PASSED"
+    assert ran.outcome("test_two") == "FAILED"
     assert ran.rc == 1, ran.text
 
 
@@ -167,7 +176,7 @@ def test_after(world):
     ("stuck", "rank"),
     [
         ("while True: time.sleep(0.1)", 0),
-        ("while True: time.sleep(0.1)", 1),
+        pytest.param("while True: time.sleep(0.1)", 1, marks=pytest.mark.long),
         ("world.barrier()", 1),
     ],
 )
@@ -178,14 +187,14 @@ def test_a_rank_that_hangs_ends_the_job(harness, stuck, rank):
 import mlxdist
 
 # The other ranks' time is up first: they must wait and leave the word to this one.
-@pytest.mark.timeout(3 + (mlxdist.init().rank == {rank}))
+@pytest.mark.timeout(1 + (mlxdist.init().rank == {rank}))
 def test_hangs(world):
     if world.rank == {rank}:
         {stuck}
 """,
     )
     assert ran.rc != 0, ran.text
-    assert ran.seconds < 15, ran.text
+    assert ran.seconds < BOUND, ran.text
     assert "Timeout" in ran.out + ran.err  # pytest-timeout's, with the stacks,
     assert "in test_hangs" in ran.out + ran.err  # of the rank that is stuck
     assert f"rank {rank}:" in ran.err or rank == 0
@@ -193,17 +202,17 @@ def test_hangs(world):
 
 def test_a_rank_that_holds_the_interpreter_ends_the_job(harness):
     spmd = harness.folder / "spmd.py"
-    spmd.write_text(re.sub(r"(?m)^SLACK = .*", "SLACK = 2.0", spmd.read_text()))
+    spmd.write_text(re.sub(r"(?m)^SLACK = .*", "SLACK = 1.0", spmd.read_text()))
     ran = harness.run(
         2,
         """
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(1)
 def test_hangs():
     ctypes.PyDLL(None).sleep(60)  # PyDLL keeps Python's lock
 """,
     )
     assert ran.rc != 0, ran.text
-    assert ran.seconds < 20, ran.text
+    assert ran.seconds < BOUND, ran.text
     assert "in test_hangs" in ran.err
 
 
@@ -217,10 +226,10 @@ def test_parts(world):
     world.barrier()
 """,
         "-o",
-        "spmd_grace=2",
+        "spmd_grace=1",
     )
     assert ran.rc != 0, ran.text
-    assert ran.seconds < 15, ran.text
+    assert ran.seconds < BOUND, ran.text
     assert "rank 1: test_made.py::test_parts failed here, and rank 0 did not" in ran.err
     assert "ValueError: before the collective" in ran.err
 
@@ -273,29 +282,7 @@ def test_dies(world):
     world.barrier()
 """,
         "-o",
-        "timeout=5",
+        "timeout=2",
     )
     assert ran.rc != 0, ran.text
-    assert ran.seconds < 20, ran.text
-
-
-def test_jobs_end_at_their_timeout_with_all_they_started(tmp_path):
-    source = "import os, time; print(os.getsid(0), flush=True); time.sleep(60)"
-    begun = time.monotonic()
-    with pytest.raises(subprocess.TimeoutExpired) as caught:
-        jobs.mpi_job(2, source, folder=tmp_path, timeout=3)
-    assert time.monotonic() - begun < 20
-    sessions = {int(line) for line in caught.value.output.split()}
-    assert len(sessions) == 1
-    assert jobs.processes(sessions.pop()) == []
-
-
-def test_jobs_start_from_inside_a_job(mpi_job):
-    ran = mpi_job(
-        2,
-        "import os, sys; print(os.environ['OMPI_COMM_WORLD_SIZE'], sys.argv[1])",
-        "given",
-        env={"OMPI_COMM_WORLD_SIZE": "7", "PATH": os.environ["PATH"]},
-    )
-    assert ran.returncode == 0
-    assert ran.stdout.split() == ["2", "given", "2", "given"]
+    assert ran.seconds < BOUND, ran.text

@@ -12,17 +12,11 @@ from tests.examples import (
     largest_difference,
     loss,
 )
+from tests.examples import wrap_with_masters as wrap
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
 TRANSPORTS = ["native", "host"]
-
-
-def wrap(world, inner=None, **options):
-    options = {"master_dtype": mx.float32, "bucket_size": 64, **options}
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, **options
-    )
 
 
 def scaled(model, ours, x, y):

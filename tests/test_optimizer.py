@@ -16,16 +16,11 @@ from tests.examples import (
     largest_difference,
     loss,
     parameters,
+    wrap,
 )
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
-
-
-def wrap(world, inner=None, **options):
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, **options
-    )
 
 
 def test_it_is_an_optimizer(world):

@@ -11,16 +11,11 @@ from mlxdist import MismatchError
 from tests.examples import (
     assert_same_bits,
     gradients,
+    wrap,
 )
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
-
-
-def wrap(world, inner=None, **options):
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, **options
-    )
 
 
 class UserSign(optim.Optimizer):

@@ -16,17 +16,11 @@ from tests.examples import (
     mean_of,
     shard_modes,
 )
+from tests.examples import wrap_with_masters as wrap
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
 TRANSPORTS = ["native", "host"]
-
-
-def wrap(world, inner=None, **options):
-    options = {"master_dtype": mx.float32, "bucket_size": 64, **options}
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, **options
-    )
 
 
 def narrow_tree(dtype):

@@ -6,7 +6,6 @@ import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten
 
-import mlxdist
 from mlxdist import MismatchError
 from tests.examples import (
     Net,
@@ -15,16 +14,11 @@ from tests.examples import (
     gradients,
     loss,
     parameters,
+    wrap,
 )
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
-
-
-def wrap(world, inner=None, **options):
-    return mlxdist.DistributedOptimizer(
-        inner or optim.AdamW(1e-2), world=world, **options
-    )
 
 
 @pytest.mark.parametrize("shard", ["elements", "tensors"])

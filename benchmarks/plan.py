@@ -8,8 +8,9 @@ what its user has before the job runs: the model's file, a step and an update of
 rank by itself, and the links as `mlxdist doctor --json` measures them. For wires of
 1 Gbit/s its figure from the name alone, `--link 1gbe`, is told as well.
 
-The figure is predicted / measured, for the state as `plan` says to keep it (sharded),
-and replicated. Hosts compute on CPUs, so that the prediction is the longest of `plan`:
+The figure is predicted / measured, the median over turns, since the machine's own speed
+changes between them; for the state as `plan` says to keep it (sharded), and replicated.
+Hosts compute on CPUs, so that the prediction is the longest of `plan`:
 sending takes the cores that compute. A rank by itself is timed while all others are
 too, since all hosts share this machine's cores. Doctor, one rank, and the steps take
 turns. Needs root on Linux, and iproute2.
@@ -43,6 +44,8 @@ PARTS = (
 MODES = {"sharded": "elements", "replicated": "replicated"}
 NAMED = {"1gbit": "1gbe", "10gbit": "10gbe"}
 ROWS = (4, 24)
+Turn = dict[tuple[str, ...], list[float]]
+Prediction = dict[str, dict[str, float]]
 ROUNDS = 2  # samples in one turn
 
 
@@ -83,7 +86,7 @@ def measure(
 ) -> dict[str, Any]:
     """One cluster: its links, and the cases of few and many rows, in turns."""
     keys = [(rows, *part) for rows in args.rows for part in PARTS]
-    samples: dict[tuple[int, str, str], list[float]] = {key: [] for key in keys}
+    turns_of: dict[int, list[Turn]] = {rows: [] for rows in args.rows}
     links = []
     with VirtualCluster(hosts, rate=rate) as cluster:
         player = mpi_on_hosts(cluster, "ours", SCRIPT, "ours")
@@ -95,41 +98,64 @@ def measure(
             for number in range(args.turns):
                 links.append(doctor(cluster))
                 progress.advance("links")
-                for key in common.order_of(keys, number):
-                    samples[key] += ask(turns, *key)
-                    progress.advance(f"{key[1]} {key[2]}, {key[0]} rows")
-        middle = sorted(links, key=together)[len(links) // 2]
+                for rows in args.rows:
+                    turns_of[rows].append({})
+                for rows, *part in common.order_of(keys, number):
+                    turns_of[rows][-1][tuple(part)] = ask(turns, rows, *part)
+                    progress.advance(f"{' '.join(part)}, {rows} rows")
         options = ["-n", str(hosts), "--link", NAMED[rate], "--model", str(model)]
         options += ["--measured", str(cluster.folder / "links.json")]
-        (cluster.folder / "links.json").write_text(json.dumps(middle))
+        told = []
+        for number, found in enumerate(links):
+            (cluster.folder / "links.json").write_text(json.dumps(found))
+            told.append(
+                [predicted(turns_of[rows][number], options) for rows in args.rows]
+            )
         return {
             f"{hosts} hosts, {rate}, {rows} rows": {
-                **case_of({part: samples[(rows, *part)] for part in PARTS}, options),
+                **case_of(turns_of[rows], [one[index] for one in told]),
                 "links": [one["links"] for one in links],
             }
-            for rows in args.rows
+            for index, rows in enumerate(args.rows)
         }
 
 
-def case_of(
-    samples: dict[tuple[str, str], list[float]], options: list[str]
-) -> dict[str, Any]:
-    """What was measured beside what `plan` says of it."""
-    case = common.record({" ".join(part): taken for part, taken in samples.items()})
-    times = {part: statistics.median(taken) for part, taken in samples.items()}
+def predicted(turn: Turn, options: list[str]) -> Prediction:
+    """Seconds of a step, for each way to keep the state and each link."""
+    times = {part: statistics.median(taken) for part, taken in turn.items()}
     computing = ["--step-time", str(times["alone", "step"])]
     computing += ["--update-time", str(times["alone", "wire"])]
     command = [*COMMAND, "plan", *options, *computing, "--json"]
     (row,) = json.loads(output_of(command))
-    predicted = {
+    return {
         who: {link: one["longest"] for link, one in row["seconds"][mode].items()}
         for who, mode in MODES.items()
     }
-    ratios = {
-        who: {link: time / times[who, "step"] for link, time in every.items()}
-        for who, every in predicted.items()
+
+
+def case_of(turns: list[Turn], told: list[Prediction]) -> dict[str, Any]:
+    """What was measured beside what `plan` says of it."""
+    samples = {" ".join(p): [s for turn in turns for s in turn[p]] for p in PARTS}
+    ratios: dict[str, dict[str, list[float]]] = {
+        who: {
+            link: [
+                one[who][link] / statistics.median(turn[who, "step"])
+                for one, turn in zip(told, turns, strict=True)
+            ]
+            for link in told[0][who]
+        }
+        for who in MODES
     }
-    return {**case, "predicted": predicted, "predicted_by_measured": ratios}
+    medians = {
+        who: {link: statistics.median(taken) for link, taken in every.items()}
+        for who, every in ratios.items()
+    }
+    return {
+        **common.record(samples),
+        "predicted": told,
+        "predicted_by_measured": medians,
+        "predicted_by_measured_in_each_turn": ratios,
+    }
 
 
 def ask(turns: Turns, rows: int, who: str, what: str) -> list[float]:
@@ -145,10 +171,6 @@ def doctor(cluster: VirtualCluster) -> dict[str, Any]:
     return dict(json.loads(output_of(command)))
 
 
-def together(told: dict[str, Any]) -> float:
-    return float(told["links"]["exchange"]["seconds"])
-
-
 def output_of(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -161,7 +183,7 @@ def show(out: Any, name: str, case: dict[str, Any]) -> None:
     for who, ratios in case["predicted_by_measured"].items():
         for link, ratio in ratios.items():
             median = case["summary"][f"{who} step"]["median"]
-            expected = case["predicted"][who][link]
+            expected = statistics.median(t[who][link] for t in case["predicted"])
             figures = (f"{1e3 * median:.0f}", f"{1e3 * expected:.0f}", f"{ratio:.3f}")
             rows.append([f"{who}, link {link}", *figures])
     columns = ["state", "measured ms", "predicted ms", "predicted / measured"]

@@ -178,3 +178,9 @@ def batch(step: int, examples: int) -> tuple[mx.array, mx.array]:
     x = numbers.standard_normal((examples, 6)).astype(np.float32)
     y = numbers.standard_normal((examples, 3)).astype(np.float32)
     return mx.array(x), mx.array(y)
+
+
+def told_by_doctor(*pairs, **more):
+    exchange = {"buckets": 4, "bytes": 2e7, "seconds": 0.1}
+    links = {"ranks": 2, "hosts": ["a", "b"], "pairs": pairs, "exchange": exchange}
+    return {"links": {**links, **more}}

@@ -271,31 +271,27 @@ def test_a_new_host_gets_what_it_does_not_have(world, shared_folder, monkeypatch
 
 
 def test_into_plain_mlx_and_back(world, shared_folder):
-    model = Net()
-    ours = mlxdist.DistributedOptimizer(make("MultiOptimizer"), shard=True, world=world)
+    model, kind = Net(), "MultiOptimizer"
+    ours = mlxdist.DistributedOptimizer(make(kind), shard=True, world=world)
     ours.init(model)
     x, y = batch(0, 4)
     _, grads = nn.value_and_grad(model, loss)(model, x, y)
     ours.update(model, grads)
     save_checkpoint(shared_folder / "saves", 1, model, ours, {"a": mx.zeros(2)})
-    target = shared_folder / "plain"
+    target, full = shared_folder / "plain", ours.gather_state()
     if world.is_root:
         (found,) = inspection.look(shared_folder / "saves")
         plain.consolidate(shared_folder / "saves", found.save, target, lambda n: None)
-        twin, single = Net(), make("MultiOptimizer")
+        twin, single = Net(), make(kind)
         twin.load_weights(str(target / "model.safetensors"))
         assert_same_bits(twin.parameters(), model.parameters())
         state = mx.load(str(target / "optimizer.safetensors"))
-    world.barrier()
-    full = ours.gather_state()
-    if world.is_root:
         assert_same_bits(state, dict(tree_flatten(full)))
         single.init(twin.trainable_parameters())
         single.state = tree_unflatten(list(state.items()))
         single.update(twin, grads)
-    other = mlxdist.DistributedOptimizer(
-        make("MultiOptimizer"), shard=True, world=world
-    )
+    world.barrier()
+    other = mlxdist.DistributedOptimizer(make(kind), shard=True, world=world)
     again = Net()
     load_checkpoint(target, again, other)
     assert_same_bits(other.gather_state(), full)

@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 
 import examples
 import mlx.core as mx
@@ -12,7 +10,7 @@ import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxdist import cli, predict, sizes
+from mlxdist import predict, sizes
 from mlxdist.layout import Entry
 from mlxdist.predict import LINKS, Link
 from mlxdist.sizes import Model
@@ -198,34 +196,28 @@ def test_what_is_no_model(tmp_path, data):
         sizes.model_of_files([tmp_path / "x"], "adamw", bucket_size=MB)
 
 
-def told_by_doctor(*pairs, **more):
-    exchange = {"buckets": 4, "bytes": 2e7, "seconds": 0.1}
-    links = {"ranks": 2, "hosts": ["a", "b"], "pairs": pairs, "exchange": exchange}
-    return {"links": {**links, **more}}
-
-
 PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}
 
 
 def test_measured_links():
-    link = predict.measured_link(told_by_doctor(*PAIRS))
+    link = predict.measured_link(examples.told_by_doctor(*PAIRS))
     assert (link.bandwidth, link.latency, link.work) == (1e8, 1e-5, 0)
     for told in ([], {}, {"links": {}}, {"links": {"error": "x"}}):
         with pytest.raises(ValueError, match="no measured links"):
             predict.measured_link(told)
     with pytest.raises(ValueError, match="within one host"):
-        predict.measured_link(told_by_doctor(*PAIRS, hosts=["mac1", "mac1"]))
+        predict.measured_link(examples.told_by_doctor(*PAIRS, hosts=["mac1", "mac1"]))
     for pair in ({"bandwidth": -5, "latency": 1}, {"bandwidth": 1e8}, "x"):
         with pytest.raises(ValueError, match="wanted what `mlxdist doctor"):
-            predict.measured_link(told_by_doctor(pair))
+            predict.measured_link(examples.told_by_doctor(pair))
     with pytest.raises(ValueError, match="no exchange of all ranks"):
-        predict.measured_link(told_by_doctor(*PAIRS, exchange=None))
+        predict.measured_link(examples.told_by_doctor(*PAIRS, exchange=None))
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_what_all_ranks_took_together_is_predicted_again(ranks):
     exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.5}
-    told = told_by_doctor(*PAIRS, ranks=ranks, exchange=exchange)
+    told = examples.told_by_doctor(*PAIRS, ranks=ranks, exchange=exchange)
     link = predict.measured_link(told)
     entries = tuple(Entry(f"{i}", (MB // 4,), "float32") for i in range(4))
     model = Model(entries, "adamw", MB)
@@ -235,84 +227,3 @@ def test_what_all_ranks_took_together_is_predicted_again(ranks):
     more = predict.step_time(model, ranks + 1, "elements", link, local=0.0)
     part = ranks / (ranks + 1) / ((ranks - 1) / ranks)  # of what each sends
     assert more.wire == pytest.approx(0.5 * part, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    "words", [["-n", "5000"], ["--step-time", "1", "--update-time", "2"]]
-)
-def test_what_can_not_be_planned(words, capsys):
-    assert cli.main(["plan", "--parameters", "1e6", *words]) == 2
-    assert "wanted at most" in (said := capsys.readouterr().err) or "part of" in said
-
-
-# The command
-
-
-def test_the_command(capsys, tmp_path):
-    (tmp_path / "links.json").write_text(
-        json.dumps(told_by_doctor({"bandwidth": 1e8, "latency": 1e-5}))
-    )
-    words = ["plan", "--parameters", "1e6", "--step-time", "0.1", "--memory", "1"]
-    words += ["--measured", str(tmp_path / "links.json")]
-    assert cli.main([*words, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["ranks"] for row in rows] == [1, 2, 4, 8, 16, 32, 64]
-    assert set(rows[0]["seconds"]) == {"replicated", "tensors", "elements"}
-    assert set(rows[0]["seconds"]["elements"]) == {"measured"}
-    assert rows[1]["seconds"]["elements"]["measured"]["wire"] == pytest.approx(
-        0.04, rel=0.01
-    )
-    words += ["--link", "Thunderbolt5", "--link", "2.5Gbit"]  # as people write them
-    assert cli.main([*words, "-n", "2", "-n", "3", "--json"]) == 0
-    times = json.loads(capsys.readouterr().out)[0]["seconds"]["elements"]
-    assert list(times) == ["measured", "thunderbolt5", "2.5gbit"]
-    assert times["2.5gbit"]["wire"] == pytest.approx(4e6 * 8 / 2.5e9 * 1.046, rel=0.02)
-    assert cli.main([*words, "-n", "2", "-n", "3"]) == 0
-    text = capsys.readouterr().out
-    assert "thunderbolt5" in text
-    assert "3 hosts: elements: saves" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        ("plan", "--parameters --model is required"),
-        ("plan --parameters 0", "found '0', wanted a number such as 7e9"),
-        ("plan --parameters nan", "found 'nan'"),
-        ("plan --parameters 1e99", "found '1e99'"),
-        ("plan --parameters 5 --model x", "not allowed with argument"),
-        (
-            "plan --model /no/file",
-            "--model /no/file: No such file or directory; wanted safetensors files",
-        ),
-        ("plan --model /", "/ is not a file"),
-        ("plan --parameters 5 --step-time -1", "wanted a number above 0"),
-        ("plan --parameters 5 --optimizer none", "invalid choice: 'none'"),
-        ("plan --parameters 5 --link fast", "found 'fast', wanted one of thunder"),
-        ("plan --parameters 5 --link 0gbit", "found '0gbit'"),
-        (
-            "plan --parameters 5 --measured /no/file",
-            "--measured /no/file: No such file or directory; wanted what `mlxdist doc",
-        ),
-        ("plan --parameters 5 --measured /", "--measured /: Is a directory"),
-        ("plan --parameters 5 --measured /dev/null", "--measured /dev/null: Expecting"),
-    ],
-)
-def test_refusals(words, why, capsys):
-    try:
-        code = cli.main(words.split())
-    except SystemExit as leaving:
-        code = leaving.code
-    assert code == 2
-    said = capsys.readouterr().err
-    assert "error: " in said
-    assert why in said
-    assert "[Errno" not in said
-
-
-def test_the_command_line_is_there_at_once():
-    """What takes long to import waits until it is needed: `run` starts others."""
-    code = "import sys, mlxdist.cli; slow = {'numpy', 'mlx.core', 'rich'}; "
-    code += "print(sorted(slow & {*sys.modules}))"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stdout == "[]\n", ran.stderr

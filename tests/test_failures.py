@@ -283,7 +283,8 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(tmp_path):
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(4)
-    for pid in ranks:
+    for pid in sorted(ranks):  # rank 0 waits for rank 1, and is awake before it
         os.kill(pid, signal.SIGCONT)
+        time.sleep(0.7)
     _, err = job.communicate(timeout=60)
     assert (job.returncode, err) == (0, "")

@@ -19,6 +19,7 @@ import numpy as np
 from .together import CheckpointError, Exchange
 from .world import World
 
+_NICE = 10  # about a tenth of a core where all are busy, so that it ends all the same
 _PAUSE = 0.005  # seconds between looks at what others sent; MPI itself would spin
 
 
@@ -47,6 +48,7 @@ class Background:
             self._thread = None
 
     def _run(self, act: Callable[[], None]) -> None:
+        yield_to_training()
         try:
             act()
         except Exception as error:
@@ -77,6 +79,15 @@ def failure(world: World) -> str | None:
     if id(world) in _of_world:
         _of_world[id(world)].wait()
     return world.late.pop() if world.late else None
+
+
+def yield_to_training() -> None:
+    """Gives this thread, and those that it starts, what the others leave.
+
+    Linux alone has priorities of threads; elsewhere they stay as they are.
+    """
+    if sys.platform == "linux":
+        os.nice(_NICE)  # of this thread, there
 
 
 def _alone(data: bytes) -> list[bytes]:

@@ -39,9 +39,7 @@ class Writer:
         self._free: Queue[mmap.mmap] = Queue()
         for _ in range(_BUFFERS):
             self._free.put(mmap.mmap(-1, BLOCK))  # aligned as direct writes need it
-        self._threads = [Thread(target=self._work, daemon=True) for _ in range(THREADS)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[Thread] = []
         self._digests: dict[int, str] = {}
         self._error: Exception | None = None
         self._buffer, self._filled = self._free.get(), 0
@@ -50,6 +48,12 @@ class Writer:
     def write(self, data: bytes | memoryview) -> None:
         """Appends bytes. Raises OSError for earlier ones as well."""
         rest = memoryview(data).cast("B")
+        if not self._threads:  # as urgent as who writes
+            self._threads = [
+                Thread(target=self._work, daemon=True) for _ in range(THREADS)
+            ]
+            for thread in self._threads:
+                thread.start()
         while rest.nbytes:
             count = min(BLOCK - self._filled, rest.nbytes)
             self._buffer[self._filled : self._filled + count] = rest[:count]

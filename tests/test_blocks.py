@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import sys
+import threading
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist import blocks, files, safetensors
-from mlxdist.blocks import BLOCK, Reader, Writer
+from mlxdist import background, blocks, files, safetensors
+from mlxdist.blocks import BLOCK, THREADS, Reader, Writer
 from mlxdist.files import DamagedError
 from mlxdist.safetensors import DTYPES, Tensor
 
@@ -177,3 +179,23 @@ def test_what_is_no_safetensors_file(content, tmp_path):
     with pytest.raises(DamagedError, match="is no safetensors file"):
         safetensors.tensors_of(reader)
     reader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads")
+def test_a_save_behind_training_takes_what_that_leaves(tmp_path):
+    own, found = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def write():
+        background.yield_to_training()
+        writer = Writer(tmp_path / "file")
+        writer.write(b"some")
+        ids = [threading.get_native_id(), *(t.native_id for t in writer._threads)]
+        found.extend(os.getpriority(os.PRIO_PROCESS, one) for one in ids)
+        writer.finish()
+        writer.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert found == [min(own + 10, 19)] * (1 + THREADS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own

@@ -49,7 +49,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "shard", "transport"), CASES)
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    "dtype", [mx.bfloat16, pytest.param(mx.float16, marks=pytest.mark.long)]
+)
 def test_masters_are_float32_training(name, shard, transport, dtype, world):
     """What one process does in float32, of which the parameters are the rounding."""
     ours, plain = wrap(world, make(name), shard=shard, transport=transport), make(name)

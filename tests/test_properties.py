@@ -16,7 +16,7 @@ from tests.examples import bits, gradients, mean_of
 pytestmark = pytest.mark.mpi
 
 EXAMPLES = settings(
-    max_examples=15,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     database=None,

@@ -72,8 +72,15 @@ def parts_of(world):
     return [world.split(world.rank // size) for size in sizes]
 
 
-@pytest.mark.parametrize("name", INNER)
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("AdamW", mx.float32),
+        ("Muon", mx.bfloat16),
+        pytest.param("AdamW", mx.bfloat16, marks=pytest.mark.long),
+        pytest.param("Muon", mx.float32, marks=pytest.mark.long),
+    ],
+)
 def test_bits_do_not_depend_on_the_ranks(name, dtype, world):
     every = micro_batches(world)
     masters = None if dtype == mx.float32 else mx.float32

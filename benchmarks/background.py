@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from common.folder import shared_folder
 from common.progress import Progress
 from mlx.utils import tree_flatten
 
@@ -41,10 +41,8 @@ def main() -> None:
     args = parse_arguments()
     world = mlxdist.init()
     out = common.console() if world.is_root else None
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.folder) as made:
-        name = world.control.all_gather_bytes(made.encode())[0].decode()
-        result = measure(Training(world, Path(name)), args.rounds, out)
-        world.barrier()
+    with shared_folder(world, args.folder) as folder:
+        result = measure(Training(world, folder), args.rounds, out)
     if not world.is_root:
         return
     show(out, result)

@@ -20,7 +20,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import common
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from common.folder import shared_folder
 from common.progress import Progress
 from mlx.utils import tree_flatten
 
@@ -44,10 +44,8 @@ def main() -> None:
     args = parse_arguments()
     world = mlxdist.init()
     out = common.console() if world.is_root else None
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.folder) as made:
-        folder = Path(world.control.all_gather_bytes(made.encode())[0].decode())
+    with shared_folder(world, args.folder) as folder:
         result = measure(world, args, folder, out)
-        world.barrier()
     if not world.is_root:
         return
     show(out, result)

@@ -103,7 +103,12 @@ class Native:
             mx.async_eval(result)
         return result
 
+    # Nothing travels for an array without elements, which is one on all ranks, and with
+    # which MLX's CUDA build ends in a segmentation fault where it depends on another.
+
     def _all_sum(self, flat: Array) -> Array:
+        if flat.size == 0:
+            return flat
         parts = [
             self._chained(mx.distributed.all_sum, flat[start:stop])
             for start, stop in split_counts(flat.size, MAX_COUNT)
@@ -112,6 +117,8 @@ class Native:
 
     def _all_gather(self, flat: Array) -> Array:
         """(n,) -> (size, n)."""
+        if flat.size == 0:
+            return mx.zeros((self.size, 0), flat.dtype)
         limit = max(1, MAX_COUNT // self.size)
         parts = [
             self._chained(mx.distributed.all_gather, flat[start:stop]).reshape(
@@ -136,7 +143,7 @@ class Native:
     def broadcast(self, array: Array, root: int) -> Array:
         # Sent as integers: not every backend takes every dtype, and bits stay bits.
         flat = array.reshape(-1).view(_INTEGERS[array.itemsize])
-        row = self._all_gather(flat)[root] if array.size else flat
+        row = self._all_gather(flat)[root]
         result = row.view(array.dtype).reshape(array.shape)
         mx.eval(result)
         self.traffic.add((self.size - 1) * array.nbytes)

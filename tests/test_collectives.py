@@ -67,6 +67,19 @@ def test_sum_scatter_and_all_gather(size, owners, dtype, world):
         assert_same_bits(full, wanted.astype(dtype))
 
 
+def test_nothing_travels_where_there_are_no_elements(world, monkeypatch):
+    """Some operations on empty arrays crash in MLX's CUDA build."""
+    bucket, empty = bucket_of(world, 0), mx.zeros(0, mx.float16)
+    weights = Weights.known(world.rank, (1.0,) * world.size)
+    monkeypatch.setattr(world.native, "_chained", None)
+    comm = world.native
+    assert comm.start_sum_scatter([empty], bucket, weights).finish().size == 0
+    assert comm.start_all_sum([empty], bucket, weights, mx.float16).finish().size == 0
+    assert comm.start_all_gather([empty], bucket).finish().size == 0
+    sent = comm.broadcast(empty.reshape(0, 3), 0)
+    assert (sent.shape, sent.dtype) == ((0, 3), mx.float16)
+
+
 @pytest.mark.usefixtures("_rounds")
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 def test_all_sums_over_host_are_a_sum_rounded_once(world, dtype):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx.nn import Module
 
-from . import state, wrapped
+from . import __version__, state, wrapped
 from .agreement import MismatchError, agree
 from .beside import Beside
 from .collectives import Collectives
@@ -39,7 +39,7 @@ _SETTINGS = (
 
 def settings(ours: Any) -> list[str]:
     """Versions, and a DistributedOptimizer's and its optimizer's settings."""
-    versions = [f"{name} {version(name)}" for name in ("mlxdist", "mlx")]
+    versions = [f"mlxdist {__version__}", f"mlx {version('mlx')}"]
     own = [f"{name} = {getattr(ours, name)}" for name in _SETTINGS]
     own += [
         str(ours._beside),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import contents, extra, saves
+from . import __version__, contents, extra, saves
 from .agreement import OnAllRanks, agree
 from .blocks import BLOCK, Writer
 from .checks import state_scalars
@@ -228,7 +228,7 @@ def _about(
     request: Request, taken: Snapshot, optimizer: Any, random: Sequence[Any]
 ) -> dict[str, Any]:
     plan = optimizer._require_plan()
-    versions = {name: version(name) for name in ("mlxdist", "mlx")}
+    versions = {"mlxdist": __version__, "mlx": version("mlx")}
     return {
         "step": request.step,
         "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -187,10 +187,9 @@ def test_a_color_that_cannot_be(color, odd, world):
 
 @pytest.mark.parametrize("package", ["mlxdist", "mlx"])
 def test_another_version(package, odd, monkeypatch):
-    real = prepare.version
-    if odd:
-        monkeypatch.setattr(
-            prepare, "version", lambda name: "0.0.7" if name == package else real(name)
-        )
+    if odd and package == "mlx":
+        monkeypatch.setattr(prepare, "version", lambda name: "0.0.7")
+    if odd and package == "mlxdist":
+        monkeypatch.setattr(prepare, "__version__", "0.0.7")
     with pytest.raises(MismatchError, match=rf"{package} 0\.0\.7"):
         mlxdist.DistributedOptimizer(optim.SGD(0.1)).init({"w": mx.zeros(3)})

@@ -34,12 +34,16 @@ _LAUNCHER_NAMES = (
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _THREAD_MULTIPLE = "3"
 
-# Of Open MPI's TCP, read when it starts; without effect on other wires. At its defaults
-# it sends one way at a time, and keeps so little on the way that the wire runs dry
-# whenever Python computes.
-_TCP_SETTINGS = {
-    "OMPI_MCA_btl_tcp_flags": "1",  # send only
-    "OMPI_MCA_btl_tcp_max_send_size": str(2**20),
+# Of Open MPI, read when it starts. Where the user has others, be it in a file, mpirun
+# puts them into the environment, and they stay.
+_SETTINGS = {
+    # Looks for a fabric for a second where there is none. Nothing but one-sided
+    # operations would use it; what else travels on a fabric does not need it.
+    "btl": "^ofi",
+    # TCP at its defaults sends one way at a time, and keeps so little on the way that
+    # the wire runs dry whenever Python computes.
+    "btl_tcp_flags": "1",  # send only
+    "btl_tcp_max_send_size": str(2**20),
 }
 
 INSTALL_HINT = (
@@ -144,8 +148,8 @@ def prepare_mpi() -> Any:
         )
     os.environ["MLX_MPI_LIBNAME"] = library
     os.environ.setdefault("OMPI_MPI_THREAD_LEVEL", _THREAD_MULTIPLE)
-    for name, value in _TCP_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(f"OMPI_MCA_{name}", value)
     _finalize_at_exit(library)
     return MPI
 

@@ -67,8 +67,6 @@ def clean_environment(env=None):
     path = [str(ROOT), clean.get("PYTHONPATH")]
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     clean["OMP_NUM_THREADS"] = "1"
-    # Open MPI's component for fabrics that are not here sleeps a second at the start.
-    clean["OMPI_MCA_btl"] = "^ofi"
     return {**clean, **(env or {})}
 
 

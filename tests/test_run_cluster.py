@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_on(cluster, *arguments, cwd, timeout=60.0):
-    variables = {"OMP_NUM_THREADS": "1", "OMPI_MCA_btl": "^ofi"}  # see jobs.py
+    variables = {"OMP_NUM_THREADS": "1"}
     command = cluster.command([*RUN, *arguments], environment=variables)
     return jobs.run(command, cwd=cwd, timeout=timeout)
 

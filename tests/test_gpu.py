@@ -35,11 +35,12 @@ def losses_on(device, folder, n, *arguments, steps):
     """Of each step of the main job."""
     (folder / "on.py").write_text(ON)
     name = f"{device}-{n}"
-    options = ["--steps", str(steps), "--name", name, "--data", str(LAUNCH.parent)]
+    text = str(jobs.ROOT / "mlxdist")  # which no other test writes to meanwhile
+    options = ["--steps", str(steps), "--name", name, "--data", text]
     options += arguments
-    ran = jobs.run(
-        [*RUN, "-n", str(n), "on.py", device, *options], cwd=folder, timeout=110
-    )
+    command = [*RUN, "-n", str(n), "on.py", device, *options]
+    exact = {"MLX_ENABLE_TF32": "0"}  # CUDA multiplies with 10 bits otherwise
+    ran = jobs.run(command, cwd=folder, env=exact, timeout=110)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     told = map(json.loads, lines)
@@ -58,7 +59,7 @@ def test_the_main_job_trains_on_a_gpu_as_on_a_cpu(tmp_path, n, shard):
     assert mx.default_device() == mx.gpu
     there = losses_on("gpu", tmp_path, n, "--shard", shard, steps=20)
     here = losses_on("cpu", tmp_path, n, "--shard", shard, steps=20)
-    assert there == pytest.approx(here, rel=0.02)
+    assert there == pytest.approx(here, rel=2e-4)  # found on an H200: 1.1e-5
     assert there[-1] < there[0]
 
 

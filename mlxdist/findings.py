@@ -83,6 +83,8 @@ def of_host(
     )
     for name in PACKAGES:
         yield _package(name, one["packages"], reference["packages"], place)
+    if one["packages"]["mlx"] is not None:
+        yield _device(one["device"], reference["device"], place)
     yield _mpi(one, reference, place)
     yield _tmpdir(one, place)
     yield _leftovers(one["leftovers"], place)
@@ -116,6 +118,20 @@ def _package(
         found = f"{version}, where the first host has {wanted}"
         return Finding(name, "", found, "failure", place.pip(f"{name}=={wanted}"))
     return Finding(name, "", version)
+
+
+def _device(
+    own: Mapping[str, str], reference: Mapping[str, str], place: Place
+) -> Finding:
+    """What MLX computes on. On Linux its wheel alone brings no backend."""
+    if "error" in own:
+        return Finding("device", "", own["error"], "failure", place.mlx())
+    found = f"{own['kind']}, {own['name']}"
+    wanted = reference.get("kind", own["kind"])
+    if own["kind"] == wanted:
+        return Finding("device", "", found)
+    found += f", where the first host computes on its {wanted}: one waits for the other"
+    return Finding("device", "", found, "warning", place.accelerators())
 
 
 def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> Finding:

@@ -39,6 +39,16 @@ class Place:
         """pip's installation of some packages there."""
         return self.run(f"{shlex.quote(self.python)} -m pip install {words}")
 
+    def mlx(self) -> str:
+        """MLX with what it computes with."""
+        name = "mlx" if self.is_mac else "'mlx[cpu]'"
+        return self.pip(f"--force-reinstall {name}")
+
+    def accelerators(self) -> str:
+        """Shows which there are."""
+        program = "system_profiler SPDisplaysDataType" if self.is_mac else "nvidia-smi"
+        return self.run(program)
+
     def open_mpi(self) -> str:
         """The system's own Open MPI."""
         if self.is_mac:

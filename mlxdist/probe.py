@@ -24,7 +24,13 @@ _SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # and the process i
 _SSH = 22  # any port would do
 _PATIENCE = 3.0  # seconds to reach another host
 
-# In a process of its own: a broken libmpi may end it.
+# In processes of their own, which a broken library may end.
+_ASK_MLX = """
+import json
+import mlx.core as mx
+name = mx.device_info().get("device_name", "unnamed")
+print(json.dumps({"kind": mx.default_device().type.name, "name": name}))
+"""
 _ASK_MPI = """
 import json
 from mlxdist import runtime
@@ -47,7 +53,8 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "mpi": _ask_mpi(),
+        "device": _ask(_ASK_MLX),
+        "mpi": _ask(_ASK_MPI),
         "tmpdir": tempfile.gettempdir(),
         "leftovers": leftovers(tempfile.gettempdir()),
         "memory_free": _memory_free(),
@@ -67,8 +74,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _ask_mpi() -> dict[str, Any]:
-    done = _run([sys.executable, "-c", _ASK_MPI], patience=30)
+def _ask(program: str) -> dict[str, Any]:
+    done = _run([sys.executable, "-c", program], patience=30)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):

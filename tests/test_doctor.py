@@ -4,12 +4,11 @@ import copy
 import json
 import re
 import sys
-from itertools import combinations
 
 import jobs
 import pytest
 
-from mlxdist import findings, links
+from mlxdist import findings
 from mlxdist.cli import doctor
 
 DOCTOR = [sys.executable, "-m", "mlxdist.cli", "doctor"]
@@ -33,6 +32,7 @@ def answer(host, **changes):
             "openmpi": "5.0.11",
             "numpy": "2.4.1",
         },
+        "device": {"kind": "gpu", "name": "Apple M4"},
         "mpi": {
             "version": "Open MPI v5.0.11",
             "libmpi": "/venv/lib/libmpi.40.dylib",
@@ -100,6 +100,20 @@ def test_nothing_is_wrong():
             "failure",
             "empty wheel",
             "ssh -t mac2 sudo apt install openmpi-bin libopenmpi-dev",
+        ),
+        (
+            {"device": {"error": "ImportError: libmlx.so"}, "system": LINUX},
+            "device",
+            "failure",
+            "ImportError: libmlx.so",
+            "-m pip install --force-reinstall",
+        ),
+        (
+            {"device": {"kind": "cpu", "name": "AMD EPYC"}, "system": LINUX},
+            "device",
+            "warning",
+            "cpu, AMD EPYC, where the first host computes on its gpu",
+            "ssh mac2 nvidia-smi",
         ),
         (
             {"mpi": {"error": "cannot load MPI library"}},
@@ -250,31 +264,6 @@ def test_a_host_that_cannot_be_asked(error, mend):
     linux = {"mac1": answer("mac1", system=LINUX), "mac2": {"error": error}}
     told = [one.mend for one in findings.findings(linux, "/venv/bin/python")]
     assert not re.search("systemsetup|scutil|brew", "".join(told))
-
-
-def test_links():
-    pairs = [
-        {"ranks": [0, 1], "latency": 2e-5, "bandwidth": 9e8},
-        {"ranks": [0, 2], "latency": 2e-5, "bandwidth": 1e8},
-    ]
-    told = {"exact": True, "ranks": 3, "pairs": pairs}
-    good, fast, slow = findings.of_links(told, ["a", "b", "c"])
-    assert (good.level, fast.level, slow.level) == ("ok", "ok", "warning")
-    assert fast.found == "a - b: 20 us, 900 MB/s each way at once"
-    wrong, *_ = findings.of_links({**told, "exact": False}, ["a", "b", "c"])
-    assert wrong.level == "failure"
-    (broken,) = findings.of_links({"error": "why"}, [])
-    assert (broken.level, broken.found) == ("failure", "why")
-
-
-@pytest.mark.parametrize("size", range(1, 10))
-def test_pairings_meet_each_pair_once(size):
-    rounds = list(links.pairings(size))
-    met = [pair for pairs in rounds for pair in pairs]
-    assert sorted(met) == list(combinations(range(size), 2))
-    for pairs in rounds:
-        busy = [rank for pair in pairs for rank in pair]
-        assert len(busy) == len(set(busy))
 
 
 def test_hosts_that_say_the_same_share_a_row():

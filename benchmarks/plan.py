@@ -10,10 +10,10 @@ rank by itself, and the links as `mlxdist doctor --json` measures them. For wire
 
 The figure is predicted / measured, the median over turns, since the machine's own speed
 changes between them; for the state as `plan` says to keep it (sharded), and replicated.
-Hosts compute on CPUs, so that the prediction is the longest of `plan`:
-sending takes the cores that compute. A rank by itself is timed while all others are
-too, since all hosts share this machine's cores. Doctor, one rank, and the steps take
-turns. Needs root on Linux, and iproute2.
+For measured links the prediction is what `plan` expects; for a name it is the longest,
+since hosts compute on CPUs, and sending takes the cores that compute. A rank by itself
+is timed while all others are too, since all hosts share this machine's cores. Doctor,
+one rank, and the steps take turns. Needs root on Linux, and iproute2.
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ def predicted(turn: Turn, options: list[str]) -> Prediction:
     command = [*COMMAND, "plan", *options, *computing, "--json"]
     (row,) = json.loads(output_of(command))
     return {
-        who: {link: one["longest"] for link, one in row["seconds"][mode].items()}
+        who: {
+            link: one["expected"] or one["longest"]
+            for link, one in row["seconds"][mode].items()
+        }
         for who, mode in MODES.items()
     }
 

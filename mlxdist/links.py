@@ -1,5 +1,6 @@
 """What lies between the ranks: exact sums, each pair's latency and bandwidth, and how
-long all of them take to exchange gradients together, as a step does.
+long all of them take to exchange gradients together, as a step does: by itself, and
+while they compute.
 
 Run on several ranks by `mlxdist doctor`; rank 0 prints a line of JSON.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -27,6 +28,7 @@ _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
 _SECONDS = 0.5  # of sending, for each pair
 _TENSORS, _ELEMENTS = 4, 2**20  # float32 of an exchange: 16 MiB
+_WIDTH = 256  # of the matrices that are multiplied beside it
 
 
 def pairings(size: int) -> Iterator[list[tuple[int, int]]]:
@@ -81,7 +83,12 @@ def measure(comm: Any, peer: int) -> tuple[float, float]:
 
 
 def exchange(world: mlxdist.World) -> dict[str, float]:
-    """The mean over all ranks of 16 MiB of float32: its seconds, sums included."""
+    """The mean over all ranks of 16 MiB of float32, sums included.
+
+    Returns:
+        `seconds` of it, of as much `computing`, and of `both`: gradients that are
+        computed one after the other, and exchanged meanwhile.
+    """
     comm = world.host_transport
     assert comm is not None, "mlxdist run joins MPI"
     entries = [Entry(str(index), (_ELEMENTS,), "float32") for index in range(_TENSORS)]
@@ -89,24 +96,49 @@ def exchange(world: mlxdist.World) -> dict[str, float]:
         entries, world.size, strategy="replicated", bucket_size=DEFAULT_BUCKET_SIZE
     )
     wire = Wire(plan, comm)
-    gradients = {entry.path: mx.ones(entry.shape) for entry in entries}
-    mx.eval(gradients)
     weights = Weights.known(world.rank, [1.0] * world.size)
+    paths = [entry.path for bucket in plan.buckets for entry in bucket.entries]
 
-    def once() -> float:
+    def reduce(gradients: dict[str, Any]) -> None:
+        mx.eval(wire.reduce(gradients, weights).arrays())
+
+    def timed(work: Callable[[dict[str, Any]], None], rounds: int) -> float:
+        gradients = computed(paths, rounds)
+        if not rounds:
+            mx.eval(gradients)
         world.barrier()
         began = time.perf_counter()
-        mx.eval(wire.reduce(gradients, weights).arrays())
+        work(gradients)
         return slowest(world, time.perf_counter() - began)
 
-    times = max(3, min(15, int(2 * _SECONDS / once())))
-    taken = [once() for _ in range(times)]
-    seconds = float(np.median(taken))
+    once, product = (
+        min(timed(work, rounds) for _ in range(2)) / products
+        for work, rounds, products in ((reduce, 0, 1), (mx.eval, 2, 2 * _TENSORS))
+    )
+    rounds = max(1, round(once / product / _TENSORS))
+    samples = [
+        (timed(reduce, 0), timed(mx.eval, rounds), timed(reduce, rounds))
+        for _ in range(max(3, min(15, int(2 * _SECONDS / once))))
+    ]
+    seconds, computing, both = np.median(samples, axis=0).tolist()
     return {
         "buckets": _TENSORS,
         "bytes": 4 * _TENSORS * _ELEMENTS,
         "seconds": seconds,
+        "computing": computing,
+        "both": both,
     }
+
+
+def computed(paths: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Gradients as a backward pass gives them, each after so many more products."""
+    matrix = mx.full((_WIDTH, _WIDTH), 1 / _WIDTH)
+    gradients = {}
+    for path in paths:
+        for _ in range(rounds):
+            matrix = matrix @ matrix
+        gradients[path] = mx.ones(_ELEMENTS) + matrix[0, 0]
+    return gradients
 
 
 def slowest(world: mlxdist.World, seconds: float) -> float:

@@ -30,6 +30,8 @@ class Link:
 
     `shared`: one medium for all of them, both ways, as the air is. `work`: seconds a
     byte that a rank needs to add and copy what travels, where that was measured.
+    `hides`: how much of what can travel behind computing does, from 0, where both want
+    the same cores, to 1; None where it was not measured.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Link:
     latency: float
     shared: bool = False
     work: float = 0.0
+    hides: float | None = None
 
     def seconds(self, sent: float, messages: int, ranks: int) -> float:
         """Until each of `ranks` has sent so many bytes, and got as many."""
@@ -70,11 +73,20 @@ class StepTime:
         local: computing and updating, without any network.
         wire: sending and receiving, if nothing else went on meanwhile.
         hidden: the part of `wire` that can go on beside the backward pass.
+        hides: how much of that does, on these hosts; None where it is not known.
     """
 
     local: float
     wire: float
     hidden: float
+    hides: float | None = None
+
+    @property
+    def expected(self) -> float | None:
+        """On hosts that were measured."""
+        if self.hides is None:
+            return None
+        return self.longest - self.hides * self.hidden
 
     @property
     def longest(self) -> float:
@@ -84,7 +96,7 @@ class StepTime:
     @property
     def shortest(self) -> float:
         """All hides that can: where an accelerator computes and the CPU sends."""
-        return self.local + self.wire - self.hidden
+        return self.longest - self.hidden
 
 
 def step_time(
@@ -103,7 +115,7 @@ def step_time(
         update: seconds of those in which the optimizer updates; 0 where unknown.
     """
     if ranks == 1:
-        return StepTime(local, 0.0, 0.0)
+        return StepTime(local, 0.0, 0.0, link.hides)
     backward = (local - update) * _BACKWARD
     if mode != "replicated":
         local -= update * (1 - 1 / ranks)
@@ -112,9 +124,10 @@ def step_time(
     if mode == "tensors":  # the busiest owner sends its tensors to all others
         sent = max(sent, (ranks - 1) * _largest_share(plan))
     half = link.seconds(sent, len(plan.buckets) * (ranks - 1), ranks)
-    # Of the gradients, all buckets but the last travel while others are computed.
-    early = half * (1 - 1 / len(plan.buckets))
-    return StepTime(local, 2 * half, min(early, backward))
+    # All buckets but the last travel while others are computed: their gradients, and
+    # for replicated state the means as well, since no update comes between.
+    early = half * (1 - 1 / len(plan.buckets)) * (2 if mode == "replicated" else 1)
+    return StepTime(local, 2 * half, min(early, backward), link.hides)
 
 
 def _largest_share(plan: Plan) -> int:
@@ -131,7 +144,8 @@ def measured_link(told: object) -> Link:
     """The slowest pair of what `mlxdist doctor --json` found.
 
     Where all ranks exchanging together took longer than that pair would, by itself,
-    the rest is their work: they add and copy, and may share cores or a switch.
+    the rest is their work: they add and copy, and may share cores or a switch. What
+    they saved by computing meanwhile is what can hide.
 
     Raises:
         ValueError: it found no links between hosts, or what is none.
@@ -150,22 +164,28 @@ def measured_link(told: object) -> Link:
         raise ValueError(f"a pair without bandwidth or latency: {wanted}") from None
     if not (0 < bandwidth < math.inf and 0 <= latency < math.inf):
         raise ValueError(f"found {bandwidth:g} bytes/s and {latency:g} s: {wanted}")
-    return _with_work(Link("measured", bandwidth, latency), links)
+    return _as_together(Link("measured", bandwidth, latency), links)
 
 
-def _with_work(link: Link, links: Mapping[str, Any]) -> Link:
+def _as_together(link: Link, links: Mapping[str, Any]) -> Link:
+    """The link as it was when all ranks exchanged."""
     try:
         ranks, whole = int(links["ranks"]), links["exchange"]
         sent = 2 * (ranks - 1) / ranks * float(whole["bytes"])
-        seconds, buckets = float(whole["seconds"]), int(whole["buckets"])
+        names = ("seconds", "computing", "both")
+        seconds, computing, both = (float(whole[name]) for name in names)
+        buckets = int(whole["buckets"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             "no exchange of all ranks: run `mlxdist doctor` again"
         ) from None
-    if not (sent > 0 and math.isfinite(seconds)):
+    if not (sent > 0 < seconds and math.isfinite(seconds + computing + both)):
         raise ValueError(f"an exchange of {sent:g} bytes in {seconds:g} s")
     bare = link.seconds(sent, 2 * buckets * (ranks - 1), ranks)
-    return replace(link, work=max(0.0, (seconds - bare) / sent))
+    could = min(seconds, computing) * (1 - 1 / buckets)
+    saved = (seconds + computing - both) / could if could > 0 else 0.0
+    hides = min(1.0, max(0.0, saved))
+    return replace(link, work=max(0.0, (seconds - bare) / sent), hides=hides)
 
 
 def choice(model: Model, ranks: int, room: float | None = None) -> tuple[Mode, str]:

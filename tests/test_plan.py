@@ -94,6 +94,36 @@ def test_16_bit_gradients_travel_as_they_are_over_hosts():
     assert predict.step_time(narrow, 4, "replicated", **args).wire == shared
 
 
+@pytest.mark.parametrize(
+    ("computing", "both", "hides"),
+    [
+        (1.0, 1.4, 0.0),  # one after the other
+        (1.0, 1.25, 0.5),
+        (1.0, 1.1, 1.0),  # all but the last of four buckets
+        (1.0, 0.9, 1.0),  # the machine was faster meanwhile
+        (0.2, 0.525, 0.5),  # there was little to hide behind
+        (0.2, 0.7, 0.0),
+    ],
+)
+def test_how_much_hides_is_what_was_saved(computing, both, hides):
+    exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.4}
+    exchange |= {"computing": computing, "both": both}
+    link = predict.measured_link(examples.told_by_doctor(*PAIRS, exchange=exchange))
+    assert link.hides == pytest.approx(hides)
+    time = predict.step_time(of_size(MB), 2, "replicated", link, local=1.0)
+    assert time.expected == pytest.approx(time.longest - hides * time.hidden)
+    assert time.shortest <= time.expected <= time.longest
+    named = predict.step_time(of_size(MB), 2, "elements", LINKS["1gbe"], local=1.0)
+    assert named.expected is None
+
+
+def test_means_of_replicated_state_hide_as_their_gradients_do():
+    link, model = Link("x", 1e8, 0.0), of_size(25_600_000)
+    times = {m: predict.step_time(model, 2, m, link, local=9.0) for m in model.modes}
+    assert times["replicated"].wire == times["elements"].wire
+    assert times["replicated"].hidden == pytest.approx(2 * times["elements"].hidden)
+
+
 def test_no_more_is_hidden_than_computing_takes():
     model = of_size(25_600_000)
     time = predict.step_time(model, 4, "elements", Link("x", 1e6, 0.0), local=0.3)
@@ -201,7 +231,7 @@ PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}
 
 def test_measured_links():
     link = predict.measured_link(examples.told_by_doctor(*PAIRS))
-    assert (link.bandwidth, link.latency, link.work) == (1e8, 1e-5, 0)
+    assert link == Link("measured", 1e8, 1e-5, work=0.0, hides=0.0)
     for told in ([], {}, {"links": {}}, {"links": {"error": "x"}}):
         with pytest.raises(ValueError, match="no measured links"):
             predict.measured_link(told)
@@ -217,6 +247,7 @@ def test_measured_links():
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_what_all_ranks_took_together_is_predicted_again(ranks):
     exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.5}
+    exchange |= {"computing": 0.5, "both": 1.0}
     told = examples.told_by_doctor(*PAIRS, ranks=ranks, exchange=exchange)
     link = predict.measured_link(told)
     entries = tuple(Entry(f"{i}", (MB // 4,), "float32") for i in range(4))

@@ -21,7 +21,8 @@ from .options import positive, read_for, seconds
 _DESCRIPTION = """\
 Predict what a rank needs and how long a step takes on N hosts, and say how to keep the
 optimizer's state. Time is a range: from all of the exchange hidden behind the backward
-pass that can be, where an accelerator computes, to nothing of it, where the CPU does.
+pass that can be, where an accelerator computes, to nothing of it, where the CPU does;
+for your own hosts, measured, it is one figure.
 """
 
 _EPILOG = """\
@@ -199,7 +200,7 @@ def _times(
     mode: Mode,
     links: Sequence[Link],
     parsed: argparse.Namespace,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Of a step, over each link."""
     computing = {
         "local": parsed.step_time or 0.0,
@@ -208,8 +209,12 @@ def _times(
     found = {}
     for link in links:
         time = predict.step_time(model, ranks, mode, link, **computing)
-        both = {"shortest": time.shortest, "longest": time.longest}
-        found[link.name] = {**asdict(time), **both}
+        found[link.name] = {
+            **asdict(time),
+            "shortest": time.shortest,
+            "longest": time.longest,
+            "expected": time.expected,
+        }
     return found
 
 
@@ -253,7 +258,9 @@ def _print(
         console.print("Seconds are the network's alone; --step-time adds computing.")
 
 
-def _range(told: dict[str, float]) -> str:
+def _range(told: dict[str, Any]) -> str:
+    if told["expected"] is not None:
+        return f"{told['expected']:.3g}"
     low, high = f"{told['shortest']:.3g}", f"{told['longest']:.3g}"
     return low if low == high else f"{low}-{high}"
 

@@ -119,8 +119,9 @@ def measure(out: Any, name: str, rate: str, args: argparse.Namespace) -> dict[st
 
 def ask(turns: Turns, who: str, what: str, rows: int) -> list[float]:
     """Samples of the slowest rank, in seconds."""
-    told = turns.ask(PLAYERS[who], who=who, what=what, rows=rows, rounds=ROUNDS)
-    return list(map(max, zip(*(reply["seconds"] for reply in told), strict=True)))
+    parts = [(who, what)]
+    told = turns.ask(PLAYERS[who], parts=parts, rows=rows, rounds=ROUNDS)
+    return list(map(max, zip(*(reply["seconds"][0] for reply in told), strict=True)))
 
 
 def balanced_rows(turns: Turns, who: str) -> int:

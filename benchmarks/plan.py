@@ -8,12 +8,13 @@ what its user has before the job runs: the model's file, a step and an update of
 rank by itself, and the links as `mlxdist doctor --json` measures them. For wires of
 1 Gbit/s its figure from the name alone, `--link 1gbe`, is told as well.
 
-The figure is predicted / measured, the median over turns, since the machine's own speed
-changes between them; for the state as `plan` says to keep it (sharded), and replicated.
-For measured links the prediction is what `plan` expects; for a name it is the longest,
-since hosts compute on CPUs, and sending takes the cores that compute. A rank by itself
-is timed while all others are too, since all hosts share this machine's cores. Doctor,
-one rank, and the steps take turns. Needs root on Linux, and iproute2.
+The figure is predicted / measured, the median over turns; for the state as `plan` says
+to keep it (sharded), and replicated. For measured links the prediction is what `plan`
+expects; for a name it is the longest, since hosts compute on CPUs, and sending takes
+the cores that compute. A rank by itself is timed while all others are too, since all
+hosts share this machine's cores. The machine's own speed changes from one second to the
+next, so that steps by itself, sharded and replicated follow one another one by one;
+doctor comes once in each turn. Needs root on Linux, and iproute2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import common
+from common import plots
 from common.progress import Progress
 from common.turns import Turns
 from parts.hosts import VirtualCluster, mpi_on_hosts
@@ -46,7 +49,7 @@ NAMED = {"1gbit": "1gbe", "10gbit": "10gbe"}
 ROWS = (4, 24)
 Turn = dict[tuple[str, ...], list[float]]
 Prediction = dict[str, dict[str, float]]
-ROUNDS = 2  # samples in one turn
+ROUNDS = 4  # samples of each part in one turn
 
 
 def main() -> None:
@@ -59,6 +62,7 @@ def main() -> None:
             show(out, name, case)
         if args.json:
             common.write_json(args.json, __doc__.splitlines()[0], result)
+            draw(args.json, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,12 +89,11 @@ def measure(
     out: Any, hosts: int, rate: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One cluster: its links, and the cases of few and many rows, in turns."""
-    keys = [(rows, *part) for rows in args.rows for part in PARTS]
     turns_of: dict[int, list[Turn]] = {rows: [] for rows in args.rows}
     links = []
     with VirtualCluster(hosts, rate=rate) as cluster:
         player = mpi_on_hosts(cluster, "ours", SCRIPT, "ours")
-        total = args.turns * (len(keys) + 1)
+        total = args.turns * (len(args.rows) + 1)
         title = f"{hosts} hosts, {rate}"
         with Turns([player]) as turns, Progress(out, total, title) as progress:
             model = cluster.folder / "model.safetensors"
@@ -98,11 +101,9 @@ def measure(
             for number in range(args.turns):
                 links.append(doctor(cluster))
                 progress.advance("links")
-                for rows in args.rows:
-                    turns_of[rows].append({})
-                for rows, *part in common.order_of(keys, number):
-                    turns_of[rows][-1][tuple(part)] = ask(turns, rows, *part)
-                    progress.advance(f"{' '.join(part)}, {rows} rows")
+                for rows in common.order_of(args.rows, number):
+                    turns_of[rows].append(ask(turns, rows))
+                    progress.advance(f"{rows} rows")
         options = ["-n", str(hosts), "--link", NAMED[rate], "--model", str(model)]
         options += ["--measured", str(cluster.folder / "links.json")]
         told = []
@@ -161,10 +162,14 @@ def case_of(turns: list[Turn], told: list[Prediction]) -> dict[str, Any]:
     }
 
 
-def ask(turns: Turns, rows: int, who: str, what: str) -> list[float]:
-    """Samples of the slowest rank, in seconds."""
-    told = turns.ask("ours", who=who, what=what, rows=rows, rounds=ROUNDS)
-    return list(map(max, zip(*(reply["seconds"] for reply in told), strict=True)))
+def ask(turns: Turns, rows: int) -> Turn:
+    """Samples of each part, of the slowest rank, in seconds."""
+    told = turns.ask("ours", parts=PARTS, rows=rows, rounds=ROUNDS)
+    every = zip(*(reply["seconds"] for reply in told), strict=True)
+    return {
+        part: list(map(max, zip(*ranks, strict=True)))
+        for part, ranks in zip(PARTS, every, strict=True)
+    }
 
 
 def doctor(cluster: VirtualCluster) -> dict[str, Any]:
@@ -192,6 +197,35 @@ def show(out: Any, name: str, case: dict[str, Any]) -> None:
     columns = ["state", "measured ms", "predicted ms", "predicted / measured"]
     common.print_table(out, name, columns, rows)
     out.print()
+
+
+def draw(path: Path, cases: dict[str, Any]) -> None:
+    """Each case's predictions as parts of what was measured: turns, and medians."""
+    title = "mlxdist plan: predicted / measured step time"
+    looks = {
+        ("sharded", True): ("o", plots.OURS, "sharded, links measured by doctor"),
+        ("replicated", True): ("s", plots.OURS_TOO, "replicated, links measured"),
+        ("sharded", False): ("x", plots.THEIRS, "sharded, link by its name"),
+    }
+    with plots.picture(path, title, size=(10, 4.5), grid="y") as axes:
+        axes.axhspan(0.85, 1.15, color="#eef3f8", label="within 15%")
+        axes.axhline(1, color=plots.LINE, linewidth=0.8)
+        for number, case in enumerate(cases.values()):
+            for place, ((who, measured), look) in enumerate(looks.items()):
+                marker, color, label = look
+                medians = case["predicted_by_measured"][who]
+                (link,) = [name for name in medians if (name == "measured") == measured]
+                turns = case["predicted_by_measured_in_each_turn"][who][link]
+                x = number + 0.2 * (place - 1)
+                axes.plot([x] * len(turns), turns, ".", color=color, alpha=0.35)
+                label = label if number == 0 else None
+                axes.plot([x], [medians[link]], marker, color=color, label=label)
+        names = [name.replace(", ", "\n") for name in cases]
+        axes.set_xticks(range(len(cases)), names)
+        axes.set_ylabel("predicted / measured; small: single turns")
+        axes.legend(frameon=False, ncols=4, loc="upper center", fontsize=9)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.7), max(high, 1.3) + 0.1)
 
 
 if __name__ == "__main__":

@@ -112,16 +112,18 @@ def main() -> None:
 
     numbers = np.random.default_rng(rank)
 
-    def turn(who: str, what: str, rows: int, rounds: int) -> dict[str, Any]:
-        seconds = []
+    def turn(parts: list[list[str]], rows: int, rounds: int) -> dict[str, Any]:
+        """Seconds of each (who, what), one after the other, in each of the rounds."""
+        seconds: list[list[float]] = [[] for _ in parts]
         for number in range(-1, rounds):
-            x = mx.array(numbers.integers(0, 255, (rows, CONTEXT + 1)))
-            mx.eval(x)
-            barrier()
-            began = time.perf_counter()
-            getattr(made[who], what)(x)
-            if number >= 0:
-                seconds.append(time.perf_counter() - began)
+            for taken, (who, what) in zip(seconds, parts, strict=True):
+                x = mx.array(numbers.integers(0, 255, (rows, CONTEXT + 1)))
+                mx.eval(x)
+                barrier()
+                began = time.perf_counter()
+                getattr(made[who], what)(x)
+                if number >= 0:
+                    taken.append(time.perf_counter() - began)
         return {"seconds": seconds}
 
     answer_turns(rank, turn)

@@ -21,6 +21,12 @@ _LOCAL = ("localhost", "127.0.0.1")
 # What mpirun and this package tell the ranks.
 _RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", "MLXDIST_JOB", "MLXDIST_MARKS")
 _RESERVED_NAMES = ("MLXDIST_RUN_DIR",)
+# By which programs, this machine's mpirun among them, find code to run. A host file may
+# be somebody else's.
+_FINDS_CODE = re.compile(
+    r"(LD|DYLD|OMPI|OPAL|MPI4PY|UCX|FI|HWLOC|SSH|BASH|MLXDIST)_.*|PYTHON.*|"
+    r"PATH|HOME|ENV|IFS|SHELL|GCONV_PATH|MLX_MPI_LIBNAME"
+)
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,16 @@ def _variables(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         )
     if not isinstance(envs, list) or not all(isinstance(one, str) for one in envs):
         raise ValueError(f'found envs {envs!r}, wanted a list of "NAME=VALUE"')
-    return tuple(check_variable(*_halves(one)) for one in envs)
+    return tuple(_variable_of_file(*_halves(one)) for one in envs)
+
+
+def _variable_of_file(name: str, value: str) -> tuple[str, str]:
+    if _FINDS_CODE.fullmatch(name.upper()):
+        raise ValueError(
+            f"environment variable {name}: programs find code to run by it, which a "
+            f"host file must not say; where you want it so, give --env {name}=..."
+        )
+    return check_variable(name, value)
 
 
 def _halves(text: str) -> tuple[str, str]:

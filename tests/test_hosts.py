@@ -129,6 +129,32 @@ def test_hostile_variables_are_refused(name):
         hosts.check_variable("A", "x\0y")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("LD_PRELOAD", "ld_preload", "DYLD_INSERT_LIBRARIES", "PATH", "HOME", "ENV"),
+        *("BASH_ENV", "PYTHONPATH", "PYTHONSTARTUP", "MPI4PY_LIBMPI", "OPAL_PREFIX"),
+        *("OMPI_MCA_plm_ssh_agent", "OMPI_MCA_mca_base_component_path"),
+        *("MLX_MPI_LIBNAME", "FI_PROVIDER_PATH", "UCX_MODULE_DIR", "SSH_ASKPASS"),
+        *("MLXDIST_JOB", "PRTE_MCA_plm_ssh_agent", "PMIX_MCA_x", "A B", ""),
+    ],
+)
+def test_a_host_file_s_variables_name_no_code(name, tmp_path, capsys):
+    path, script = tmp_path / "hosts.json", tmp_path / "x.py"
+    (tmp_path / "agent").write_text(f"#!/bin/sh\ntouch {tmp_path}/marker\n")
+    (tmp_path / "agent").chmod(0o755)
+    script.touch()
+    hosts_of_file = [{"ssh": "localhost"}]
+    told = {"hosts": hosts_of_file, "envs": ["MLX_A=b", f"{name}={tmp_path}/agent"]}
+    path.write_text(json.dumps(told))
+    assert cli.main(["run", f"--hostfile={path}", str(script)]) == 2
+    assert f"{path}: environment variable" in capsys.readouterr().err
+    assert not (tmp_path / "marker").exists()
+    told["envs"].pop()
+    path.write_text(json.dumps(told))
+    assert hosts.read_hosts(path).variables == (("MLX_A", "b"),)
+
+
 @given(st.text(max_size=20))
 def test_whatever_passes_is_harmless(name):
     try:

@@ -125,7 +125,7 @@ def _device(
 ) -> Finding:
     """What MLX computes on. On Linux its wheel alone brings no backend."""
     if "error" in own:
-        return Finding("device", "", own["error"], "failure", place.mlx())
+        return Finding("device", "", own["error"], "failure", place.mlx(own["error"]))
     found = f"{own['kind']}, {own['name']}"
     wanted = reference.get("kind", own["kind"])
     if own["kind"] == wanted:

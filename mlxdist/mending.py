@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _PLAIN = re.compile(r"[\w\s./=:@%+,-]*", re.ASCII)  # what no shell takes for its own
 _SYSTEM_S = ("/", "/usr", "/usr/local", "/opt/homebrew")
@@ -28,6 +29,10 @@ class Place:
     def is_mac(self) -> bool:
         return self.system.startswith("Darwin")
 
+    @property
+    def where(self) -> str:
+        return f"on {self.host}" if self.host else "here"
+
     def run(self, command: str, *, terminal: bool = False) -> str:
         """The command line, for a shell here, that runs a command there."""
         if not self.host:
@@ -35,15 +40,20 @@ class Place:
         quoted = command if _PLAIN.fullmatch(command) else shlex.quote(command)
         return f"ssh {'-t ' * terminal}{shlex.quote(self.host)} {quoted}"
 
-    def pip(self, words: str) -> str:
+    def pip(self, *words: str) -> str:
         """pip's installation of some packages there."""
-        return self.run(f"{shlex.quote(self.python)} -m pip install {words}")
+        return self.run(shlex.join([self.python, "-m", "pip", "install", *words]))
 
-    def mlx(self, error: str) -> str:
+    def mlx(self, version: str | None = None, *, cuda: bool = False) -> str:
         """MLX with what it computes with: its wheel for Linux has nothing by itself."""
-        backend = "cuda13" if re.search(r"libcu|libnccl|libnv", error) else "cpu"
-        name = "mlx" if self.is_mac else f"'mlx[{backend}]'"
-        return self.pip(f"--force-reinstall {name}")
+        name = "mlx" if self.is_mac else f"mlx[{'cuda13' if cuda else 'cpu'}]"
+        pinned = f"{name}=={version}" if version else name
+        return self.pip("--force-reinstall", pinned)
+
+    def mlxdist(self) -> str:
+        """This package."""
+        source, where = _source()
+        return f"{self.pip(source)}   # {where}"
 
     def accelerators(self) -> str:
         """Shows which there are."""
@@ -103,13 +113,15 @@ def to_reach(place: Place, error: str, version: str) -> str:
             not told its own.
     """
     host = shlex.quote(place.host or "localhost")
-    if re.search(r"Permission denied|no such identity", error):
+    if re.search(r"Permission denied \(|no such identity", error):
         return f"ssh-copy-id {host}   # after ssh-keygen, where there is no key yet"
     if "Host key verification failed" in error:
         return f"ssh {host} true   # compare the key it shows with the host's, once"
     if re.search(r"resolve hostname|not known", error):
         return f"ping -c 3 {host}   # a Mac's name on the network is NAME.local"
-    if re.search(r"[Nn]o such file|not found|[Nn]ot a directory", error):
+    if re.search(
+        r"[Nn]o such file|not found|[Nn]ot a directory|Permission denied", error
+    ):
         return _python_at(place, version)
     allow = (
         "sudo systemsetup -setremotelogin on"
@@ -130,6 +142,15 @@ def _python_at(place: Place, version: str) -> str:
         where = f"on {place.host or 'this machine'}, at {place.python}"
         return f"install Python {version} {where}, or give --python another path"
     name = f"python{'.'.join(version.split('.')[:2])}"
-    python = shlex.quote(place.python)
-    made = f"{name} -m venv {shlex.quote(folder)}"
-    return place.run(f"{made} && {python} -m pip install mlxdist")
+    source, where = _source()
+    made = shlex.join([name, "-m", "venv", folder])
+    filled = shlex.join([place.python, "-m", "pip", "install", source])
+    return f"{place.run(f'{made} && {filled}')}   # {where}"
+
+
+def _source() -> tuple[str, str]:
+    """What pip installs this package from, and where that is."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").exists():
+        return str(root), "a copy of the checkout that is here"
+    return ".", "in a checkout of mlxdist"

@@ -133,10 +133,11 @@ def test_hostile_variables_are_refused(name):
     "name",
     [
         *("LD_PRELOAD", "ld_preload", "DYLD_INSERT_LIBRARIES", "PATH", "HOME", "ENV"),
-        *("BASH_ENV", "PYTHONPATH", "PYTHONSTARTUP", "MPI4PY_LIBMPI", "OPAL_PREFIX"),
-        *("OMPI_MCA_plm_ssh_agent", "OMPI_MCA_mca_base_component_path"),
-        *("MLX_MPI_LIBNAME", "FI_PROVIDER_PATH", "UCX_MODULE_DIR", "SSH_ASKPASS"),
-        *("MLXDIST_JOB", "PRTE_MCA_plm_ssh_agent", "PMIX_MCA_x", "A B", ""),
+        *("BASH_ENV", "SHELLOPTS", "PS4", "PYTHONPATH", "PYTHONSTARTUP", "TMPDIR"),
+        *("OMPI_MCA_plm_ssh_agent", "OMPI_MCA_mca_base_component_path", "OPAL_PREFIX"),
+        *("MPI4PY_LIBMPI", "MLX_MPI_LIBNAME", "MLX_PTX_CACHE_DIR", "MLXDIST_JOB"),
+        *("OPENSSL_CONF", "COMPILER_PATH", "FI_PROVIDER_PATH", "SSH_ASKPASS", "A B"),
+        *("PRTE_MCA_plm_ssh_agent", "PMIX_MCA_x", "pmix_x", "MLX_METAL_x", "MLX_MAX_"),
     ],
 )
 def test_a_host_file_s_variables_name_no_code(name, tmp_path, capsys):
@@ -144,15 +145,15 @@ def test_a_host_file_s_variables_name_no_code(name, tmp_path, capsys):
     (tmp_path / "agent").write_text(f"#!/bin/sh\ntouch {tmp_path}/marker\n")
     (tmp_path / "agent").chmod(0o755)
     script.touch()
-    hosts_of_file = [{"ssh": "localhost"}]
-    told = {"hosts": hosts_of_file, "envs": ["MLX_A=b", f"{name}={tmp_path}/agent"]}
-    path.write_text(json.dumps(told))
+    fine = {"MLX_METAL_FAST_SYNCH": "1", "OMP_NUM_THREADS": "2", "MLX_ENABLE_TF32": "="}
+    envs = [f"{key}={value}" for key, value in fine.items()]
+    told = {"hosts": [{"ssh": "localhost"}], "envs": envs}
+    path.write_text(json.dumps({**told, "envs": [*envs, f"{name}={tmp_path}/agent"]}))
     assert cli.main(["run", f"--hostfile={path}", str(script)]) == 2
     assert f"{path}: environment variable" in capsys.readouterr().err
     assert not (tmp_path / "marker").exists()
-    told["envs"].pop()
     path.write_text(json.dumps(told))
-    assert hosts.read_hosts(path).variables == (("MLX_A", "b"),)
+    assert hosts.read_hosts(path).variables == tuple(fine.items())
 
 
 @given(st.text(max_size=20))
@@ -189,7 +190,7 @@ def test_lists_of_hosts():
     assert hosts.parse_hosts("10.0.0.1:3") == (Host("10.0.0.1", 3),)
     assert hosts.parse_hosts("a:2,b,a") == (Host("a", 3), Host("b"))
     assert hosts.parse_hosts("localhost:4") == (Host("localhost", 4),)
-    for text in ("localhost,mac1", "mac1,127.0.0.1"):
+    for text in ("localhost,mac1", "mac1,127.0.0.1", "mac1,LocalHost", "127.0.0.2,a"):
         with pytest.raises(ValueError, match="as the others reach it"):
             hosts.parse_hosts(text)
 
@@ -221,8 +222,10 @@ def test_mlx_s_host_file(tmp_path):
     wanted = (Host("mac1", 1, ("10.0.0.1",)), Host("mac2"))
     path.write_text(json.dumps(listed))
     assert hosts.read_hosts(path) == (wanted, ())
-    path.write_text(json.dumps({"hosts": listed, "envs": ["A=b=c"], "backend": "any"}))
-    assert hosts.read_hosts(path) == (wanted, (("A", "b=c"),))
+    path.write_text(
+        json.dumps({"hosts": listed, "envs": ["MLX_MAX_A=b=c"], "backend": "any"})
+    )
+    assert hosts.read_hosts(path) == (wanted, (("MLX_MAX_A", "b=c"),))
     path.write_text(json.dumps([*listed, listed[0]]))  # once for each rank
     assert hosts.read_hosts(path).hosts[0] == Host("mac1", 2, ("10.0.0.1",))
     path.write_text(json.dumps([{"ssh": "mac1", "slots": 3}, {"ssh": "mac2"}]))

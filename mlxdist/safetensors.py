@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -74,11 +74,13 @@ def tensors_of(reader: Reader) -> list[Tensor]:
         if length > min(_LARGEST_HEADER, reader.nbytes - 8):
             raise ValueError(f"a header of {length} bytes")
         content = json.loads(_part(reader, 8, length))
+        if not isinstance(content, dict):
+            raise ValueError("its header is no object")
         content.pop("__metadata__", None)
         return [_tensor(reader, 8 + length, *item) for item in content.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DamagedError):
-            raise
+    except DamagedError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{reader.path} is no safetensors file: {error}") from None
 
 
@@ -90,11 +92,21 @@ def _part(reader: Reader, offset: int, count: int) -> bytes:
     return data.tobytes()
 
 
-def _tensor(reader: Reader, base: int, name: str, told: dict[str, Any]) -> Tensor:
-    names = {code: dtype for dtype, code in DTYPES.items()}
-    start, stop = told["data_offsets"]
-    shape = tuple(map(int, told["shape"]))
-    tensor = Tensor(name, names[told["dtype"]], shape, stop - start, base + start)
+def _tensor(reader: Reader, base: int, name: str, told: object) -> Tensor:
+    code, shape, place = (
+        told.get(key) if isinstance(told, dict) else None
+        for key in ("dtype", "shape", "data_offsets")
+    )
+    if not _whole(shape) or not _whole(place) or len(place) != 2:
+        raise ValueError(f"{name} is {told!r:.80}")
+    names = {known: dtype for dtype, known in DTYPES.items()}
+    if not isinstance(code, str) or code not in names:
+        raise ValueError(f"{name} is of dtype {code!r:.20}, which MLX has not")
+    start, stop = place
     if not 0 <= start <= stop <= reader.nbytes - base or min(shape, default=0) < 0:
         raise ValueError(f"{name} lies outside of it")
-    return tensor
+    return Tensor(name, names[code], tuple(shape), stop - start, base + start)
+
+
+def _whole(numbers: object) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(one) is int for one in numbers)

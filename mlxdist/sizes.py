@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,7 @@ class Model:
     entries: tuple[Entry, ...]
     optimizer: str
     bucket_size: int
+    left_out: int = 0  # bytes of tensors that are not trained: integers
 
     @property
     def parameter_bytes(self) -> int:
@@ -66,7 +68,17 @@ class Model:
             return ("replicated", "tensors")
         return ("replicated", "tensors", "elements")
 
+    @cached_property
+    def _plans(self) -> dict[tuple[int, Strategy], Plan]:
+        return {}
+
     def plan(self, ranks: int, mode: Strategy) -> Plan:
+        """Made once: tables ask for the same ones again and again."""
+        if (ranks, mode) not in self._plans:
+            self._plans[ranks, mode] = self._made(ranks, mode)
+        return self._plans[ranks, mode]
+
+    def _made(self, ranks: int, mode: Strategy) -> Plan:
         costs = {entry.path: float(self.state_bytes(entry)) for entry in self.entries}
         return make_plan(
             self.entries,
@@ -117,10 +129,14 @@ def model_of_files(paths: Sequence[Path], optimizer: str, *, bucket_size: int) -
     Raises:
         ValueError: a file is no safetensors file, or holds nothing to train.
     """
-    entries = [entry for path in paths for entry in _floats_in(path)]
-    if not entries:
+    entries, left_out = [], 0
+    for path in paths:
+        floats, others = _tensors_in(path)
+        entries += floats
+        left_out += others
+    if not any(entry.size for entry in entries):
         raise ValueError(f"{', '.join(map(str, paths))}: no float tensor to train")
-    return Model(tuple(entries), _known(optimizer), bucket_size)
+    return Model(tuple(entries), _known(optimizer), bucket_size, left_out)
 
 
 def _known(optimizer: str) -> str:
@@ -151,22 +167,29 @@ def memory(model: Model, ranks: int, mode: Mode) -> Memory:
 
 def gigabytes(nbytes: float) -> str:
     """`1.5 GB`, of 10^9 bytes."""
-    return f"{nbytes / 1e9:.3g} GB"
+    return f"{short(nbytes / 1e9)} GB"
 
 
-def _floats_in(path: Path) -> list[Entry]:
+def short(number: float) -> str:
+    """Three digits, or all of a larger whole one."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _tensors_in(path: Path) -> tuple[list[Entry], int]:
+    """A file's float tensors, and the bytes of all others."""
     from .blocks import Reader  # numpy comes with them: 0.1 s of every command's start
     from .safetensors import tensors_of
 
     reader = Reader(Path(os.path.realpath(path)))  # a hub's cache is full of links
     try:
-        found = [one for one in tensors_of(reader) if one.dtype in _FLOATS]
+        found = tensors_of(reader)
     finally:
         reader.close()
-    entries = [Entry(one.name, one.shape, one.dtype) for one in found]
-    for one, entry in zip(found, entries, strict=True):
+    floats = [one for one in found if one.dtype in _FLOATS]
+    entries = [Entry(one.name, one.shape, one.dtype) for one in floats]
+    for one, entry in zip(floats, entries, strict=True):
         if one.nbytes != entry.nbytes:
             raise ValueError(
                 f"{path} is no safetensors file: {entry} has {one.nbytes} bytes"
             )
-    return entries
+    return entries, sum(one.nbytes for one in found if one.dtype not in _FLOATS)

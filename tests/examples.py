@@ -198,5 +198,5 @@ def batch(step: int, examples: int) -> tuple[mx.array, mx.array]:
 def told_by_doctor(*pairs, **more):
     exchange = {"buckets": 4, "bytes": 2e7, "seconds": 0.1}
     exchange |= {"computing": 0.1, "both": 0.2}
-    links = {"ranks": 2, "hosts": ["a", "b"], "pairs": pairs, "exchange": exchange}
+    links = {"ranks": 2, "hosts": ["a", "b"], "pairs": [*pairs], "exchange": exchange}
     return {"links": {**links, **more}}

@@ -7,7 +7,7 @@ import sys
 import pytest
 from examples import told_by_doctor
 
-from mlxdist import cli
+from mlxdist import cli, predict
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,48 @@ def test_the_command(capsys, tmp_path):
     assert cli.main([*words, "-n", "2", "-n", "3", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)[0]["seconds"]["elements"]
     assert list(times) == ["measured", "thunderbolt5", "2.5gbit"]
-    assert times["2.5gbit"]["wire"] == pytest.approx(4e6 * 8 / 2.5e9 * 1.046, rel=0.02)
+    wire = 4e6 * (8 / 2.5e9 * 1.046 + predict._WORK)
+    assert times["2.5gbit"]["wire"] == pytest.approx(wire, rel=0.02)
     assert cli.main([*words, "-n", "2", "-n", "3"]) == 0
     text = capsys.readouterr().out
     assert "thunderbolt5" in text
     assert "3 hosts: elements: saves" in text
+
+
+def test_what_is_won_is_told_where_a_step_is_known(capsys):
+    words = ["plan", "--parameters", "4e6", "--link", "1gbe", "-n", "1", "-n", "4"]
+    told = "how many times the examples a second of one host:"
+    assert cli.main(words) == 0
+    assert told not in capsys.readouterr().out
+    words += ["--step-time", "0.1"]
+    assert cli.main([*words, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[1]
+    time = row["seconds"][row["mode"]]["1gbe"]
+    assert cli.main(words) == 0
+    header, one, four, *_ = capsys.readouterr().out.partition(told)[2].split("\n")[1:]
+    assert (header.split(), one.split()) == (["hosts", "1gbe"], ["1", "1"])
+    least, most = map(float, four.split()[1].split("-"))
+    assert least == pytest.approx(0.4 / time["longest"], rel=0.05)
+    assert most == pytest.approx(0.4 / time["shortest"], rel=0.05)
+
+
+def test_hosts_that_are_too_small_are_told(capsys):
+    words = ["plan", "--parameters", "7e9", "-n", "2", "-n", "8", "--memory", "64"]
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "84.2 84.2 nothing fits 8 112" in said
+    assert "2 hosts: elements: nothing fits: it needs 84.2 GB of 64 GB" in said
+    assert "8 hosts: elements: saves" in said
+
+
+def test_a_reader_may_leave():
+    words = [sys.executable, "-m", "mlxdist.cli", "plan", "--parameters", "1e6"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +93,9 @@ def test_the_command(capsys, tmp_path):
             "--model /no/file: No such file or directory; wanted safetensors files",
         ),
         ("plan --model /", "/ is not a file"),
+        ("plan --model x --dtype float32", "a model file has its own"),
         ("plan --parameters 5 --step-time -1", "wanted a number above 0"),
+        ("plan --parameters 5 --link 9999999999gbit", "found '9999999999gbit'"),
         ("plan --parameters 5 --optimizer none", "invalid choice: 'none'"),
         ("plan --parameters 5 --link fast", "found 'fast', wanted one of thunder"),
         ("plan --parameters 5 --link 0gbit", "found '0gbit'"),

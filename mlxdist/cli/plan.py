@@ -16,6 +16,7 @@ from mlxdist import predict, sizes
 from mlxdist.predict import LINKS, Link
 from mlxdist.sizes import Mode, Model
 
+from . import plan_table
 from .options import positive, read_for, seconds
 
 _DESCRIPTION = """\
@@ -33,17 +34,12 @@ examples:
   mlxdist doctor -H mac1,mac2 --json >links.json
   mlxdist plan --parameters 350e6 --step-time 0.8 --measured links.json
 
-Links are line rates less headers, and latencies are assumed; --measured takes those of
-your own hosts. Activations are not counted.
+Links by name are line rates less headers; latencies, and what adding and copying take,
+are assumed. --measured takes all of it of your own hosts. Activations are not counted.
 """
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _MOST = 4096  # hosts, as with `mlxdist run`
-_STYLE: dict[str, Any] = {
-    "box": None,
-    "pad_edge": False,
-    "header_style": "dim",
-}
 
 
 def add_parser(commands: Any) -> None:
@@ -75,9 +71,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of parameters, gradients and state (default: %(default)s; a model file "
-        "has its own)",
+        help="of --parameters, their gradients and state (default: float32); a model "
+        "file has its own",
     )
     parser.add_argument(
         "-n",
@@ -131,6 +126,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from mlxdist.optimizer import DEFAULT_BUCKET_SIZE  # MLX comes with it: 0.2 s
 
     if parsed.model:
+        if parsed.dtype:
+            raise ValueError("--dtype is for --parameters: a model file has its own")
         _check_files(parsed.model)
         model = sizes.model_of_files(
             parsed.model, parsed.optimizer, bucket_size=DEFAULT_BUCKET_SIZE
@@ -138,7 +135,7 @@ def _run(parsed: argparse.Namespace) -> int:
     else:
         model = sizes.model_of_size(
             parsed.parameters,
-            parsed.dtype,
+            parsed.dtype or "float32",
             parsed.optimizer,
             bucket_size=DEFAULT_BUCKET_SIZE,
         )
@@ -151,7 +148,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(rows, indent=1))
     else:
-        _print(model, rows, links, parsed)
+        plan_table.show(model, rows, links, parsed.step_time)
     return 0
 
 
@@ -164,14 +161,14 @@ def _check_files(paths: Sequence[Path]) -> None:
 
 def _links(parsed: argparse.Namespace) -> list[Link]:
     """Those asked for; the user's own, where there is nothing else, or all of them."""
-    asked: list[Link] = list(parsed.link or ())
+    asked = list({link.name: link for link in parsed.link or ()}.values())
     if parsed.measured is None:
         return asked or list(LINKS.values())
     with read_for("--measured", "what `mlxdist doctor -H ... --json` printed"):
         text = parsed.measured.read_bytes()
     try:
         own = predict.measured_link(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--measured {parsed.measured}: {error}") from None
     return [own, *asked]
 
@@ -179,13 +176,12 @@ def _links(parsed: argparse.Namespace) -> list[Link]:
 def _row(
     model: Model, ranks: int, links: Sequence[Link], parsed: argparse.Namespace
 ) -> dict[str, Any]:
-    mode, why = predict.choice(model, ranks, parsed.memory)
+    choice = predict.choice(model, ranks, parsed.memory)
     needed = {one: sizes.memory(model, ranks, one) for one in model.modes}
     times = {one: _times(model, ranks, one, links, parsed) for one in model.modes}
     return {
         "ranks": ranks,
-        "mode": mode,
-        "why": why,
+        **choice._asdict(),
         "memory": {
             one: {**asdict(found), "total": found.total}
             for one, found in needed.items()
@@ -218,58 +214,11 @@ def _times(
     return found
 
 
-def _print(
-    model: Model,
-    rows: Sequence[dict[str, Any]],
-    links: Sequence[Link],
-    parsed: argparse.Namespace,
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(
-        f"{model.elements:,} parameters in {len(model.entries)} tensors, "
-        f"{sizes.gigabytes(model.parameter_bytes)}, {model.optimizer}"
-    )
-    needs = Table(**_STYLE)
-    needs.add_column("hosts", justify="right")
-    for mode in model.modes:
-        needs.add_column(mode, justify="right")
-    needs.add_column("take")
-    takes = Table(**_STYLE)
-    for name in ("hosts", *(link.name for link in links)):
-        takes.add_column(name, justify="right")
-    for row in rows:
-        totals = (row["memory"][mode]["total"] for mode in model.modes)
-        room = (f"{total / 1e9:.3g}" for total in totals)
-        needs.add_row(str(row["ranks"]), *room, row["mode"])
-        times = (_range(row["seconds"][row["mode"]][link.name]) for link in links)
-        takes.add_row(str(row["ranks"]), *times)
-    console.print("\nGB a rank, without activations:")
-    console.print(needs)
-    console.print(
-        "\nseconds a step, where an accelerator computes - where the CPU does:"
-    )
-    console.print(takes)
-    last = rows[-1]
-    console.print(f"\n{last['ranks']} hosts: {last['mode']}: {last['why']}.")
-    if parsed.step_time is None:
-        console.print("Seconds are the network's alone; --step-time adds computing.")
-
-
-def _range(told: dict[str, Any]) -> str:
-    if told["expected"] is not None:
-        return f"{told['expected']:.3g}"
-    low, high = f"{told['shortest']:.3g}", f"{told['longest']:.3g}"
-    return low if low == high else f"{low}-{high}"
-
-
 def _link(text: str) -> Link:
     name = text.lower()  # as in 10GbE, Wifi, 1Gbit
     if name in LINKS:
         return LINKS[name]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(mbit|gbit)", name, re.ASCII)
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(mbit|gbit)", name, re.ASCII)
     if not found or not float(found[1]):
         known = ", ".join(LINKS)
         raise argparse.ArgumentTypeError(

@@ -19,7 +19,8 @@ from . import command, interfaces, launcher, probe, small_job
 from .hosts import Host
 
 _PATIENCE = 60.0  # seconds for a host's answer
-_LINK_PATIENCE = 120.0
+_LINK_PATIENCE = 120.0  # for a job over a few hosts
+_PER_HOST = 3.0  # and more for each
 
 
 def examine(hosts: Sequence[Host], python: str) -> dict[str, dict[str, Any]]:
@@ -78,15 +79,14 @@ def try_links(hosts: Sequence[Host], options: Sequence[str]) -> Mapping[str, Any
     """A job of a rank on each host, or of two on this machine: see links.main.
 
     Returns:
-        Its findings, or {"error": why}.
+        Its findings, or {"error": why, "command": what shows all that it says}.
     """
     slots = 2 if len(hosts) == 1 else 1
     where = ",".join(f"{host.name}:{slots}" for host in hosts)
-    ended = small_job.run(
-        [*options, *(["-H", where] if hosts else ["-n", "2"])],
-        "mlxdist.links",
-        patience=_LINK_PATIENCE,
-    )
+    options = [*options, *(["-H", where] if hosts else ["-n", "2"])]
+    patience = _LINK_PATIENCE + _PER_HOST * len(hosts)
+    ended = small_job.run(options, "mlxdist.links", patience=patience)
     if ended.code or not ended.told:
-        return {"error": ended.said}
+        command = shlex.join(["mlxdist", "run", *options, "-m", "mlxdist.links"])
+        return {"error": ended.said, "command": command}
     return ended.told

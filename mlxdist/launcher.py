@@ -133,7 +133,7 @@ def _checked(job: Job) -> Job:
         if job.ranks > cores:
             print(rank_main.too_many(job.ranks, cores), file=sys.stderr, flush=True)
         return replace(job, python=python)
-    return replace(job, python=python, interface=find_interface(job))
+    return replace(job, python=python, interface=network_for(job.hosts, job.interface))
 
 
 def find_python(given: str, *, elsewhere: bool) -> str:
@@ -148,16 +148,16 @@ def find_python(given: str, *, elsewhere: bool) -> str:
     return os.path.abspath(python)
 
 
-def find_interface(job: Job) -> str | None:
+def network_for(hosts: Sequence[Host], asked: str | None) -> str | None:
     """The network for MPI's traffic: the one asked for, or the best with all hosts.
 
     A network is the same on all hosts, where an interface's name may not be.
     """
-    if job.interface is not None:
-        return interfaces.network_of(job.interface)
+    if asked is not None:
+        return interfaces.network_of(asked)
     own = interfaces.here()
     mine = {str(one.address.ip) for one in own}
-    known = [host.addresses or addresses_of(host) for host in job.hosts]
+    known = [host.addresses or addresses_of(host) for host in hosts]
     others = [
         one
         for one in known

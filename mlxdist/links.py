@@ -19,15 +19,18 @@ import mlxdist
 from mlxdist.collectives import Weights
 from mlxdist.exchange import MESSAGE_BYTES
 from mlxdist.layout import Entry
-from mlxdist.optimizer import DEFAULT_BUCKET_SIZE
 from mlxdist.probe import MARK
 from mlxdist.sharding import make_plan
 from mlxdist.wire import Wire
 
 _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
-_SECONDS = 0.5  # of sending, for each pair
-_TENSORS, _ELEMENTS = 4, 2**20  # float32 of an exchange: 16 MiB
+_SECONDS = 0.5  # of sending, for each pair; and about what an exchange may take
+_ENOUGH = 0.05  # seconds of a trip that can be timed
+_TENSORS, _ELEMENTS = (
+    4,
+    2**20,
+)  # float32 of an exchange: 16 MiB, or less over slow wires
 _WIDTH = 256  # of the matrices that are multiplied beside it
 
 
@@ -47,12 +50,12 @@ def pairings(size: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def sums_are_exact(world: mlxdist.World, comm: Any) -> bool:
-    """MLX's all-reduce and MPI's, on a million whole numbers."""
-    own = mx.arange(2**20) + world.rank
-    wanted = world.size * mx.arange(2**20) + sum(range(world.size))
+    """MLX's all-reduce and MPI's, on a quarter of a million whole numbers."""
+    own = mx.arange(2**18) + world.rank
+    wanted = world.size * mx.arange(2**18) + sum(range(world.size))
     by_mlx = mx.distributed.all_sum(own, group=world.group)
     same = bool(mx.array_equal(by_mlx, wanted).item())
-    by_mpi = np.empty(2**20, np.int32)
+    by_mpi = np.empty(2**18, np.int32)
     comm.Allreduce(np.array(own), by_mpi)
     return same and bool((by_mpi == np.array(wanted)).all())
 
@@ -73,17 +76,26 @@ def measure(comm: Any, peer: int) -> tuple[float, float]:
             taken.append(time.perf_counter() - began)
         return taken
 
+    def trip(nbytes: int) -> float:
+        """The slower one's time: both must go on equally long."""
+        own, other = np.array(trips(_MESSAGES, nbytes, 1)), np.empty(1)
+        comm.Sendrecv(own, peer, recvbuf=other, source=peer)
+        return float(max(own[0], other[0]))
+
     latency = float(np.median(trips(1, 8, _ROUND_TRIPS)))
-    first = np.array([min(trips(_MESSAGES, MESSAGE_BYTES, 3))])
-    comm.Sendrecv(first, peer, recvbuf=(other := np.empty(1)), source=peer)
-    # Both must go on equally long. Medians, since other programs get in between.
-    times = max(5, int(_SECONDS / max(first[0], other[0])))
-    taken = trips(_MESSAGES, MESSAGE_BYTES, times)
-    return latency, _MESSAGES * MESSAGE_BYTES / float(np.median(taken))
+    nbytes = MESSAGE_BYTES // 64
+    while (once := trip(nbytes)) < _ENOUGH and nbytes < MESSAGE_BYTES:
+        nbytes *= 4
+    # Medians, since other programs get in between.
+    taken = trips(_MESSAGES, nbytes, max(5, int(_SECONDS / once)))
+    return latency, _MESSAGES * nbytes / float(np.median(taken))
 
 
-def exchange(world: mlxdist.World) -> dict[str, float]:
+def exchange(world: mlxdist.World, bandwidth: float) -> dict[str, float]:
     """The mean over all ranks of 16 MiB of float32, sums included.
+
+    Args:
+        bandwidth: of the slowest pair; less is exchanged where it is low.
 
     Returns:
         `seconds` of it, of as much `computing`, and of `both`: gradients that are
@@ -91,9 +103,12 @@ def exchange(world: mlxdist.World) -> dict[str, float]:
     """
     comm = world.host_transport
     assert comm is not None, "mlxdist run joins MPI"
-    entries = [Entry(str(index), (_ELEMENTS,), "float32") for index in range(_TENSORS)]
+    sent = 2 * (world.size - 1) / world.size * 4 * _TENSORS * _ELEMENTS
+    part = min(1.0, _SECONDS * bandwidth / sent) if sent else 1.0
+    elements = max(1024, int(part * _ELEMENTS))
+    entries = [Entry(str(index), (elements,), "float32") for index in range(_TENSORS)]
     plan = make_plan(
-        entries, world.size, strategy="replicated", bucket_size=DEFAULT_BUCKET_SIZE
+        entries, world.size, strategy="replicated", bucket_size=4 * elements
     )
     wire = Wire(plan, comm)
     weights = Weights.known(world.rank, [1.0] * world.size)
@@ -103,7 +118,7 @@ def exchange(world: mlxdist.World) -> dict[str, float]:
         mx.eval(wire.reduce(gradients, weights).arrays())
 
     def timed(work: Callable[[dict[str, Any]], None], rounds: int) -> float:
-        gradients = computed(paths, rounds)
+        gradients = computed(paths, elements, rounds)
         if not rounds:
             mx.eval(gradients)
         world.barrier()
@@ -122,22 +137,22 @@ def exchange(world: mlxdist.World) -> dict[str, float]:
     ]
     seconds, computing, both = np.median(samples, axis=0).tolist()
     return {
-        "buckets": _TENSORS,
-        "bytes": 4 * _TENSORS * _ELEMENTS,
+        "buckets": len(plan.buckets),
+        "bytes": 4 * _TENSORS * elements,
         "seconds": seconds,
         "computing": computing,
         "both": both,
     }
 
 
-def computed(paths: Sequence[str], rounds: int) -> dict[str, Any]:
+def computed(paths: Sequence[str], elements: int, rounds: int) -> dict[str, Any]:
     """Gradients as a backward pass gives them, each after so many more products."""
     matrix = mx.full((_WIDTH, _WIDTH), 1 / _WIDTH)
     gradients = {}
     for path in paths:
         for _ in range(rounds):
             matrix = matrix @ matrix
-        gradients[path] = mx.ones(_ELEMENTS) + matrix[0, 0]
+        gradients[path] = mx.ones(elements) + matrix[0, 0]
     return gradients
 
 
@@ -160,7 +175,6 @@ def main() -> None:
                 if world.rank == a:
                     own.append((a, b, latency, bandwidth))
         world.barrier()
-    together = exchange(world)
     found = world.control.all_gather_bytes(json.dumps(own).encode())
     hosts = world.control.all_gather_bytes(world.host.encode())
     pairs_found = [
@@ -168,12 +182,13 @@ def main() -> None:
         for part in found
         for a, b, latency, bandwidth in json.loads(part)
     ]
+    slowest_pair = min((one["bandwidth"] for one in pairs_found), default=0.0)
     told = {
         "exact": exact,
         "ranks": world.size,
         "hosts": [name.decode() for name in hosts],
         "pairs": pairs_found,
-        "exchange": together,
+        "exchange": exchange(world, slowest_pair),
     }
     world.print(MARK + json.dumps(told))
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import jobs
@@ -55,6 +56,17 @@ def test_hosts_that_are_well():
     ]
     for pair in pairs:  # of 125 MB/s; half of it where Open MPI sends in turns
         assert 20 < float(re.search(r"([\d,]+) MB/s", pair)[1]) < 125
+
+
+def test_a_slow_wire_is_no_failure():
+    """Less travels over it: 16 MiB, eleven times, would take minutes."""
+    began = time.monotonic()
+    with VirtualCluster(2, rate="10mbit") as cluster:
+        wrong, found = see(cluster, "-H", "node1,node2")
+    assert wrong == {}
+    (link,) = [one["found"] for one in found if one["check"] == "link"]
+    assert " 1 MB/s each way" in link
+    assert time.monotonic() - began < 40
 
 
 def test_equal_host_names_are_caught():

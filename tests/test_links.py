@@ -18,8 +18,9 @@ def test_links():
     assert fast.found == "a - b: 20 us, 900 MB/s each way at once"
     wrong, *_ = findings.of_links({**told, "exact": False}, ["a", "b", "c"])
     assert wrong.level == "failure"
-    (broken,) = findings.of_links({"error": "why"}, [])
+    (broken,) = findings.of_links({"error": "why", "command": "how"}, [])
     assert (broken.level, broken.found) == ("failure", "why")
+    assert broken.mend.startswith("how ")
 
 
 @pytest.mark.parametrize("size", range(1, 10))

@@ -1,5 +1,7 @@
 """`mlxdist test`: passes where all is well, and fails where something is broken."""
 
+import ipaddress
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import jobs
 import pytest
 from fake_hosts import hosts  # noqa: F401
 
-from mlxdist import examine, probe, small_job, trial
+from mlxdist import cli, examine, interfaces, probe, small_job, trial
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 sys.path.insert(0, str(LAUNCH))
@@ -147,4 +149,35 @@ def test_the_last_word_of_a_job(said, wanted, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
     job = small_job.run([], "mlxdist.links", patience=1)
     assert (job.code, job.said) == (3, wanted)
-    assert examine.try_links([], []) == {"error": wanted}
+    command = "mlxdist run --iface eth0 -n 2 -m mlxdist.links"
+    found = examine.try_links([], ["--iface", "eth0"])
+    assert found == {"error": wanted, "command": command}
+
+
+@pytest.mark.parametrize("command", ["test", "doctor"])
+def test_small_jobs_take_the_way_that_a_user_s_job_takes(
+    command, tmp_path, monkeypatch, capsys
+):
+    """By a host file's addresses and variables, which `-H` does not tell."""
+    networks = [("eth0", "10.0.0.1/24"), ("bridge0", "10.1.0.1/24")]
+    own = [
+        interfaces.Interface(name, "wired", ipaddress.IPv4Interface(address))
+        for name, address in networks
+    ]
+    listed = [{"ssh": f"mac{i}", "ips": [f"10.1.0.{i}"]} for i in (1, 2)]
+    told = {"hosts": listed, "envs": ["MLX_METAL_FAST_SYNCH=1"]}
+    (tmp_path / "hosts.json").write_text(json.dumps(told))
+    started = []
+
+    def run(options, *arguments, patience):
+        started.append(options)
+        return small_job.Ended(1, {}, "not tried", 0.0)
+
+    monkeypatch.setattr(interfaces, "here", lambda: own)
+    monkeypatch.setattr(small_job, "run", run)
+    monkeypatch.setattr(examine, "examine", lambda *_: {})
+    assert cli.main([command, "--hostfile", str(tmp_path / "hosts.json")]) == 1
+    assert "not tried" in capsys.readouterr().out
+    text = " ".join(started[0])
+    assert "--iface 10.1.0.0/24 --env MLX_METAL_FAST_SYNCH=1" in text
+    assert "-H mac1:1,mac2:1" in text

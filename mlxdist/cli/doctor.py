@@ -13,7 +13,7 @@ from typing import Any
 from mlxdist import examine, findings, launcher
 from mlxdist.findings import Finding, Level
 
-from .options import add_hosts, hosts_of, network_of
+from .options import add_hosts, hosts_of, job_options
 
 _DESCRIPTION = """\
 Look for what would stop or slow a job on this machine, or on several: versions, MPI,
@@ -77,14 +77,13 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]:
-    hosts = hosts_of(parsed).hosts
-    network = network_of(parsed, hosts)
+    named = hosts_of(parsed)
+    hosts, options = named.hosts, job_options(parsed, named)
     python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
     found = list(findings.findings(examine.examine(hosts, python), python))
     if any(one.level == "failure" for one in found):
         return found, {}  # a job over these hosts would fail, or give wrong numbers
-    options = ["--python", python]
-    options += ["--iface", network] if network is not None else []
+    options += ["--python", python]
     names = [host.name for host in hosts] if len(hosts) > 1 else ["rank 0", "rank 1"]
     links = examine.try_links(hosts, options)
     return found + list(findings.of_links(links, names)), links

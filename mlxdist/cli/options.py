@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxdist import hosts, interfaces
+from mlxdist import hosts, interfaces, launcher
 from mlxdist.hosts import Host
 
 
@@ -73,6 +73,19 @@ def network_of(parsed: argparse.Namespace, named: Sequence[Host]) -> str | None:
     if not named:
         raise ValueError("--iface is for several hosts: give -H or --hostfile")
     return interfaces.network_of(parsed.iface)
+
+
+def job_options(parsed: argparse.Namespace, named: hosts.HostFile) -> list[str]:
+    """Those of `mlxdist run` by which a small job takes the way that a user's takes.
+
+    The network is found here, since -H tells no addresses, as a host file may.
+    """
+    asked = network_of(parsed, named.hosts)
+    network = launcher.network_for(named.hosts, asked) if named.hosts else None
+    options = ["--iface", network] if network is not None else []
+    for name, value in named.variables:
+        options += ["--env", f"{name}={value}"]
+    return options
 
 
 @contextmanager

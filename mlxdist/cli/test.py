@@ -9,7 +9,7 @@ from typing import Any
 from mlxdist import trial
 from mlxdist.hosts import place
 
-from .options import add_hosts, hosts_of, network_of, positive
+from .options import add_hosts, hosts_of, job_options, positive
 
 _DESCRIPTION = """\
 Train a tiny model on these machines, in about a minute, and compare: with one process,
@@ -47,15 +47,13 @@ def _run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    hosts = hosts_of(parsed).hosts
-    network = network_of(parsed, hosts)
+    named = hosts_of(parsed)
+    hosts = named.hosts
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
     places = place(hosts, ranks) if hosts else []
-    options = ["-n", str(ranks)]
+    options = ["-n", str(ranks), *job_options(parsed, named)]
     if hosts:
         options += ["-H", ",".join(map(str, hosts))]
-    if network is not None:
-        options += ["--iface", network]
     console = Console(highlight=False, file=sys.stdout)
     tried = []
     for one in trial.trials(ranks, options, places):

@@ -66,7 +66,15 @@ def launch(job: Job) -> int:
             timeout=job.timeout,
         )
         code = mpirun.wait()
-        outcome = Outcome.read(run_dir, job.ranks, places, lost_hosts(output, run_dir))
+        outcome = Outcome.read(
+            run_dir,
+            job.ranks,
+            places,
+            lost=lost_hosts(output, run_dir),
+            killed=output.killed if mpirun.received is None else (),
+            left=output.left,
+            noticed=output.noticed,
+        )
         kill_survivors(run_dir, outcome.missing)
     return _verdict(job, code, mpirun, outcome)
 
@@ -243,7 +251,8 @@ def _verdict(job: Job, code: int, mpirun: Mpirun, outcome: Outcome) -> int:
 
 def _hint(hosts: Sequence[Host], outcome: Outcome) -> str:
     """Where no rank said anything, the machines themselves may be at fault."""
-    if not hosts or outcome.reasons or len(outcome.missing) < outcome.ranks:
+    told = outcome.reasons or outcome.killed
+    if not hosts or told or len(outcome.missing) < outcome.ranks:
         return ""
     listed = ",".join(map(str, hosts))
     return f"\n`mlxdist doctor -H {listed}` tells what is wrong with the hosts."

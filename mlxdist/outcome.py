@@ -18,6 +18,7 @@ class Outcome(NamedTuple):
     ended: tuple[int, ...] = ()  # those of them that another one's failure ended
     places: tuple[str, ...] = ()  # each rank's host, where there are several
     lost: tuple[str, ...] = ()  # hosts that mpirun lost touch with
+    killed: tuple[int, ...] = ()  # of the missing ones, where mpirun or others say so
 
     @classmethod
     def read(
@@ -26,7 +27,11 @@ class Outcome(NamedTuple):
         ranks: int,
         places: Sequence[str] = (),
         lost: Sequence[str] = (),
+        killed: Sequence[int] = (),
+        left: Sequence[str] = (),
+        noticed: Sequence[int] = (),
     ) -> Outcome:
+        """From the ranks' marks, and from what mpirun said: see Output."""
         missing = unfinished(run_dir, ranks)
         files = {rank: rank_main.mark_file(run_dir, "failed", rank) for rank in missing}
         reasons = {
@@ -38,9 +43,18 @@ class Outcome(NamedTuple):
             rank
             for rank in missing
             if rank not in reasons
-            and rank_main.mark_file(run_dir, "ended", rank).exists()
+            and (
+                rank in noticed or rank_main.mark_file(run_dir, "ended", rank).exists()
+            )
         )
-        return cls(ranks, missing, reasons, ended, tuple(places), tuple(lost))
+        died = [rank for rank in killed if rank in missing] or [
+            rank
+            for rank in missing
+            if places and left and _short(places[rank]) == _short(left[0])
+        ]
+        return cls(
+            ranks, missing, reasons, ended, tuple(places), tuple(lost), tuple(died)
+        )
 
     def __str__(self) -> str:
         if not self.missing:
@@ -60,14 +74,15 @@ class Outcome(NamedTuple):
         return "; ".join(parts)
 
     def _ended_with_it(self) -> list[int]:
-        """Where a host is lost, mpirun ends the others' ranks without a word."""
-        if not set(self.lost) & set(self.places):
+        """Over hosts mpirun, or Open MPI in them, ends other ranks without a word."""
+        first = [rank for rank in self.missing if self._host(rank) in self.lost]
+        first = first or list(self.killed if self.places else ())
+        if not first or self.reasons:
             return list(self.ended)
-        return [
-            rank
-            for rank in self.missing
-            if self.places[rank] not in self.lost and rank not in self.reasons
-        ]
+        return [rank for rank in self.missing if rank not in first]
+
+    def _host(self, rank: int) -> str:
+        return self.places[rank] if self.places else ""
 
     def _named(self, ranks: Sequence[int]) -> str:
         """`ranks 0 and 1`, or `ranks 0 and 1 on mac1, rank 2 on mac2`."""
@@ -77,6 +92,10 @@ class Outcome(NamedTuple):
         for rank in ranks:
             by_host.setdefault(self.places[rank], []).append(rank)
         return ", ".join(f"{_ranks(some)} on {host}" for host, some in by_host.items())
+
+
+def _short(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _ranks(ranks: Sequence[int]) -> str:

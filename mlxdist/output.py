@@ -17,7 +17,18 @@ from . import rank_main
 _TAG = re.compile(rb"\[\d+,(\d+)\]<std(?:out|err)>: ?")
 _MARK = rank_main.MARK.encode()
 _LOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
-_TAIL = 2000  # bytes of standard error in which mpirun's message on a lost host is
+# Of the rank that a signal ended, or that was the first to end with another code.
+_KILLED = re.compile(
+    rb"noticed that process rank (\d+)[^-]{0,200}? exited\s+on\s+signal|"
+    rb"The first process to do so was:\s+Process name: \[[^\]]{1,80},(\d+)\]"
+)
+# What Open MPI says in another rank, whose connection to it broke and which ends then.
+_ENDS = b"*** An error occurred"
+_NOTICED = re.compile(
+    rb"error occurred in Socket closed\n[^\n]{1,200}by process \[\d+,(\d+)\]"
+)
+_PEER = re.compile(rb"unexpectedly disconnected\.[^*]{0,900}?Peer host:\s+(\S+)\n")
+_TAIL = 2000  # bytes of standard error in which such a message is whole
 
 
 class Output:
@@ -31,12 +42,19 @@ class Output:
 
     Attributes:
         lost: hosts that mpirun says it lost.
+        left: hosts to whose ranks others' connections broke, the first one first.
+        noticed: ranks whose connection to another one broke, and which then ended.
     """
 
     def __init__(
         self, run_dir: str, *, ranks: int, word: str, label: bool, log_dir: Path | None
     ) -> None:
         self.lost: list[str] = []
+        self.left: list[str] = []
+        self.noticed: list[int] = []
+        self._killed: list[int] = []  # as mpirun says
+        self._asked: list[int] = []  # ranks that say so, while all is well elsewhere
+        self._calm = True
         self._run_dir, self._ranks, self._label = run_dir, ranks, label
         self._begin = f"{rank_main.MARK} {word} ".encode() if word else None
         self._tail = b""
@@ -57,6 +75,15 @@ class Output:
     def piped(self) -> tuple[bool, bool]:
         """Whether standard output and standard error must come through here."""
         return self.tagged, self.tagged or self._begin is not None
+
+    @property
+    def killed(self) -> list[int]:
+        """Ranks that a signal ended, or the first one to end otherwise.
+
+        A rank that is asked to end (SIGTERM) says so. If one does before anybody fails,
+        it was not mpirun that asked, since mpirun would have asked them all.
+        """
+        return self._killed or (self._asked if len(self._asked) == 1 else [])
 
     def copy(self, source: IO[bytes], target: int) -> threading.Thread:
         """A thread that copies one stream to its end."""
@@ -91,25 +118,41 @@ class Output:
         """What is to be shown now, and what is held until its line is whole."""
         if target != 2 or self._begin is None:
             return data, b""
-        self._tail = (self._tail + data)[-_TAIL:]
-        for name in _LOST.findall(self._tail):
-            if name.decode(errors="replace") not in self.lost:
-                self.lost.append(name.decode(errors="replace"))
         shown = b""
         while (start := data.find(_MARK[:1])) >= 0:
             candidate = data[start : start + len(self._begin)]
             if not self._begin.startswith(candidate):  # somebody else's control byte
-                shown, data = shown + data[: start + 1], data[start + 1 :]
+                shown, data = (
+                    shown + self._noticed(data[: start + 1]),
+                    data[start + 1 :],
+                )
                 continue
             line, end, rest = data[start:].partition(b"\n")
+            shown += self._noticed(_untagged_end(data[:start]))
             if not end:
-                return shown + _untagged_end(data[:start]), data[start:]
+                return shown, data[start:]
             if not self._leave(line[len(self._begin) :]):
-                shown += data[: start + 1]  # another rank's text came between
+                shown += data[start : start + 1]  # another rank's text came between
                 data = data[start + 1 :]
                 continue
-            shown, data = shown + _untagged_end(data[:start]), rest
-        return shown + data, b""
+            data = rest
+        return shown + self._noticed(data), b""
+
+    def _noticed(self, data: bytes) -> bytes:
+        """Looks for what is said of ranks that can't say it themselves; the text."""
+        self._tail = (self._tail + data)[-_TAIL:]
+        for names, pattern in ((self.lost, _LOST), (self.left, _PEER)):
+            for name in pattern.findall(self._tail):
+                if name.decode(errors="replace") not in names:
+                    names.append(name.decode(errors="replace"))
+        killed = (
+            signalled or first for signalled, first in _KILLED.findall(self._tail)
+        )
+        found = ((self._killed, killed), (self.noticed, _NOTICED.findall(self._tail)))
+        for ranks, new in found:
+            ranks += [rank for rank in map(int, new) if rank not in ranks]
+        self._calm = self._calm and _ENDS not in self._tail
+        return data
 
     def _leave(self, line: bytes) -> bool:
         mark, _, rest = line.decode(errors="replace").partition(" ")
@@ -117,6 +160,9 @@ class Output:
         if mark not in rank_main.MARKS or not rank.isdecimal():
             return False
         if int(rank) < self._ranks:
+            self._calm = self._calm and mark != "failed"
+            if self._calm and mark == "ended" and int(rank) not in self._asked:
+                self._asked.append(int(rank))
             path = rank_main.mark_file(self._run_dir, mark, int(rank))
             if not path.exists():
                 path.write_text(text, errors="replace")

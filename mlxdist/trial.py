@@ -68,7 +68,8 @@ def _equal(ended: Ended) -> Iterator[Trial]:
 
 
 def _noticed(ended: Ended, victim: int, named: str = "") -> Trial:
-    told = any(f"{word} {victim}" in ended.said for word in ("rank", "and", ","))
+    who, _, _ = ended.said.partition(" did not finish")
+    told = any(f"{word} {victim}" in who for word in ("rank", "and", ","))
     passed = ended.code != 0 and told and bool(ended.told.get("saved"))
     found = f"{named or f'rank {victim}'} was killed, exit code {ended.code}: "
     return Trial("a killed rank is noticed", passed, found + ended.said, ended.seconds)

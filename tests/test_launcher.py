@@ -107,23 +107,6 @@ def test_labels():
     )
 
 
-@pytest.mark.parametrize(
-    ("missing", "reasons", "text"),
-    [
-        ([], {}, "all ranks of 4 finished"),
-        ([2], {}, "rank 2 of 4 did not finish"),
-        (
-            [0, 1, 3],
-            {1: "exit 3"},
-            "rank 1 failed (exit 3); ranks 0 and 3 of 4 did not",
-        ),
-        ([0, 1, 3], {}, "ranks 0, 1 and 3 of 4 did not finish"),
-    ],
-)
-def test_the_outcome_in_words(missing, reasons, text):
-    assert str(launcher.Outcome(4, missing, reasons)).startswith(text)
-
-
 # What is refused, before mpirun is started
 
 

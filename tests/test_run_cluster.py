@@ -1,6 +1,7 @@
 """`mlxdist run` over hosts with wires: what is trained, and a host that is lost."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,37 @@ def test_a_lost_host_ends_the_job(tmp_path, how, seconds):
     assert process.returncode in (1, 137)  # mpirun's own, or what ended its ranks
     assert "mlxdist run: lost touch with node2; rank 1 on node2 of 3 did not" in err
     assert "rank 0 on node1, rank 2 on node3 were ended with it; mpirun exited" in err
+
+
+DIE = """
+import os, signal, sys, time, mlxdist
+world = mlxdist.init()
+world.barrier()
+if world.rank == int(sys.argv[1]):
+    os.kill(os.getpid(), int(sys.argv[2]))
+while True:
+    world.barrier()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_dies_is_told_from_those_that_notice(tmp_path, victim, number):
+    """Open MPI ends the others itself, and may blame one of them."""
+    (tmp_path / "die.py").write_text(DIE)
+    with VirtualCluster(3) as cluster:
+        hosts = ["-H", "node1,node2,node3"]
+        arguments = [str(victim), str(int(number))]
+        ran = run_on(cluster, *hosts, "die.py", *arguments, cwd=tmp_path)
+    # Which one of those who say nothing died is not always known, but never another.
+    told = ran.stderr.partition("mlxdist run: ")[2]
+    dead, _, ended = told.partition(" of 3 did not finish; ")
+    assert f"rank {victim} on node{victim + 1}" in dead, ran.stderr
+    assert f"rank {victim}" not in ended
+    if number == signal.SIGTERM:
+        assert dead == f"rank {victim} on node{victim + 1}"
+    assert ran.returncode not in (0, 2)
 
 
 def test_a_host_that_is_not_there(tmp_path):

@@ -78,7 +78,12 @@ class Job:
 
     @property
     def folder(self) -> str:
-        return os.path.abspath(self.cwd or os.getcwd())
+        try:
+            return os.path.abspath(self.cwd or os.getcwd())
+        except FileNotFoundError:
+            raise ValueError(
+                "the current folder is gone; cd to another one, or name one with --cwd"
+            ) from None
 
 
 def mpirun_command(
@@ -200,6 +205,8 @@ def rank_environment(
     result = dict(runtime.without_mpi(environment) if inside_a_job else environment)
     for name in _OWN:
         result.pop(name, None)
+    if (home := os.path.expanduser("~")) != "~":  # cron and the like set none
+        result.setdefault("HOME", home)
     result.update(job.variables)
     if job.threads is not None:
         result |= dict.fromkeys(THREAD_VARIABLES, str(job.threads))

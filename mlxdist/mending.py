@@ -113,6 +113,8 @@ def to_reach(place: Place, error: str, version: str) -> str:
             not told its own.
     """
     host = shlex.quote(place.host or "localhost")
+    if error.startswith("ssh: No such file"):
+        return "sudo apt install openssh-client   # here: there is no ssh on the PATH"
     if re.search(r"Permission denied \(|no such identity", error):
         return f"ssh-copy-id {host}   # after ssh-keygen, where there is no key yet"
     if "Host key verification failed" in error:

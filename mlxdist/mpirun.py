@@ -42,6 +42,7 @@ class Mpirun:
     ) -> None:
         self.received: int | None = None  # the first signal to end the job
         self.timed_out = False
+        self.held = False  # by a process of a rank that had finished itself
         self._run_dir, self._ranks, self._output = run_dir, ranks, output
         self._asked_at = 0.0
         self._passed_on = False
@@ -73,6 +74,7 @@ class Mpirun:
                 if finished_at is None and not unfinished(self._run_dir, self._ranks):
                     finished_at = time.monotonic()
                 if finished_at and time.monotonic() - finished_at > _FINISH_PATIENCE:
+                    self.held = True
                     self._process.kill()
             return code
         finally:

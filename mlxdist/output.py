@@ -14,7 +14,7 @@ from typing import IO
 
 from . import rank_main
 
-_TAG = re.compile(rb"\[\d+,(\d+)\]<std(?:out|err)>: ?")
+_TAG = re.compile(rb"\[\d+,(\d{1,9})\]<std(?:out|err)>: ?")
 _MARK = rank_main.MARK.encode()
 _LOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
 # Of the rank that a signal ended, or that was the first to end with another code.
@@ -39,6 +39,7 @@ class Output:
         word: the launcher's secret word in such lines; "" where marks are files.
         label: turn mpirun's tags into `[rank 1]`.
         log_dir: a folder for `rank-1.log` and so on.
+        again: whether the job was started again; its logs go on.
 
     Attributes:
         lost: hosts that mpirun says it lost.
@@ -47,7 +48,14 @@ class Output:
     """
 
     def __init__(
-        self, run_dir: str, *, ranks: int, word: str, label: bool, log_dir: Path | None
+        self,
+        run_dir: str,
+        *,
+        ranks: int,
+        word: str,
+        label: bool,
+        log_dir: Path | None,
+        again: bool = False,
     ) -> None:
         self.lost: list[str] = []
         self.left: list[str] = []
@@ -64,7 +72,7 @@ class Output:
             log_dir.mkdir(parents=True, exist_ok=True)
             for rank in range(ranks):
                 path = log_dir / f"rank-{rank}.log"
-                self._logs[rank] = path.open("wb", buffering=0)
+                self._logs[rank] = path.open("ab" if again else "wb", buffering=0)
 
     @property
     def tagged(self) -> bool:
@@ -172,10 +180,20 @@ class Output:
         """A line for the terminal, after its parts went to their ranks' files."""
         pieces = _TAG.split(line)  # text, rank, text, rank, text
         for rank, text in zip(pieces[1::2], pieces[2::2], strict=True):
-            if int(rank) in self._logs:
-                with self._lock:
-                    self._logs[int(rank)].write(text)
+            self._log(int(rank), text)
         return labelled(line) if self._label else b"".join(pieces[::2])
+
+    def _log(self, rank: int, text: bytes) -> None:
+        with self._lock:
+            file = self._logs.get(rank)
+            if file is None or file.closed:
+                return
+            try:
+                file.write(text)
+            except OSError as error:  # a full disk; the terminal goes on
+                del self._logs[rank]
+                told = f"mlxdist run: {file.name} ends here: {error.strerror}\n"
+                _write(2, told.encode(errors="replace"))
 
 
 def labelled(line: bytes) -> bytes:

@@ -18,7 +18,7 @@ def launch_again(job: Job, restarts: int) -> int:
     """
     for restart in range(restarts + 1):
         os.environ[VARIABLE] = str(restart)
-        code = launch(job)
+        code = launch(job, again=restart > 0)
         if code == 0 or isinstance(code, Stopped) or restart == restarts:
             break
         told = f"starts it again, {restart + 1} of {restarts}"

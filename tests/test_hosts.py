@@ -207,10 +207,16 @@ def test_open_mpi_s_host_file(tmp_path):
         ("mac1 slot=2", "line 1: found 'slot=2'"),
         ("mac1\nmac2 2", "line 2: found '2'"),
         ("mac1 -x A", "found '-x'"),
+        ("mac1:2", "found 'mac1:2', wanted: NAME slots=NUMBER"),
+        ("mac1 slots=2 max_slots=1", "slots=2 above max_slots=1"),
+        ("\n".join(f"mac{i}" for i in range(4097)), "4097 hosts; wanted at most"),
+        ("#" * 2**22 + "#", "is larger than"),
     ):
         (tmp_path / "hosts").write_text(text)
         with pytest.raises(ValueError, match=why):
             hosts.read_hosts(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfmac1 slots=2\r\nMAC1\r\n")
+    assert hosts.read_hosts(tmp_path / "hosts").hosts == (Host("mac1", 3),)
     (tmp_path / "hosts").write_bytes(b"mac1\xff")
     with pytest.raises(ValueError, match="not a text file"):
         hosts.read_hosts(tmp_path / "hosts")

@@ -144,9 +144,14 @@ def test_interfaces_may_be_named_or_networks():
 def test_the_network_of_an_interface():
     own = interfaces.parse(MAC)
     assert interfaces.network_of("bridge0", own) == "169.254.0.0/16"
-    assert interfaces.network_of("10.0.0.7/24", own) == "10.0.0.0/24"
-    with pytest.raises(ValueError, match=r"--iface 'en9'.*no interface.*it has br"):
-        interfaces.network_of("en9", own)
+    assert interfaces.network_of("192.168.1.7/24", own) == "192.168.1.0/24"
+    assert interfaces.network_of("192.168.0.0/16", own) == "192.168.0.0/16"
+    for absent in ("en9", "10.0.0.0/24"):  # a slip of the pen would take another one
+        with pytest.raises(ValueError, match=r"--iface '.*no such inter.*it has br"):
+            interfaces.network_of(absent, own)
+    for loop in ("lo0", "127.0.0.0/8"):
+        with pytest.raises(ValueError, match="reaches no other host"):
+            interfaces.network_of(loop, own)
     assert interfaces.network_of("en9", []) == "en9"  # a machine that tells nothing
 
 

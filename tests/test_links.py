@@ -1,8 +1,10 @@
-"""What `mlxdist doctor` measures between each pair of hosts, and what it says of it."""
+"""What `mlxdist doctor` says of what lies between hosts: networks, and each pair."""
 
+from functools import partial
 from itertools import combinations
 
 import pytest
+from test_doctor import answer, bad
 
 from mlxdist import findings, links
 
@@ -31,3 +33,22 @@ def test_pairings_meet_each_pair_once(size):
     for pairs in rounds:
         busy = [rank for pair in pairs for rank in pair]
         assert len(busy) == len(set(busy))
+
+
+def test_hosts_without_a_common_network():
+    other = {"ifconfig": "en0: flags=1<UP>\n\tinet 10.0.0.2 netmask 0xffffff00\n"}
+    (one,) = bad(("mac2", answer("mac2", network=other)))
+    assert (one.check, one.level) == ("shared network", "warning")
+
+
+def test_a_network_that_is_asked_for_and_not_there():
+    hosts = {"mac1": answer("mac1"), "mac2": answer("mac2")}
+    asked = partial(findings.shared_network, hosts)
+    assert asked("169.254.0.0/16").level == "ok"
+    assert asked("bridge0").level == "ok"  # a machine that tells nothing of its own
+    hosts["mac2"]["network"] = {
+        "ifconfig": "en0: flags=1<UP>\n\tinet 10.0.0.2 netmask 0xffffff00\n"
+    }
+    found = asked("169.254.0.0/16")
+    assert found.level == "failure"
+    assert found.found.startswith("mac2 not in 169.254.0.0/16: mac1: bridge0 (")

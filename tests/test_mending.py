@@ -150,6 +150,7 @@ def test_another_user_s_leftovers_are_theirs(tmp_path, monkeypatch):
             "ssh: connect to host mac2 port 22: Connection refused",
             "sudo systemsetup -setremotelogin on   # on mac2 itself",
         ),
+        ("ssh: No such file or directory", "sudo apt install openssh-client"),
         ("no answer within 60 s", "ping -c 3 mac2   # and there: sudo systemsetup"),
         (
             "zsh:1: no such file or directory: /venv/bin/python",

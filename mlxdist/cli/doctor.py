@@ -13,7 +13,7 @@ from typing import Any
 from mlxdist import examine, findings, launcher
 from mlxdist.findings import Finding, Level
 
-from .options import add_hosts, hosts_of, job_options
+from .options import add_hosts, hosts_of, job_options, network_of
 
 _DESCRIPTION = """\
 Look for what would stop or slow a job on this machine, or on several: versions, MPI,
@@ -80,7 +80,9 @@ def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]
     named = hosts_of(parsed)
     hosts, options = named.hosts, job_options(parsed, named)
     python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
-    found = list(findings.findings(examine.examine(hosts, python), python))
+    network = network_of(parsed, hosts)
+    answers = examine.examine(hosts, python)
+    found = list(findings.findings(answers, python, network))
     if any(one.level == "failure" for one in found):
         return found, {}  # a job over these hosts would fail, or give wrong numbers
     options += ["--python", python]

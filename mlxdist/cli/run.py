@@ -101,7 +101,8 @@ def _add_job_options(parser: Any) -> None:
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="end the job after that time, with exit code 124",
+        help="end the job after that time, with exit code 124; each start of it, with "
+        "--max-restarts",
     )
     parser.add_argument(
         "--label", action="store_true", help="begin each line with its rank: [rank 1]"

@@ -1,13 +1,16 @@
 """Fixtures and options of the tests; spmd.py has what a run under mpirun needs."""
 
 import hashlib
+import os
 import shutil
+import tempfile
 
 import hypothesis
 import pytest
 from spmd import Spmd
 
 SPMD = pytest.StashKey()
+TEMPORARY = pytest.StashKey()
 
 # Ranks must try the same examples, or their collectives part.
 hypothesis.settings.register_profile(
@@ -35,6 +38,9 @@ def pytest_configure(config):
     world = mlxdist.init()  # first: mpi4py starts nothing by itself from here on
     if world.rank:  # one report file, rank 0's
         config.option.xmlpath = None
+    # pytest removes what earlier runs left, at which ranks get into each other's way.
+    config.stash[TEMPORARY] = tempfile.mkdtemp(prefix="mlxdist-tests-rank-")
+    config.option.basetemp = os.path.join(config.stash[TEMPORARY], "tmp")
 
 
 @pytest.hookimpl(trylast=True)
@@ -51,6 +57,8 @@ def pytest_unconfigure(config):
     plugin = config.stash.get(SPMD, None)
     if plugin is not None and plugin.rank == 0:
         shutil.rmtree(plugin.folder, ignore_errors=True)
+    if TEMPORARY in config.stash:
+        shutil.rmtree(config.stash[TEMPORARY], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

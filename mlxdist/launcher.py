@@ -41,10 +41,11 @@ class Stopped(int):
 def launch(job: Job, *, again: bool = False) -> int:
     """Runs the job and returns its exit code: 0 only where every rank said it finished.
 
-    `again`: it failed before, and its log files go on.
-
     Otherwise it is mpirun's own, 1 where mpirun claims success, 124 where its time ran
     out, or 128 + the signal that ended the job (130 after Ctrl-C).
+
+    Args:
+        again: whether it failed before; its log files go on.
 
     Raises:
         ValueError: there is no such script or module, or not enough slots.

@@ -27,10 +27,8 @@ _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
 _SECONDS = 0.5  # of sending, for each pair; and about what an exchange may take
 _ENOUGH = 0.05  # seconds of a trip that can be timed
-_TENSORS, _ELEMENTS = (
-    4,
-    2**20,
-)  # float32 of an exchange: 16 MiB, or less over slow wires
+_TENSORS = 4  # of an exchange
+_ELEMENTS = 2**20  # float32 in each, or fewer over slow wires
 _WIDTH = 256  # of the matrices that are multiplied beside it
 
 

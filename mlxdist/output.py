@@ -6,6 +6,7 @@ error, and is taken out here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -148,18 +149,18 @@ class Output:
 
     def _noticed(self, data: bytes) -> bytes:
         """Looks for what is said of ranks that can't say it themselves; the text."""
-        self._tail = (self._tail + data)[-_TAIL:]
+        text = self._tail + data
+        self._tail = text[-_TAIL:]
         for names, pattern in ((self.lost, _LOST), (self.left, _PEER)):
-            for name in pattern.findall(self._tail):
-                if name.decode(errors="replace") not in names:
-                    names.append(name.decode(errors="replace"))
-        killed = (
-            signalled or first for signalled, first in _KILLED.findall(self._tail)
-        )
-        found = ((self._killed, killed), (self.noticed, _NOTICED.findall(self._tail)))
-        for ranks, new in found:
-            ranks += [rank for rank in map(int, new) if rank not in ranks]
-        self._calm = self._calm and _ENDS not in self._tail
+            new = (name.decode(errors="replace") for name in pattern.findall(text))
+            names += [name for name in new if name not in names]
+        killed = (signalled or first for signalled, first in _KILLED.findall(text))
+        for ranks, said in (
+            (self._killed, killed),
+            (self.noticed, _NOTICED.findall(text)),
+        ):
+            ranks += [rank for rank in map(int, said) if rank not in ranks]
+        self._calm = self._calm and _ENDS not in text
         return data
 
     def _leave(self, line: bytes) -> bool:
@@ -193,7 +194,8 @@ class Output:
             except OSError as error:  # a full disk; the terminal goes on
                 del self._logs[rank]
                 told = f"mlxdist run: {file.name} ends here: {error.strerror}\n"
-                _write(2, told.encode(errors="replace"))
+                with contextlib.suppress(OSError):
+                    _write(2, told.encode(errors="replace"))
 
 
 def labelled(line: bytes) -> bytes:

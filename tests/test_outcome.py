@@ -63,9 +63,10 @@ WORD = b"\x1emlxdist w "
     ],
 )
 @pytest.mark.parametrize("cut", [1, 7, 10**6])
-def test_who_died_by_what_mpirun_says(said, text, cut, tmp_path):
+@pytest.mark.parametrize("more", [b"", 9000 * b"x"])
+def test_who_died_by_what_mpirun_says(said, text, cut, more, tmp_path):
     out = output.Output(str(tmp_path), ranks=3, word="w", label=False, log_dir=None)
-    held = b""
+    held, said = b"", said + more
     for start in range(0, len(said), cut):
         _, held = out._without_marks(held + said[start : start + cut], 2)
     outcome = Outcome.read(

@@ -20,6 +20,7 @@ doctor comes once in each turn. Needs root on Linux, and iproute2.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -62,7 +63,8 @@ def main() -> None:
             show(out, name, case)
         if args.json:
             common.write_json(args.json, __doc__.splitlines()[0], result)
-            draw(args.json, result["cases"])
+            with contextlib.suppress(ImportError):  # no matplotlib: no picture
+                draw(args.json, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -79,10 +79,9 @@ def launch(job: Job, *, again: bool = False) -> int:
             run_dir,
             job.ranks,
             places,
+            output.clues,
             lost=lost_hosts(output, run_dir),
-            killed=output.killed if mpirun.received is None else (),
-            left=output.left,
-            noticed=output.noticed,
+            by_user=mpirun.received is not None,
         )
         kill_survivors(run_dir, outcome.missing)
     return _verdict(job, code, mpirun, outcome)
@@ -130,8 +129,8 @@ def prepare(
 def lost_hosts(output: Output, run_dir: str) -> list[str]:
     """Hosts that mpirun says it lost, or else the one whose ssh ended first."""
     notes = Path(run_dir, "lost")
-    if output.lost or not notes.exists():
-        return output.lost
+    if output.clues.lost or not notes.exists():
+        return output.clues.lost
     return notes.read_text().split()[:1]
 
 
@@ -158,9 +157,11 @@ def _checked(job: Job) -> Job:
 
 def _check_ssh(job: Job) -> None:
     """Raises RuntimeError where other hosts can't be reached: there is no ssh here."""
+    if has_own_agent(job) or shutil.which("ssh") is not None:
+        return
     own = {str(one.address.ip) for one in interfaces.here()}
     others = [host.name for host in job.hosts if not is_here(host, own)]
-    if others and not has_own_agent(job) and shutil.which("ssh") is None:
+    if others:
         raise RuntimeError(
             f"no ssh is on the PATH, by which mpirun reaches {others[0]}; install it "
             "(apt install openssh-client), or add its folder to the PATH"

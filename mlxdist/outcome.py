@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import rank_main
+from .clues import Clues
 from .mpirun import unfinished
 
 
@@ -25,13 +26,16 @@ class Outcome(NamedTuple):
         cls,
         run_dir: str,
         ranks: int,
-        places: Sequence[str] = (),
+        places: Sequence[str],
+        clues: Clues,
+        *,
         lost: Sequence[str] = (),
-        killed: Sequence[int] = (),
-        left: Sequence[str] = (),
-        noticed: Sequence[int] = (),
+        by_user: bool = False,
     ) -> Outcome:
-        """From the ranks' marks, and from what mpirun said: see Output."""
+        """From the ranks' marks, and from what mpirun said.
+
+        `by_user`: the user ended the job; which rank was the first then says nothing.
+        """
         missing = unfinished(run_dir, ranks)
         files = {rank: rank_main.mark_file(run_dir, "failed", rank) for rank in missing}
         reasons = {
@@ -44,17 +48,16 @@ class Outcome(NamedTuple):
             for rank in missing
             if rank not in reasons
             and (
-                rank in noticed or rank_main.mark_file(run_dir, "ended", rank).exists()
+                rank in clues.noticed
+                or rank_main.mark_file(run_dir, "ended", rank).exists()
             )
         )
-        died = [rank for rank in killed if rank in missing] or [
-            rank
-            for rank in missing
-            if places and left and _short(places[rank]) == _short(left[0])
+        first = _short(clues.left[0]) if places and clues.left else None
+        died = [rank for rank in clues.killed if rank in missing] or [
+            rank for rank in missing if first and _short(places[rank]) == first
         ]
-        return cls(
-            ranks, missing, reasons, ended, tuple(places), tuple(lost), tuple(died)
-        )
+        killed = () if by_user else tuple(died)
+        return cls(ranks, missing, reasons, ended, tuple(places), tuple(lost), killed)
 
     def __str__(self) -> str:
         if not self.missing:

@@ -14,22 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from . import rank_main
+from .clues import Clues
 
 _TAG = re.compile(rb"\[\d+,(\d{1,9})\]<std(?:out|err)>: ?")
 _MARK = rank_main.MARK.encode()
-_LOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
-# Of the rank that a signal ended, or that was the first to end with another code.
-_KILLED = re.compile(
-    rb"noticed that process rank (\d+)[^-]{0,200}? exited\s+on\s+signal|"
-    rb"The first process to do so was:\s+Process name: \[[^\]]{1,80},(\d+)\]"
-)
-# What Open MPI says in another rank, whose connection to it broke and which ends then.
-_ENDS = b"*** An error occurred"
-_NOTICED = re.compile(
-    rb"error occurred in Socket closed\n[^\n]{1,200}by process \[\d+,(\d+)\]"
-)
-_PEER = re.compile(rb"unexpectedly disconnected\.[^*]{0,900}?Peer host:\s+(\S+)\n")
-_TAIL = 2000  # bytes of standard error in which such a message is whole
 
 
 class Output:
@@ -43,9 +31,7 @@ class Output:
         again: whether the job was started again; its logs go on.
 
     Attributes:
-        lost: hosts that mpirun says it lost.
-        left: hosts to whose ranks others' connections broke, the first one first.
-        noticed: ranks whose connection to another one broke, and which then ended.
+        clues: to which rank died first.
     """
 
     def __init__(
@@ -58,15 +44,9 @@ class Output:
         log_dir: Path | None,
         again: bool = False,
     ) -> None:
-        self.lost: list[str] = []
-        self.left: list[str] = []
-        self.noticed: list[int] = []
-        self._killed: list[int] = []  # as mpirun says
-        self._asked: list[int] = []  # ranks that say so, while all is well elsewhere
-        self._calm = True
+        self.clues = Clues()
         self._run_dir, self._ranks, self._label = run_dir, ranks, label
         self._begin = f"{rank_main.MARK} {word} ".encode() if word else None
-        self._tail = b""
         self._lock = threading.Lock()
         self._logs: dict[int, IO[bytes]] = {}
         if log_dir is not None:
@@ -84,15 +64,6 @@ class Output:
     def piped(self) -> tuple[bool, bool]:
         """Whether standard output and standard error must come through here."""
         return self.tagged, self.tagged or self._begin is not None
-
-    @property
-    def killed(self) -> list[int]:
-        """Ranks that a signal ended, or the first one to end otherwise.
-
-        A rank that is asked to end (SIGTERM) says so. If one does before anybody fails,
-        it was not mpirun that asked, since mpirun would have asked them all.
-        """
-        return self._killed or (self._asked if len(self._asked) == 1 else [])
 
     def copy(self, source: IO[bytes], target: int) -> threading.Thread:
         """A thread that copies one stream to its end."""
@@ -129,39 +100,22 @@ class Output:
             return data, b""
         shown = b""
         while (start := data.find(_MARK[:1])) >= 0:
-            candidate = data[start : start + len(self._begin)]
-            if not self._begin.startswith(candidate):  # somebody else's control byte
-                shown, data = (
-                    shown + self._noticed(data[: start + 1]),
-                    data[start + 1 :],
-                )
+            self.clues.read(data[:start])
+            before, line = data[:start], data[start:]
+            if not self._begin.startswith(line[: len(self._begin)]):
+                # Somebody else's control byte.
+                shown, data = shown + data[: start + 1], data[start + 1 :]
                 continue
-            line, end, rest = data[start:].partition(b"\n")
-            shown += self._noticed(_untagged_end(data[:start]))
+            line, end, rest = line.partition(b"\n")
             if not end:
-                return shown, data[start:]
+                return shown + _untagged_end(before), line
             if not self._leave(line[len(self._begin) :]):
-                shown += data[start : start + 1]  # another rank's text came between
+                shown += data[: start + 1]  # another rank's text came between
                 data = data[start + 1 :]
                 continue
-            data = rest
-        return shown + self._noticed(data), b""
-
-    def _noticed(self, data: bytes) -> bytes:
-        """Looks for what is said of ranks that can't say it themselves; the text."""
-        text = self._tail + data
-        self._tail = text[-_TAIL:]
-        for names, pattern in ((self.lost, _LOST), (self.left, _PEER)):
-            new = (name.decode(errors="replace") for name in pattern.findall(text))
-            names += [name for name in new if name not in names]
-        killed = (signalled or first for signalled, first in _KILLED.findall(text))
-        for ranks, said in (
-            (self._killed, killed),
-            (self.noticed, _NOTICED.findall(text)),
-        ):
-            ranks += [rank for rank in map(int, said) if rank not in ranks]
-        self._calm = self._calm and _ENDS not in text
-        return data
+            shown, data = shown + _untagged_end(before), rest
+        self.clues.read(data)
+        return shown + data, b""
 
     def _leave(self, line: bytes) -> bool:
         mark, _, rest = line.decode(errors="replace").partition(" ")
@@ -169,9 +123,7 @@ class Output:
         if mark not in rank_main.MARKS or not rank.isdecimal():
             return False
         if int(rank) < self._ranks:
-            self._calm = self._calm and mark != "failed"
-            if self._calm and mark == "ended" and int(rank) not in self._asked:
-                self._asked.append(int(rank))
+            self.clues.marked(mark, int(rank))
             path = rank_main.mark_file(self._run_dir, mark, int(rank))
             if not path.exists():
                 path.write_text(text, errors="replace")

@@ -69,12 +69,6 @@ def test_who_died_by_what_mpirun_says(said, text, cut, more, tmp_path):
     held, said = b"", said + more
     for start in range(0, len(said), cut):
         _, held = out._without_marks(held + said[start : start + cut], 2)
-    outcome = Outcome.read(
-        str(tmp_path),
-        3,
-        ["node1", "node2", "node3"],
-        killed=out.killed,
-        left=out.left,
-        noticed=out.noticed,
-    )
+    hosts = ["node1", "node2", "node3"]
+    outcome = Outcome.read(str(tmp_path), 3, hosts, out.clues)
     assert str(outcome).startswith(text)

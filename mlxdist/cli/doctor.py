@@ -78,14 +78,14 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]:
     named = hosts_of(parsed)
-    hosts, options = named.hosts, job_options(parsed, named)
-    python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
+    hosts = named.hosts
     network = network_of(parsed, hosts)
+    python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
     answers = examine.examine(hosts, python)
     found = list(findings.findings(answers, python, network))
     if any(one.level == "failure" for one in found):
         return found, {}  # a job over these hosts would fail, or give wrong numbers
-    options += ["--python", python]
+    options = [*job_options(named, network), "--python", python]
     names = [host.name for host in hosts] if len(hosts) > 1 else ["rank 0", "rank 1"]
     links = examine.try_links(hosts, options)
     return found + list(findings.of_links(links, names)), links

@@ -75,13 +75,13 @@ def network_of(parsed: argparse.Namespace, named: Sequence[Host]) -> str | None:
     return interfaces.network_of(parsed.iface)
 
 
-def job_options(parsed: argparse.Namespace, named: hosts.HostFile) -> list[str]:
+def job_options(named: hosts.HostFile, asked: str | None) -> list[str]:
     """Those of `mlxdist run` by which a small job takes the way that a user's takes.
 
-    The network is found here, since -H tells no addresses, as a host file may.
+    The network is found here, unless it is `asked` for, since -H tells no addresses, as
+    a host file may.
     """
-    asked = network_of(parsed, named.hosts)
-    network = launcher.network_for(named.hosts, asked) if named.hosts else None
+    network = asked or launcher.network_for(named.hosts, None)
     options = ["--iface", network] if network is not None else []
     for name, value in named.variables:
         options += ["--env", f"{name}={value}"]

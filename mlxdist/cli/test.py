@@ -9,7 +9,7 @@ from typing import Any
 from mlxdist import trial
 from mlxdist.hosts import place
 
-from .options import add_hosts, hosts_of, job_options, positive
+from .options import add_hosts, hosts_of, job_options, network_of, positive
 
 _DESCRIPTION = """\
 Train a tiny model on these machines, in about a minute, and compare: with one process,
@@ -51,7 +51,7 @@ def _run(parsed: argparse.Namespace) -> int:
     hosts = named.hosts
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
     places = place(hosts, ranks) if hosts else []
-    options = ["-n", str(ranks), *job_options(parsed, named)]
+    options = ["-n", str(ranks), *job_options(named, network_of(parsed, hosts))]
     if hosts:
         options += ["-H", ",".join(map(str, hosts))]
     console = Console(highlight=False, file=sys.stdout)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(common.ROOT / "launch"))
 from model import Transformer, loss_of
 
 import mlxdist
-from mlxdist import background
+from mlxdist.checkpoint import async_save as background
 
 RANKS = 2
 ROWS, CONTEXT = 6, 128

@@ -30,7 +30,8 @@ sys.path.insert(0, str(common.ROOT / "launch"))
 from model import Transformer, loss_of
 
 import mlxdist
-from mlxdist import checks, recorder
+from mlxdist.comm import flight_recorder as recorder
+from mlxdist.optim import checks
 
 RANKS = 2
 CONTEXT = 128

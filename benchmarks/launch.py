@@ -23,7 +23,7 @@ from typing import Any
 import common
 from common.progress import Progress
 
-from mlxdist import runtime
+from mlxdist.launcher import openmpi
 
 SCRIPTS = {
     "nothing": "",
@@ -74,14 +74,14 @@ def parse_arguments() -> argparse.Namespace:
 def command_of(how: str, ranks: int, script: str) -> list[str]:
     if how == "mlxdist run":
         return [sys.executable, "-m", "mlxdist.cli", "run", "-n", str(ranks), script]
-    command = [runtime.find_mpirun(), "-n", str(ranks), "--host", f"localhost:{ranks}"]
+    command = [openmpi.find_mpirun(), "-n", str(ranks), "--host", f"localhost:{ranks}"]
     command += ["--bind-to", "none", "--stdin", "none"]
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
     return [*command, sys.executable, script]
 
 
 def timed(command: list[str]) -> float:
-    environment = {**runtime.without_mpi(os.environ), "PYTHONPATH": str(common.ROOT)}
+    environment = {**openmpi.without_mpi(os.environ), "PYTHONPATH": str(common.ROOT)}
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     took = time.perf_counter() - began

@@ -29,8 +29,8 @@ from common.progress import Progress
 from common.turns import Turns, mpi_player
 from parts.contenders import UPSTREAM
 
-from mlxdist import runtime
-from mlxdist.optimizer import DEFAULT_BUCKET_SIZE
+from mlxdist.launcher import openmpi
+from mlxdist.layout.buckets import DEFAULT_BUCKET_SIZE
 
 SCRIPT = common.BENCHMARKS / "parts" / "memory_rank.py"
 KINDS = ("sharded", "replicated", "upstream")
@@ -75,7 +75,7 @@ def measure(kind: str, tensors: str, ranks: int, steps: int) -> dict[str, Any]:
     """One job: the rank that needs most, and what the formula says of it, in bytes."""
     settings = {}
     if kind in UPSTREAM:
-        settings["MLX_MPI_LIBNAME"] = runtime.find_libmpi() or ""
+        settings["MLX_MPI_LIBNAME"] = openmpi.find_libmpi() or ""
     with Turns([mpi_player(kind, ranks, SCRIPT, kind, tensors, **settings)]) as turns:
         every = turns.ask(kind, steps=steps)
     most = max(every, key=lambda told: told["peak"])

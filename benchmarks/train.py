@@ -29,10 +29,10 @@ from common import plots
 from common.progress import Progress
 from common.turns import Turns, mpi_player
 
-from mlxdist import runtime
+from mlxdist.launcher import openmpi
 
-sys.path.insert(0, str(common.ROOT / "launch"))
-from cluster import VirtualCluster, bits_per_second
+sys.path[:0] = [str(common.ROOT), str(common.ROOT / "launch")]
+from tests.support.cluster import VirtualCluster, bits_per_second  # noqa: E402
 
 SCRIPT = common.BENCHMARKS / "parts" / "train_rank.py"
 OURS = ("ours", "ours replicated")
@@ -106,7 +106,7 @@ def measure(
     model = (args.width, args.layers, args.table, args.rows, args.context)
     players = []
     for kind in args.contenders:
-        found = {} if kind in OURS else {"MLX_MPI_LIBNAME": runtime.find_libmpi() or ""}
+        found = {} if kind in OURS else {"MLX_MPI_LIBNAME": openmpi.find_libmpi() or ""}
         arguments = (kind, *map(str, model))
         players.append(
             mpi_player(kind, args.n, SCRIPT, *arguments, cluster=cluster, **found)

@@ -21,7 +21,7 @@ from model import LEARNING_RATES, Transformer, generate, loss_of, make_optimizer
 from report import Report
 
 import mlxdist
-from mlxdist.trees import digest
+from mlxdist.arrays.trees import digest
 
 CONTEXT = 128  # bytes that the model sees
 VALIDATIONS = 6

@@ -6,20 +6,21 @@ Importing it starts nothing: `init()` joins the world that the launcher started.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import runtime as _runtime  # noqa: F401  tells mpi4py to start nothing
+import mpi4py
+
+from .version import __version__
+
+# Whoever imports mpi4py.MPI first must not start MPI: MLX would find it started and
+# report a world of one on every rank.
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
 
 if TYPE_CHECKING:
-    from .agreement import MismatchError
-    from .averaging import average_gradients
-    from .checkpoint import load_checkpoint, save_checkpoint
+    from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from .comm import MismatchError
     from .data import ShardedSampler
-    from .finite import NonFiniteError
-    from .optimizer import DistributedOptimizer
-    from .startup import init
-    from .together import CheckpointError
-    from .world import World
-
-__version__ = "0.1.0"
+    from .optim import DistributedOptimizer, NonFiniteError, average_gradients
+    from .world import World, init
 
 __all__ = [
     "CheckpointError",
@@ -28,25 +29,26 @@ __all__ = [
     "NonFiniteError",
     "ShardedSampler",
     "World",
+    "__version__",
     "average_gradients",
     "init",
     "load_checkpoint",
     "save_checkpoint",
 ]
 
-# Imported when first used, since MLX takes a quarter of a second, which the command
-# that starts the ranks has no need to wait for.
+# Imported when first used: MLX takes a quarter of a second to import, and the command
+# that starts the ranks doesn't need it.
 _HOMES = {
-    "DistributedOptimizer": "optimizer",
-    "MismatchError": "agreement",
-    "NonFiniteError": "finite",
+    "CheckpointError": "checkpoint",
+    "DistributedOptimizer": "optim",
+    "MismatchError": "comm",
+    "NonFiniteError": "optim",
     "ShardedSampler": "data",
     "World": "world",
-    "average_gradients": "averaging",
-    "init": "startup",
+    "average_gradients": "optim",
+    "init": "world",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
-    "CheckpointError": "together",
 }
 
 

@@ -7,7 +7,8 @@ import tempfile
 
 import hypothesis
 import pytest
-from spmd import Spmd
+
+from tests.support.spmd import Spmd
 
 SPMD = pytest.StashKey()
 TEMPORARY = pytest.StashKey()
@@ -24,6 +25,11 @@ def pytest_addoption(parser):
         "spmd_grace",
         "seconds that a rank which failed waits for the others before it ends the job",
         default="20",
+    )
+    parser.addini(
+        "spmd_slack",
+        "seconds after a test's own timeout at which the whole job is ended",
+        default="15",
     )
 
 
@@ -84,7 +90,7 @@ def shared_folder(request, tmp_path):
 @pytest.fixture
 def mpi_job(tmp_path):
     """Starts a real job: see jobs.mpi_job, with a folder for the script's source."""
-    from jobs import mpi_job
+    from tests.support.jobs import mpi_job
 
     def start(n, script, *arguments, **options):
         return mpi_job(n, script, *arguments, folder=tmp_path, **options)

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxdist import launcher
+from mlxdist.launcher import runner as launcher
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from mlxdist import runtime
+from mlxdist.launcher import openmpi
 
 from .environment import BENCHMARKS, ROOT
 
@@ -73,7 +73,7 @@ def mpi_player(
         exports = [word for variable in passed for word in ("-x", variable)]
         command = cluster.mpirun(ranks, program, arguments=exports)
         return Player(name, ranks, [command], environment)
-    command = [runtime.find_mpirun(), "-n", str(ranks), "--host", f"localhost:{ranks}"]
+    command = [openmpi.find_mpirun(), "-n", str(ranks), "--host", f"localhost:{ranks}"]
     command += ["--bind-to", "none", "--stdin", "none"]
     command += ["--mca", "mpi_yield_when_idle", "1"] * (ranks > (os.cpu_count() or 1))
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
@@ -129,7 +129,7 @@ class Turns:
             self._blame(player, error)
 
     def _start(self, player: Player) -> list[subprocess.Popen[bytes]]:
-        environment = {**runtime.without_mpi(os.environ), "OMP_NUM_THREADS": "1"}
+        environment = {**openmpi.without_mpi(os.environ), "OMP_NUM_THREADS": "1"}
         before = environment.get("PYTHONPATH", "")
         folders = [os.fspath(BENCHMARKS), os.fspath(ROOT), before]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))

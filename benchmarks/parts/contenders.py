@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 import mlxdist
-from mlxdist import runtime
+from mlxdist.world import process as runtime
 from parts.phases import PhaseClock
 from parts.tensors import make_model
 

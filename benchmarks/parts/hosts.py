@@ -11,10 +11,10 @@ from pathlib import Path
 from common import ROOT
 from common.turns import FORWARDED, Player
 
-from mlxdist import runtime
+from mlxdist.launcher import openmpi
 
-sys.path.insert(0, os.fspath(ROOT / "launch"))
-from cluster import VirtualCluster
+sys.path.insert(0, os.fspath(ROOT))
+from tests.support.cluster import VirtualCluster
 
 __all__ = ["VirtualCluster", "mpi_on_hosts", "plain_mlx_on_hosts", "ring_on_hosts"]
 
@@ -40,7 +40,7 @@ def plain_mlx_on_hosts(
     cluster: VirtualCluster, name: str, script: Path, *arguments: str
 ) -> Player:
     """The same for MLX over MPI as installed: it is told where libmpi is, no more."""
-    library = runtime.find_libmpi() or ""
+    library = openmpi.find_libmpi() or ""
     return mpi_on_hosts(cluster, name, script, *arguments, MLX_MPI_LIBNAME=library)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.turns import Player, mpi_player
 
-from mlxdist import runtime
+from mlxdist.launcher import openmpi
 from parts.shapes import shapes_of
 
 PARTS = Path(__file__).parent
@@ -146,7 +146,7 @@ def player(name: str, case: Case, ranks: int, store: Path) -> Player:
         arguments = (name, case.tensors, case.dtype)
         settings = {}
         if name in (UPSTREAM, ALLOCATOR):
-            settings["MLX_MPI_LIBNAME"] = runtime.find_libmpi() or ""
+            settings["MLX_MPI_LIBNAME"] = openmpi.find_libmpi() or ""
         return mpi_player(name, ranks, PARTS / "step_rank.py", *arguments, **settings)
     script = str(PARTS / "torch_rank.py")
     command = [sys.executable, script, name, case.tensors, case.dtype]

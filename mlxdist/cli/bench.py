@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mlxdist import bench
+from mlxdist.cli import bench_runner as bench
 
 from .options import positive
 

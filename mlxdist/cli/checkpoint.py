@@ -46,7 +46,7 @@ def _show(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mlxdist import inspection
+    from mlxdist.checkpoint import verify as inspection
 
     found = inspection.look(parsed.folder, parsed.step)
     table = Table(box=None, pad_edge=False)
@@ -80,7 +80,7 @@ def _row(one: Any) -> list[str]:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from mlxdist import inspection
+    from mlxdist.checkpoint import verify as inspection
 
     found = inspection.look(parsed.folder, parsed.step)
     damaged = 0
@@ -98,7 +98,8 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _consolidate(parsed: argparse.Namespace) -> int:
-    from mlxdist import inspection, plain
+    from mlxdist.checkpoint import mlx_files as plain
+    from mlxdist.checkpoint import verify as inspection
 
     found = inspection.look(parsed.folder, parsed.step)
     good = next((one for one in found if one.manifest and not one.problem), None)

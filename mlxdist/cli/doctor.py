@@ -10,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxdist import examine, findings, launcher
-from mlxdist.findings import Finding, Level
+from mlxdist.doctor import diagnosis as findings
+from mlxdist.doctor import survey as examine
+from mlxdist.doctor.diagnosis import Finding, Level
+from mlxdist.launcher import runner as launcher
 
 from .options import add_hosts, hosts_of, job_options, network_of
 
@@ -62,7 +64,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     if parsed.postmortem is not None:
-        from mlxdist import postmortem  # MLX comes with it: 0.2 s
+        from mlxdist.world import postmortem
 
         print(postmortem.report(parsed.postmortem))
         return 0

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxdist import hosts, interfaces, launcher
-from mlxdist.hosts import Host
+from mlxdist.launcher import hosts
+from mlxdist.launcher import network as interfaces
+from mlxdist.launcher import runner as launcher
+from mlxdist.launcher.hosts import Host
 
 
 def add_hosts(parser: Any) -> None:

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxdist import predict, sizes
-from mlxdist.predict import LINKS, Link
-from mlxdist.sizes import Mode, Model
+from mlxdist.planner import memory_model as sizes
+from mlxdist.planner import time_model as predict
+from mlxdist.planner.memory_model import Mode, Model
+from mlxdist.planner.time_model import LINKS, Link
 
 from . import plan_table
 from .options import positive, read_for, seconds
@@ -123,7 +124,7 @@ def _add_time_options(parser: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from mlxdist.optimizer import DEFAULT_BUCKET_SIZE  # MLX comes with it: 0.2 s
+    from mlxdist.layout.buckets import DEFAULT_BUCKET_SIZE
 
     if parsed.model:
         if parsed.dtype:

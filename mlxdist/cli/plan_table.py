@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlxdist import sizes
-from mlxdist.predict import Link
-from mlxdist.sizes import Model
+from mlxdist.planner import memory_model as sizes
+from mlxdist.planner.memory_model import Model
+from mlxdist.planner.time_model import Link
 
 
 def show(

@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mlxdist import hosts, launcher, restarts
-from mlxdist.command import Job
+from mlxdist.launcher import hosts, restarts
+from mlxdist.launcher import runner as launcher
+from mlxdist.launcher.spec import Job
 
 from .options import add_hosts, count, hosts_of, network_of, positive, seconds
 

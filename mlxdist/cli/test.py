@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from mlxdist import trial
-from mlxdist.hosts import place
+from mlxdist.doctor import selftest as trial
+from mlxdist.launcher.hosts import place
 
 from .options import add_hosts, hosts_of, job_options, network_of, positive
 

@@ -1,0 +1,17 @@
+"""MLX arrays and parameter trees in one process; nothing here communicates."""
+
+from .trees import digest, dtype_name, entries_of, nested, rebuild, trainable
+from .types import Array, Flat, Pieces, Tree
+
+__all__ = [
+    "Array",
+    "Flat",
+    "Pieces",
+    "Tree",
+    "digest",
+    "dtype_name",
+    "entries_of",
+    "nested",
+    "rebuild",
+    "trainable",
+]

@@ -1,0 +1,1 @@
+"""What `mlxdist doctor` and `mlxdist test` do: survey machines, diagnose, self-test."""

@@ -1,0 +1,49 @@
+"""Gradient buckets: which parameters share a collective, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .entries import Entry
+
+DEFAULT_BUCKET_SIZE = 4 * 2**20  # bytes
+
+# Bytes from which on a tensor travels from where it lies: copying it into a bucket with
+# others would cost more than it costs to start one more exchange.
+ALONE_FROM = 2**20
+
+
+def make_buckets(
+    entries: Sequence[Entry], bucket_size: int, order: Sequence[str] = ()
+) -> list[list[int]]:
+    """Groups small entries of one dtype until a group holds `bucket_size` bytes.
+
+    Args:
+        entries: in the order of `in_order`.
+        bucket_size: bytes. A tensor as big, or of 1 MiB, is a bucket of its own.
+        order: the paths as the model uses them, first layers first; as they are sorted
+            where it is empty.
+
+    Returns:
+        Lists of indices into `entries`, last layers first: the order in which the
+        backward pass finishes them (Li et al., "PyTorch Distributed", VLDB 2020).
+    """
+    if bucket_size < 1:
+        raise ValueError(f"bucket_size is {bucket_size} bytes; it must be positive")
+    closed: list[list[int]] = []
+    open_buckets: dict[str, list[int]] = {}
+    filled: dict[str, int] = {}
+    place = {path: number for number, path in enumerate(order)}
+    numbers = sorted(range(len(entries)), key=lambda i: place.get(entries[i].path, i))
+    for index in reversed(numbers):
+        entry = entries[index]
+        if entry.nbytes >= min(bucket_size, ALONE_FROM):
+            closed.append([index])
+            continue
+        bucket = open_buckets.setdefault(entry.dtype, [])
+        bucket.append(index)
+        filled[entry.dtype] = filled.get(entry.dtype, 0) + entry.nbytes
+        if filled[entry.dtype] >= bucket_size:
+            closed.append(open_buckets.pop(entry.dtype))
+            filled[entry.dtype] = 0
+    return closed + [open_buckets[dtype] for dtype in sorted(open_buckets)]

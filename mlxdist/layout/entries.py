@@ -1,0 +1,88 @@
+"""Parameters as integers: paths, shapes, dtypes, their order, and fingerprints of them.
+
+Everything here depends on paths, shapes and dtypes alone, never on the order of a dict,
+so all ranks derive the same result without communicating.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+ITEM_SIZES = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "uint32": 4,
+    "int32": 4,
+    "float32": 4,
+    "uint64": 8,
+    "int64": 8,
+    "float64": 8,
+    "complex64": 8,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its path in the tree, its shape and the name of its dtype."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @cached_property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * ITEM_SIZES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.dtype}{list(self.shape)}"
+
+
+def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts paths so that `layers.2` comes before `layers.10`."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in path.split(".")
+    )
+
+
+def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """The entries sorted by path.
+
+    Raises:
+        ValueError: where two entries have one path, as `{"a.b": x, "a": {"b": y}}` has.
+    """
+    ordered = tuple(sorted(entries, key=lambda entry: path_key(entry.path)))
+    for one, other in pairwise(ordered):
+        if one.path == other.path:
+            raise ValueError(
+                f"two parameters have the path {one.path!r}: {one} and {other}. "
+                "Rename a key that contains a dot."
+            )
+    return ordered
+
+
+def fingerprint(description: object) -> int:
+    """64 bits of the sha256 of anything that JSON can write, the same on all ranks."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def split_counts(total: int, limit: int) -> list[tuple[int, int]]:
+    """[start, stop) ranges of at most `limit` that cover `total`, at least one."""
+    starts: Sequence[int] = range(0, max(total, 1), limit)
+    return [(start, min(start + limit, total)) for start in starts]

@@ -1,0 +1,227 @@
+"""Who owns what: pure integers, so that 1024 ranks are planned without MPI.
+
+Two ways to cut the state of an optimizer over N ranks, both of which keep a bucket's
+share of one rank in one piece, so that it travels without being sorted:
+
+- "elements": each bucket, as one flat vector, is cut into N equal slices (ZeRO stage 1,
+  Rajbhandari et al., SC 2020). For optimizers that treat each element by itself.
+- "tensors": each tensor has one owner. For the others, such as Muon and Adafactor.
+
+"replicated" cuts nothing: every rank holds all state, and the slices of "elements"
+only say who adds up what during the all-reduce.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+from .buckets import make_buckets
+from .entries import ITEM_SIZES, Entry, fingerprint, in_order
+
+Strategy = Literal["replicated", "elements", "tensors"]
+
+
+class Piece(NamedTuple):
+    """A rank's part of one entry: elements `start` to `stop` of it, flattened.
+
+    `offset` is where the part begins in the rank's chunk of the bucket.
+    """
+
+    entry: Entry
+    start: int
+    stop: int
+    offset: int
+
+    def shape(self, strategy: Strategy) -> tuple[int, ...]:
+        """Slices are 1-D; whole tensors are as they are."""
+        if strategy == "elements":
+            return (self.stop - self.start,)
+        return self.entry.shape
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Entries of one dtype that travel as one flat vector, one behind the other."""
+
+    entries: tuple[Entry, ...]
+    ranks: int
+    owners: tuple[int, ...] | None = None  # of each entry, ascending; None: elements
+
+    @property
+    def dtype(self) -> str:
+        return self.entries[0].dtype
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each entry begins, in elements, and at last the size of the bucket."""
+        return tuple(accumulate((e.size for e in self.entries), initial=0))
+
+    @property
+    def size(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * ITEM_SIZES[self.dtype]
+
+    @cached_property
+    def chunk(self) -> int:
+        """Elements of the largest share: those of every rank but the last ones."""
+        if self.owners is None:
+            return -(-self.size // self.ranks)
+        return max(stop - start for start, stop in map(self.span, range(self.ranks)))
+
+    def span(self, rank: int) -> tuple[int, int]:
+        """The rank's share of the flat vector: [start, stop) in elements."""
+        if self.owners is None:
+            chunk = self.chunk
+            return min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)
+        first, last = (
+            bisect_right(self.owners, rank - 1),
+            bisect_right(self.owners, rank),
+        )
+        return self.offsets[first], self.offsets[last]
+
+    def pieces(self, rank: int) -> Iterator[Piece]:
+        """What the rank owns of each entry, in the order of the flat vector.
+
+        An entry without elements goes whole to one rank, so that it has its state.
+        """
+        start, stop = self.span(rank)
+        for index, entry in enumerate(self.entries):
+            begin = self.offsets[index]
+            if entry.size == 0:
+                owner = self.owners[index] if self.owners is not None else 0
+                if owner == rank:
+                    yield Piece(entry, 0, 0, 0)
+                continue
+            low, high = max(start, begin), min(stop, begin + entry.size)
+            if low < high:
+                yield Piece(entry, low - begin, high - begin, low - start)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which bucket holds what, and which rank owns which part of it."""
+
+    strategy: Strategy
+    ranks: int
+    entries: tuple[Entry, ...]
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def sharded(self) -> bool:
+        return self.strategy != "replicated"
+
+    def shard(self, rank: int) -> dict[str, tuple[int, int]]:
+        """`{path: (start, stop)}`: the elements whose state this rank holds."""
+        if not self.sharded:
+            return {entry.path: (0, entry.size) for entry in self.entries}
+        return {
+            piece.entry.path: (piece.start, piece.stop)
+            for bucket in self.buckets
+            for piece in bucket.pieces(rank)
+        }
+
+    def pieces(self, rank: int) -> list[tuple[Piece, ...]]:
+        """What the rank's optimizer steps with, of each bucket."""
+        if self.sharded:
+            return [tuple(bucket.pieces(rank)) for bucket in self.buckets]
+        return [
+            tuple(
+                Piece(entry, 0, entry.size, offset)
+                for entry, offset in zip(b.entries, b.offsets, strict=False)
+            )
+            for b in self.buckets
+        ]
+
+    @cached_property
+    def by_path(self) -> dict[str, Entry]:
+        return {entry.path: entry for entry in self.entries}
+
+    @property
+    def lines(self) -> list[str]:
+        """The plan in words, to be compared across ranks."""
+        return [f"{self.strategy} over {self.ranks} ranks", *map(str, self.entries)]
+
+    @cached_property
+    def fingerprint(self) -> int:
+        return fingerprint(
+            [
+                self.strategy,
+                self.ranks,
+                [
+                    [[e.path, e.shape, e.dtype] for e in b.entries] + [b.owners]
+                    for b in self.buckets
+                ],
+            ]
+        )
+
+
+def balance(costs: Sequence[float], ranks: int) -> list[int]:
+    """An owner for each cost such that the dearest rank is near the mean.
+
+    Longest processing time first (Graham, 1969): at most 4/3 of the best possible.
+    """
+    load = [(0.0, rank) for rank in range(ranks)]
+    owners = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        cost, rank = heapq.heappop(load)
+        owners[index] = rank
+        heapq.heappush(load, (cost + costs[index], rank))
+    return owners
+
+
+def make_plan(
+    entries: Sequence[Entry],
+    ranks: int,
+    *,
+    strategy: Strategy,
+    bucket_size: int,
+    costs: dict[str, float] | None = None,
+    order: Sequence[str] = (),
+) -> Plan:
+    """Plans the buckets and their owners.
+
+    Args:
+        entries: the parameters, in any order.
+        ranks: size of the world.
+        strategy: how the state is cut.
+        bucket_size: bytes of gradients that travel together.
+        costs: for "tensors", what each path's update costs; its bytes by default.
+        order: the paths as the model uses them; see `make_buckets`.
+
+    Raises:
+        ValueError: on an unknown strategy, a path that stands twice, no rank.
+    """
+    if ranks < 1:
+        raise ValueError(f"a plan for {ranks} ranks; there must be at least one")
+    ordered = in_order(entries)
+    groups = make_buckets(ordered, bucket_size, order)
+    if strategy in ("replicated", "elements"):
+        buckets = [Bucket(tuple(ordered[i] for i in group), ranks) for group in groups]
+    elif strategy == "tensors":
+        owners = balance(
+            [(costs or {}).get(e.path, float(e.nbytes)) for e in ordered], ranks
+        )
+        by_owner = [sorted(group, key=lambda i: owners[i]) for group in groups]
+        buckets = [
+            Bucket(
+                tuple(ordered[i] for i in group),
+                ranks,
+                tuple(owners[i] for i in group),
+            )
+            for group in by_owner
+        ]
+    else:
+        raise ValueError(
+            f'unknown shard strategy {strategy!r}; it is "replicated", "elements" or '
+            '"tensors"'
+        )
+    return Plan(strategy, ranks, ordered, tuple(buckets))

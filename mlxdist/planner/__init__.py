@@ -1,0 +1,1 @@
+"""What `mlxdist plan` does: predict memory and step time from plain arithmetic."""

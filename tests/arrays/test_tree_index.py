@@ -1,0 +1,73 @@
+"""Leaves found without a search, and trees that are not as they were."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxdist.arrays.tree_index import Structure
+
+TREE = {
+    "embed": 1,
+    "layers": [{"w": 2, "b": 3}, {}, {"w": 4, "norm": {"w": 5}}],
+    "head": {"w": 6},
+}
+PATHS = [path for path, _ in tree_flatten(TREE)]
+
+
+def test_leaves_by_path_are_those_of_tree_flatten():
+    structure = Structure(PATHS, like=TREE)
+    assert structure.flat(TREE) == dict(tree_flatten(TREE))
+    assert sorted(structure.paths) == sorted(PATHS)
+
+
+def test_another_order_of_keys_is_the_same_structure():
+    other = dict(reversed(TREE.items()))
+    assert Structure(PATHS, like=TREE).flat(other) == dict(tree_flatten(other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree.pop("embed"),
+        lambda tree: tree.update(more=7),
+        lambda tree: tree["layers"].append({"w": 7}),
+        lambda tree: tree["layers"][0].update(c=7),
+        lambda tree: tree["layers"][1].update(w=7),  # it was empty
+        lambda tree: tree["layers"][2].update(norm=7),
+        lambda tree: tree.update(head=[6]),
+    ],
+)
+def test_other_trees_are_refused(change):
+    tree = {**TREE, "layers": [dict(x) for x in TREE["layers"]]}
+    change(tree)
+    with pytest.raises((LookupError, TypeError)):
+        Structure(PATHS, like=TREE).leaves(tree)
+
+
+def test_without_an_example_there_may_be_more():
+    assert Structure(["head.w"]).flat(TREE) == {"head.w": 6}
+
+
+def test_rebuilt_keeps_order_and_kinds():
+    structure = Structure(PATHS, like=TREE)
+    new = structure.rebuilt(TREE, {path: path for path in PATHS})
+    assert [path for path, _ in tree_flatten(new)] == PATHS
+    assert dict(tree_flatten(new)) == {path: path for path in PATHS}
+    assert isinstance(new["layers"], list)
+
+
+def test_places_of_tied_weights_are_the_last_ones():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(2, 2, bias=False)
+            self.other = self.one
+
+    model = Tied()
+    paths = [path for path, _ in tree_flatten(model.parameters())]
+    places = Structure(paths).places(model)
+    assert list(places) == paths[-1:]
+    container, key = places[paths[-1]]
+    container[key] = mx.zeros((2, 2))
+    assert not mx.any(model.one.weight).item()

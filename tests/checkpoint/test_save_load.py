@@ -1,0 +1,239 @@
+"""Checkpoints on N ranks: what comes back, and on how many ranks."""
+
+import itertools
+import json
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+import mlxdist
+from mlxdist import load_checkpoint, save_checkpoint
+from tests.support.checkpoints import Data, everywhere, started, train, zeros
+from tests.support.examples import (
+    CLASSES,
+    Net,
+    assert_same_bits,
+    batch,
+    loss,
+    shard_modes,
+)
+
+pytestmark = pytest.mark.mpi
+
+
+# Each class in one mode, and AdamW in all; the files are the same for all of them.
+def cases():
+    """Each class in one mode, and AdamW in all; the files are alike for all of them."""
+    for index, name in enumerate(CLASSES):
+        modes = shard_modes(name)
+        for shard in modes:
+            fast = name == "AdamW" or shard == modes[index % len(modes)]
+            marks = () if fast else pytest.mark.long
+            yield pytest.param(name, shard, id=f"{name}-{shard}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "shard"), [*cases()])
+def test_a_resumed_run_has_the_bits_of_one_that_went_on(
+    name, shard, world, shared_folder
+):
+    own, ours = started(world, name, shard)
+    own = train(own, ours, world, range(3))
+    save_checkpoint(shared_folder, 3, own, ours)
+    own = train(own, ours, world, range(3, 6))
+
+    resumed, other = started(world, name, shard, bucket_size=1000)
+    resumed = zeros(resumed)
+    loaded = load_checkpoint(shared_folder, resumed, other)
+    assert loaded.step == 3
+    assert other.step.item() == 3
+    resumed = train(resumed, other, world, range(3, 6))
+    assert_same_bits(resumed, own)
+    assert_same_bits(other.gather_state(), ours.gather_state())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AdamW",
+        "MultiOptimizer",
+        pytest.param("SGD", marks=pytest.mark.long),
+        pytest.param("Adafactor", marks=pytest.mark.long),
+    ],
+)
+def test_any_number_of_ranks_and_any_shard_mode(name, world, shared_folder):
+    """1 <-> 2 <-> 3 <-> 4, each mode to each mode: the same bits."""
+    own, ours = started(world, name, False)
+    own = train(own, ours, world, range(2))
+    full = ours.gather_state()
+    modes = shard_modes(name)
+    ranks = range(1, world.size + 1)
+    for step, (saving, loading) in enumerate(itertools.product(ranks, ranks)):
+        before, after = modes[step % len(modes)], modes[(step // 2 + 1) % len(modes)]
+        # The other ranks do the same among themselves, in a folder of their own.
+        part = world.split(int(world.rank >= saving))
+        folder = shared_folder / f"{step}-{int(world.rank < saving)}"
+        _, writer = started(part, name, before)
+        writer.load_state(full)
+        save_checkpoint(folder, step, own, writer)
+        world.barrier()
+        part = world.split(int(world.rank >= loading))
+        tree, reader = started(part, name, after, bucket_size=700)
+        tree = zeros(tree)
+        load_checkpoint(shared_folder / f"{step}-1", tree, reader)
+        assert_same_bits(tree, own)
+        assert_same_bits(reader.gather_state(), full)
+
+
+def test_each_rank_writes_its_share_once(world, shared_folder):
+    own, ours = started(world, "AdamW", "elements", bucket_size=2**20)
+    own = {"w": mx.zeros((100, 999)), "v": mx.zeros(77)}
+    ours.init(own)
+    path = save_checkpoint(shared_folder, 1, own, ours)
+    sizes = [file.stat().st_size for file in path.glob("rank-*.safetensors")]
+    assert len(sizes) == world.size
+    wanted = 3 * 4 * (99_900 + 77)
+    assert wanted < sum(sizes) < wanted + 2000 * world.size
+    assert max(sizes) - min(sizes) < 2000
+    arrays = {}
+    for file in path.glob("rank-*.safetensors"):
+        found = mx.load(str(file))  # MLX's own reader takes them
+        assert not arrays.keys() & found.keys()
+        arrays |= found
+    assert sum(array.size for array in arrays.values()) == wanted // 4 + 2
+    world.barrier()
+
+
+def test_the_sampler_goes_on_with_another_number_of_ranks(world, shared_folder):
+    own, ours = started(world)
+    data = Data(world)
+    before = everywhere(world, data.take(3))
+    save_checkpoint(shared_folder, 3, own, ours, sampler=data.sampler)
+    # All ranks but one go on; the one does so too, alone.
+    part = world.split(int(world.rank >= max(1, world.size - 1)))
+    tree, other = started(part)
+    data = Data(part)
+    load_checkpoint(shared_folder, tree, other, sampler=data.sampler)
+    rest = everywhere(part, data.take(1000))
+    assert sorted(before + rest) == list(range(101))
+
+
+def test_extra_counters_and_random_keys_come_back(world, shared_folder):
+    mx.random.seed(10 + world.rank)
+    own, ours = started(world, skip_nonfinite=True)
+    bad = tree_map(lambda leaf: leaf * float("nan"), own)
+    ours.apply_gradients(bad, own)
+    extra = {
+        "none": None,
+        "numbers": [1, -2.5, True, 2**70, float("inf")],
+        "pair": (1, ("a",)),
+        "mlx": mx.arange(5, dtype=mx.bfloat16),
+        "numpy": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "empty": {"list": [], "array": mx.zeros((0, 2))},
+        "scalar": np.array(7, np.int64),
+    }
+    save_checkpoint(shared_folder, 4, own, ours, extra)
+    drawn = mx.random.normal((4,)).tolist()
+    mx.random.seed(0)
+    tree, other = started(world, skip_nonfinite=True)
+    loaded = load_checkpoint(shared_folder, tree, other)
+    assert mx.random.normal((4,)).tolist() == drawn
+    assert other.skipped == 1
+    found = loaded.extra
+    for name in ("none", "numbers", "pair"):
+        assert found[name] == extra[name]
+        assert type(found[name]) is type(extra[name])
+    assert_same_bits({"a": found["mlx"]}, {"a": extra["mlx"]})
+    assert found["empty"]["list"] == []
+    assert found["empty"]["array"].shape == (0, 2)
+    for name in ("numpy", "scalar"):
+        assert found[name].dtype == extra[name].dtype
+        np.testing.assert_array_equal(found[name], extra[name], strict=True)
+
+
+def test_ranks_that_are_new_draw_other_numbers(world, shared_folder):
+    part = world.split(world.rank)
+    own, ours = started(part)
+    save_checkpoint(shared_folder / str(world.rank), 1, own, ours)
+    world.barrier()
+    tree, other = started(world)
+    load_checkpoint(shared_folder / "0", tree, other)
+    drawn = everywhere(world, [mx.random.uniform().item()])
+    assert len(set(drawn)) == world.size
+
+
+def test_a_module_with_frozen_layers_and_buffers(world, shared_folder):
+    class WithBuffer(Net):
+        def __init__(self):
+            super().__init__()
+            self.batch_norm = nn.BatchNorm(6)
+
+    mx.random.seed(3)
+    model = WithBuffer()
+    ours = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
+    ours.init(model)
+    x, y = batch(0, 4)
+    _, grads = nn.value_and_grad(model, loss)(model, x, y)
+    ours.update(model, grads)
+    # As running statistics do, which each rank takes of its own batches.
+    model.batch_norm.running_mean = mx.full((6,), float(world.rank))
+    path = save_checkpoint(shared_folder, 1, model, ours)
+    if world.size > 1 and world.is_root:
+        manifest = json.loads((path / "manifest.json").read_text())
+        (mean,) = (a for a in manifest["arrays"] if a["path"].endswith("running_mean"))
+        assert [piece[2] for piece in mean["pieces"]] == [0]
+    mx.random.seed(4)
+    other = WithBuffer()
+    again = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
+    load_checkpoint(shared_folder, other, again)  # initializes it
+    model.batch_norm.running_mean = mx.zeros((6,))  # rank 0's
+    assert_same_bits(other.parameters(), model.parameters())
+    assert_same_bits(again.gather_state(), ours.gather_state())
+    assert "frozen" not in again.state
+    _, grads = nn.value_and_grad(other, loss)(other, x, y)
+    again.update(other, grads)
+
+
+def test_the_model_alone(world, shared_folder):
+    own, ours = started(world)
+    save_checkpoint(shared_folder, 1, own, ours)
+    tree = zeros(own)
+    assert load_checkpoint(shared_folder, tree).step == 1
+    assert_same_bits(tree, own)
+
+
+def test_the_last_k_are_kept_and_latest_follows(world, shared_folder):
+    own, ours = started(world)
+    for step in (1, 2, 2, 3):
+        save_checkpoint(shared_folder, step, own, ours, {"step": step}, keep=3)
+    world.barrier()
+    names = sorted(path.name for path in shared_folder.iterdir())
+    assert names == [
+        "latest",
+        "save-00002-step-00000002",
+        "save-00003-step-00000002",
+        "save-00004-step-00000003",
+    ]
+    assert (shared_folder / "latest").read_text() == "save-00004-step-00000003\n"
+    assert load_checkpoint(shared_folder, own, ours, step=2).path.name == names[2]
+    # Back to step 2, and on from there: what is saved last counts.
+    world.barrier()
+    save_checkpoint(shared_folder, 2, own, ours, {"step": "again"}, keep=3)
+    loaded = load_checkpoint(shared_folder, own, ours)
+    assert (loaded.step, loaded.extra) == (2, {"step": "again"})
+
+
+def test_what_a_killed_save_left_is_swept(world, shared_folder):
+    own, ours = started(world)
+    left = shared_folder / ".save-00001-step-00000007.saving-0123456789abcdef"
+    if world.is_root:
+        left.mkdir()
+        (left / "rank-00000.safetensors").write_bytes(b"half of a file")
+    world.barrier()
+    assert load_checkpoint(shared_folder, own, ours, missing_ok=True) is None
+    save_checkpoint(shared_folder, 8, own, ours)
+    assert not left.exists()
+    assert load_checkpoint(shared_folder, own, ours).step == 8

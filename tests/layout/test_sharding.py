@@ -1,0 +1,185 @@
+"""Who owns what, in worlds of 1 to 1024 ranks: pure, without MPI."""
+
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxdist.layout.entries import Entry
+from mlxdist.layout.sharding import Plan, balance, make_plan
+
+STRATEGIES = ["elements", "tensors"]
+
+
+def llama_70b() -> list[Entry]:
+    """The 723 tensors of a 70-billion-parameter transformer, in bfloat16."""
+    width, hidden, heads_kv, vocabulary = 8192, 28672, 1024, 32000
+    shapes = {
+        "attention.q": (width, width),
+        "attention.k": (heads_kv, width),
+        "attention.v": (heads_kv, width),
+        "attention.o": (width, width),
+        "mlp.gate": (hidden, width),
+        "mlp.up": (hidden, width),
+        "mlp.down": (width, hidden),
+        "norm1": (width,),
+        "norm2": (width,),
+    }
+    entries = [
+        Entry(f"layers.{i}.{name}", shape, "bfloat16")
+        for i in range(80)
+        for name, shape in shapes.items()
+    ]
+    outer = {
+        "embed": (vocabulary, width),
+        "head": (vocabulary, width),
+        "norm": (width,),
+    }
+    return entries + [Entry(n, s, "bfloat16") for n, s in outer.items()]
+
+
+def assert_each_element_has_one_owner(plan: Plan) -> None:
+    owned: dict[str, list[tuple[int, int]]] = {e.path: [] for e in plan.entries}
+    for rank in range(plan.ranks):
+        for path, part in plan.shard(rank).items():
+            owned[path].append(part)
+    for entry in plan.entries:
+        parts = sorted(owned[entry.path])
+        assert parts, f"{entry} has no owner"
+        assert parts[0][0] == 0
+        assert parts[-1][1] == entry.size
+        for (_, stop), (start, _) in pairwise(parts):
+            assert stop == start, f"{entry}: {parts}"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_70_billion_on_1024_ranks_in_a_second(strategy):
+    entries = llama_70b()
+    assert 68e9 < sum(e.size for e in entries) < 71e9
+    start = time.process_time()  # other processes' time is none of it
+    plan = make_plan(entries, 1024, strategy=strategy, bucket_size=32 * 2**20)
+    fingerprint, own = plan.fingerprint, plan.shard(777)
+    seconds = time.process_time() - start
+    assert seconds < 1.0
+    assert fingerprint
+    if strategy == "elements":
+        total = sum(e.size for e in entries)
+        assert sum(b - a for a, b in own.values()) == pytest.approx(total / 1024, 0.01)
+    assert_each_element_has_one_owner(plan)
+
+
+def test_planning_needs_no_mpi_and_no_mlx():
+    code = (
+        "import sys, importlib.util as u, types\n"
+        "package = types.ModuleType('mlxdist')\n"
+        "package.__path__ = [u.find_spec('mlxdist').submodule_search_locations[0]]\n"
+        "sys.modules['mlxdist'] = package\n"
+        "from mlxdist.layout import Entry, make_plan\n"
+        "make_plan([Entry('a', (3, 5), 'float32')], 4, strategy='elements',"
+        " bucket_size=16)\n"
+        "assert not {'mlx', 'mlx.core', 'mpi4py', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+entries_lists = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 6), max_size=3),
+        st.sampled_from(["float32", "bfloat16"]),
+    ),
+    max_size=12,
+).map(lambda shapes: [Entry(f"p{i}", tuple(s), d) for i, (s, d) in enumerate(shapes)])
+
+
+@settings(max_examples=100)
+@given(
+    entries_lists,
+    st.integers(1, 9),
+    st.sampled_from(STRATEGIES),
+    st.integers(1, 400),
+)
+def test_every_element_has_exactly_one_owner(entries, ranks, strategy, bucket_size):
+    plan = make_plan(entries, ranks, strategy=strategy, bucket_size=bucket_size)
+    assert_each_element_has_one_owner(plan)
+    for bucket in plan.buckets:
+        spans = [bucket.span(rank) for rank in range(ranks)]
+        assert spans[0][0] == 0
+        assert spans[-1][1] == bucket.size
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
+        assert bucket.chunk == max(b - a for a, b in spans)
+        for rank, (start, stop) in enumerate(spans):
+            pieces = list(bucket.pieces(rank))
+            assert sum(p.stop - p.start for p in pieces) == stop - start
+            if strategy == "tensors":
+                assert all((p.start, p.stop) == (0, p.entry.size) for p in pieces)
+
+
+@given(entries_lists, st.integers(1, 9), st.randoms())
+def test_plans_do_not_depend_on_the_order_of_parameters(entries, ranks, random):
+    shuffled = list(entries)
+    random.shuffle(shuffled)
+    for strategy in ("replicated", "elements", "tensors"):
+        one, other = (
+            make_plan(e, ranks, strategy=strategy, bucket_size=64)
+            for e in (entries, shuffled)
+        )
+        assert one == other
+        assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64, 1024])
+def test_element_shards_are_even(ranks):
+    entries = [Entry(f"p{i}", (1009, 37), "float32") for i in range(40)]
+    plan = make_plan(entries, ranks, strategy="elements", bucket_size=2**20)
+    total = sum(e.size for e in entries)
+    for rank in range(ranks):
+        own = sum(stop - start for start, stop in plan.shard(rank).values())
+        assert own <= total / ranks + len(plan.buckets)
+
+
+def test_fewer_elements_than_ranks():
+    plan = make_plan(
+        [Entry("a", (3,), "float32")], 5, strategy="elements", bucket_size=1
+    )
+    assert [plan.shard(r) for r in range(5)] == [
+        {"a": (0, 1)},
+        {"a": (1, 2)},
+        {"a": (2, 3)},
+        {},
+        {},
+    ]
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1), st.integers(1, 8))
+def test_balance_is_within_its_bound(costs, ranks):
+    owners = balance(costs, ranks)
+    loads = [
+        sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank)
+        for rank in range(ranks)
+    ]
+    best_possible = max(max(costs), sum(costs) / ranks)
+    assert max(loads) <= (4 / 3) * best_possible + max(costs) / 3
+
+
+def test_costs_move_tensors():
+    entries = [Entry(name, (10,), "float32") for name in "abc"]
+    costs = {"a": 10.0, "b": 1.0, "c": 1.0}
+    plan = make_plan(entries, 2, strategy="tensors", bucket_size=1, costs=costs)
+    assert {frozenset(plan.shard(r)) for r in (0, 1)} == {
+        frozenset("a"),
+        frozenset("bc"),
+    }
+
+
+def test_what_cannot_be_planned_is_refused():
+    one = [Entry("a", (1,), "float32")]
+    with pytest.raises(ValueError, match="at least one"):
+        make_plan(one, 0, strategy="elements", bucket_size=1)
+    with pytest.raises(ValueError, match="unknown shard strategy 'rows'"):
+        make_plan(one, 2, strategy="rows", bucket_size=1)
+    with pytest.raises(ValueError, match="two parameters"):
+        make_plan([*one, *one], 2, strategy="elements", bucket_size=1)

@@ -30,6 +30,7 @@ from .local_update import COMPILED_FROM, Update
 from .loss_scale import LossScale
 from .masters import Beside
 from .pipeline import Stepping
+from .resumable_state import ResumableState
 
 Transport = Literal["auto", "native", "host"]
 
@@ -291,6 +292,29 @@ class DistributedOptimizer(Stepping):
         finally:
             self._lent = False
             averages.give_back(kept)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether `init` has planned who holds what."""
+        return self._plan is not None
+
+    def resumable_state(self, action: str) -> ResumableState:
+        """What a checkpoint reads and replaces.
+
+        Args:
+            action: what is about to be done, such as "save", for the error.
+
+        Raises:
+            ValueError: before `init`, in the middle of a step's micro-batches, or while
+                a model has its EMA weights in place.
+        """
+        refused.refuse_lent(self, action)
+        if action == "save" and self._accumulation.count:
+            raise ValueError(
+                f"{self._accumulation.count} micro-batches of a step are added up and "
+                "not applied yet: save after the step's last update"
+            )
+        return ResumableState(self)
 
     def describe(self) -> Description:
         """Who owns what, what travels, and the bytes of state on each rank."""

@@ -1,0 +1,201 @@
+"""The process environment: every variable that mlxdist reads, sets or passes on.
+
+No other module of the package touches `os.environ`, and no other one spells a name
+that begins with MLXDIST_. `rank_main` loads this file before the package exists, so it
+imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+PREFIX = "MLXDIST_"
+RUN_DIR = "MLXDIST_RUN_DIR"  # folder for the ranks' marks, on the launcher's machine
+MARKS = "MLXDIST_MARKS"  # token of the ranks' marks, where they are lines of stderr
+TERMINAL = "MLXDIST_TERMINAL"  # "1" where the ranks' output ends in a terminal
+COLUMNS = "MLXDIST_COLUMNS"  # the width of that terminal
+RESTARTS = "MLXDIST_RESTARTS"  # how often the job was started again
+TIMELINE = "MLXDIST_TIMELINE"  # file for the Chrome trace
+POSTMORTEM = "MLXDIST_POSTMORTEM"  # folder for the records of a failed job
+KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
+JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1, ...
+
+# A launcher sets these for its own ranks. A job inside a job must not inherit them.
+OF_ONE_LAUNCHER = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
+MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
+
+_RANK = "OMPI_COMM_WORLD_RANK"
+_IN_A_JOB = (_RANK, "PMIX_RANK", "PMIX_NAMESPACE")
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR)
+_LONGEST_VALUE = 2**16  # characters; Linux takes 128 KiB
+
+
+class JobVariables(TypedDict):
+    """What a rank has to run: the value of MLXDIST_JOB."""
+
+    script: str
+    arguments: list[str]
+    module: bool
+    cwd: str
+
+
+def snapshot() -> dict[str, str]:
+    """Return a copy of the environment."""
+    return dict(os.environ)
+
+
+def get(name: str) -> str | None:
+    """Return a variable's value, None where it is not set."""
+    return os.environ.get(name)
+
+
+def update(variables: Mapping[str, str]) -> None:
+    """Set variables for this process and those that it starts."""
+    os.environ.update(variables)
+
+
+# The ranks' side
+
+
+def restarts() -> int:
+    """Return how often `mlxdist run --max-restarts` has started this job again."""
+    return int(os.environ.get(RESTARTS, "0"))
+
+
+def timeline_path() -> str | None:
+    """Return the file for the Chrome trace, None where none is asked for."""
+    return os.environ.get(TIMELINE) or None
+
+
+def postmortem_folder() -> Path:
+    """Return the folder for the records of jobs that failed."""
+    return Path(os.environ.get(POSTMORTEM, "mlxdist-postmortem"))
+
+
+def keeps_freed_memory() -> bool:
+    """Return whether the allocator may be tuned: not where MLXDIST_KEEP_MEMORY=0."""
+    return os.environ.get(KEEP_MEMORY) != "0"
+
+
+def started_by_mpirun() -> bool:
+    """Return whether Open MPI's launcher started this process."""
+    return _RANK in os.environ
+
+
+def rank() -> str:
+    """Return this process's rank, as mpirun gives it.
+
+    Raises:
+        KeyError: mpirun did not start this process.
+    """
+    return os.environ[_RANK]
+
+
+def local_rank() -> int:
+    """Return this process's rank among those of its host; 0 without mpirun."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """Return how many ranks of the job share this host; 1 without mpirun."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+
+
+def launched_size(backend: str) -> int | None:
+    """Return how many ranks the launcher started, None where it does not say.
+
+    Args:
+        backend: MLX's "mpi" or "ring".
+    """
+    if backend == "ring":
+        hosts = os.environ.get("MLX_HOSTFILE")
+        if hosts is None or "MLX_RANK" not in os.environ:
+            return None
+        return len(json.loads(Path(hosts).read_text()))
+    if backend == "mpi":
+        for name in _SIZES:
+            if os.environ.get(name, "").isdigit():
+                return int(os.environ[name])
+    return None
+
+
+def take_job() -> JobVariables:
+    """Return what this rank has to run, and remove it from the environment.
+
+    Raises:
+        ValueError: `mlxdist run` did not start this process.
+    """
+    parts: list[str] = []
+    while (name := f"{JOB}{len(parts) or ''}") in os.environ:
+        parts.append(os.environ.pop(name))
+    job: JobVariables = json.loads("".join(parts))
+    return job
+
+
+# MPI's libraries
+
+
+def has_chosen_libmpi() -> bool:
+    """Return whether the user has told mpi4py which libmpi to load."""
+    return "MPI4PY_LIBMPI" in os.environ
+
+
+def use_libmpi(path: str, *, thread_level: int, parameters: Mapping[str, str]) -> None:
+    """Have MLX load a libmpi, and give Open MPI defaults where the user set none.
+
+    Args:
+        thread_level: what MLX's MPI_Init asks for; 3 is MPI_THREAD_MULTIPLE.
+        parameters: MCA parameters by name, without OMPI_MCA_.
+    """
+    os.environ["MLX_MPI_LIBNAME"] = path
+    os.environ.setdefault("OMPI_MPI_THREAD_LEVEL", str(thread_level))
+    for name, value in parameters.items():
+        os.environ.setdefault(f"OMPI_MCA_{name}", value)
+
+
+# The launcher's side
+
+
+def set_restarts(number: int) -> None:
+    """Set what `restarts` returns in the ranks of the jobs started next."""
+    os.environ[RESTARTS] = str(number)
+
+
+def is_inside_a_job(environment: Mapping[str, str]) -> bool:
+    """Return whether an environment is that of a rank."""
+    return any(name in environment for name in _IN_A_JOB)
+
+
+def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without a launcher's variables, to start a job of its own.
+
+    Outside of a job, variables that begin with OMPI_ are settings of the user.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(MPI_PREFIXES) and name not in OF_ONE_LAUNCHER
+    }
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether mpirun or mlxdist sets a variable, and the user must not."""
+    return name.startswith(_RESERVED)
+
+
+def job_variables(job: JobVariables) -> dict[str, str]:
+    """Return the variables that `take_job` reads.
+
+    The job is not on the ranks' command line, because mpirun rewrites some arguments.
+    """
+    text = json.dumps(job)
+    starts = range(0, len(text), _LONGEST_VALUE)
+    return {
+        f"{JOB}{number or ''}": text[start : start + _LONGEST_VALUE]
+        for number, start in enumerate(starts)
+    }

@@ -52,13 +52,13 @@ class Background:
         try:
             act()
         except Exception as error:
-            self._world.late.append(str(error) or repr(error))
+            self._world.background_errors.append(str(error) or repr(error))
 
     def _at_exit(self) -> None:
         self.wait()
-        if self._world.late:
+        if self._world.background_errors:
             # An exit handler can't fail, and the job must not pass for a success.
-            error = CheckpointError(self._world.late.pop())
+            error = CheckpointError(self._world.background_errors.pop())
             sys.excepthook(CheckpointError, error, None)
             sys.stderr.flush()
             os._exit(1)
@@ -78,7 +78,7 @@ def failure(world: World) -> str | None:
     """Waits for the save under way in a world; why it, or one before, has failed."""
     if id(world) in _of_world:
         _of_world[id(world)].wait()
-    return world.late.pop() if world.late else None
+    return world.background_errors.pop() if world.late else None
 
 
 def yield_to_training() -> None:

@@ -256,8 +256,8 @@ class Stepping(Resumable):
         plan, so_far = self._plan, self._accumulation
         if plan is not None:
             problem = checks.gradient_problem(plan, flat) or problem
-        if self.world.late:
-            problem = self.world.late.pop()
+        if self.world.background_errors:
+            problem = self.world.background_errors.pop()
         sums: list[str] = []
         if self.check_every and self._updates % self.check_every == 0 and not traced:
             replicated = {} if plan is None or plan.sharded else self._inner.state

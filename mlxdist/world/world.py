@@ -56,7 +56,8 @@ class World:
         self.recorder = recorder or Recorder()
         self.native = Native(split_group(group, backend, 0), backend, self.recorder)
         self._comm = comm
-        self.late: list[str] = []  # what failed in the background; the next step tells
+        # Failed background saves: the next step or save reports them.
+        self.background_errors: list[str] = []
         self.host_transport: Host | None = None
         self.is_first_on_host = True
         if comm is not None:

@@ -78,7 +78,7 @@ def failure(world: World) -> str | None:
     """Waits for the save under way in a world; why it, or one before, has failed."""
     if id(world) in _of_world:
         _of_world[id(world)].wait()
-    return world.background_errors.pop() if world.late else None
+    return world.background_errors.pop() if world.background_errors else None
 
 
 def yield_to_training() -> None:

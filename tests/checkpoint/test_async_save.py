@@ -5,21 +5,21 @@ import pytest
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import async_save as background
 from mlxdist.checkpoint import directory as saves
-from tests.support.checkpoints import started, train
+from tests.support.checkpoints import make_run, train
 from tests.support.examples import assert_same_bits
 
 pytestmark = pytest.mark.mpi
 
 
 def test_a_background_save_has_what_was_there_when_it_began(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     for step in range(4):
         own = train(own, ours, world, [step])
         wanted = own, ours.gather_state()
         save_checkpoint(shared_folder, step, own, ours, background=True, keep=2)
     own = train(own, ours, world, range(4, 8))
     save_checkpoint(shared_folder, 8, own, ours)  # waits for the one before
-    tree, other = started(world)
+    tree, other = make_run(world)
     load_checkpoint(shared_folder, tree, other, step=3)
     assert_same_bits(tree, wanted[0])
     assert_same_bits(other.gather_state(), wanted[1])
@@ -29,7 +29,7 @@ def test_a_background_save_has_what_was_there_when_it_began(world, shared_folder
 def test_a_failure_in_the_background_reaches_the_next_step(
     world, shared_folder, monkeypatch
 ):
-    own, ours = started(world)
+    own, ours = make_run(world)
     save_checkpoint(shared_folder, 1, own, ours)
     commit = saves.commit
 

@@ -12,7 +12,7 @@ import mlxdist
 from mlxdist import load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import mlx_files as plain
 from mlxdist.checkpoint import verify as inspection
-from tests.support.checkpoints import started, train, zeros
+from tests.support.checkpoints import make_run, train, zeros
 from tests.support.examples import Net, assert_same_bits, batch, loss, make
 
 pytestmark = pytest.mark.mpi
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mpi
 
 def test_hosts_with_disks_of_their_own(world, shared_folder, monkeypatch):
     """Each rank in a folder that no other rank looks into."""
-    own, ours = started(world)
+    own, ours = make_run(world)
     own = train(own, ours, world, range(2))
     home = shared_folder / f"host-{world.rank}"
     home.mkdir()
@@ -33,7 +33,7 @@ def test_hosts_with_disks_of_their_own(world, shared_folder, monkeypatch):
     assert sorted(os.listdir("here")) == sorted([path.name, "latest"])
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["disks"] == list(range(world.size))
-    tree, other = started(world, shard="tensors")
+    tree, other = make_run(world, shard="tensors")
     loaded = load_checkpoint("here", zeros(tree), other)
     assert loaded.extra["a"].tolist() == [0, 1, 2]
     tree = zeros(tree)
@@ -43,7 +43,7 @@ def test_hosts_with_disks_of_their_own(world, shared_folder, monkeypatch):
 
 
 def test_a_new_host_gets_what_it_does_not_have(world, shared_folder, monkeypatch):
-    own, ours = started(world)
+    own, ours = make_run(world)
     own = train(own, ours, world, range(2))
     home = shared_folder / ("there" if world.rank < world.size - 1 else "new")
     home.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def test_a_new_host_gets_what_it_does_not_have(world, shared_folder, monkeypatch
     monkeypatch.chdir(shared_folder)
     save_checkpoint("there/saves", 1, own, ours)
     monkeypatch.chdir(home)
-    tree, other = started(world, shard=False)
+    tree, other = make_run(world, shard=False)
     tree = zeros(tree)
     folder = "saves" if world.size > 1 else "there/saves"
     load_checkpoint(folder, tree, other)

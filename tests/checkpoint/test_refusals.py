@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 import mlxdist
 from mlxdist import CheckpointError, MismatchError, load_checkpoint, save_checkpoint
-from tests.support.checkpoints import Data, started, train, zeros
+from tests.support.checkpoints import Examples, make_run, train, zeros
 from tests.support.examples import assert_same_bits
 
 pytestmark = pytest.mark.mpi
@@ -24,7 +24,7 @@ def refused(world, error, match, call):
 
 
 def test_a_drifted_rank_is_found_before_a_bad_checkpoint(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     if world.size == 1:
         pytest.skip("one rank can't drift")
     if world.rank == world.size - 1:
@@ -41,7 +41,7 @@ def test_a_drifted_rank_is_found_before_a_bad_checkpoint(world, shared_folder):
 
 
 def test_what_can_not_be_saved(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     plain = optim.SGD(0.1)
     with pytest.raises(ValueError, match=r"mlxdist\.DistributedOptimizer\(optimizer\)"):
         save_checkpoint(shared_folder, 1, own, plain)
@@ -80,9 +80,9 @@ def test_what_can_not_be_saved(world, shared_folder):
 
 
 def test_a_checkpoint_of_something_else_changes_nothing(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     own = train(own, ours, world, range(1))
-    sampler = Data(world).sampler
+    sampler = Examples(world).sampler
     save_checkpoint(shared_folder, 1, own, ours, sampler=sampler)
     before = ours.gather_state()
     tree = zeros(own)
@@ -93,8 +93,8 @@ def test_a_checkpoint_of_something_else_changes_nothing(world, shared_folder):
     more = {**tree, "more": mx.zeros(3)}
     less = {k: v for k, v in tree.items() if k != "two"}
     wrong = {**tree, "two": mx.zeros((2, 1))}
-    _, lion = started(world, "Lion")
-    _, adam = started(world, "Adam")
+    _, lion = make_run(world, "Lion")
+    _, adam = make_run(world, "Adam")
     shuffled = mlxdist.ShardedSampler(101, world=world, seed=4)
     for call, match in (
         (load(more), "no parameter more, wanted float32"),
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_named_and_the_last_good_one_taken(
     kind, world, shared_folder
 ):
     damage, told = DAMAGE[kind]
-    own, ours = started(world)
+    own, ours = make_run(world)
     save_checkpoint(shared_folder, 1, own, ours)
     before = {"w": own}
     own = train(own, ours, world, range(1))
@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named_and_the_last_good_one_taken(
 )
 @pytest.mark.filterwarnings("ignore:passed over a checkpoint")
 def test_a_damaged_manifest_is_named(kind, world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     save_checkpoint(shared_folder, 1, own, ours)
     path = save_checkpoint(shared_folder, 2, own, ours) / "manifest.json"
     if world.is_root and kind == "edited":
@@ -193,7 +193,7 @@ def test_a_damaged_manifest_is_named(kind, world, shared_folder):
 
 
 def test_only_damaged_ones_are_an_error_and_no_new_start(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     path = save_checkpoint(shared_folder, 1, own, ours)
     if world.is_root:
         flip(path / "rank-00000.safetensors")

@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 
 import mlxdist
 from mlxdist import load_checkpoint, save_checkpoint
-from tests.support.checkpoints import Data, everywhere, started, train, zeros
+from tests.support.checkpoints import Examples, gather_sorted, make_run, train, zeros
 from tests.support.examples import (
     CLASSES,
     Net,
@@ -40,12 +40,12 @@ def cases():
 def test_a_resumed_run_has_the_bits_of_one_that_went_on(
     name, shard, world, shared_folder
 ):
-    own, ours = started(world, name, shard)
+    own, ours = make_run(world, name, shard)
     own = train(own, ours, world, range(3))
     save_checkpoint(shared_folder, 3, own, ours)
     own = train(own, ours, world, range(3, 6))
 
-    resumed, other = started(world, name, shard, bucket_size=1000)
+    resumed, other = make_run(world, name, shard, bucket_size=1000)
     resumed = zeros(resumed)
     loaded = load_checkpoint(shared_folder, resumed, other)
     assert loaded.step == 3
@@ -66,7 +66,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(
 )
 def test_any_number_of_ranks_and_any_shard_mode(name, world, shared_folder):
     """1 <-> 2 <-> 3 <-> 4, each mode to each mode: the same bits."""
-    own, ours = started(world, name, False)
+    own, ours = make_run(world, name, False)
     own = train(own, ours, world, range(2))
     full = ours.gather_state()
     modes = shard_modes(name)
@@ -76,12 +76,12 @@ def test_any_number_of_ranks_and_any_shard_mode(name, world, shared_folder):
         # The other ranks do the same among themselves, in a folder of their own.
         part = world.split(int(world.rank >= saving))
         folder = shared_folder / f"{step}-{int(world.rank < saving)}"
-        _, writer = started(part, name, before)
+        _, writer = make_run(part, name, before)
         writer.load_state(full)
         save_checkpoint(folder, step, own, writer)
         world.barrier()
         part = world.split(int(world.rank >= loading))
-        tree, reader = started(part, name, after, bucket_size=700)
+        tree, reader = make_run(part, name, after, bucket_size=700)
         tree = zeros(tree)
         load_checkpoint(shared_folder / f"{step}-1", tree, reader)
         assert_same_bits(tree, own)
@@ -89,7 +89,7 @@ def test_any_number_of_ranks_and_any_shard_mode(name, world, shared_folder):
 
 
 def test_each_rank_writes_its_share_once(world, shared_folder):
-    own, ours = started(world, "AdamW", "elements", bucket_size=2**20)
+    own, ours = make_run(world, "AdamW", "elements", bucket_size=2**20)
     own = {"w": mx.zeros((100, 999)), "v": mx.zeros(77)}
     ours.init(own)
     path = save_checkpoint(shared_folder, 1, own, ours)
@@ -108,22 +108,22 @@ def test_each_rank_writes_its_share_once(world, shared_folder):
 
 
 def test_the_sampler_goes_on_with_another_number_of_ranks(world, shared_folder):
-    own, ours = started(world)
-    data = Data(world)
-    before = everywhere(world, data.take(3))
+    own, ours = make_run(world)
+    data = Examples(world)
+    before = gather_sorted(world, data.take(3))
     save_checkpoint(shared_folder, 3, own, ours, sampler=data.sampler)
     # All ranks but one go on; the one does so too, alone.
     part = world.split(int(world.rank >= max(1, world.size - 1)))
-    tree, other = started(part)
-    data = Data(part)
+    tree, other = make_run(part)
+    data = Examples(part)
     load_checkpoint(shared_folder, tree, other, sampler=data.sampler)
-    rest = everywhere(part, data.take(1000))
+    rest = gather_sorted(part, data.take(1000))
     assert sorted(before + rest) == list(range(101))
 
 
 def test_extra_counters_and_random_keys_come_back(world, shared_folder):
     mx.random.seed(10 + world.rank)
-    own, ours = started(world, skip_nonfinite=True)
+    own, ours = make_run(world, skip_nonfinite=True)
     bad = tree_map(lambda leaf: leaf * float("nan"), own)
     ours.apply_gradients(bad, own)
     extra = {
@@ -138,7 +138,7 @@ def test_extra_counters_and_random_keys_come_back(world, shared_folder):
     save_checkpoint(shared_folder, 4, own, ours, extra)
     drawn = mx.random.normal((4,)).tolist()
     mx.random.seed(0)
-    tree, other = started(world, skip_nonfinite=True)
+    tree, other = make_run(world, skip_nonfinite=True)
     loaded = load_checkpoint(shared_folder, tree, other)
     assert mx.random.normal((4,)).tolist() == drawn
     assert other.skipped == 1
@@ -156,12 +156,12 @@ def test_extra_counters_and_random_keys_come_back(world, shared_folder):
 
 def test_ranks_that_are_new_draw_other_numbers(world, shared_folder):
     part = world.split(world.rank)
-    own, ours = started(part)
+    own, ours = make_run(part)
     save_checkpoint(shared_folder / str(world.rank), 1, own, ours)
     world.barrier()
-    tree, other = started(world)
+    tree, other = make_run(world)
     load_checkpoint(shared_folder / "0", tree, other)
-    drawn = everywhere(world, [mx.random.uniform().item()])
+    drawn = gather_sorted(world, [mx.random.uniform().item()])
     assert len(set(drawn)) == world.size
 
 
@@ -198,7 +198,7 @@ def test_a_module_with_frozen_layers_and_buffers(world, shared_folder):
 
 
 def test_the_model_alone(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     save_checkpoint(shared_folder, 1, own, ours)
     tree = zeros(own)
     assert load_checkpoint(shared_folder, tree).step == 1
@@ -206,7 +206,7 @@ def test_the_model_alone(world, shared_folder):
 
 
 def test_the_last_k_are_kept_and_latest_follows(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     for step in (1, 2, 2, 3):
         save_checkpoint(shared_folder, step, own, ours, {"step": step}, keep=3)
     world.barrier()
@@ -227,7 +227,7 @@ def test_the_last_k_are_kept_and_latest_follows(world, shared_folder):
 
 
 def test_what_a_killed_save_left_is_swept(world, shared_folder):
-    own, ours = started(world)
+    own, ours = make_run(world)
     left = shared_folder / ".save-00001-step-00000007.saving-0123456789abcdef"
     if world.is_root:
         left.mkdir()

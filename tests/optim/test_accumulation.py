@@ -25,7 +25,7 @@ from tests.support.examples import (
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
-wrap = partial(examples.wrap, bucket_size=256)
+wrap = partial(examples.distributed, bucket_size=256)
 
 
 def mean_over_rows(model, x, y, rows):
@@ -92,7 +92,7 @@ def test_no_sync_sends_nothing_and_then_all(shard, transport, world):
     with ours.no_sync():
         for step in range(3):
             sent = wire.traffic.bytes_sent, world.host_transport.traffic.bytes_sent
-            grads = [gradients(own, step, r, whole=True) for r in range(world.size)]
+            grads = [gradients(own, step, r) for r in range(world.size)]
             every += grads
             own = ours.apply_gradients(grads[world.rank], own)
             assert sent == (
@@ -101,7 +101,7 @@ def test_no_sync_sends_nothing_and_then_all(shard, transport, world):
             )
             assert_same_bits(own, start)
     assert ours.step.item() == 0
-    grads = [gradients(own, 3, r, whole=True) for r in range(world.size)]
+    grads = [gradients(own, 3, r) for r in range(world.size)]
     own = ours.apply_gradients(grads[world.rank], own)
     wanted = optim.SGD(0.5).apply_gradients(mean_of([*every, *grads]), start)
     assert ours.step.item() == 1
@@ -191,7 +191,7 @@ def test_a_checkpoint_in_the_middle_of_a_step(shard, world, shared_folder):
 
     def take(own, ours, micro_batches, rank):
         for number in micro_batches:
-            grads = gradients(own, number, rank, whole=True)
+            grads = gradients(own, number, rank)
             own = ours.apply_gradients(grads, own, weight=number + 1)
         return own
 
@@ -212,9 +212,9 @@ def test_a_checkpoint_in_the_middle_of_a_step(shard, world, shared_folder):
     part = world.split(world.rank)
     other, alone = started(part)
     mlxdist.load_checkpoint(shared_folder, other, alone)
-    every = [gradients(own, 6, r, whole=True) for r in range(world.size)]
+    every = [gradients(own, 6, r) for r in range(world.size)]
     other = alone.apply_gradients(mean_of(every), other, weight=7 * world.size)
-    every = [gradients(own, 7, r, whole=True) for r in range(world.size)]
+    every = [gradients(own, 7, r) for r in range(world.size)]
     other = alone.apply_gradients(mean_of(every), other, weight=8 * world.size)
     assert largest_difference(other, went_on) < 1e-2  # 16-bit ones among them
     wide = [k for k, v in parameters().items() if k in ("embed", "blocks", "conv")]

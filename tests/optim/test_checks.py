@@ -38,7 +38,7 @@ def test_gradients_that_are_not_finite_are_named(value, shard, transport, world)
     ours = wrap(shard=shard, transport=transport, bucket_size=128)
     own = parameters()
     ours.init(own)
-    grads = gradients(own, 0, world.rank, whole=True)
+    grads = gradients(own, 0, world.rank)
     own = ours.apply_gradients(grads, own)
     before = tree_map(mx.array, ours.gather_state())
     odd = world.rank == world.size - 1
@@ -56,7 +56,7 @@ def test_steps_with_such_gradients_can_be_skipped(shard, transport, world):
     ours = wrap(shard=shard, transport=transport, skip_nonfinite=True)
     own = parameters()
     ours.init(own)
-    good = gradients(own, 0, world.rank, whole=True)
+    good = gradients(own, 0, world.rank)
     bad = spoiled(good, math.nan) if world.rank == 0 else good
     same = ours.apply_gradients(bad, own)
     assert_same_bits(same, own)
@@ -98,7 +98,7 @@ def test_a_flipped_bit_is_found_within_k_steps(bit, shard, transport, world):
         for step in range(8):
             if step == 2 and world.rank == world.size - 1:
                 tree = {**tree, "conv": flip(tree["conv"], bit)}
-            grads = gradients(tree, step, world.rank, whole=True)
+            grads = gradients(tree, step, world.rank)
             tree = ours.apply_gradients(grads, tree)
 
     with pytest.raises(MismatchError, match="conv with crc32") as refusal:

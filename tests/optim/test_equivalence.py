@@ -16,13 +16,17 @@ from tests.support.examples import (
     Net,
     assert_same_bits,
     batch,
+    distributed,
     gradients,
     largest_difference,
     loss,
     make,
     mean_of,
     parameters,
+    rank_batch,
+    seeded_net,
     shard_modes,
+    update,
 )
 
 pytestmark = pytest.mark.mpi
@@ -50,7 +54,7 @@ def test_all_classes_are_found():
     assert len(CLASSES) >= 11
 
 
-def train_both(name, shard, transport, world, *, whole):
+def train_both(name, shard, transport, world, *, integers):
     """Parameters and states after some steps: distributed, and in one process."""
     ours = mlxdist.DistributedOptimizer(
         make(name), shard=shard, transport=transport, bucket_size=256, world=world
@@ -61,7 +65,9 @@ def train_both(name, shard, transport, world, *, whole):
     ours.init(own)
     plain.init(reference)
     for step in range(STEPS):
-        every = [gradients(own, step, rank, whole=whole) for rank in range(world.size)]
+        every = [
+            gradients(own, step, rank, integers=integers) for rank in range(world.size)
+        ]
         own = ours.apply_gradients(every[world.rank], own)
         reference = plain.apply_gradients(mean_of(every), reference)
     mx.eval(own, reference, plain.state)
@@ -70,7 +76,9 @@ def train_both(name, shard, transport, world, *, whole):
 
 @pytest.mark.parametrize(("name", "shard", "transport"), CASES)
 def test_whole_numbers_give_the_same_bits(name, shard, transport, world):
-    own, reference, ours, plain = train_both(name, shard, transport, world, whole=True)
+    own, reference, ours, plain = train_both(
+        name, shard, transport, world, integers=True
+    )
     assert largest_difference(own, parameters(name)) > 1e-5  # it has moved
     assert_same_bits(own, reference)
     assert_same_bits(ours.gather_state(), plain.state)
@@ -79,7 +87,7 @@ def test_whole_numbers_give_the_same_bits(name, shard, transport, world):
 
 @pytest.mark.parametrize(("name", "shard", "transport"), USUAL)
 def test_real_numbers_give_the_same_within_rounding(name, shard, transport, world):
-    own, reference, _, _ = train_both(name, shard, transport, world, whole=False)
+    own, reference, _, _ = train_both(name, shard, transport, world, integers=False)
     # 16-bit parameters may round to a neighbour; float32 ones are held to more.
     for path, array in tree_flatten(own):
         wide = array.dtype == mx.float32
@@ -92,8 +100,8 @@ def test_real_numbers_give_the_same_within_rounding(name, shard, transport, worl
 @pytest.mark.parametrize("transport", ["native", "host"])
 def test_sharded_is_replicated_bit_for_bit(shard, transport, world):
     """Within one transport, however the state is cut, real numbers or not."""
-    own, *_ = train_both("AdamW", shard, transport, world, whole=False)
-    other, *_ = train_both("AdamW", False, transport, world, whole=False)
+    own, *_ = train_both("AdamW", shard, transport, world, integers=False)
+    other, *_ = train_both("AdamW", False, transport, world, integers=False)
     assert_same_bits(own, other)
 
 
@@ -135,7 +143,7 @@ def test_weights_give_the_weighted_mean(shard, transport, world):
     )
     own = parameters()
     ours.init(own)
-    every = [gradients(own, 0, rank, whole=True) for rank in range(world.size)]
+    every = [gradients(own, 0, rank) for rank in range(world.size)]
     mine = every[world.rank]
     if not weights[world.rank]:
         mine = tree_map(lambda leaf: leaf * float("nan"), mine)
@@ -143,3 +151,30 @@ def test_weights_give_the_weighted_mean(shard, transport, world):
     reference = optim.SGD(0.5).apply_gradients(mean_of(every, weights), own)
     assert largest_difference(result, reference) < 1e-6
     assert world.identical(result)
+
+
+@pytest.mark.parametrize("transports", [("native", "native"), ("host", "native")])
+def test_two_optimizers_and_a_metric_train_as_each_alone(transports, world):
+    def build(seed, transport):
+        model = seeded_net(seed)
+        optimizer = distributed(world, shard=seed == 1, transport=transport)
+        optimizer.init(model)
+        return model, optimizer
+
+    expected = [build(seed, t) for seed, t in zip((1, 2), transports, strict=True)]
+    for model, optimizer in expected:
+        for step in range(4):
+            update(model, optimizer, *rank_batch(world, step))
+    pairs = [build(seed, t) for seed, t in zip((1, 2), transports, strict=True)]
+    for step in range(4):
+        losses = []
+        for model, optimizer in pairs:
+            losses.append(update(model, optimizer, *rank_batch(world, step)))
+            assert world.mean(float(step)) == step
+        if world.is_root:
+            mx.eval(losses[1])  # the second model first, on one rank only
+        mean = world.mean({"first": losses[0], "second": losses[1]})
+        assert mean["first"].item() != mean["second"].item()
+    for (model, _), (other, _) in zip(pairs, expected, strict=True):
+        assert_same_bits(model.parameters(), other.parameters())
+        assert world.identical(model)

@@ -8,7 +8,7 @@ import pytest
 import mlxdist
 from mlxdist.optim import loss_scale
 from tests.support.examples import Net, batch, largest_difference, loss
-from tests.support.examples import wrap_with_masters as wrap
+from tests.support.examples import distributed_with_masters as wrap
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]

@@ -16,7 +16,7 @@ from tests.support.examples import (
     mean_of,
     shard_modes,
 )
-from tests.support.examples import wrap_with_masters as wrap
+from tests.support.examples import distributed_with_masters as wrap
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
@@ -59,7 +59,7 @@ def test_masters_are_float32_training(name, shard, transport, dtype, world):
     twin = wide(own)
     ours.init(own)
     for step in range(4):
-        every = [gradients(own, step, r, whole=True) for r in range(world.size)]
+        every = [gradients(own, step, r) for r in range(world.size)]
         own = ours.apply_gradients(every[world.rank], own)
         twin = plain.apply_gradients(mean_of([wide(one) for one in every]), twin)
         assert_same_bits(own, like(twin, own))
@@ -88,7 +88,7 @@ def test_compiled_and_flat_steps_keep_masters(
     ours.init(own)
     averages = {p: mx.array(a) for p, a in twin.items()}
     for step in range(3):
-        grads = gradients(own, step, 0, whole=True)
+        grads = gradients(own, step, 0)
         own = ours.apply_gradients(grads, own)
         full = wide(grads)
         if max_norm is not None:
@@ -161,7 +161,7 @@ def test_masters_go_through_checkpoints(shard, world, shared_folder):
 
     def train(own, ours, steps):
         for step in steps:
-            own = ours.apply_gradients(gradients(own, step, 0, whole=True), own)
+            own = ours.apply_gradients(gradients(own, step, 0), own)
         return own
 
     own, ours = started(world)

@@ -16,7 +16,9 @@ from tests.support.examples import (
     largest_difference,
     loss,
     parameters,
-    wrap,
+)
+from tests.support.examples import (
+    distributed as wrap,
 )
 
 pytestmark = pytest.mark.mpi
@@ -69,7 +71,7 @@ def test_an_empty_gradient_steps_the_schedule(shard, world):
 def test_init_is_optional_as_in_mlx(shard, world):
     ours, plain = wrap(world, shard=shard), optim.AdamW(1e-2)
     own = parameters()
-    grads = gradients(own, 0, 0, whole=True)
+    grads = gradients(own, 0, 0)
     assert_same_bits(
         ours.apply_gradients(grads, own), plain.apply_gradients(grads, own)
     )
@@ -164,7 +166,7 @@ def test_traffic_is_what_the_plan_says(shard, transport, world):
     told = ours.describe().traffic
     wire = world.native if transport == "native" else world.host_transport
     collectives, sent = wire.traffic.collectives, wire.traffic.bytes_sent
-    ours.apply_gradients(gradients(own, 0, world.rank, whole=True), own)
+    ours.apply_gradients(gradients(own, 0, world.rank), own)
     assert wire.traffic.collectives - collectives == told.collectives
     assert wire.traffic.bytes_sent - sent == told.bytes_sent
     if transport == "host" and shard == "elements":
@@ -216,7 +218,7 @@ def test_users_can_keep_old_parameters(world):
     ours.init(own)
     held = []
     for step in range(3):
-        own = ours.apply_gradients(gradients(own, step, world.rank, whole=True), own)
+        own = ours.apply_gradients(gradients(own, step, world.rank), own)
         mx.eval(own)
         held.append((own, tree_map(lambda leaf: mx.array(leaf), own)))
         mx.eval(held)

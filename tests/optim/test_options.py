@@ -8,7 +8,8 @@ import pytest
 
 import mlxdist
 from mlxdist import MismatchError
-from tests.support.examples import assert_same_bits, gradients, wrap
+from tests.support.examples import assert_same_bits, gradients
+from tests.support.examples import distributed as wrap
 
 pytestmark = pytest.mark.mpi
 SHARDS = [False, "elements", "tensors"]
@@ -49,7 +50,7 @@ def test_a_users_own_optimizer(kind, strategy, world):
     plain.init(twin)
     assert ours.strategy == strategy
     for step in range(3):
-        grads = gradients(own, step, 0, whole=True)
+        grads = gradients(own, step, 0)
         own = ours.apply_gradients(grads, own)
         twin = plain.apply_gradients(grads, twin)
     assert_same_bits(own, twin)

@@ -109,14 +109,14 @@ def test_all_ways_give_the_same_bits(
         for step in range(2):
             for one in range(micro_batches):
                 n = world.rank * micro_batches + one
-                grads = gradients(own, 10 * step + n, 1, whole=True)
+                grads = gradients(own, 10 * step + n, 1)
                 own = ours.apply_gradients(grads, own, weight=weights[n])
         found.append(own)
     plain = INNER[name]()
     own = wide(start) if masters else start
     plain.init(own)
     for step in range(2):
-        every = [gradients(start, 10 * step + n, 1, whole=True) for n in numbers]
+        every = [gradients(start, 10 * step + n, 1) for n in numbers]
         if masters:
             every = [wide(one) for one in every]
         own = plain.apply_gradients(mean_of(every, weights), own)
@@ -138,7 +138,7 @@ def test_any_state_survives_gather_and_load(world, spec, seed):
             optim.AdamW(1e-2), shard=shard, world=world, **options
         )
         ours.init(start)
-        ours.apply_gradients(gradients(start, seed, 0, whole=True), start)
+        ours.apply_gradients(gradients(start, seed, 0), start)
         other = mlxdist.DistributedOptimizer(
             optim.AdamW(1e-2), shard=ways[index - 1], world=world, **options
         )

@@ -14,7 +14,9 @@ from tests.support.examples import (
     gradients,
     loss,
     parameters,
-    wrap,
+)
+from tests.support.examples import (
+    distributed as wrap,
 )
 
 pytestmark = pytest.mark.mpi
@@ -28,7 +30,7 @@ def test_state_survives_gather_and_load(shard, transport, world):
     own = parameters()
     ours = wrap(world, shard=shard, transport=transport)
     ours.init(own)
-    own = ours.apply_gradients(gradients(own, 0, 0, whole=True), own)
+    own = ours.apply_gradients(gradients(own, 0, 0), own)
     full = ours.gather_state()
     plain = optim.AdamW(1e-2)
     plain.state = full
@@ -37,7 +39,7 @@ def test_state_survives_gather_and_load(shard, transport, world):
     other.load_state(full)
     assert other.step.item() == 1
     assert_same_bits(other.gather_state(), full)
-    grads = gradients(own, 1, 0, whole=True)
+    grads = gradients(own, 1, 0)
     assert_same_bits(
         other.apply_gradients(grads, own), plain.apply_gradients(grads, own)
     )
@@ -47,7 +49,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(world):
     own = parameters()
     ours = wrap(world, shard=True)
     ours.init(own)
-    ours.apply_gradients(gradients(own, 0, 0, whole=True), own)
+    ours.apply_gradients(gradients(own, 0, 0), own)
     full = ours.gather_state()
     wrong = {**full, "two": {"m": mx.zeros(3), "v": mx.zeros(3)}}
     with pytest.raises(MismatchError, match=r"two\.m"):
@@ -89,7 +91,7 @@ def test_an_optimizer_with_a_past_shares_it(several, shard, world):
         plain = optim.MultiOptimizer([optim.AdamW(1e-2), optim.SGD(0.1)], by_shape)
     plain.init(own)
     if world.is_root:
-        plain.apply_gradients(gradients(own, 0, 0, whole=True), own)
+        plain.apply_gradients(gradients(own, 0, 0), own)
         mx.eval(plain.state)
     past = dict(tree_flatten(plain.state))
     ours = wrap(world, plain, shard=shard)

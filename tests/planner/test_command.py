@@ -8,7 +8,7 @@ import pytest
 
 from mlxdist import cli
 from mlxdist.planner import time_model as predict
-from tests.support.examples import told_by_doctor
+from tests.support.examples import doctor_report
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_what_can_not_be_planned(words, capsys):
 
 def test_the_command(capsys, tmp_path):
     (tmp_path / "links.json").write_text(
-        json.dumps(told_by_doctor({"bandwidth": 1e8, "latency": 1e-5}))
+        json.dumps(doctor_report({"bandwidth": 1e8, "latency": 1e-5}))
     )
     words = ["plan", "--parameters", "1e6", "--step-time", "0.1", "--memory", "1"]
     words += ["--measured", str(tmp_path / "links.json")]

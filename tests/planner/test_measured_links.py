@@ -32,7 +32,7 @@ def of_size(elements):
 def test_how_much_hides_is_what_was_saved(computing, both, hides):
     exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.4}
     exchange |= {"computing": computing, "both": both}
-    link = predict.measured_link(examples.told_by_doctor(*PAIRS, exchange=exchange))
+    link = predict.measured_link(examples.doctor_report(*PAIRS, exchange=exchange))
     assert link.hides == pytest.approx(hides)
     time = predict.step_time(of_size(MB), 2, "replicated", link, local=1.0)
     assert time.expected == pytest.approx(time.longest - hides * time.hidden)
@@ -45,25 +45,25 @@ PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}
 
 
 def test_measured_links():
-    link = predict.measured_link(examples.told_by_doctor(*PAIRS))
+    link = predict.measured_link(examples.doctor_report(*PAIRS))
     assert link == Link("measured", 1e8, 1e-5, work=0.0, hides=0.0)
     for told in ([], {}, {"links": {}}, {"links": {"error": "x"}}):
         with pytest.raises(ValueError, match="no measured links"):
             predict.measured_link(told)
     with pytest.raises(ValueError, match="within one host"):
-        predict.measured_link(examples.told_by_doctor(*PAIRS, hosts=["mac1", "mac1"]))
+        predict.measured_link(examples.doctor_report(*PAIRS, hosts=["mac1", "mac1"]))
     for pair in ({"bandwidth": -5, "latency": 1}, {"bandwidth": 1e8}, "x"):
         with pytest.raises(ValueError, match="wanted what `mlxdist doctor"):
-            predict.measured_link(examples.told_by_doctor(pair))
+            predict.measured_link(examples.doctor_report(pair))
     with pytest.raises(ValueError, match="no exchange of all ranks"):
-        predict.measured_link(examples.told_by_doctor(*PAIRS, exchange=None))
+        predict.measured_link(examples.doctor_report(*PAIRS, exchange=None))
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_what_all_ranks_took_together_is_predicted_again(ranks):
     exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.5}
     exchange |= {"computing": 0.5, "both": 1.0}
-    told = examples.told_by_doctor(*PAIRS, ranks=ranks, exchange=exchange)
+    told = examples.doctor_report(*PAIRS, ranks=ranks, exchange=exchange)
     link = predict.measured_link(told)
     entries = tuple(Entry(f"{i}", (MB // 4,), "float32") for i in range(4))
     model = Model(entries, "adamw", MB)
@@ -95,7 +95,7 @@ def test_what_all_ranks_took_together_is_predicted_again(ranks):
     ],
 )
 def test_numbers_that_can_not_be(place, bad):
-    told = examples.told_by_doctor(*map(dict, PAIRS))
+    told = examples.doctor_report(*map(dict, PAIRS))
     links = told["links"]
     holders = (links["pairs"][1], links, links["exchange"])
     (holder,) = [one for one in holders if place in one]
@@ -107,4 +107,4 @@ def test_numbers_that_can_not_be(place, bad):
 @pytest.mark.parametrize("hosts", [5, {"a": 1}, "ab", None, [["a"], ["a"]]])
 def test_hosts_that_are_none(hosts):
     with pytest.raises(ValueError, match="within one host"):
-        predict.measured_link(examples.told_by_doctor(*PAIRS, hosts=hosts))
+        predict.measured_link(examples.doctor_report(*PAIRS, hosts=hosts))

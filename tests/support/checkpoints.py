@@ -1,4 +1,4 @@
-"""Runs to be saved and resumed, for the tests of checkpoints."""
+"""Training runs to save and resume, for the tests of checkpoints."""
 
 import json
 
@@ -6,48 +6,50 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 import mlxdist
-from tests.support.examples import gradients, make, parameters
+from tests.support.examples import distributed, gradients, make, parameters
 
 
-def started(world, name="AdamW", shard=True, bucket_size=256, **options):
-    optimizer = mlxdist.DistributedOptimizer(
-        make(name), shard=shard, bucket_size=bucket_size, world=world, **options
+def make_run(world, name="AdamW", shard=True, bucket_size=256, **options):
+    """Return a tree of parameters and an initialized optimizer of an MLX class."""
+    optimizer = distributed(
+        world, make(name), shard=shard, bucket_size=bucket_size, **options
     )
-    own = parameters(name)
-    optimizer.init(own)
-    return own, optimizer
+    tree = parameters(name)
+    optimizer.init(tree)
+    return tree, optimizer
 
 
-def train(own, optimizer, world, steps):
+def train(tree, optimizer, world, steps):
+    """Train on normally distributed gradients, different on each rank."""
     for step in steps:
-        grads = gradients(own, step, world.rank, whole=False)
-        own = optimizer.apply_gradients(grads, own)
-    mx.eval(own)
-    return own
+        grads = gradients(tree, step, world.rank, integers=False)
+        tree = optimizer.apply_gradients(grads, tree)
+    mx.eval(tree)
+    return tree
 
 
 def zeros(like):
     return tree_map(mx.zeros_like, like)
 
 
-class Data:
-    """A sampler over 101 examples."""
+class Examples:
+    """The indices of 101 examples, sampled without replacement over the ranks."""
 
     def __init__(self, world):
         self.sampler = mlxdist.ShardedSampler(101, world=world, seed=3, batch_size=4)
 
     def take(self, batches):
-        """The examples of so many batches, over all ranks."""
-        found = []
-        for one in self.sampler:
-            found += one.tolist()
+        """Return this rank's indices in the next `batches` batches."""
+        indices = []
+        for index_batch in self.sampler:
+            indices += index_batch.tolist()
             batches -= 1
             if not batches:
                 break
-        return found
+        return indices
 
 
-def everywhere(world, found):
-    """All ranks' numbers, sorted."""
-    texts = world.control.all_gather_bytes(json.dumps(found).encode())
+def gather_sorted(world, numbers):
+    """Return all ranks' numbers in one sorted list."""
+    texts = world.control.all_gather_bytes(json.dumps(numbers).encode())
     return sorted(number for text in texts for number in json.loads(text))

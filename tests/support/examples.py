@@ -1,8 +1,9 @@
-"""Models, gradients and references that several tests share."""
+"""Models, gradients, training steps and reference results shared by tests."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import mlxdist
 
-# Whatever mlx.optimizers exports, so that a new class is tested without being listed.
+SHARDS = [False, "elements", "tensors"]
+TRANSPORTS = ["native", "host"]
+each_shard = pytest.mark.parametrize("shard", SHARDS)
+each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
+
+# Read from mlx.optimizers, so that a new class of MLX is tested without being listed.
 CLASSES = {
     name: cls
     for name, cls in sorted(vars(optim).items())
@@ -24,14 +31,17 @@ CLASSES = {
 }
 SCHEDULE = optim.linear_schedule(1e-2, 1e-3, 4)
 
-_SETTINGS: dict[str, dict[str, Any]] = {
+_ARGUMENTS: dict[str, dict[str, Any]] = {
     "SGD": {"learning_rate": SCHEDULE, "momentum": 0.9, "weight_decay": 0.01},
     "Adafactor": {},
 }
 
 
+# -- optimizers
+
+
 def make(name: str) -> optim.Optimizer:
-    """An optimizer of a class, with a schedule."""
+    """Return an optimizer of an MLX class, with a schedule as its learning rate."""
     if name == "MultiOptimizer":
         return optim.MultiOptimizer(
             [optim.Muon(SCHEDULE), optim.SGD(1e-2, momentum=0.9), optim.AdamW(1e-2)],
@@ -40,31 +50,45 @@ def make(name: str) -> optim.Optimizer:
                 lambda path, x: path.endswith("bias"),
             ],
         )
-    return CLASSES[name](**_SETTINGS.get(name, {"learning_rate": SCHEDULE}))
+    return CLASSES[name](**_ARGUMENTS.get(name, {"learning_rate": SCHEDULE}))
 
 
-def wrap(
+def distributed(
     world: mlxdist.World, inner: optim.Optimizer | None = None, **options: Any
 ) -> mlxdist.DistributedOptimizer:
-    """The distributed optimizer around one: AdamW, unless told otherwise."""
+    """Return a DistributedOptimizer around `inner`, which is AdamW by default."""
     return mlxdist.DistributedOptimizer(
         inner or optim.AdamW(1e-2), world=world, **options
     )
 
 
-wrap_with_masters = partial(wrap, master_dtype=mx.float32, bucket_size=64)
+distributed_with_masters = partial(distributed, master_dtype=mx.float32, bucket_size=64)
 
 
 def shard_modes(name: str) -> list[Any]:
-    """The values of shard= that a class can take."""
+    """Return the values of `shard` that an optimizer class supports."""
     elementwise = name not in ("Muon", "Adafactor", "MultiOptimizer")
     return [False, "tensors"] + (["elements"] if elementwise else [])
 
 
-def parameters(name: str = "AdamW") -> dict[str, Any]:
-    """All kinds of leaves: nested, scalar, 4-D, 16-bit, and sizes that N won't divide.
+def optimizer_cases(names: list[str]) -> list[Any]:
+    """Return pytest parameters (name, shard, transport) for optimizer classes."""
+    return [
+        pytest.param(name, shard, transport, id=f"{name}-{shard}-{transport}")
+        for name in names
+        for shard in shard_modes(name)
+        for transport in TRANSPORTS
+    ]
 
-    Empty arrays only where MLX's own optimizer can take them.
+
+# -- trees of parameters and gradients
+
+
+def parameters(name: str = "AdamW") -> dict[str, Any]:
+    """Return a tree with all kinds of parameters.
+
+    Nested, scalar, 4-D and 16-bit ones, with sizes that the ranks do not divide. It has
+    an empty array where the MLX optimizer class `name` can update one.
     """
     key = mx.random.key(7)
 
@@ -91,12 +115,16 @@ def parameters(name: str = "AdamW") -> dict[str, Any]:
     return tree
 
 
-def gradients(like: Any, step: int, rank: int, *, whole: bool) -> Any:
-    """A rank's gradients for a step: small whole numbers, or normal ones."""
+def gradients(like: Any, step: int, rank: int, *, integers: bool = True) -> Any:
+    """Return a rank's gradients of a step.
+
+    Small integers have exact sums, so that results can be compared bit for bit; else
+    the values are normally distributed.
+    """
     numbers = np.random.default_rng([step, rank])
 
     def draw(leaf: mx.array) -> mx.array:
-        if whole:
+        if integers:
             values = numbers.integers(-8, 9, leaf.shape)
         else:
             values = numbers.standard_normal(leaf.shape)
@@ -105,8 +133,22 @@ def gradients(like: Any, step: int, rank: int, *, whole: bool) -> Any:
     return tree_map(draw, like)
 
 
+def gradients_of_ranks(like: Any, step: int, ranks: int, **options: Any) -> list[Any]:
+    """Return the gradients of all ranks of a step, by rank."""
+    return [gradients(like, step, rank, **options) for rank in range(ranks)]
+
+
+def apply_steps(
+    optimizer: mlxdist.DistributedOptimizer, tree: Any, steps: Any, rank: int = 0
+) -> Any:
+    """Train a tree of parameters on the integer gradients of `rank`."""
+    for step in steps:
+        tree = optimizer.apply_gradients(gradients(tree, step, rank), tree)
+    return tree
+
+
 def mean_of(trees: list[Any], weights: list[float] | None = None) -> Any:
-    """The weighted mean, added in float32 in order and rounded once."""
+    """Return the weighted mean, added in float32 in order and rounded once."""
     weights = weights or [1.0] * len(trees)
 
     def mean(*leaves: mx.array) -> mx.array:
@@ -118,8 +160,25 @@ def mean_of(trees: list[Any], weights: list[float] | None = None) -> Any:
     return tree_map(mean, *trees)
 
 
+def full_like(tree: Any, value: float) -> Any:
+    """Return a tree with every element set to `value`."""
+    return tree_map(lambda leaf: mx.full(leaf.shape, value, leaf.dtype), tree)
+
+
+def to_float32(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.astype(mx.float32), tree)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Return the tree in the dtypes of another one."""
+    return tree_map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+# -- comparisons
+
+
 def assert_same_bits(one: Any, other: Any) -> None:
-    """Two trees have the same paths, shapes, dtypes and bits; nan equals nan."""
+    """Assert that two trees have the same paths, shapes, dtypes and bits."""
     ones, others = dict(tree_flatten(one)), dict(tree_flatten(other))
     assert ones.keys() == others.keys()
     for path, array in ones.items():
@@ -131,41 +190,45 @@ def assert_same_bits(one: Any, other: Any) -> None:
 
 
 def assert_as_eager(one: Any, other: Any, dtype: Any = mx.float32) -> None:
-    """What a compiled update gives is what MLX gives one operation after another.
+    """Assert that compiled kernels give what MLX gives one operation after another.
 
-    To the bit on a CPU. The compilers of accelerators join a product and a sum, or keep
+    To the bit on a CPU. The compilers of accelerators fuse a product and a sum, or keep
     16-bit numbers in 32 bits until the end, and so round less often.
     """
     if mx.default_device() == mx.cpu:
         assert_same_bits(one, other)
     else:
         # 16 bits: 0.053 where momentum and gradient cancel, if sums are in float32.
-        few = 2e-6 if dtype == mx.float32 else 2.0**-4
-        assert largest_difference(one, other) < few
+        tolerance = 2e-6 if dtype == mx.float32 else 2.0**-4
+        assert largest_difference(one, other) < tolerance
 
 
 def bits(array: mx.array) -> np.ndarray:
-    if not array.size:  # some of which crash mx.contiguous in MLX 0.32's CUDA build
+    """Return the bytes of an array, as uint8."""
+    if not array.size:  # mx.contiguous crashes on some of these in MLX 0.32 with CUDA
         return np.empty(0, np.uint8)
     return np.array(mx.contiguous(array.reshape(-1)).view(mx.uint8))
 
 
 def largest_difference(one: Any, other: Any) -> float:
-    """The largest |a - b| / (1 + |b|) over two trees."""
+    """Return the largest |a - b| / (1 + |b|) over two trees, in float64."""
     others = dict(tree_flatten(other))
-    worst = 0.0
+    largest = 0.0
     for path, array in tree_flatten(one):
         a = np.array(array.astype(mx.float32), np.float64)
         b = np.array(others[path].astype(mx.float32), np.float64)
         differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
         if differ.any():
             a, b = a[differ], b[differ]
-            worst = max(worst, float((abs(a - b) / (1 + abs(b))).max()))
-    return worst
+            largest = max(largest, float((abs(a - b) / (1 + abs(b))).max()))
+    return largest
+
+
+# -- a model
 
 
 class Net(nn.Module):
-    """A small network with a frozen layer, a tied pair and a scalar."""
+    """A small network with a frozen layer and a scalar parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,20 +247,64 @@ class Net(nn.Module):
         return self.head(self.norm(self.frozen(x)) * self.gain)
 
 
+def seeded_net(seed: int) -> Net:
+    mx.random.seed(seed)
+    return Net()
+
+
 def loss(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
     return nn.losses.mse_loss(model(x), y)
 
 
 def batch(step: int, examples: int) -> tuple[mx.array, mx.array]:
-    """A global batch, the same on every rank that asks for it."""
+    """Return a batch of `Net`, the same on every rank that asks for it."""
     numbers = np.random.default_rng(step)
     x = numbers.standard_normal((examples, 6)).astype(np.float32)
     y = numbers.standard_normal((examples, 3)).astype(np.float32)
     return mx.array(x), mx.array(y)
 
 
-def told_by_doctor(*pairs, **more):
+def rank_batch(
+    world: mlxdist.World, step: int, examples: int = 4
+) -> tuple[mx.array, mx.array]:
+    """Return a batch of `Net` that no other rank or step has."""
+    return batch(step * world.size + world.rank, examples)
+
+
+def loss_and_gradients(model: nn.Module, x: mx.array, y: mx.array) -> Any:
+    return nn.value_and_grad(model, loss)(model, x, y)
+
+
+def update(
+    model: nn.Module, optimizer: optim.Optimizer, x: mx.array, y: mx.array
+) -> mx.array:
+    """Take one training step on a batch and return the loss."""
+    value, grads = loss_and_gradients(model, x, y)
+    optimizer.update(model, grads)
+    return value
+
+
+def compiled_update(
+    model: nn.Module, optimizer: optim.Optimizer
+) -> Callable[[mx.array, mx.array], mx.array]:
+    """Return `update` as one compiled step, after `optimizer.init(model)`."""
+    state = [model.state, optimizer.state]
+    step = mx.compile(partial(update, model, optimizer), inputs=state, outputs=state)
+
+    def evaluated(x: mx.array, y: mx.array) -> mx.array:
+        value = step(x, y)
+        mx.eval(value, model.state, optimizer.state)
+        return value
+
+    return evaluated
+
+
+# -- reports of other commands
+
+
+def doctor_report(*pairs, **fields):
+    """Return the links that `mlxdist doctor --json` reports for two hosts."""
     exchange = {"buckets": 4, "bytes": 2e7, "seconds": 0.1}
     exchange |= {"computing": 0.1, "both": 0.2}
     links = {"ranks": 2, "hosts": ["a", "b"], "pairs": [*pairs], "exchange": exchange}
-    return {"links": {**links, **more}}
+    return {"links": {**links, **fields}}

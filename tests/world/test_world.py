@@ -4,7 +4,6 @@ import math
 from functools import partial
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -14,11 +13,6 @@ from mlxdist import MismatchError
 from tests.support.examples import (
     Net,
     assert_same_bits,
-    batch,
-    gradients,
-    largest_difference,
-    loss,
-    parameters,
 )
 
 pytestmark = pytest.mark.mpi
@@ -147,105 +141,6 @@ def test_split_makes_worlds_that_train(world):
     assert result["w"].tolist() == [-mean] * 3
     native = mlxdist.average_gradients(grads, world=half)
     assert native["w"].tolist() == [mean] * 3
-
-
-def test_average_gradients_is_the_mean(world):
-    tree = parameters()
-    every = [gradients(tree, 0, rank, whole=False) for rank in range(world.size)]
-    mean = mlxdist.average_gradients(every[world.rank], world=world, bucket_size=99)
-    wanted = nn.average_gradients(every[world.rank], world.group)
-    assert largest_difference(mean, wanted) < 1e-2
-    for path in ("embed", "blocks", "conv"):
-        assert largest_difference(mean[path], wanted[path]) < 1e-6
-    assert world.identical(mean)
-
-
-def test_average_gradients_refuses_trees_that_differ(world):
-    if world.size == 1:
-        pytest.skip("one rank can't differ")
-    with pytest.raises(MismatchError, match="the ranks differ"):
-        mlxdist.average_gradients({"w": mx.zeros(2 + world.rank)}, world=world)
-
-
-def test_rank_dependent_evaluation_does_no_harm(world):
-    """FACTS: two same-size all_sums, each rank looking at another one first."""
-    for step in range(10):
-        a = mlxdist.average_gradients({"w": mx.full((9,), 1.0 + step)}, world=world)
-        b = mlxdist.average_gradients({"w": mx.full((9,), -1.0)}, world=world)
-        first, second = (a, b) if world.rank % 2 else (b, a)
-        mx.eval(first)
-        mx.eval(second)
-        assert a["w"][0].item() == 1.0 + step
-        assert b["w"][0].item() == -1.0
-
-
-def test_a_rank_that_looks_early_does_not_stop_the_host_calls(world):
-    """Pending native collectives run before the host transport's do."""
-    a = mlxdist.average_gradients({"w": mx.ones(9)}, world=world)
-    if world.is_root:
-        mx.eval(a)
-    assert world.mean(1.0) == 1.0
-    assert a["w"][0].item() == 1.0
-
-
-@pytest.mark.parametrize("own_group", [True, False])
-def test_a_users_own_collectives_do_not_meet_ours(own_group, world):
-    """The package has a communicator and a thread of its own."""
-    group = mx.distributed.init() if own_group else world.group
-    theirs = mx.distributed.all_sum(mx.ones(9), group=group)
-    ours = mlxdist.average_gradients({"w": mx.full((9,), 5.0)}, world=world)
-    pair = (theirs, ours["w"]) if world.rank % 2 else (ours["w"], theirs)
-    mx.eval(pair[1])
-    mx.eval(pair[0])
-    assert theirs[0].item() == world.size
-    assert ours["w"][0].item() == 5.0
-
-
-@pytest.mark.parametrize("transports", [("native", "native"), ("host", "native")])
-def test_two_models_and_a_metric_between(transports, world):
-    """They give what each gives alone."""
-
-    def alone(seed, transport):
-        model, ours = build(seed, transport)
-        for step in range(4):
-            train(model, ours, step)
-        return model
-
-    def build(seed, transport):
-        mx.random.seed(seed)
-        model = Net()
-        ours = mlxdist.DistributedOptimizer(
-            optim.AdamW(1e-2), shard=seed == 1, transport=transport, world=world
-        )
-        ours.init(model)
-        return model, ours
-
-    def train(model, ours, step):
-        x, y = batch(step * world.size + world.rank, 4)
-        value, grads = nn.value_and_grad(model, loss)(model, x, y)
-        ours.update(model, grads)
-        return value
-
-    wanted = [alone(seed, t) for seed, t in zip((1, 2), transports, strict=True)]
-    pairs = [build(seed, t) for seed, t in zip((1, 2), transports, strict=True)]
-    for step in range(4):
-        values = []
-        for model, ours in pairs:
-            values.append(train(model, ours, step))
-            values.append(mx.array(world.mean(float(step))))
-        if world.is_root:
-            mx.eval(values[2])  # the second model first, on one rank only
-        mean = world.mean({"one": values[0], "two": values[2]})
-        assert mean["one"].item() != mean["two"].item()
-    for (model, _), other in zip(pairs, wanted, strict=True):
-        assert_same_bits(model.parameters(), other.parameters())
-        assert world.identical(model)
-
-
-@pytest.mark.parametrize("dtype", [mx.int32, mx.complex64])
-def test_average_gradients_refuses_what_it_would_spoil(dtype, world):
-    with pytest.raises(MismatchError, match="its dtype is none of"):
-        mlxdist.average_gradients({"w": mx.ones(3, dtype)}, world=world)
 
 
 def test_large_integers_are_averaged_exactly(world):

@@ -25,14 +25,14 @@ from typing import Any
 
 import common
 from common import plots
+from common.jobs import mpi_job, running
 from common.progress import Progress
-from common.turns import Turns, mpi_player
-from parts.contenders import UPSTREAM
+from ranks.contenders import UPSTREAM
 
 from mlxdist.launcher import openmpi
 from mlxdist.layout.buckets import DEFAULT_BUCKET_SIZE
 
-SCRIPT = common.BENCHMARKS / "parts" / "memory_rank.py"
+SCRIPT = common.BENCHMARKS / "ranks" / "memory_rank.py"
 KINDS = ("sharded", "replicated", "upstream")
 COLORS = dict(zip(KINDS, (plots.OURS, plots.OURS_TOO, plots.THEIRS), strict=True))
 
@@ -76,8 +76,8 @@ def measure(kind: str, tensors: str, ranks: int, steps: int) -> dict[str, Any]:
     settings = {}
     if kind in UPSTREAM:
         settings["MLX_MPI_LIBNAME"] = openmpi.find_libmpi() or ""
-    with Turns([mpi_player(kind, ranks, SCRIPT, kind, tensors, **settings)]) as turns:
-        every = turns.ask(kind, steps=steps)
+    with running([mpi_job(kind, ranks, SCRIPT, kind, tensors, **settings)]) as jobs:
+        every = jobs.request(kind, steps=steps)
     most = max(every, key=lambda told: told["peak"])
     # Of the state, AdamW's two moments; the rest are numbers.
     state = 2 * most["parameters"] // (ranks if kind == "sharded" else 1)

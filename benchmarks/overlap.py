@@ -32,11 +32,16 @@ from typing import Any
 
 import common
 from common import plots
+from common.cluster_jobs import (
+    VirtualCluster,
+    mpi_on_hosts,
+    plain_mlx_on_hosts,
+    ring_on_hosts,
+)
+from common.jobs import RunningJobs, running
 from common.progress import Progress
-from common.turns import Turns
-from parts.hosts import VirtualCluster, mpi_on_hosts, plain_mlx_on_hosts, ring_on_hosts
 
-SCRIPT = common.BENCHMARKS / "parts" / "overlap_rank.py"
+SCRIPT = common.BENCHMARKS / "ranks" / "overlap_rank.py"
 PLAYERS = {
     "sharded": "ours",
     "replicated": "ours",
@@ -102,12 +107,12 @@ def measure(out: Any, name: str, rate: str, args: argparse.Namespace) -> dict[st
             for player in dict.fromkeys(PLAYERS[who] for who in args.only)
         ]
         total = args.turns * len(wanted)
-        with Turns(players) as turns, Progress(out, total, name) as progress:
-            rows = balanced_rows(turns, args.only[0])
+        with running(players) as jobs, Progress(out, total, name) as progress:
+            rows = balanced_rows(jobs, args.only[0])
             for number in range(args.turns):
                 for who in common.order_of(args.only, number):
                     for what in common.order_of(PARTS, number):
-                        samples[f"{who} {what}"] += ask(turns, who, what, rows)
+                        samples[f"{who} {what}"] += ask(jobs, who, what, rows)
                         progress.advance(f"{who} {what}")
     case = common.record(samples, pairs(args.only))
     case["rows"] = rows
@@ -117,19 +122,19 @@ def measure(out: Any, name: str, rate: str, args: argparse.Namespace) -> dict[st
     return case
 
 
-def ask(turns: Turns, who: str, what: str, rows: int) -> list[float]:
+def ask(jobs: RunningJobs, who: str, what: str, rows: int) -> list[float]:
     """Samples of the slowest rank, in seconds."""
     parts = [(who, what)]
-    told = turns.ask(PLAYERS[who], parts=parts, rows=rows, rounds=ROUNDS)
+    told = jobs.request(PLAYERS[who], parts=parts, rows=rows, rounds=ROUNDS)
     return list(map(max, zip(*(reply["seconds"][0] for reply in told), strict=True)))
 
 
-def balanced_rows(turns: Turns, who: str) -> int:
+def balanced_rows(jobs: RunningJobs, who: str) -> int:
     """How many rows take as long to compute as the wire takes."""
-    wire = statistics.median(ask(turns, who, "wire", 1) + ask(turns, who, "wire", 1))
+    wire = statistics.median(ask(jobs, who, "wire", 1) + ask(jobs, who, "wire", 1))
     rows = 4
     for _ in range(4):  # what a row costs depends on how many there are
-        computing = statistics.median(ask(turns, who, "compute", rows))
+        computing = statistics.median(ask(jobs, who, "compute", rows))
         rows = min(MOST_ROWS, max(1, round(rows * wire / computing)))
     return rows
 

@@ -31,12 +31,12 @@ from typing import Any
 
 import common
 from common import plots
+from common.cluster_jobs import VirtualCluster, mpi_on_hosts
+from common.jobs import RunningJobs, running
 from common.progress import Progress
-from common.turns import Turns
-from parts.hosts import VirtualCluster, mpi_on_hosts
-from parts.overlap_rank import make_model
+from ranks.overlap_rank import make_model
 
-SCRIPT = common.BENCHMARKS / "parts" / "overlap_rank.py"
+SCRIPT = common.BENCHMARKS / "ranks" / "overlap_rank.py"
 COMMAND = (sys.executable, "-m", "mlxdist.cli")
 # What is timed, and by which of the ranks' names.
 PARTS = (
@@ -97,14 +97,14 @@ def measure(
         player = mpi_on_hosts(cluster, "ours", SCRIPT, "ours")
         total = args.turns * (len(args.rows) + 1)
         title = f"{hosts} hosts, {rate}"
-        with Turns([player]) as turns, Progress(out, total, title) as progress:
+        with running([player]) as jobs, Progress(out, total, title) as progress:
             model = cluster.folder / "model.safetensors"
             make_model().save_weights(str(model))
             for number in range(args.turns):
                 links.append(doctor(cluster))
                 progress.advance("links")
                 for rows in common.order_of(args.rows, number):
-                    turns_of[rows].append(ask(turns, rows))
+                    turns_of[rows].append(ask(jobs, rows))
                     progress.advance(f"{rows} rows")
         options = ["-n", str(hosts), "--link", NAMED[rate], "--model", str(model)]
         options += ["--measured", str(cluster.folder / "links.json")]
@@ -164,9 +164,9 @@ def case_of(turns: list[Turn], told: list[Prediction]) -> dict[str, Any]:
     }
 
 
-def ask(turns: Turns, rows: int) -> Turn:
+def ask(jobs: RunningJobs, rows: int) -> Turn:
     """Samples of each part, of the slowest rank, in seconds."""
-    told = turns.ask("ours", parts=PARTS, rows=rows, rounds=ROUNDS)
+    told = jobs.request("ours", parts=PARTS, rows=rows, rounds=ROUNDS)
     every = zip(*(reply["seconds"] for reply in told), strict=True)
     return {
         part: list(map(max, zip(*ranks, strict=True)))

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import common
+from common import step_cases as plan
+from common import step_report as report
+from common.jobs import mpi_job, running
 from common.progress import Progress
-from common.turns import Turns, mpi_player
-from parts import step_cases as plan
-from parts import step_report as report
-from parts.solo_rank import PAIRS
+from ranks.single_rank import PAIRS
 
 WORLD_OF_ONE = "world of one"
 SOLO_ROUNDS = {"1M": 200, "10M": 60, "50M": 20}
@@ -47,7 +47,7 @@ def main() -> None:
     result = {"cases": {}, WORLD_OF_ONE: {}, **result}
     room = report.available_memory() * 9 // 10
     for case in plan.cases(args.only, quick=args.quick):
-        case = case._replace(turns=args.turns or case.turns)
+        case = case._replace(rounds=args.turns or case.rounds)
         launches = plan.launches(case, args.contenders, args.n, room)
         for number, launch in enumerate(launches, 1):
             name = case.name if number == 1 else f"{case.name}, launch {number}"
@@ -104,28 +104,28 @@ def measure(out: Any, case: plan.Case, launch: plan.Launch, ranks: int) -> Any:
     phases: dict[str, Any] = {}
     stream: dict[str, list[float]] = {"copy": [], "add": []}
     warmup = 3 if launch.trim else 1
-    ours = [name for name in names if name in plan.OURS]
+    ours = [name for name in names if name in plan.MLXDIST]
     measures_memory = case.nbytes > 100e6 and case.dtype == "float32"
     with tempfile.TemporaryDirectory(prefix="mlxdist-bench-") as folder:
         everyone = [*names, plan.STREAM] if measures_memory else names
-        players = [plan.player(n, case, ranks, Path(folder)) for n in everyone]
-        total = case.turns * len(names) + len(ours)
-        with Turns(players) as turns, Progress(out, total, case.name) as progress:
+        players = [plan.job(n, case, ranks, Path(folder)) for n in everyone]
+        total = case.rounds * len(names) + len(ours)
+        with running(players) as jobs, Progress(out, total, case.name) as progress:
             ask = {"steps": case.steps, "warmup": warmup, "trim": launch.trim}
-            for number in range(case.turns):
+            for number in range(case.rounds):
                 for name in common.order_of(names, number):
-                    told = turns.ask(name, **ask, phases=False)
+                    told = jobs.request(name, **ask, phases=False)
                     every = (reply["seconds"] for reply in told)
                     samples[name] += map(max, zip(*every, strict=True))
                     norms[name] = told[0].get("norm", 0.0)
                     progress.advance(name)
                 if measures_memory:
-                    for told in turns.ask(plan.STREAM, steps=1):
+                    for told in jobs.request(plan.STREAM, steps=1):
                         for kind, rates in told.items():
                             stream[kind] += rates
             for name in ours:
                 steps = max(5, case.steps)
-                told = turns.ask(name, **{**ask, "steps": steps}, phases=True)
+                told = jobs.request(name, **{**ask, "steps": steps}, phases=True)
                 phases[name] = median_phases(told[0]["phases"])
                 progress.advance(name)
     check_that_all_did_the_same(norms)
@@ -161,14 +161,14 @@ def check_that_all_did_the_same(norms: dict[str, float]) -> None:
 
 
 def measure_solo(out: Any, tensors: str, rounds: int) -> dict[str, Any]:
-    script = plan.PARTS / "solo_rank.py"
+    script = plan.RANKS / "single_rank.py"
     with (
-        Turns([mpi_player(WORLD_OF_ONE, 1, script, tensors, "float32")]) as turns,
+        running([mpi_job(WORLD_OF_ONE, 1, script, tensors, "float32")]) as jobs,
         Progress(out, 5, WORLD_OF_ONE) as progress,
     ):
         samples: dict[str, list[float]] = {}
         for _ in range(5):
-            (told,) = turns.ask(WORLD_OF_ONE, rounds=max(1, rounds // 5))
+            (told,) = jobs.request(WORLD_OF_ONE, rounds=max(1, rounds // 5))
             for name, seconds in told.items():
                 samples.setdefault(name, []).extend(seconds)
             progress.advance(tensors)

@@ -26,15 +26,15 @@ from typing import Any
 
 import common
 from common import plots
+from common.jobs import mpi_job, running
 from common.progress import Progress
-from common.turns import Turns, mpi_player
 
 from mlxdist.launcher import openmpi
 
 sys.path[:0] = [str(common.ROOT), str(common.ROOT / "launch")]
 from tests.support.cluster import VirtualCluster, bits_per_second  # noqa: E402
 
-SCRIPT = common.BENCHMARKS / "parts" / "train_rank.py"
+SCRIPT = common.BENCHMARKS / "ranks" / "train_rank.py"
 OURS = ("ours", "ours replicated")
 KINDS = (*OURS, "upstream", "upstream plain")
 COLORS = (plots.OURS, plots.OURS_TOO, plots.THEIRS, plots.THEIRS_TOO)
@@ -109,21 +109,21 @@ def measure(
         found = {} if kind in OURS else {"MLX_MPI_LIBNAME": openmpi.find_libmpi() or ""}
         arguments = (kind, *map(str, model))
         players.append(
-            mpi_player(kind, args.n, SCRIPT, *arguments, cluster=cluster, **found)
+            mpi_job(kind, args.n, SCRIPT, *arguments, cluster=cluster, **found)
         )
     samples: dict[str, list[float]] = {kind: [] for kind in args.contenders}
     losses: dict[str, list[float]] = {kind: [] for kind in args.contenders}
     computing: list[float] = []
     load = common.other_load()
     total = args.turns * (len(players) + 1)
-    with Turns(players) as turns, Progress(out, total, place) as progress:
+    with running(players) as jobs, Progress(out, total, place) as progress:
         for number in range(args.turns):
             for kind in common.order_of(args.contenders, number):
-                told = turns.ask(kind, steps=args.steps, what="train")
+                told = jobs.request(kind, steps=args.steps, what="train")
                 samples[kind].append(max(reply["seconds"] for reply in told))
                 losses[kind].append(told[0]["loss"])
                 progress.advance(kind)
-            told = turns.ask(args.contenders[0], steps=args.steps, what="compute")
+            told = jobs.request(args.contenders[0], steps=args.steps, what="compute")
             computing.append(max(reply["seconds"] for reply in told))
             progress.advance("compute")
     check_that_all_learned_the_same(losses)

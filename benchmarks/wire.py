@@ -34,12 +34,17 @@ from typing import Any
 
 import common
 from common import plots
+from common.cluster_jobs import (
+    VirtualCluster,
+    mpi_on_hosts,
+    plain_mlx_on_hosts,
+    ring_on_hosts,
+)
+from common.jobs import running
 from common.progress import Progress
-from common.turns import Turns
-from parts.hosts import VirtualCluster, mpi_on_hosts, plain_mlx_on_hosts, ring_on_hosts
-from parts.shapes import shapes_of
+from ranks.shapes import shapes_of
 
-SCRIPT = common.BENCHMARKS / "parts" / "wire_rank.py"
+SCRIPT = common.BENCHMARKS / "ranks" / "wire_rank.py"
 TENSORS = "8M"
 OURS = (
     "sharded exchange",
@@ -141,10 +146,10 @@ def measure(
             for player in dict.fromkeys(wanted.values())
         ]
         total = args.turns * len(wanted)
-        with Turns(players) as turns, Progress(out, total, name) as progress:
+        with running(players) as jobs, Progress(out, total, name) as progress:
             for number in range(args.turns):
                 for what in common.order_of(list(wanted), number):
-                    told = turns.ask(wanted[what], what=what, rounds=ROUNDS)
+                    told = jobs.request(wanted[what], what=what, rounds=ROUNDS)
                     seconds = (reply["seconds"] for reply in told)
                     samples[what] += map(max, zip(*seconds, strict=True))
                     computing[what] += [s for reply in told for s in reply["cpu"]]

@@ -16,7 +16,7 @@ from .record import (
     write_json,
 )
 from .sampling import interleave, order_of
-from .statistics import Ratio, Summary, ratio_of, summarize
+from .summary import Ratio, Summary, ratio_of, summarize
 
 __all__ = [
     "BENCHMARKS",

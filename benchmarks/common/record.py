@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .environment import command, environment
-from .statistics import ratio_of, summarize
+from .summary import ratio_of, summarize
 
 WITHOUT_TERMINAL = 110  # columns of a table that goes to a file
 

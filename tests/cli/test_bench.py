@@ -1,14 +1,10 @@
-"""`mlxdist bench`, and what the benchmarks share."""
+"""`mlxdist bench`: the list of benchmarks, and how one is started."""
 
-import json
 import subprocess
 import sys
 
-import common
-import numpy as np
 import pytest
 
-import mlxdist
 from mlxdist.cli import bench_runner as bench
 from tests.support.jobs import ROOT, clean_environment
 
@@ -58,60 +54,3 @@ def test_ranks_are_refused_where_the_script_starts_its_own_jobs(monkeypatch, tmp
     monkeypatch.setattr(bench, "find_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match="starts its own jobs"):
         bench.run("solo", [], ranks=2)
-
-
-def test_every_contender_goes_first_and_last_equally_often():
-    for count in (1, 2, 3, 5):
-        names = "abcde"[:count]
-        rounds = [common.order_of(names, number) for number in range(2 * count)]
-        assert all(sorted(order) == sorted(names) for order in rounds)
-        for name in names:
-            assert sum(order[0] == name for order in rounds) == 2
-            assert sum(order[-1] == name for order in rounds) == 2
-
-
-def test_summaries_and_ratios_are_those_of_numpy():
-    samples = [5.0, 1.0, 2.0, 4.0, 3.0]
-    assert common.summarize(samples) == (3.0, (2.0, 4.0), (1.0, 5.0), 5)
-    twice = [2 * value for value in samples]
-    ratio = common.ratio_of(twice, samples)
-    # Rounds are drawn together: what is twice as slow in each is so in any of them.
-    assert ratio == (2.0, (2.0, 2.0))
-    noise = np.random.default_rng(0).normal(1, 0.1, (2, 200))
-    ratio, (low, high) = common.ratio_of(*noise)
-    assert 0.9 < low < ratio < high < 1.1
-    assert low < 1 < high
-
-
-def test_interleaved_rounds_alternate_and_warm_ones_do_not_count():
-    world = mlxdist.init()
-    calls = []
-    samples = common.interleave(
-        world,
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        rounds=4,
-        warmup=2,
-        before=lambda: calls.append("-"),
-    )
-    assert "".join(calls) == "-b-a-a-b" + "-a-b-b-a-b-a-a-b"
-    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4}
-
-
-def test_a_record_is_whole_json_without_a_place(monkeypatch, tmp_path):
-    script, inside = tmp_path / "step.py", ROOT / "benchmarks" / "results" / "x.json"
-    arguments = [f"--json={inside}", str(tmp_path / "y z"), "-1", "--only", "a b"]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    result = common.record({"a": [1.0, 3.0], "b": [2.0]}, [("a", "b"), ("a", "c")])
-    target = tmp_path / "new" / "x.json"
-    common.write_json(target, "Why?", result, ranks=3)
-    read = json.loads(target.read_text())
-    assert read["command"] == (
-        "mlxdist bench -n 3 step --json=benchmarks/results/x.json 'y z' -1 --only 'a b'"
-    )
-    assert str(tmp_path) not in target.read_text()
-    assert read["samples"] == {"a": [1.0, 3.0], "b": [2.0]}
-    assert read["ratios"]["a / b"]["ratio"] == 1.0
-    assert list(read["ratios"]) == ["a / b"]
-    assert read["summary"]["a"]["median"] == 2.0
-    assert read["environment"]["versions"]["mlx"]
-    assert [path.name for path in target.parent.iterdir()] == ["x.json"]

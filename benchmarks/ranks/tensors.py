@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_unflatten
 
-from parts.shapes import shapes_of
+from ranks.shapes import shapes_of
 
 
 def make_model(tensors: str, dtype: str) -> nn.Module:

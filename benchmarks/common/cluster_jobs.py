@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import ROOT
-from common.turns import FORWARDED, Player
-
+from common.jobs import FORWARDED, Job
 from mlxdist.launcher import openmpi
 
 sys.path.insert(0, os.fspath(ROOT))
@@ -23,7 +22,7 @@ _RING_PORT = 5000
 
 def mpi_on_hosts(
     cluster: VirtualCluster, name: str, script: Path, *arguments: str, **setting: str
-) -> Player:
+) -> Job:
     """A player that mpirun starts on the first host: with an environment of its own.
 
     What other hosts get is what ssh would leave of it, so it is passed on by name.
@@ -33,12 +32,12 @@ def mpi_on_hosts(
     command = cluster.mpirun(
         ranks, _python(script, arguments), environment=setting, arguments=passed
     )
-    return Player(name, ranks, [command])
+    return Job(name, ranks, [command])
 
 
 def plain_mlx_on_hosts(
     cluster: VirtualCluster, name: str, script: Path, *arguments: str
-) -> Player:
+) -> Job:
     """The same for MLX over MPI as installed: it is told where libmpi is, no more."""
     library = openmpi.find_libmpi() or ""
     return mpi_on_hosts(cluster, name, script, *arguments, MLX_MPI_LIBNAME=library)
@@ -46,7 +45,7 @@ def plain_mlx_on_hosts(
 
 def ring_on_hosts(
     cluster: VirtualCluster, name: str, script: Path, *arguments: str
-) -> Player:
+) -> Job:
     """A player over MLX's ring, whose ranks are started one by one."""
     ring = cluster.folder / f"ring-{name.replace(' ', '-')}.json"
     ring.write_text(json.dumps([[f"{h.address}:{_RING_PORT}"] for h in cluster.hosts]))
@@ -58,7 +57,7 @@ def ring_on_hosts(
         )
         for rank in range(len(cluster.hosts))
     ]
-    return Player(name, len(cluster.hosts), commands)
+    return Job(name, len(cluster.hosts), commands)
 
 
 def _python(script: Path, arguments: Sequence[str]) -> list[str]:

@@ -17,10 +17,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from common import ROOT
-from common.turns import answer_turns
 from mlx.utils import tree_map
 
 import mlxdist
+from ranks.protocol import serve_requests
 
 sys.path.insert(0, os.fspath(ROOT / "launch"))
 from model import Transformer, loss_of
@@ -126,7 +126,7 @@ def main() -> None:
                     taken.append(time.perf_counter() - began)
         return {"seconds": seconds}
 
-    answer_turns(rank, turn)
+    serve_requests(rank, turn)
 
 
 if __name__ == "__main__":

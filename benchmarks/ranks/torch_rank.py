@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common.turns import answer_turns
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from parts.shapes import Shapes, shapes_of
+from ranks.protocol import serve_requests
+from ranks.shapes import Shapes, shapes_of
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's default
 KINDS = ("torch", "torch zero")
@@ -63,7 +63,7 @@ def main() -> None:
                 seconds.append(time.perf_counter() - began)
         return {"seconds": seconds}
 
-    answer_turns(rank, turn)
+    serve_requests(rank, turn)
     dist.destroy_process_group()
 
 

@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 import numpy as np
-from common.turns import answer_turns
 
 import mlxdist
+from ranks.protocol import serve_requests
 
 NBYTES = 256 * 2**20
 
@@ -34,7 +34,7 @@ def main() -> None:
                 rates[name].append(moved / (time.perf_counter() - began))
         return rates
 
-    answer_turns(world.rank, turn)
+    serve_requests(world.rank, turn)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from common.turns import answer_turns
 from mlx.utils import tree_flatten
 
-from parts.contenders import Contender, make_contender
-from parts.tensors import fresh_gradients
+from ranks.contenders import Contender, make_contender
+from ranks.protocol import serve_requests
+from ranks.tensors import fresh_gradients
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
             "state": bytes_of(made.optimizer.state),
         }
 
-    answer_turns(made.rank, turn)
+    serve_requests(made.rank, turn)
 
 
 def step(made: Contender, number: int) -> None:

@@ -1,6 +1,6 @@
 """A world of one: ours against the bare optimizer, called in the same two ways.
 
-solo_rank.py TENSORS DTYPE. All four share this process, and so its allocator.
+single_rank.py TENSORS DTYPE. All four share this process, and so its allocator.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import common
 import mlx.core as mx
 import mlx.optimizers as optim
-from common.turns import answer_turns
 
 import mlxdist
-from parts.tensors import fresh_gradients, make_model
+from ranks.protocol import serve_requests
+from ranks.tensors import fresh_gradients, make_model
 
 PAIRS = (("ours", "bare"), ("ours, compiled", "bare, compiled"))
 
@@ -63,7 +63,7 @@ def main() -> None:
     def turn(rounds: int) -> dict[str, Any]:
         return common.interleave(world, contenders, rounds=rounds, before=compute)
 
-    answer_turns(world.rank, turn)
+    serve_requests(world.rank, turn)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What takes an optimizer's step on MLX arrays: ours in its ways, and upstream."""
+"""Optimizers whose steps are compared: mlxdist with its options, and upstream MLX."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 import mlxdist
-from mlxdist.world import process as runtime
-from parts.phases import PhaseClock
-from parts.tensors import make_model
+from ranks.phases import PhaseClock
+from ranks.tensors import make_model
 
-OURS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "sharded": {"shard": True},
     "replicated": {"shard": False},
     "replicated native": {"shard": False, "transport": "native"},
@@ -26,7 +25,7 @@ UPSTREAM = ("upstream", "upstream tuned")
 
 
 class Contender:
-    """A model, and what takes a step of it. `barrier` is the world's own."""
+    """A model and its optimizer; `barrier` synchronizes the ranks."""
 
     rank: int
     model: nn.Module
@@ -36,13 +35,17 @@ class Contender:
     clock: PhaseClock | None = None
 
 
-class Ours(Contender):
-    def __init__(self, kind: str, tensors: str, dtype: str):
+class Mlxdist(Contender):
+    """AdamW in a DistributedOptimizer."""
+
+    def __init__(self, name: str, tensors: str, dtype: str):
         world = mlxdist.init()
         self.rank, self.barrier = world.rank, world.barrier
         self.clock = PhaseClock(world.recorder)
         self.model = make_model(tensors, dtype)
-        self.optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-3), **OURS[kind])
+        self.optimizer = mlxdist.DistributedOptimizer(
+            optim.AdamW(1e-3), **OPTIONS[name]
+        )
         self.optimizer.init(self.model)
 
     def step(self, gradients: Any) -> None:
@@ -51,14 +54,17 @@ class Ours(Contender):
 
 
 class Upstream(Contender):
-    """`nn.average_gradients`, then MLX's optimizer, compiled as its examples do it."""
+    """`nn.average_gradients` and MLX's AdamW, compiled as in MLX's examples.
 
-    def __init__(self, kind: str, tensors: str, dtype: str):
+    "upstream tuned" has the allocator setting of mlxdist as well.
+    """
+
+    def __init__(self, name: str, tensors: str, dtype: str):
         # Without strict=True, MLX that finds no MPI makes each rank a world of one.
-        many = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        group = mx.distributed.init(strict=many, backend="mpi")
-        if kind != "upstream":
-            assert runtime.keep_freed_memory(), "there is no such setting here"
+        multiple = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        group = mx.distributed.init(strict=multiple, backend="mpi")
+        if name == "upstream tuned":
+            _keep_freed_memory()
         self.rank = group.rank()
         self.model = make_model(tensors, dtype)
         self.optimizer = optim.AdamW(1e-3)
@@ -80,6 +86,12 @@ class Upstream(Contender):
         mx.eval(self.state)
 
 
-def make_contender(kind: str, tensors: str, dtype: str) -> Contender:
-    """A contender by its name, with a model of its own."""
-    return (Upstream if kind in UPSTREAM else Ours)(kind, tensors, dtype)
+def _keep_freed_memory() -> None:
+    from mlxdist.world import process  # not in every checkout that `compare` runs
+
+    assert process.keep_freed_memory(), "this C library has no such setting"
+
+
+def make_contender(name: str, tensors: str, dtype: str) -> Contender:
+    """Return a contender by its name, with a model of its own."""
+    return (Upstream if name in UPSTREAM else Mlxdist)(name, tensors, dtype)

@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from common.turns import answer_turns
 from mlx.utils import tree_flatten
 
 import mlxdist
+from ranks.protocol import serve_requests
 
 sys.path.insert(0, str(common.ROOT / "launch"))
 from corpus import read_corpus, windows
@@ -70,7 +70,7 @@ def main() -> None:
             "bytes": bytes_of(model),
         }
 
-    answer_turns(group.rank(), turn)
+    serve_requests(group.rank(), turn)
 
 
 def make_ours(kind: str, model: nn.Module) -> Callable[[Any], None]:

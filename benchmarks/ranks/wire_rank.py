@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from common.turns import answer_turns
 from mlx.utils import tree_flatten, tree_map
 
 import mlxdist
-from parts.tensors import make_model
+from ranks.protocol import serve_requests
+from ranks.tensors import make_model
 
 # Each makes one of what it does: it returns arrays to evaluate and to look at.
 Work = Callable[[], Any]
@@ -128,7 +128,7 @@ def main() -> None:
                 check(what, result, tensors, size)
         return {"seconds": seconds, "cpu": computing}
 
-    answer_turns(rank, turn)
+    serve_requests(rank, turn)
 
 
 if __name__ == "__main__":

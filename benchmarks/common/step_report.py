@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
-from common import plots
 from rich.console import Console
 
-from parts.step_cases import ALLOCATOR, OURS, TORCH, UPSTREAM
+import common
+from common import plots
+from common.step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_TUNED
 
 IDEAL = 6.5  # bytes moved for each byte of gradients: see step.py
 IDEAL_CACHED = 4.5
@@ -50,7 +50,7 @@ def memory_limit(
     }
     times = {
         name: summary[name]["median"] / limits["seconds"]
-        for name in OURS
+        for name in MLXDIST
         if name in summary
     }
     return {
@@ -70,7 +70,7 @@ def print_case(out: Console, name: str, case: Mapping[str, Any]) -> None:
         found = case["ratios"].get(f"{one} / {other}")
         return f"{found['ratio']:.3f}" if found else ""
 
-    rivals = [UPSTREAM, ALLOCATOR, *TORCH]
+    rivals = [UPSTREAM, UPSTREAM_TUNED, *TORCH]
     rivals = [rival for rival in rivals if rival in case["summary"]]
     rows = []
     for contender, summary in case["summary"].items():
@@ -113,7 +113,7 @@ COLORS = {
     "replicated native": plots.OURS_TOO,
     "replicated host": "#a9cbee",
     UPSTREAM: plots.THEIRS,
-    ALLOCATOR: plots.THEIRS_TOO,
+    UPSTREAM_TUNED: plots.THEIRS_TOO,
     "torch": plots.OTHERS,
     "torch zero": "#c3c7cd",
 }

@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from common.turns import answer_turns
 from mlx.utils import tree_flatten
 
-from parts.contenders import make_contender
-from parts.tensors import fresh_gradients
+from ranks.contenders import make_contender
+from ranks.protocol import serve_requests
+from ranks.tensors import fresh_gradients
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         told = {"phases": made.clock.take()} if made.clock and phases else {}
         return {"seconds": seconds, "norm": norm_of(made.model), **told}
 
-    answer_turns(made.rank, turn)
+    serve_requests(made.rank, turn)
 
 
 def norm_of(model: nn.Module) -> float:

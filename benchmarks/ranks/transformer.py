@@ -1,0 +1,13 @@
+"""The quickstart's model and its text, from launch/, for ranks and benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
+
+from corpus import read_corpus, windows
+from model import Transformer, loss_of
+
+__all__ = ["Transformer", "loss_of", "read_corpus", "windows"]

@@ -1,0 +1,136 @@
+"""The benchmark programs, run as a user runs them, on small cases."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import common
+import pytest
+from common import step_cases
+
+from tests.support.jobs import ROOT, clean_environment, start
+
+
+def bench(folder, *arguments, timeout=90):
+    """Run a benchmark from another folder and return its JSON result."""
+    target = folder / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxdist.cli", "bench", *arguments, "--json", target],
+        env=clean_environment(),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(folder) not in target.read_text()
+    assert str(ROOT) not in target.read_text()
+    return json.loads(target.read_text())
+
+
+def test_step_small_case_is_measured(tmp_path):
+    arguments = ("--quick", "--only", "100x1000", "--turns", "2")
+    names = ["sharded", "upstream"]
+    result = bench(tmp_path, "step", *arguments, "--contenders", *names)
+    assert result["command"].startswith("mlxdist bench step --quick --only 100x1000")
+    (case,) = result["cases"].values()
+    assert case["parameters"] == 100_000
+    for name in names:
+        samples = case["samples"][name]
+        assert len(samples) == 4
+        assert all(0 < seconds < 5 for seconds in samples)
+    assert list(case["ratios"]) == ["sharded / upstream"]
+    assert 0.01 < case["ratios"]["sharded / upstream"]["ratio"] < 100
+    phases = case["phases"]["sharded"]
+    assert phases.pop("waiting") < sum(phases.values()) < 5
+    assert (tmp_path / "result.png").stat().st_size > 1000
+    assert (tmp_path / "result.svg").read_text().startswith("<?xml")
+
+
+def test_compare_two_checkouts_are_interleaved_with_equal_bits(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mlxdist").symlink_to(ROOT / "mlxdist")
+    arguments = ("--quick", "--only", "100x1000 float32, sharded", "--rounds", "2")
+    result = bench(tmp_path, "compare", "--against", str(other), *arguments)
+    (case,) = result["cases"].values()
+    assert case["identical"]
+    assert list(case["ratios"]) == ["after / before"]
+    assert {name: len(s) for name, s in case["samples"].items()} == {
+        "before": 4,
+        "after": 4,
+    }
+
+
+def test_compare_without_a_package_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, common.BENCHMARKS / "compare.py", "--against", tmp_path],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "found no mlxdist/__init__.py" in done.stderr
+
+
+def test_memory_small_model_is_near_its_formula(tmp_path):
+    arguments = ("--only", "sharded", "--ranks", "2", "--tensors", "1M", "--steps", "2")
+    (measured,) = bench(tmp_path, "memory", *arguments)["measured"]
+    parameters = step_cases.Case("1M", "float32", 1, 1).parameters
+    assert measured["parameters"] == 4 * parameters
+    assert measured["parameters"] <= measured["state"] < 1.1 * measured["parameters"]
+    assert 0.5 < measured["peak / formula"] < 2.5
+    assert measured["bare"] < measured["steady"] <= measured["peak"]
+
+
+def test_train_contenders_reach_the_same_loss(tmp_path):
+    arguments = ("--quick", "--turns", "1", "--places", "one machine")
+    result = bench(tmp_path, "train", *arguments, "--contenders", "ours", "upstream")
+    case = result["places"]["one machine"]
+    assert case["losses"]["ours"] == pytest.approx(case["losses"]["upstream"], 1e-3)
+    tokens = 2 * result["settings"]["rows"] * result["settings"]["context"]
+    for name, seconds in case["samples"].items():
+        assert case["tokens_per_second"][name] == pytest.approx(tokens / seconds[0])
+        assert seconds[0] > 0.2 * case["compute_seconds"]
+
+
+def test_step_after_sigterm_leaves_no_rank_behind(tmp_path):
+    arguments = ("--quick", "--only", "1M float32", "--turns", "500")
+    script = str(common.BENCHMARKS / "step.py")
+    names = ("--contenders", "sharded", "upstream")
+    with start([sys.executable, script, *arguments, *names], cwd=tmp_path) as running:
+        ranks = wait_for(lambda: ranks_of(running.pid))
+        time.sleep(1)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 128 + signal.SIGTERM
+    wait_for(lambda: not [pid for pid in ranks if is_alive(pid)])
+
+
+def ranks_of(benchmark):
+    """Return the pids of a benchmark's ranks once all of them have started."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True
+    ).stdout.splitlines()
+    parents = {int(line.split()[0]): int(line.split()[1]) for line in listing}
+    mpiruns = [pid for pid, parent in parents.items() if parent == benchmark]
+    ranks = [pid for pid, parent in parents.items() if parent in mpiruns]
+    return ranks if len(ranks) >= 4 else None
+
+
+def is_alive(pid):
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value

@@ -24,6 +24,7 @@ import common
 from common.progress import Progress
 
 from mlxdist.launcher import openmpi
+from mlxdist.launcher.environment import without_mpi
 
 SCRIPTS = {
     "nothing": "",
@@ -81,7 +82,7 @@ def command_of(how: str, ranks: int, script: str) -> list[str]:
 
 
 def timed(command: list[str]) -> float:
-    environment = {**openmpi.without_mpi(os.environ), "PYTHONPATH": str(common.ROOT)}
+    environment = {**without_mpi(os.environ), "PYTHONPATH": str(common.ROOT)}
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     took = time.perf_counter() - began

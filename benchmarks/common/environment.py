@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxdist.launcher import runner as launcher
+from mlxdist.launcher.cores import usable_cores
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": launcher.usable_cores(),
+        "cores": usable_cores(),
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "device": mx.default_device().type.name,
         "python": platform.python_version(),

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from ranks.protocol import JOB_VARIABLE, SOCKET_VARIABLE, Connection, Message
 
 from mlxdist.launcher import openmpi
+from mlxdist.launcher.environment import without_mpi
 
 from .environment import BENCHMARKS, ROOT
 
@@ -152,7 +153,7 @@ class RunningJobs:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, job: Job) -> list[subprocess.Popen[bytes]]:
-        environment = {**openmpi.without_mpi(os.environ), "OMP_NUM_THREADS": "1"}
+        environment = {**without_mpi(os.environ), "OMP_NUM_THREADS": "1"}
         inherited = environment.get("PYTHONPATH", "")
         folders = [os.fspath(job.checkout), os.fspath(BENCHMARKS), inherited]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))

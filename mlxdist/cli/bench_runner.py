@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..launcher import runner as launcher
+from .. import launcher
 
 FOLDER = "benchmarks"
 
@@ -89,4 +89,4 @@ def run(name: str, arguments: Sequence[str], *, ranks: int | None = None) -> int
         script=os.fspath(chosen.path),
         arguments=tuple(arguments),
     )
-    return launcher.launch(job)
+    return launcher.launch(job).exit_code

@@ -13,7 +13,7 @@ from typing import Any
 from mlxdist.doctor import diagnosis as findings
 from mlxdist.doctor import survey as examine
 from mlxdist.doctor.diagnosis import Finding, Level
-from mlxdist.launcher import runner as launcher
+from mlxdist.launcher import preflight
 
 from .options import add_hosts, hosts_of, job_options, network_of
 
@@ -82,7 +82,7 @@ def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]
     named = hosts_of(parsed)
     hosts = named.hosts
     network = network_of(parsed, hosts)
-    python = launcher.find_python(parsed.python, elsewhere=bool(hosts))
+    python = preflight.find_python(parsed.python, remote=bool(hosts))
     answers = examine.examine(hosts, python)
     found = list(findings.findings(answers, python, network))
     if any(one.level == "failure" for one in found):

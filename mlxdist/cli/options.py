@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxdist.launcher import hosts
-from mlxdist.launcher import network as interfaces
-from mlxdist.launcher import runner as launcher
+from mlxdist.launcher import hosts, network
 from mlxdist.launcher.hosts import Host
 
 
@@ -39,28 +37,27 @@ def add_hosts(parser: Any) -> None:
     )
 
 
-def hosts_of(parsed: argparse.Namespace) -> hosts.HostFile:
+def hosts_of(parsed: argparse.Namespace) -> hosts.HostList:
     """What -H or --hostfile named; no host where neither was given.
 
     Says so where a host was named twice: it may be another one's name by mistake.
     """
     if parsed.hosts is not None:
-        found = hosts.HostFile(hosts.parse_hosts(parsed.hosts))
+        found = hosts.parse_hosts(parsed.hosts)
     elif parsed.hostfile is not None:
         wanted = "a file with lines such as `mac1 slots=2`, or MLX's JSON"
         with read_for("--hostfile", wanted):
             found = hosts.read_hosts(parsed.hostfile)
     else:
-        return hosts.HostFile(())
-    for host in found.hosts:
-        if host.mentions > 1:
-            print(
-                f"mlxdist: warning: {host.name} is named {host.mentions} times, and "
-                f"takes {host.slots} ranks; if it is meant to, name it once, as "
-                f"{host}",
-                file=sys.stderr,
-                flush=True,
-            )
+        return hosts.HostList()
+    slots = {host.name: host.slots for host in found.hosts}
+    for name, times in found.repeated:
+        print(
+            f"mlxdist: warning: {name} is named {times} times, and takes {slots[name]} "
+            f"ranks; if this is intended, name it once, as {name}:{slots[name]}",
+            file=sys.stderr,
+            flush=True,
+        )
     return found
 
 
@@ -74,17 +71,17 @@ def network_of(parsed: argparse.Namespace, named: Sequence[Host]) -> str | None:
         return None
     if not named:
         raise ValueError("--iface is for several hosts: give -H or --hostfile")
-    return interfaces.network_of(parsed.iface)
+    return network.resolve_network(parsed.iface)
 
 
-def job_options(named: hosts.HostFile, asked: str | None) -> list[str]:
+def job_options(named: hosts.HostList, asked: str | None) -> list[str]:
     """Those of `mlxdist run` by which a small job takes the way that a user's takes.
 
     The network is found here, unless it is `asked` for, since -H tells no addresses, as
     a host file may.
     """
-    network = asked or launcher.network_for(named.hosts, None)
-    options = ["--iface", network] if network is not None else []
+    choice = asked or network.mpi_network(named.hosts, None)
+    options = ["--iface", choice] if choice is not None else []
     for name, value in named.variables:
         options += ["--env", f"{name}={value}"]
     return options

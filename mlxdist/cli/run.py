@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
-from typing import Any
 
-from mlxdist.launcher import hosts, restarts
-from mlxdist.launcher import runner as launcher
-from mlxdist.launcher.spec import Job
-
+from ..launcher import environment, hosts, preflight, runner
+from ..launcher.spec import Job
 from .options import add_hosts, count, hosts_of, network_of, positive, seconds
 
 _DESCRIPTION = """\
@@ -33,7 +29,8 @@ paths: `mlxdist doctor -H mac1,mac2` checks it.
 """
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `run` to `commands`."""
     parser = commands.add_parser(
         "run",
         help="run N ranks of a script, on this machine or on several",
@@ -57,8 +54,8 @@ def add_parser(commands: Any) -> None:
         type=count,
         default=0,
         metavar="K",
-        help="start the job again, up to K times, where a rank fails; the script then "
-        "finds world.restarts above 0 and loads its last checkpoint",
+        help="start the job again, up to K times, if a rank fails; world.restarts is "
+        "above 0 then, and the script can load its last checkpoint",
     )
     parser.add_argument(
         "-m", action="store_true", dest="module", help="SCRIPT is a module's name"
@@ -72,7 +69,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _add_rank_options(parser: Any) -> None:
+def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=positive,
@@ -97,13 +94,13 @@ def _add_rank_options(parser: Any) -> None:
     )
 
 
-def _add_job_options(parser: Any) -> None:
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="end the job after that time, with exit code 124; each start of it, with "
-        "--max-restarts",
+        help="end the job after that time, with exit code 124; with --max-restarts, "
+        "the limit of each start",
     )
     parser.add_argument(
         "--label", action="store_true", help="begin each line with its rank: [rank 1]"
@@ -118,8 +115,14 @@ def _add_job_options(parser: Any) -> None:
         "--timeline",
         type=Path,
         metavar="FILE",
-        help="write when each rank was in which call and collective, as a Chrome trace "
+        help="write a Chrome trace of each rank's calls and collectives "
         "(ui.perfetto.dev)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write how the job ended, with the state of each rank, as JSON",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print mpirun's command line and exit"
@@ -129,35 +132,42 @@ def _add_job_options(parser: Any) -> None:
         action="append",
         default=[],
         metavar="WORDS",
-        help="more words for mpirun: --mpi-arg='--mca btl_tcp_links 2'",
+        help="more arguments for mpirun: --mpi-arg='--mca btl_tcp_links 2'",
     )
 
 
 def _run(parsed: argparse.Namespace) -> int:
     job = job_of(parsed)
+    if parsed.report is not None:
+        preflight.check_report(parsed.report)
     if parsed.dry_run:
-        print(launcher.dry_run(job))
+        print(runner.dry_run(job))
         return 0
-    return restarts.launch_again(job, parsed.max_restarts)
+    if parsed.report is not None:  # of an earlier job
+        parsed.report.unlink(missing_ok=True)
+    outcome = runner.launch(job, max_restarts=parsed.max_restarts)
+    if parsed.report is not None:
+        outcome.write(parsed.report)
+    return outcome.exit_code
 
 
 def job_of(parsed: argparse.Namespace) -> Job:
-    """The job that the options describe.
+    """Return the job that the options describe.
 
     Raises:
-        ValueError: where one of them is not what it should be.
+        ValueError: the value of an option is invalid.
     """
-    first, *rest = parsed.command_line
-    if first == "--" and rest:  # it may stand before the script, as everywhere
-        first, *rest = rest
+    script, *arguments = parsed.command_line
+    if script == "--" and arguments:  # as in other programs, it may end the options
+        script, *arguments = arguments
     named = hosts_of(parsed)
     slots = sum(host.slots for host in named.hosts)
     if not (parsed.n or slots):
         raise ValueError("how many ranks? Give -n N, or hosts with -H or --hostfile")
     return Job(
         ranks=parsed.n or slots,
-        script=first,
-        arguments=tuple(rest),
+        script=script,
+        arguments=tuple(arguments),
         module=parsed.module,
         label=parsed.label,
         threads=parsed.threads,
@@ -169,7 +179,7 @@ def job_of(parsed: argparse.Namespace) -> Job:
         timeout=parsed.timeout,
         log_dir=parsed.log_dir,
         timeline=parsed.timeline,
-        mpi_arguments=_mpi_words(parsed.mpi_arg),
+        mpi_arguments=_mpi_arguments(parsed.mpi_arg),
     )
 
 
@@ -177,17 +187,18 @@ def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         hosts.check_variable(name, "")
-        if name not in os.environ:
+        current = environment.get(name)
+        if current is None:
             raise ValueError(f"--env {name}: it is not set here; give --env {name}=...")
-        value = os.environ[name]
+        value = current
     return hosts.check_variable(name, value)
 
 
-def _mpi_words(given: list[str]) -> tuple[str, ...]:
+def _mpi_arguments(values: list[str]) -> tuple[str, ...]:
     try:
-        words = tuple(word for text in given for word in shlex.split(text))
+        arguments = tuple(word for value in values for word in shlex.split(value))
     except ValueError as error:
-        raise ValueError(f"--mpi-arg {given}: {error}") from None
-    if ":" in words:  # it would begin another program
+        raise ValueError(f"--mpi-arg {values}: {error}") from None
+    if ":" in arguments:
         raise ValueError("--mpi-arg: found ':', which separates programs")
-    return words
+    return arguments

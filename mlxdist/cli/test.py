@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from mlxdist.doctor import selftest as trial
-from mlxdist.launcher.hosts import place
+from mlxdist.launcher.hosts import assign_ranks
 
 from .options import add_hosts, hosts_of, job_options, network_of, positive
 
@@ -50,7 +50,7 @@ def _run(parsed: argparse.Namespace) -> int:
     named = hosts_of(parsed)
     hosts = named.hosts
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
-    places = place(hosts, ranks) if hosts else []
+    places = assign_ranks(hosts, ranks) if hosts else []
     options = ["-n", str(ranks), *job_options(named, network_of(parsed, hosts))]
     if hosts:
         options += ["-H", ",".join(map(str, hosts))]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..launcher import network as interfaces
+from ..launcher import interfaces
 from ..launcher.probe import PACKAGES
 from .remedies import Place, to_reach
 

@@ -7,17 +7,13 @@ fails is told apart from the others.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from ..launcher import command, probe
-from ..launcher import network as interfaces
-from ..launcher import runner as launcher
+from ..launcher import command, network, probe
 from ..launcher.hosts import Host
 from . import subjob as small_job
 
@@ -33,12 +29,12 @@ def examine(hosts: Sequence[Host], python: str) -> dict[str, dict[str, Any]]:
     """
     if not hosts:
         return {"localhost": ask("localhost", python, [], local=True) | {"here": True}}
-    own = {str(one.address.ip) for one in interfaces.here()}
+    local = network.local_addresses()
     names = [host.name for host in hosts]
 
     def one(host: Host) -> dict[str, Any]:
         others = [name for name in names if name != host.name]
-        here = launcher.is_here(host, own)
+        here = network.is_local(host, local)
         return ask(host.name, python, others, local=here) | {"here": here}
 
     with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
@@ -50,11 +46,11 @@ def ask(name: str, python: str, peers: list[str], *, local: bool) -> dict[str, A
     words = [python, "-", *peers]
     if not local:
         remote = shlex.join(words)  # ssh gives it to the login shell there
-        words = [*command.agent(os.environ), name, remote]
+        words = [*command.ssh_command(), name, remote]
     try:
         done = subprocess.run(
             words,
-            input=Path(probe.__file__).read_text(),
+            input=probe.source(),
             capture_output=True,
             text=True,
             errors="replace",

@@ -1,7 +1,11 @@
-"""Starting a job with mpirun, on this machine or on several. Standard library only."""
+"""Starts a job with mpirun, on this machine or on several.
+
+Standard library only: it imports neither MLX nor any other package of mlxdist.
+"""
 
 from .hosts import Host
+from .outcome import Outcome
 from .runner import launch
 from .spec import Job
 
-__all__ = ["Host", "Job", "launch"]
+__all__ = ["Host", "Job", "Outcome", "launch"]

@@ -1,4 +1,4 @@
-"""The command line that starts a job's ranks, and their environment. Starts nothing."""
+"""mpirun's command line, and the environment of the ranks. Starts nothing."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import openmpi, rank_main
+from . import cores, environment, rank_main
 from .hosts import Host
-from .rank_main import THREAD_VARIABLES
 from .spec import Job
 
-_JOB_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMIX_NAMESPACE")
-# Of a launcher around this one, and not the ranks'.
-_OWN = ("MLXDIST_RUN_DIR", "MLXDIST_MARKS", "MLXDIST_TERMINAL", "MLXDIST_COLUMNS")
-
+# Fails instead of waiting for a password or for trust in a new host.
+SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
 # A host that is switched off, or whose cable is pulled, closes no connection. mpirun
-# asks after 5 s of silence and gives it up after 5 questions; by default after 8 min.
+# probes it after 5 s of silence and gives up after 5 probes; its default is 8 minutes.
 _KEEPALIVE = {
     "oob_tcp_keepalive_time": "5",
     "oob_tcp_keepalive_intvl": "1",
     "oob_tcp_keepalive_probes": "5",
 }
-# Fails where ssh would ask for a password or for trust in a new host, and wait.
-SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
-_AGENT = "plm_ssh_agent"
-# Where mpirun's files are named after its process id, one that was killed leaves files
-# at which a later one with the same id ends: "listener thread failed to start".
-_SESSION = "prte_local_tmpdir_base"
-_NOTES = """\
-for word; do
-    case " {names} " in *" $word "*) host=$word; break ;; esac
+_AGENT = "plm_ssh_agent"  # the program by which mpirun reaches a host
+AGENT_VARIABLE = f"PRTE_MCA_{_AGENT}"
+# mpirun's files are named after its process id. A killed mpirun leaves them behind, and
+# a later one with the same id then fails: "listener thread failed to start". So each
+# job gets a folder of its own for them.
+_SESSION_DIR = "prte_local_tmpdir_base"
+_AGENT_SCRIPT = """\
+for argument; do
+    case " {names} " in *" $argument "*) host=$argument; break ;; esac
 done
 "$@"
 code=$?
@@ -46,149 +43,183 @@ def mpirun_command(
     *,
     mpirun: str,
     python: str,
-    cores: int,
+    usable_cores: int,
     as_root: bool,
-    reads: bool,
-    passed_on: Sequence[str] = (),
+    forward_stdin: bool,
+    forwarded: Sequence[str] = (),
     agent: str | None = None,
-    session: str = "",
+    session_dir: str = "",
 ) -> list[str]:
-    """The command line that starts the ranks; `reads`: rank 0 gets the input.
+    """Return the command line that starts the ranks.
 
-    `passed_on` are the variables that ranks on other hosts get from here; `agent` is
-    how mpirun reaches a host, None for ssh as it is; `session` is a folder for mpirun's
-    own files, and empty for one of its choice.
+    It names the script, for `ps`, but not the script's arguments. mpirun would rewrite
+    some as its own (`--map-by` becomes `--mapby`) and take a lone `:` for the start of
+    another program, so they travel in the environment.
 
-    It names the script, for who looks at `ps`, but not the script's arguments. Those
-    go through the environment, since mpirun rewrites some as if they were its own
-    (`--map-by` becomes `--mapby`) and starts another program behind a lone `:`.
+    Args:
+        forward_stdin: whether rank 0 gets this process's standard input.
+        forwarded: variables to pass on to ranks on other hosts.
+        agent: the command by which mpirun reaches a host; None for plain ssh.
+        session_dir: folder for mpirun's own files; "" leaves it to mpirun.
     """
-    # Naming the host gives as many slots as there are ranks. By itself mpirun counts
-    # physical cores, and would refuse ranks that hyperthreads have room for.
+    # Naming the host gives it as many slots as there are ranks. Without it mpirun
+    # counts physical cores, and refuses ranks that hyperthreads have room for.
     hosts = job.hosts or (Host("localhost", job.ranks),)
     command = [mpirun, "-n", str(job.ranks), "--host", ",".join(map(str, hosts))]
     command += ["--bind-to", "none"]
-    if not reads:  # mpirun never tells a rank that its input has ended
+    if not forward_stdin:  # mpirun never tells a rank that its input has ended
         command += ["--stdin", "none"]
     if as_root:
         command += ["--allow-run-as-root"]
-    if session and not _has_own_session(job):
-        command += ["--prtemca", _SESSION, session]
+    if session_dir and not _has_custom_session_dir(job):
+        command += ["--prtemca", _SESSION_DIR, session_dir]
     if job.hosts:
-        command += _over_hosts(job, passed_on, agent)
-    elif job.ranks > cores:
+        command += _remote_options(job, forwarded, agent)
+    elif job.ranks > usable_cores:
         command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
     if job.label or job.log_dir:
         command += ["--tag-output"]
     command += job.mpi_arguments
-    shown = job.script
-    if not job.module:
-        shown = os.path.join(job.folder, job.script)
-    return [*command, python, os.path.abspath(rank_main.__file__), shown]
+    script = job.script if job.module else os.path.join(job.folder, job.script)
+    return [*command, python, os.path.abspath(rank_main.__file__), script]
 
 
-def _over_hosts(job: Job, passed_on: Sequence[str], agent: str | None) -> list[str]:
-    settings = dict(_KEEPALIVE)
+def _remote_options(job: Job, forwarded: Sequence[str], agent: str | None) -> list[str]:
+    parameters = dict(_KEEPALIVE)
     if agent is not None:
-        settings[_AGENT] = agent
-    elif not has_own_agent(job):
-        settings["plm_ssh_args"] = " ".join(SSH_OPTIONS)
-    words = ["--map-by", "slot"]  # so that hosts.place tells where each rank is
-    for name, value in settings.items():
-        words += ["--prtemca", name, value]
+        parameters[_AGENT] = agent
+    elif not has_custom_agent(job):
+        parameters["plm_ssh_args"] = " ".join(SSH_OPTIONS)
+    options = ["--map-by", "slot"]  # the order of ranks that hosts.assign_ranks assumes
+    for name, value in parameters.items():
+        options += ["--prtemca", name, value]
     if job.interface is not None:
-        words += ["--mca", "btl_tcp_if_include", job.interface]
-        words += ["--prtemca", "prte_if_include", job.interface]
-    for name in passed_on:  # without the value, which mpirun has in its environment
-        words += ["-x", name]
-    return words
+        options += ["--mca", "btl_tcp_if_include", job.interface]
+        options += ["--prtemca", "prte_if_include", job.interface]
+    for name in forwarded:  # without the value, which mpirun has in its environment
+        options += ["-x", name]
+    return options
 
 
-def agent(environment: Mapping[str, str]) -> list[str]:
-    """The command by which mpirun reaches a host, without the host: ssh as a rule.
+def ssh_command(variables: Mapping[str, str] | None = None) -> list[str]:
+    """Return the command that mpirun puts before a host's name to reach it.
 
-    By its path, since the ranks' PATH, of `--env`, is mpirun's as well.
+    It is ssh by its full path, since --env may change the PATH of mpirun too, or the
+    program that PRTE_MCA_plm_ssh_agent names.
+
+    Args:
+        variables: an environment; None for that of this process.
     """
-    own = environment.get(f"PRTE_MCA_{_AGENT}")
-    ssh = shutil.which("ssh", path=environment.get("PATH")) or "ssh"
-    return shlex.split(own) if own else [ssh, *SSH_OPTIONS]
+    variables = environment.snapshot() if variables is None else variables
+    custom = variables.get(AGENT_VARIABLE)
+    ssh = shutil.which("ssh", path=variables.get("PATH")) or "ssh"
+    return shlex.split(custom) if custom else [ssh, *SSH_OPTIONS]
 
 
-def has_own_agent(job: Job) -> bool:
-    """Whether the user has told mpirun how to reach a host."""
-    return f"PRTE_MCA_{_AGENT}" in os.environ or _AGENT in job.mpi_arguments
+def has_custom_agent(job: Job) -> bool:
+    """Return whether the user has set the program by which mpirun reaches hosts."""
+    return environment.get(AGENT_VARIABLE) is not None or _AGENT in job.mpi_arguments
 
 
-def _has_own_session(job: Job) -> bool:
-    """Whether the user has told mpirun where to put its files."""
-    return any("tmpdir_base" in word for word in (*os.environ, *job.mpi_arguments))
+def _has_custom_session_dir(job: Job) -> bool:
+    names = (*environment.snapshot(), *job.mpi_arguments)
+    return any("tmpdir_base" in name for name in names)
 
 
-def write_agent(job: Job, run_dir: str) -> str | None:
-    """An agent that notes in `run_dir` which host it lost, and runs the real one.
+def write_agent_script(job: Job, run_dir: str) -> str | None:
+    """Write a script that runs the agent and records the hosts where it failed.
 
-    mpirun does not always say; None where a user's `--mpi-arg` names another.
+    mpirun does not always name the host that it could not reach; see `failed_hosts`.
+
+    Returns:
+        The command for mpirun; None where the user's `--mpi-arg` names an agent.
     """
-    if _AGENT in job.mpi_arguments or " " in run_dir:  # mpirun would split it there
+    if _AGENT in job.mpi_arguments or " " in run_dir:  # mpirun splits it at spaces
         return None
     names = " ".join(host.name for host in job.hosts)
     path = Path(run_dir, "agent")
-    path.write_text(_NOTES.format(names=names, file=shlex.quote(f"{run_dir}/lost")))
-    return shlex.join(["/bin/sh", str(path), *agent(os.environ)])
+    file = shlex.quote(str(_failed_hosts_file(run_dir)))
+    path.write_text(_AGENT_SCRIPT.format(names=names, file=file))
+    return shlex.join(["/bin/sh", str(path), *ssh_command()])
+
+
+def failed_hosts(run_dir: str) -> list[str]:
+    """Return the hosts where the agent failed, the first one first."""
+    try:
+        lines = _failed_hosts_file(run_dir).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [line.partition(" ")[0] for line in lines]
+
+
+def _failed_hosts_file(run_dir: str) -> Path:
+    return Path(run_dir, "failed-hosts")
 
 
 def rank_environment(
     job: Job,
-    environment: Mapping[str, str],
+    variables: Mapping[str, str],
     *,
-    cores: int,
+    usable_cores: int,
     run_dir: str = "",
-    word: str = "",
+    token: str = "",
     columns: int | None = None,
 ) -> dict[str, str]:
-    """The environment of mpirun and of the ranks on this machine.
+    """Return the environment of mpirun and of the ranks on this machine.
 
     Args:
-        run_dir, word: where the ranks leave their marks: a folder of this machine, or
-            lines that begin with a secret word.
-        columns: the terminal's width; None without one. The ranks can't see for
-            themselves whether their output ends in a terminal: mpirun gives each a
-            terminal of its own and passes on what they write.
+        variables: the environment of this process.
+        run_dir: folder for the ranks' marks, on this machine alone.
+        token: begins the ranks' marks on standard error, over several hosts.
+        columns: the terminal's width; None without one. The ranks can't find out
+            whether their output ends in a terminal: mpirun gives each one of its own.
     """
-    inside_a_job = any(name in environment for name in _JOB_VARIABLES)
-    # Outside of one, what begins with OMPI_ are the user's own settings.
-    result = dict(openmpi.without_mpi(environment) if inside_a_job else environment)
-    for name in _OWN:
+    inside = environment.is_inside_a_job(variables)
+    result = environment.without_mpi(variables) if inside else dict(variables)
+    for name in environment.OF_ONE_LAUNCHER:
         result.pop(name, None)
-    if (home := os.path.expanduser("~")) != "~":  # cron and the like set none
+    if (home := os.path.expanduser("~")) != "~":  # cron sets no HOME
         result.setdefault("HOME", home)
     result.update(job.variables)
     if job.threads is not None:
-        result |= dict.fromkeys(THREAD_VARIABLES, str(job.threads))
-    elif not job.hosts:  # each of several shares its own cores
-        result |= rank_main.thread_share(result, cores, job.ranks)
+        result |= dict.fromkeys(cores.THREAD_VARIABLES, str(job.threads))
+    elif not job.hosts:  # a rank on another host shares that host's cores
+        result |= cores.thread_share(result, usable_cores, job.ranks)
     result["PYTHONUNBUFFERED"] = "1"
     if run_dir:
-        result["MLXDIST_RUN_DIR"] = run_dir
-    if word:
-        result["MLXDIST_MARKS"] = word
+        result[environment.RUN_DIR] = run_dir
+    if token:
+        result[environment.MARKS] = token
     if columns is not None:
-        result |= {"MLXDIST_TERMINAL": "1", "MLXDIST_COLUMNS": str(columns)}
+        result[environment.TERMINAL] = "1"
+        result[environment.COLUMNS] = str(columns)
     if job.timeline is not None:
-        result["MLXDIST_TIMELINE"] = os.path.abspath(job.timeline)
-    what = {"script": job.script, "arguments": job.arguments, "module": job.module}
-    return result | rank_main.job_variables({**what, "cwd": job.folder})
+        result[environment.TIMELINE] = os.path.abspath(job.timeline)
+    return result | environment.job_variables(
+        {
+            "script": job.script,
+            "arguments": list(job.arguments),
+            "module": job.module,
+            "cwd": job.folder,
+        }
+    )
 
 
-def passed_on(job: Job, environment: Mapping[str, str]) -> list[str]:
-    """The variables that ranks on other hosts get; mpirun sees to what begins OMPI_."""
-    names = {"PYTHONUNBUFFERED", *THREAD_VARIABLES, *dict(job.variables)}
-    own = {name for name in environment if name.startswith("MLXDIST_")}
-    return sorted(own | {name for name in names if name in environment})
+def forwarded_variables(job: Job, variables: Mapping[str, str]) -> list[str]:
+    """Return the names of variables that mpirun must pass on to other hosts.
+
+    mpirun itself passes on those that begin with OMPI_.
+    """
+    names = {"PYTHONUNBUFFERED", *cores.THREAD_VARIABLES, *dict(job.variables)}
+    return sorted(
+        name
+        for name in variables
+        if name in names or name.startswith(environment.PREFIX)
+    )
 
 
-def printed(command: Sequence[str], ranks_have: Mapping[str, str]) -> str:
-    """The command line for a shell, with the variables that are not in it already."""
-    new = {n: v for n, v in ranks_have.items() if os.environ.get(n) != v}
-    words = [f"{name}={value}" for name, value in new.items()]
-    return shlex.join(["env", *words, *command])
+def shell_line(command: Sequence[str], variables: Mapping[str, str]) -> str:
+    """Return a command line for a shell, with the variables that a shell lacks."""
+    present = environment.snapshot()
+    new = [f"{n}={value}" for n, value in variables.items() if present.get(n) != value]
+    return shlex.join(["env", *new, *command])

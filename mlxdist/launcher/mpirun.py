@@ -1,4 +1,4 @@
-"""mpirun as a child process: its signals, its time, and what it leaves."""
+"""mpirun as a child process: signals, the time limit, and ranks that outlive it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,35 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 
-from . import rank_main
+from . import marks
 from .output import Output
 
-_TERMINAL_PATIENCE = 1.0  # seconds until Ctrl-C's own signal has ended mpirun
-_END_PATIENCE = 10.0  # seconds that mpirun gets to end its ranks
-_FINISH_PATIENCE = 60.0  # seconds for MPI to end once every rank has finished
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+FINISH_TIMEOUT = 60.0  # seconds for MPI to end once every rank has finished
+_TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
+_STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
+_POLL_INTERVAL = 0.1  # seconds
 
 
 class Mpirun:
-    """mpirun under way. Passes on the signals that end a program, until `wait` returns.
+    """A running mpirun. It passes on signals that end a program, until `wait` returns.
 
     Args:
-        command: mpirun by its path, and its arguments.
-        environment: that of mpirun, and so of the ranks on this machine.
-        run_dir: where the ranks leave their marks, and `ranks` is how many there are.
-        output: where what it writes goes.
+        command: mpirun's path and arguments.
+        environment: that of mpirun, and of the ranks on this machine.
+        run_dir: folder of the ranks' marks.
+        ranks: the number of ranks.
+        output: copies what the job prints.
         timeout: seconds after which the job is ended.
+
+    Attributes:
+        received: the first signal that this process got to end the job.
+        timed_out: whether the time limit ended the job.
+        has_leftover: whether mpirun waited for a process that a finished rank started.
     """
 
     def __init__(
@@ -40,15 +49,16 @@ class Mpirun:
         output: Output,
         timeout: float | None = None,
     ) -> None:
-        self.received: int | None = None  # the first signal to end the job
+        self.received: int | None = None
         self.timed_out = False
-        self.held = False  # by a process of a rank that had finished itself
+        self.has_leftover = False
+        self.timeout = timeout
         self._run_dir, self._ranks, self._output = run_dir, ranks, output
-        self._asked_at = 0.0
+        self._received_at = 0.0
         self._passed_on = False
-        self._insist = False
+        self._kill_now = False
         self._deadline = time.monotonic() + (timeout or float("inf"))
-        self._signals = _catch(self._on_signal)
+        self._handlers = _install(self._on_signal)
         out, err = (subprocess.PIPE if piped else None for piped in output.piped)
         try:
             # In this process group, so that rank 0 can read from the terminal.
@@ -56,89 +66,85 @@ class Mpirun:
                 command, env=environment, stdout=out, stderr=err
             )
         except OSError:
-            _restore(self._signals)
+            _restore(self._handlers)
             raise
-        # Popen.wait(timeout) looks every 50 ms; this one returns at once.
-        self._ended = threading.Event()
-        threading.Thread(target=self._await_end, daemon=True).start()
-        sources = (self._process.stdout, 1), (self._process.stderr, 2)
-        self._copies = [output.copy(s, to) for s, to in sources if s is not None]
+        # Popen.wait(timeout) polls every 50 ms. An event returns at once.
+        self._exited = threading.Event()
+        threading.Thread(target=self._await_exit, daemon=True).start()
+        streams = (self._process.stdout, 1), (self._process.stderr, 2)
+        self._copies = [output.copy(source, to) for source, to in streams if source]
 
     def wait(self) -> int:
-        """mpirun's exit code, negative where a signal ended it."""
+        """Return mpirun's exit code; a signal's negative number if one ended it."""
         finished_at = None
         try:
-            while (code := self._poll()) is None:
-                self._end_if_late()
-                self._end_if_asked()
-                if finished_at is None and not unfinished(self._run_dir, self._ranks):
+            while not self._exited.wait(timeout=_POLL_INTERVAL):
+                self._check_time_limit()
+                self._pass_on_signal()
+                if finished_at is None and not marks.unfinished(
+                    self._run_dir, self._ranks
+                ):
                     finished_at = time.monotonic()
-                if finished_at and time.monotonic() - finished_at > _FINISH_PATIENCE:
-                    self.held = True
+                if finished_at and time.monotonic() - finished_at > FINISH_TIMEOUT:
+                    self.has_leftover = True
                     self._process.kill()
-            return code
+            return self._process.returncode
         finally:
             for thread in self._copies:
                 thread.join(timeout=5)
             self._output.close()
-            _restore(self._signals)
+            _restore(self._handlers)
 
-    def _poll(self) -> int | None:
-        if self._ended.wait(timeout=0.1):
-            return self._process.returncode
-        return None
-
-    def _await_end(self) -> None:
+    def _await_exit(self) -> None:
         self._process.wait()
-        self._ended.set()
+        self._exited.set()
 
-    def _on_signal(self, number: int, _frame: object) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
-            self.received, self._asked_at = number, time.monotonic()
+            self.received, self._received_at = number, time.monotonic()
         else:
-            self._insist = True
+            self._kill_now = True
 
-    def _end_if_late(self) -> None:
+    def _check_time_limit(self) -> None:
         if self.received is None and time.monotonic() > self._deadline:
             self.timed_out = True
             self._on_signal(signal.SIGTERM, None)
 
-    def _end_if_asked(self) -> None:
+    def _pass_on_signal(self) -> None:
         if self.received is None:
             return
-        waited = time.monotonic() - self._asked_at
-        if self._insist or waited > _END_PATIENCE:
+        waited = time.monotonic() - self._received_at
+        if self._kill_now or waited > _STOP_TIMEOUT:
             self._process.kill()
-        # Ctrl-C in a terminal reaches mpirun as well, which takes a second one amiss.
-        elif self.received == signal.SIGTERM or waited > _TERMINAL_PATIENCE:
+        # Ctrl-C in a terminal reaches mpirun as well. On a second signal it would exit
+        # without ending its ranks.
+        elif self.received == signal.SIGTERM or waited > _TERMINAL_DELAY:
             if not self._passed_on:
                 self._process.terminate()
             self._passed_on = True
 
 
-def unfinished(run_dir: str, ranks: int) -> list[int]:
-    """The ranks that did not say that they finished."""
-    return [
-        r for r in range(ranks) if not rank_main.mark_file(run_dir, "done", r).exists()
-    ]
-
-
 def kill_survivors(run_dir: str, ranks: Sequence[int]) -> None:
-    """Ends ranks that outlived mpirun, as they do where it was killed itself."""
+    """Kill ranks that outlived mpirun, as they do if mpirun itself was killed."""
     for rank in ranks:
         try:
-            with rank_main.pid_file(run_dir, rank).open("r+") as file:
+            with marks.pid_file(run_dir, rank).open("r+") as file:
                 pid = int(file.read())
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:  # its owner lives, so the number is still its own
+                except (
+                    OSError
+                ):  # locked by the rank, so the process id is still its own
                     os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError):  # never started, or gone by now
+        except (OSError, ValueError):  # it never started, or is gone by now
             continue
 
 
-def _catch(handler: Any) -> dict[int, Any]:
-    # What is ignored stays so: nohup, and jobs in the background of a script.
+def _install(handler: Handler) -> dict[int, Handler]:
+    """Handle the signals that end a program; return the former handlers.
+
+    An ignored signal stays ignored, as with nohup and in the background of a script.
+    """
     return {
         number: signal.signal(number, handler)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -146,6 +152,6 @@ def _catch(handler: Any) -> dict[int, Any]:
     }
 
 
-def _restore(signals: Mapping[int, Any]) -> None:
-    for number, handler in signals.items():
+def _restore(handlers: Mapping[int, Handler]) -> None:
+    for number, handler in handlers.items():
         signal.signal(number, handler)

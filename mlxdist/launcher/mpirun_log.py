@@ -1,72 +1,78 @@
-"""Which rank died first, by what mpirun and Open MPI say and in which order.
+"""Parses mpirun's standard error to find the rank that failed first.
 
-Over several hosts a rank that is killed can't say so, and those whose connections to
-it broke are ended by Open MPI without a word of their own. Pure text; asks nothing.
+Over several hosts a killed rank leaves no mark, and Open MPI ends the ranks that were
+connected to it without a mark either. Which one was first shows in the messages of
+mpirun and Open MPI, and in their order.
 """
 
 from __future__ import annotations
 
 import re
 
-_LOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
-# Of the rank that a signal ended, or that was the first to end with another code.
+_LOST_HOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
+# The rank that a signal ended, or the first one to exit with another code than 0.
 _KILLED = re.compile(
-    rb"noticed that process rank (\d+)[^-]{0,200}? exited\s+on\s+signal|"
+    rb"noticed that process rank (\d+)[^-]{0,200}? exited\s+on\s+signal\s+(\d+)\D|"
     rb"The first process to do so was:\s+Process name: \[[^\]]{1,80},(\d+)\]"
 )
-# What Open MPI says in another rank, whose connection to it broke and which ends then.
-_ENDS = b"*** An error occurred"
-_NOTICED = re.compile(
+# Open MPI prints these in a rank whose connection to another one broke. It ends then.
+_MPI_ERROR = b"*** An error occurred"
+_DISCONNECTED = re.compile(
     rb"error occurred in Socket closed\n[^\n]{1,200}by process \[\d+,(\d+)\]"
 )
-_PEER = re.compile(rb"unexpectedly disconnected\.[^*]{0,900}?Peer host:\s+(\S+)\n")
-_TAIL = 2000  # bytes in which such a message is whole
+_PEER_HOST = re.compile(rb"unexpectedly disconnected\.[^*]{0,900}?Peer host:\s+(\S+)\n")
+_LONGEST_MESSAGE = 2000  # bytes
 
 
-class Clues:
-    """What is read of a job's standard error, piece by piece.
+class MpirunLog:
+    """Evidence of failures, from a job's standard error.
 
     Attributes:
-        lost: hosts that mpirun says it lost.
-        left: hosts to whose ranks others' connections broke, the first one first.
-        noticed: ranks whose connection to another one broke, and which then ended.
+        lost_hosts: hosts to which mpirun lost its connection.
+        peer_hosts: hosts to whose ranks other ranks lost their connection, in order.
+        disconnected: ranks that lost a connection to another one, and then ended.
     """
 
     def __init__(self) -> None:
-        self.lost: list[str] = []
-        self.left: list[str] = []
-        self.noticed: list[int] = []
-        self._killed: list[int] = []  # as mpirun says
-        self._asked: list[int] = []  # ranks that say so, while all is well elsewhere
-        self._calm = True
+        self.lost_hosts: list[str] = []
+        self.peer_hosts: list[str] = []
+        self.disconnected: list[int] = []
+        self._killed: dict[int, int | None] = {}  # rank: signal, by mpirun's word
+        self._ended_first: list[int] = []  # ranks that ended before any failure
+        self._failure_seen = False
         self._tail = b""
 
     @property
-    def killed(self) -> list[int]:
-        """Ranks that a signal ended, or the first one to end otherwise.
+    def killed(self) -> dict[int, int | None]:
+        """Ranks that a signal ended, and the first to exit otherwise; with the signal.
 
-        A rank that is asked to end (SIGTERM) says so. If one does before anybody fails,
-        it was not mpirun that asked, since mpirun would have asked them all.
+        A rank that gets SIGTERM leaves the mark "ended". If exactly one rank does so
+        before any failure, the signal did not come from mpirun, which would have sent
+        it to all.
         """
-        return self._killed or (self._asked if len(self._asked) == 1 else [])
+        if self._killed or len(self._ended_first) != 1:
+            return self._killed
+        return dict.fromkeys(self._ended_first)
 
     def read(self, data: bytes) -> None:
-        """The next piece of text, without the ranks' marks."""
+        """Read the next piece of standard error, without the ranks' marks."""
         text = self._tail + data
-        self._tail = text[-_TAIL:]
-        for names, pattern in ((self.lost, _LOST), (self.left, _PEER)):
-            new = (name.decode(errors="replace") for name in pattern.findall(text))
-            names += [name for name in new if name not in names]
-        killed = (signalled or first for signalled, first in _KILLED.findall(text))
-        for ranks, said in (
-            (self._killed, killed),
-            (self.noticed, _NOTICED.findall(text)),
+        self._tail = text[-_LONGEST_MESSAGE:]
+        for hosts, pattern in (
+            (self.lost_hosts, _LOST_HOST),
+            (self.peer_hosts, _PEER_HOST),
         ):
-            ranks += [rank for rank in map(int, said) if rank not in ranks]
-        self._calm = self._calm and _ENDS not in text
+            names = (name.decode(errors="replace") for name in pattern.findall(text))
+            hosts += [name for name in dict.fromkeys(names) if name not in hosts]
+        for signalled, number, first in _KILLED.findall(text):
+            signal = int(number) if number else None
+            self._killed.setdefault(int(signalled or first), signal)
+        ranks = dict.fromkeys(map(int, _DISCONNECTED.findall(text)))
+        self.disconnected += [rank for rank in ranks if rank not in self.disconnected]
+        self._failure_seen = self._failure_seen or _MPI_ERROR in text
 
-    def marked(self, mark: str, rank: int) -> None:
-        """A rank's own word, one of rank_main.MARKS, at this place of the text."""
-        self._calm = self._calm and mark != "failed"
-        if self._calm and mark == "ended" and rank not in self._asked:
-            self._asked.append(rank)
+    def read_mark(self, mark: str, rank: int) -> None:
+        """Read a rank's mark, one of marks.MARKS, at its position in the text."""
+        self._failure_seen = self._failure_seen or mark == "failed"
+        if not self._failure_seen and mark == "ended" and rank not in self._ended_first:
+            self._ended_first.append(rank)

@@ -1,150 +1,76 @@
-"""Network interfaces of a machine, and which of them MPI should use.
+"""The choice of the network for MPI's traffic between hosts.
 
-Asks `ip` on Linux, `ifconfig` and `networksetup` on macOS. The parsing is apart from
-the asking, so that what a Mac says is tested on Linux.
+Networks are chosen and not interfaces: a network such as 10.0.0.0/24 is the same on all
+hosts, and an interface's name may not be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import socket
+from collections.abc import Sequence
 
-from . import probe
+from .hosts import Host
+from .interfaces import Interface, local_interfaces
 
-Kind = Literal["thunderbolt", "wired", "wifi", "virtual", "loopback"]
-# In the order of preference. Virtual ones are VPNs and the bridges of containers.
-KINDS: tuple[Kind, ...] = ("thunderbolt", "wired", "wifi", "virtual", "loopback")
-
-_VIRTUAL = re.compile(
-    r"(docker|br-|virbr|veth|vnet|vmnet|vboxnet|cni|flannel|cali|kube|tun|tap|utun|wg|"
-    r"tailscale|zt|ipsec|ppp|gif|stf|awdl|llw|anpi|ap|bridge1\d\d)\S*"
-)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,31}")
 
 
-@dataclass(frozen=True)
-class Interface:
-    """One IPv4 address of an interface that is up."""
-
-    name: str
-    kind: Kind
-    address: ipaddress.IPv4Interface
-
-    @property
-    def network(self) -> str:
-        """`10.0.0.0/24`: the same on all hosts, as names need not be."""
-        return str(self.address.network)
-
-    def is_in(self, network: str) -> bool:
-        """Whether its address is in a network such as 10.0.0.0/24."""
-        if "/" not in network:
-            return False
-        return self.address.ip in ipaddress.IPv4Network(network)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.address})"
-
-
-def here() -> list[Interface]:
-    """Those of this machine; none where it doesn't say."""
-    return parse(probe.network())
-
-
-def parse(raw: Mapping[str, Any]) -> list[Interface]:
-    """What `probe.network` collected, as interfaces, the best first."""
-    if raw.get("ip"):
-        found = _from_ip(raw["ip"], raw.get("wireless", ()))
-    else:
-        found = _from_ifconfig(raw.get("ifconfig", ""), raw.get("networksetup", ""))
-    return sorted(found, key=lambda one: KINDS.index(one.kind))
-
-
-def _from_ip(text: str, wireless: Sequence[str]) -> list[Interface]:
-    """The JSON of `ip -j -4 address`."""
-    found = []
-    for device in json.loads(text):
-        name = device.get("ifname", "")
-        if "UP" not in device.get("flags", ()) or device.get("operstate") == "DOWN":
-            continue
-        for one in device.get("addr_info", ()):
-            address = ipaddress.IPv4Interface(f"{one['local']}/{one['prefixlen']}")
-            found.append(Interface(name, _linux_kind(name, wireless), address))
-    return found
-
-
-def _linux_kind(name: str, wireless: Sequence[str]) -> Kind:
-    if name == "lo":
-        return "loopback"
-    if name.startswith("thunderbolt"):
-        return "thunderbolt"
-    if name in wireless or name.startswith("wl"):
-        return "wifi"
-    return "virtual" if _VIRTUAL.fullmatch(name) else "wired"
-
-
-def _from_ifconfig(text: str, ports: str) -> list[Interface]:
-    """macOS: blocks of `ifconfig`, and the ports' names by `networksetup`."""
-    listed = re.findall(r"Hardware Port: (.*)\nDevice: (\S+)", ports)
-    port_of = {device: port for port, device in listed}
-    found = []
-    for name, flags, block in re.findall(
-        r"^(\S+): flags=\w+<([^>]*)>(.*(?:\n[ \t].*)*)", text, re.MULTILINE
-    ):
-        if "UP" not in flags.split(",") or "status: inactive" in block:
-            continue
-        kind = _mac_kind(name, port_of.get(name, ""))
-        for address, mask in re.findall(r"\tinet (\S+).*netmask (0x\w{8})", block):
-            prefix = int(mask, 16).bit_count()
-            found.append(
-                Interface(name, kind, ipaddress.IPv4Interface(f"{address}/{prefix}"))
-            )
-    return found
-
-
-def _mac_kind(name: str, port: str) -> Kind:
-    if re.fullmatch(r"lo\d+", name):
-        return "loopback"
-    if _VIRTUAL.fullmatch(name):
-        return "virtual"
-    # "Thunderbolt Ethernet" is an adapter: a cable to a switch, not to another Mac.
-    if name == "bridge0" or ("Thunderbolt" in port and "Ethernet" not in port):
-        return "thunderbolt"
-    return "wifi" if re.search(r"Wi-?Fi|AirPort", port, re.IGNORECASE) else "wired"
-
-
-def choose(
-    own: Sequence[Interface], others: Sequence[Sequence[str]]
-) -> Interface | None:
-    """The best of this machine's interfaces from which all other hosts are reached.
+def mpi_network(hosts: Sequence[Host], choice: str | None) -> str | None:
+    """Return the network for MPI's traffic: the one chosen, or the best with all hosts.
 
     Args:
-        own: this machine's, the best first.
-        others: the addresses to which each other host's name resolves.
+        choice: what `--iface` names; None if it was not given.
 
     Returns:
-        None where no one network holds an address of every other host: they are behind
-        a router, or their names are unknown here.
+        None where no network holds an address of every host.
+
+    Raises:
+        ValueError: `choice` names no interface or network of this machine.
     """
-    if not others:
-        return None
-    for one in own:
+    if choice is not None:
+        return resolve_network(choice)
+    interfaces = local_interfaces()
+    local = {str(interface.address.ip) for interface in interfaces}
+    addresses = [host.addresses or addresses_of(host) for host in hosts]
+    remote = [
+        some
+        for some in addresses
+        if not local & set(some) and not any(map(_is_loopback, some))
+    ]
+    best = best_interface(interfaces, remote)
+    return None if best is None else best.network
+
+
+def best_interface(
+    interfaces: Sequence[Interface], remote: Sequence[Sequence[str]]
+) -> Interface | None:
+    """Return the first interface whose network holds an address of every other host.
+
+    Args:
+        interfaces: this machine's, the best first.
+        remote: the addresses of each other host.
+
+    Returns:
+        None where there is none: hosts are behind a router, or their names are unknown.
+    """
+    for interface in interfaces if remote else ():
+        network = interface.address.network
         if all(
-            any(ipaddress.IPv4Address(a) in one.address.network for a in addresses)
-            for addresses in others
+            any(ipaddress.IPv4Address(address) in network for address in addresses)
+            for addresses in remote
         ):
-            return one
+            return interface
     return None
 
 
 def check_choice(text: str) -> str:
-    """What `--iface` may be: an interface's name, or a network such as 10.0.0.0/24.
+    """Return `--iface`'s value: an interface's name, or a network such as 10.0.0.0/24.
 
     Raises:
-        ValueError: where it is neither.
+        ValueError: it is neither.
     """
     if "/" in text:
         try:
@@ -159,28 +85,56 @@ def check_choice(text: str) -> str:
     return text
 
 
-def network_of(choice: str, own: Sequence[Interface] | None = None) -> str:
-    """The network that `--iface` names: by itself, or by this machine's interface.
+def resolve_network(choice: str, interfaces: Sequence[Interface] | None = None) -> str:
+    """Return the network that `--iface` names, directly or by an interface.
 
-    A network is the same on all hosts, where an interface's name may not be. Where the
-    machine tells nothing of its interfaces, the name is taken as it is.
+    If the machine lists no interfaces, the choice is returned as it is.
 
     Args:
-        own: this machine's interfaces; None asks it.
+        interfaces: this machine's; None lists them.
 
     Raises:
-        ValueError: where it names none, with those that there are.
+        ValueError: this machine has no such interface or network.
     """
     choice = check_choice(choice)
-    own = here() if own is None else own
-    if not own:
+    interfaces = local_interfaces() if interfaces is None else interfaces
+    if not interfaces:
         return choice
-    named = [one for one in own if one.name == choice or one.is_in(choice)]
-    if not named:
+    matches = [one for one in interfaces if one.name == choice or one.is_in(choice)]
+    if not matches:
         raise ValueError(
             f"--iface {choice!r}: this machine has no such interface or network with "
-            f"an IPv4 address; it has {', '.join(map(str, own))}"
+            f"an IPv4 address; it has {', '.join(map(str, interfaces))}"
         )
-    if named[0].kind == "loopback":
+    if matches[0].kind == "loopback":
         raise ValueError(f"--iface {choice!r} reaches no other host")
-    return choice if "/" in choice else named[0].network
+    return choice if "/" in choice else matches[0].network
+
+
+def addresses_of(host: Host) -> tuple[str, ...]:
+    """Return the IPv4 addresses of a host's name; none if it is unknown here."""
+    with contextlib.suppress(OSError):
+        results = socket.getaddrinfo(host.name, None, socket.AF_INET)
+        return tuple(dict.fromkeys(str(result[4][0]) for result in results))
+    return ()
+
+
+def local_addresses() -> set[str]:
+    """Return this machine's IPv4 addresses."""
+    return {str(interface.address.ip) for interface in local_interfaces()}
+
+
+def is_local(host: Host, local: set[str]) -> bool:
+    """Return whether a host is this machine.
+
+    Compared by address, because two machines may have the same name by mistake.
+
+    Args:
+        local: this machine's addresses, see `local_addresses`.
+    """
+    addresses = addresses_of(host)
+    return any(one in local or _is_loopback(one) for one in addresses)
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.")

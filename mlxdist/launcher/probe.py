@@ -1,7 +1,8 @@
-"""What one machine says of itself, for `mlxdist doctor`. Its output is one JSON line.
+"""A host's report about itself, for `mlxdist doctor`.
 
-Sent to each host as text, through its Python's standard input, so that it tells what
-is missing where mlxdist is not installed: nothing but the standard library here.
+`mlxdist doctor` sends `source()` through ssh to the standard input of each host's
+Python, where mlxdist may not be installed. So this file imports the standard library,
+and of mlxdist only the file that `source` sends along.
 """
 
 from __future__ import annotations
@@ -12,26 +13,29 @@ import platform
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mlxdist", "mlx", "mpi4py", "openmpi", "numpy")
-MARK = "mlxdist-probe "  # before the JSON, since a login shell may print as well
-_SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # and the process id
-_SSH = 22  # any port would do
-_PATIENCE = 3.0  # seconds to reach another host
+from .interface_output import interface_output, run_program
 
-# In processes of their own, which a broken library may end.
-_ASK_MLX = """
+PACKAGES = ("mlxdist", "mlx", "mpi4py", "openmpi", "numpy")
+MARK = "mlxdist-probe "  # before a line of JSON, since a login shell may print as well
+_SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # mpirun's folder, by pid
+_SSH_PORT = 22  # any port shows that packets arrive
+_CONNECT_TIMEOUT = 3.0  # seconds
+_QUERY_TIMEOUT = 30.0  # seconds
+
+# Run in processes of their own, because a broken library may crash them.
+_QUERY_MLX = """
 import json
 import mlx.core as mx
 name = mx.device_info().get("device_name", "unnamed")
 print(json.dumps({"kind": mx.default_device().type.name, "name": name}))
 """
-_ASK_MPI = """
+_QUERY_MPI = """
 import json
 from mlxdist.launcher import openmpi
 from mpi4py import MPI
@@ -43,8 +47,24 @@ print(json.dumps({
 """
 
 
+def source() -> str:
+    """Return this program with the code that it imports, as one text for Python."""
+    folder = Path(__file__).parent
+    lines = ["from __future__ import annotations\n"]
+    for name in ("interface_output.py", "probe.py"):
+        for line in folder.joinpath(name).read_text().splitlines(keepends=True):
+            if not line.startswith(("from __future__ ", "from .")):
+                lines.append(line)
+    return "".join(lines)
+
+
 def collect(peers: list[str]) -> dict[str, Any]:
-    """Everything; `peers` are the names of the other hosts, to be reached from here."""
+    """Return the whole report.
+
+    Args:
+        peers: names of the other hosts, to be reached from here.
+    """
+    folder = tempfile.gettempdir()
     return {
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -53,20 +73,20 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "device": _ask(_ASK_MLX),
-        "mpi": _ask(_ASK_MPI),
-        "tmpdir": tempfile.gettempdir(),
-        "leftovers": leftovers(tempfile.gettempdir()),
-        "memory_free": _memory_free(),
-        "disk_free": shutil.disk_usage(tempfile.gettempdir()).free,
-        "network": network(),
+        "device": _query(_QUERY_MLX),
+        "mpi": _query(_QUERY_MPI),
+        "tmpdir": folder,
+        "leftovers": leftovers(folder),
+        "memory_free": _free_memory(),
+        "disk_free": shutil.disk_usage(folder).free,
+        "network": interface_output(),
         "peers": {name: _reach(name) for name in peers},
         "clock": time.time(),
     }
 
 
 def _version(name: str) -> str | None:
-    import importlib.metadata  # 20 ms, which a launcher has no use for
+    import importlib.metadata  # 20 ms
 
     try:
         return importlib.metadata.version(name)
@@ -74,58 +94,40 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _ask(program: str) -> dict[str, Any]:
-    done = _run([sys.executable, "-c", program], patience=30)
+def _query(program: str) -> dict[str, Any]:
+    """Return the JSON that a Python program prints, or {"error": its last line}."""
+    done = run_program([sys.executable, "-c", program], _QUERY_TIMEOUT)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[
-            -1
-        ]
-        return {"error": last}
-
-
-def network() -> dict[str, Any]:
-    """The raw text of what tells the interfaces: see interfaces.parse."""
-    if platform.system() == "Darwin":
-        return {
-            "ifconfig": _run(["/sbin/ifconfig", "-a"]).stdout,
-            "networksetup": _run(
-                ["/usr/sbin/networksetup", "-listallhardwareports"]
-            ).stdout,
-        }
-    devices = "/sys/class/net"
-    names = os.listdir(devices) if os.path.isdir(devices) else []
-    return {
-        "ip": _run([shutil.which("ip") or "/sbin/ip", "-j", "-4", "address"]).stdout,
-        "wireless": [n for n in names if os.path.exists(f"{devices}/{n}/wireless")],
-    }
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"error": lines[-1]}
 
 
 def leftovers(folder: str) -> list[str]:
-    """Folders of Open MPI's daemons whose processes were killed; their paths.
+    """Return folders that Open MPI's daemons left behind when they were killed.
 
-    A later daemon with the same process id would end: "The PMIx server's listener
-    thread failed to start". Only those that this user's processes made on this host:
-    several hosts may share a folder.
+    A later daemon with the same process id would fail: "The PMIx server's listener
+    thread failed to start". Only this user's folders of this host are returned, since
+    several hosts may share `folder`.
     """
     host = socket.gethostname().partition(".")[0]
-    found = []
+    paths = []
     for entry in os.scandir(folder):
         name = _SESSION.fullmatch(entry.name)
         if not name or not entry.is_dir(follow_symlinks=False):
             continue
         try:
-            own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
-            made = {tuple(x.split(".")[:2]) for x in os.listdir(entry.path)}
+            is_ours = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+            files = {tuple(x.split(".")[:2]) for x in os.listdir(entry.path)}
         except OSError:  # gone by now, or another user's
             continue
-        if own and ("pmix", host) in made and not _lives(int(name[1])):
-            found.append(entry.path)
-    return sorted(found)
+        if is_ours and ("pmix", host) in files and not _is_running(int(name[1])):
+            paths.append(entry.path)
+    return sorted(paths)
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -135,8 +137,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _memory_free() -> int | None:
-    """Bytes that a program could still have."""
+def _free_memory() -> int | None:
+    """Return the bytes that a program could still allocate, None if unknown."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -145,8 +147,7 @@ def _memory_free() -> int | None:
     except OSError:
         pass
     pages = 0
-    lines = _run(["/usr/bin/vm_stat"]).stdout.splitlines()
-    for line in lines:
+    for line in run_program(["/usr/bin/vm_stat"]).stdout.splitlines():
         name, _, number = line.partition(":")
         if name in ("Pages free", "Pages inactive", "Pages purgeable"):
             pages += int(number.strip(" ."))
@@ -154,33 +155,24 @@ def _memory_free() -> int | None:
 
 
 def _reach(name: str) -> str:
-    """ "ok", or why no packet gets there and back: a refusal means that one did."""
+    """Return "ok" if packets get to a host and back, else the reason.
+
+    A refused connection shows that they do.
+    """
     try:
         address = str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
         return f"unknown name: {error.strerror or error}"
     try:
-        socket.create_connection((address, _SSH), timeout=_PATIENCE).close()
+        connection = socket.create_connection(
+            (address, _SSH_PORT), timeout=_CONNECT_TIMEOUT
+        )
+        connection.close()
     except ConnectionRefusedError:
         return "ok"
     except OSError as error:
         return f"{address}: {error.strerror or error}"
     return "ok"
-
-
-def _run(command: list[str], patience: float = 10) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=patience,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
 def main(peers: list[str]) -> None:

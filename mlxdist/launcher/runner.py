@@ -1,297 +1,191 @@
-"""Starts a job's ranks with mpirun, on this machine or several; tells how it ended."""
+"""Runs a job's ranks with mpirun, and concludes how the job ended."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.machinery
-import importlib.util
 import os
 import shutil
-import signal
-import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from . import network as interfaces
-from . import openmpi, rank_main
-from .command import (
-    has_own_agent,
-    mpirun_command,
-    passed_on,
-    printed,
-    rank_environment,
-    write_agent,
-)
-from .hosts import Host, place
+from . import command, environment, openmpi, preflight
+from .cores import usable_cores
+from .hosts import assign_ranks
+from .mark_filter import MarkFilter
 from .mpirun import Mpirun, kill_survivors
-from .outcome import Outcome
-from .output import Output
-from .rank_main import usable_cores
-from .spec import Job as Job
+from .mpirun_log import MpirunLog
+from .outcome import Outcome, RankOutcome, describe, read_ranks, signal_name
+from .output import Output, open_logs
+from .spec import Job
 
-TIMED_OUT = 124  # as of timeout(1)
-
-
-class Stopped(int):
-    """The exit code of a job that its user ended."""
+TIMED_OUT = 124  # the exit code of timeout(1)
 
 
-def launch(job: Job, *, again: bool = False) -> int:
-    """Runs the job and returns its exit code: 0 only where every rank said it finished.
+def launch(job: Job, *, max_restarts: int = 0) -> Outcome:
+    """Run a job to its end, and again if it fails, up to `max_restarts` times.
 
-    Otherwise it is mpirun's own, 1 where mpirun claims success, 124 where its time ran
-    out, or 128 + the signal that ended the job (130 after Ctrl-C).
+    A job that the user ends is not started again. The ranks of a later start find
+    `world.restarts` above 0, and log files are appended to.
 
-    Args:
-        again: whether it failed before; its log files go on.
+    Returns:
+        The outcome of the last start. Its `exit_code` is 0 only if every rank finished.
+        Otherwise it is mpirun's own, 1 if mpirun returned 0, 124 after the time limit,
+        or 128 + the number of the signal that ended the job (130 after Ctrl-C).
 
     Raises:
-        ValueError: there is no such script or module, or not enough slots.
-        RuntimeError: there is no Open MPI, with the remedy.
+        ValueError: there is no such script or module, or there are too few slots.
+        RuntimeError: there is no Open MPI or no ssh; the message has the remedy.
     """
-    places = place(job.hosts, job.ranks) if job.hosts else ()
-    job = _checked(job)
+    started = time.monotonic()
+    restarts = 0
+    while True:
+        environment.set_restarts(restarts)
+        outcome = _launch_once(job, append_logs=restarts > 0)
+        succeeded = outcome.exit_code == 0
+        if succeeded or outcome.stopped_by is not None or restarts == max_restarts:
+            seconds = time.monotonic() - started
+            return replace(outcome, restarts=restarts, seconds=seconds)
+        restarts += 1
+        _print(f"starts it again, {restarts} of {max_restarts}.")
+
+
+def dry_run(job: Job) -> str:
+    """Return the command line that `launch` would run, for a shell, without marks.
+
+    Raises:
+        ValueError, RuntimeError: as `launch`.
+    """
+    return command.shell_line(*prepare(preflight.check(job)))
+
+
+def prepare(
+    job: Job, *, run_dir: str = "", token: str = ""
+) -> tuple[list[str], dict[str, str]]:
+    """Return mpirun's command line and environment, for this machine and terminal.
+
+    Args:
+        run_dir: folder for the ranks' marks and mpirun's files; "" for none.
+        token: of the ranks' marks on standard error, over several hosts.
+    """
+    cores = usable_cores()
+    variables = command.rank_environment(
+        job,
+        environment.snapshot(),
+        usable_cores=cores,
+        run_dir="" if job.hosts else run_dir,
+        token=token,
+        columns=_terminal_columns(job),
+    )
+    over_hosts = bool(job.hosts and run_dir)
+    arguments = command.mpirun_command(
+        job,
+        mpirun=openmpi.find_mpirun(),
+        python=job.python or sys.executable,
+        usable_cores=cores,
+        as_root=os.geteuid() == 0,
+        forward_stdin=sys.stdin is not None and sys.stdin.isatty(),
+        forwarded=command.forwarded_variables(job, variables),
+        agent=command.write_agent_script(job, run_dir) if over_hosts else None,
+        session_dir=run_dir,
+    )
+    return arguments, variables
+
+
+def _launch_once(job: Job, *, append_logs: bool) -> Outcome:
+    job = preflight.check(job)
     with tempfile.TemporaryDirectory(
         prefix="mlxdist-run-", ignore_cleanup_errors=True
     ) as run_dir:
-        word = os.urandom(8).hex() if job.hosts else ""
-        command, environment = prepare(job, run_dir=run_dir, word=word)
+        token = os.urandom(8).hex() if job.hosts else ""
+        arguments, variables = prepare(job, run_dir=run_dir, token=token)
         output = Output(
-            run_dir,
-            ranks=job.ranks,
-            word=word,
             label=job.label,
-            log_dir=job.log_dir,
-            again=again,
+            logs=open_logs(job.log_dir, job.ranks, append=append_logs),
+            mark_filter=MarkFilter(run_dir, ranks=job.ranks, token=token)
+            if token
+            else None,
         )
         mpirun = Mpirun(
-            command,
-            environment,
+            arguments,
+            variables,
             run_dir=run_dir,
             ranks=job.ranks,
             output=output,
             timeout=job.timeout,
         )
         code = mpirun.wait()
-        outcome = Outcome.read(
+        lost_hosts = output.log.lost_hosts or command.failed_hosts(run_dir)[:1]
+        ranks = read_ranks(
             run_dir,
             job.ranks,
-            places,
-            output.clues,
-            lost=lost_hosts(output, run_dir),
-            by_user=mpirun.received is not None,
+            assign_ranks(job.hosts, job.ranks) if job.hosts else (),
+            log=output.log,
+            lost_hosts=lost_hosts,
+            stopped=mpirun.received is not None,
         )
-        kill_survivors(run_dir, outcome.missing)
-    return _verdict(job, code, mpirun, outcome)
+        kill_survivors(run_dir, [one.rank for one in ranks if one.state != "finished"])
+    outcome = _conclude(mpirun, code, ranks, lost_hosts)
+    if outcome.message:
+        _print(outcome.message + _hint(job, outcome, output.log))
+    return outcome
 
 
-def dry_run(job: Job) -> str:
-    """The command line that `launch` would run, for a shell, but for its bookkeeping.
+def _conclude(
+    mpirun: Mpirun, code: int, ranks: tuple[RankOutcome, ...], lost_hosts: Sequence[str]
+) -> Outcome:
+    """Return the outcome, with the exit code of `mlxdist run` and its last message."""
+    outcome = Outcome(code, ranks, lost_hosts=tuple(lost_hosts))
+    summary = describe(ranks, lost_hosts)
+    if mpirun.timed_out:
+        message = f"ended after --timeout {mpirun.timeout:g} s; {summary}."
+        return replace(outcome, exit_code=TIMED_OUT, message=message, timed_out=True)
+    if mpirun.received is not None:
+        name = signal_name(mpirun.received)
+        return replace(
+            outcome,
+            exit_code=128 + mpirun.received,
+            message=f"ended by {name}; {summary}.",
+            stopped_by=name,
+        )
+    finished = all(one.state == "finished" for one in ranks)
+    if finished and mpirun.has_leftover:
+        message = f"{summary}; a process that one of them started still runs."
+        return replace(outcome, exit_code=0, message=message)
+    if finished and code == 0:
+        return outcome
+    exit_code = (128 - code if code < 0 else code) or 1
+    message = f"{summary}; {_describe_code(code)}."
+    return replace(outcome, exit_code=exit_code, message=message)
 
-    Raises:
-        ValueError, RuntimeError: as `launch`.
-    """
-    if job.hosts:
-        place(job.hosts, job.ranks)
-    command, environment = prepare(_checked(job))
-    return printed(command, environment)
+
+def _describe_code(code: int) -> str:
+    if code < 0:
+        return f"mpirun was ended by {signal_name(-code)}"
+    name = signal_name(code - 128)
+    return f"mpirun exited with code {code}" + (f" ({name})" if name else "")
 
 
-def prepare(
-    job: Job, *, run_dir: str = "", word: str = ""
-) -> tuple[list[str], dict[str, str]]:
-    """mpirun's command line and environment, for this machine and terminal."""
-    cores = usable_cores()
-    environment = rank_environment(
-        job,
-        os.environ,
-        cores=cores,
-        run_dir="" if job.hosts else run_dir,
-        word=word,
-        columns=_columns(job),
+def _hint(job: Job, outcome: Outcome, log: MpirunLog) -> str:
+    """Return a pointer to `mlxdist doctor` if nothing tells why no rank finished."""
+    ended = outcome.timed_out or outcome.stopped_by is not None
+    known = log.killed or any(
+        rank.state in ("finished", "failed") for rank in outcome.ranks
     )
-    command = mpirun_command(
-        job,
-        mpirun=openmpi.find_mpirun(),
-        python=job.python or sys.executable,
-        cores=cores,
-        as_root=os.geteuid() == 0,
-        reads=sys.stdin is not None and sys.stdin.isatty(),
-        passed_on=passed_on(job, environment),
-        agent=write_agent(job, run_dir) if job.hosts and run_dir else None,
-        session=run_dir,
-    )
-    return command, environment
+    if not job.hosts or ended or known:
+        return ""
+    hosts = ",".join(map(str, job.hosts))
+    return f"\n`mlxdist doctor -H {hosts}` finds out what is wrong with the hosts."
 
 
-def lost_hosts(output: Output, run_dir: str) -> list[str]:
-    """Hosts that mpirun says it lost, or else the one whose ssh ended first."""
-    notes = Path(run_dir, "lost")
-    if output.clues.lost or not notes.exists():
-        return output.clues.lost
-    return notes.read_text().split()[:1]
-
-
-def _checked(job: Job) -> Job:
-    """The job, with its interpreter and its network found, and its files possible."""
-    if job.log_dir is not None:
-        check_writable("--log-dir", job.log_dir)
-    python = None
-    if job.python is not None:
-        python = find_python(job.python, elsewhere=bool(job.hosts))
-    if not job.hosts:  # others may have what this machine has not
-        check_script(job)
-        if job.timeline is not None:
-            if job.timeline.is_dir():
-                raise ValueError(f"--timeline {job.timeline} is a folder; name a file")
-            check_writable("--timeline", job.timeline.parent)
-        cores = usable_cores()
-        if job.ranks > cores:
-            print(rank_main.too_many(job.ranks, cores), file=sys.stderr, flush=True)
-        return replace(job, python=python)
-    _check_ssh(job)
-    return replace(job, python=python, interface=network_for(job.hosts, job.interface))
-
-
-def _check_ssh(job: Job) -> None:
-    """Raises RuntimeError where other hosts can't be reached: there is no ssh here."""
-    if has_own_agent(job) or shutil.which("ssh") is not None:
-        return
-    own = {str(one.address.ip) for one in interfaces.here()}
-    others = [host.name for host in job.hosts if not is_here(host, own)]
-    if others:
-        raise RuntimeError(
-            f"no ssh is on the PATH, by which mpirun reaches {others[0]}; install it "
-            "(apt install openssh-client), or add its folder to the PATH"
-        )
-
-
-def find_python(given: str, *, elsewhere: bool) -> str:
-    """The path of the interpreter that `--python` names.
-
-    Raises:
-        ValueError: there is none here; where `elsewhere`, only a mere name needs it.
-    """
-    python = shutil.which(given) if os.sep not in given else given
-    runs = python is not None and os.path.isfile(python) and os.access(python, os.X_OK)
-    if python is None or not (elsewhere or runs):
-        raise ValueError(f"--python {given!r}: there is no such program here")
-    return os.path.abspath(python)
-
-
-def network_for(hosts: Sequence[Host], asked: str | None) -> str | None:
-    """The network for MPI's traffic: the one asked for, or the best with all hosts.
-
-    A network is the same on all hosts, where an interface's name may not be.
-    """
-    if asked is not None:
-        return interfaces.network_of(asked)
-    own = interfaces.here()
-    mine = {str(one.address.ip) for one in own}
-    known = [host.addresses or addresses_of(host) for host in hosts]
-    others = [
-        one
-        for one in known
-        if not mine & set(one) and not any(a.startswith("127.") for a in one)
-    ]
-    chosen = interfaces.choose(own, others)
-    return None if chosen is None else chosen.network
-
-
-def addresses_of(host: Host) -> tuple[str, ...]:
-    """The IPv4 addresses of a host's name; none where it is unknown here."""
-    with contextlib.suppress(OSError):
-        found = socket.getaddrinfo(host.name, None, socket.AF_INET)
-        return tuple(dict.fromkeys(str(one[4][0]) for one in found))
-    return ()
-
-
-def is_here(host: Host, own: set[str]) -> bool:
-    """Whether a host is this machine, by its address: names may be equal by mistake."""
-    addresses = addresses_of(host)
-    return any(one in own or one.startswith("127.") for one in addresses)
-
-
-def check_writable(option: str, folder: Path) -> None:
-    """Raises ValueError where no file can be made in a folder, which may be a new one.
-
-    Leaves nothing behind.
-    """
-    there = next(x for x in (folder, *folder.parents) if os.path.exists(x))
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{option} {folder}: no file can be made in {there}: {error.strerror}; "
-            "wanted a folder, which is made where there is none"
-        ) from None
-
-
-def check_script(job: Job) -> None:
-    """Raises ValueError where there is nothing to run, before anything is started."""
-    if not os.path.isdir(job.folder):
-        raise ValueError(f"--cwd {job.cwd!r}: there is no such folder")
-    if job.module:
-        _check_module(job.script, job.folder)
-        return
-    path = Path(job.folder, job.script)
-    if not path.exists():
-        raise ValueError(
-            f"there is no script {job.script!r} in {job.folder}; "
-            "to run a module by its name, use -m"
-        )
-    if path.is_dir() and not (path / "__main__.py").exists():
-        raise ValueError(f"{job.script!r} is a folder without a __main__.py")
-
-
-def _check_module(name: str, folder: str) -> None:
-    top = name.partition(".")[0]
-    if not top.isidentifier():
-        raise ValueError(f"found -m {name!r}, wanted the name of a module")
-    here = importlib.machinery.PathFinder.find_spec(top, [folder])
-    if here is None and importlib.util.find_spec(top) is None:
-        raise ValueError(f"no module {top!r} in {folder} or on Python's path")
-
-
-def _columns(job: Job) -> int | None:
-    # A live display redraws its lines, which can't be where each has a label or a file.
+def _terminal_columns(job: Job) -> int | None:
+    # A live display redraws lines, which is impossible once they have labels or go to
+    # files.
     if job.label or job.log_dir or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
 
 
-def _verdict(job: Job, code: int, mpirun: Mpirun, outcome: Outcome) -> int:
-    how = f"mpirun exited with code {code}"
-    if code > 128 and code - 128 in {number.value for number in signal.Signals}:
-        how += f" ({signal.Signals(code - 128).name})"
-    if code < 0:
-        how, code = f"mpirun was ended by {signal.Signals(-code).name}", 128 - code
-    if mpirun.timed_out:
-        _say(f"ended after --timeout {job.timeout:g} s; {outcome}.")
-        return TIMED_OUT
-    if mpirun.received is not None:
-        _say(f"ended by {signal.Signals(mpirun.received).name}; {outcome}.")
-        return Stopped(128 + mpirun.received)
-    if mpirun.held and not outcome.missing:
-        _say(f"{outcome}; a process that one of them started still ran, and goes on.")
-        return 0
-    if outcome.missing or code:
-        _say(f"{outcome}; {how}.{_hint(job.hosts, outcome)}")
-    return code or int(bool(outcome.missing))
-
-
-def _hint(hosts: Sequence[Host], outcome: Outcome) -> str:
-    """Where no rank said anything, the machines themselves may be at fault."""
-    told = outcome.reasons or outcome.killed
-    if not hosts or told or len(outcome.missing) < outcome.ranks:
-        return ""
-    listed = ",".join(map(str, hosts))
-    return f"\n`mlxdist doctor -H {listed}` tells what is wrong with the hosts."
-
-
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     print(f"mlxdist run: {message}", file=sys.stderr, flush=True)

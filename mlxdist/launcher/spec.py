@@ -20,12 +20,12 @@ class Job:
         hosts: the machines; empty for this one alone.
         interface: the network of MPI's traffic: a name, or `10.0.0.0/24`. None leaves
             it to Open MPI.
-        variables: environment variables of the ranks, added to those they have.
+        variables: environment variables to set for the ranks.
         cwd, python: the ranks' folder and interpreter, on each host.
         timeout: seconds after which the job is ended.
         log_dir: folder for a file of each rank's output.
         timeline: file for a Chrome trace of all ranks, written by rank 0.
-        mpi_arguments: words for mpirun, as they are.
+        mpi_arguments: more arguments for mpirun, passed on unchanged.
     """
 
     ranks: int
@@ -46,6 +46,11 @@ class Job:
 
     @property
     def folder(self) -> str:
+        """The absolute path of the ranks' folder.
+
+        Raises:
+            ValueError: the current folder was removed.
+        """
         try:
             return os.path.abspath(self.cwd or os.getcwd())
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Recorder
-from ..launcher import rank_main
+from ..launcher import marks
 from .watchdog import TICK, Watchdog
 
 # Abort has been seen to hang where two ranks aborted together.
@@ -154,7 +154,7 @@ class Guard:
     def _tell_launcher(self, mark: str, text: str = "") -> None:
         """Leaves `mlxdist run` a word, where it started this rank."""
         with contextlib.suppress(OSError):
-            rank_main.leave_mark(mark, self._rank, text)
+            marks.leave_mark(mark, self._rank, text)
 
     def _write(self, stacks: bool) -> None:
         stack = self._stack()

@@ -11,8 +11,7 @@ from mlxdist import cli
 from mlxdist.doctor import selftest as trial
 from mlxdist.doctor import subjob as small_job
 from mlxdist.doctor import survey as examine
-from mlxdist.launcher import network as interfaces
-from mlxdist.launcher import probe
+from mlxdist.launcher import interfaces, network, probe
 from tests.support import (
     jobs,
     netns,
@@ -176,7 +175,7 @@ def test_small_jobs_take_the_way_that_a_user_s_job_takes(
         started.append(options)
         return small_job.Ended(1, {}, "not tried", 0.0)
 
-    monkeypatch.setattr(interfaces, "here", lambda: own)
+    monkeypatch.setattr(network, "local_interfaces", lambda: own)
     monkeypatch.setattr(small_job, "run", run)
     monkeypatch.setattr(examine, "examine", lambda *_: {})
     assert cli.main([command, "--hostfile", str(tmp_path / "hosts.json")]) == 1

@@ -3,19 +3,22 @@
 import os
 
 from mlxdist.launcher import command, hosts
+from mlxdist.launcher.spec import Job
 
 
 def over(text, env=None, **options):
-    job = command.Job(2, "train.py", hosts=hosts.parse_hosts(text), **options)
-    environment = command.rank_environment(job, env or {}, cores=8, word="secret")
+    job = Job(2, "train.py", hosts=hosts.parse_hosts(text).hosts, **options)
+    environment = command.rank_environment(
+        job, env or {}, usable_cores=8, token="secret"
+    )
     line = command.mpirun_command(
         job,
         mpirun="/mpi/bin/mpirun",
         python="/bin/py",
-        cores=1,
+        usable_cores=1,
         as_root=False,
-        reads=True,
-        passed_on=command.passed_on(job, environment),
+        forward_stdin=True,
+        forwarded=command.forwarded_variables(job, environment),
     )
     return " ".join(line), environment
 
@@ -51,13 +54,16 @@ def test_interface_for_mpi_and_mpirun():
 
 
 def test_another_agent_than_ssh_gets_none_of_its_options(monkeypatch):
-    assert command.agent({"PATH": ""}) == ["ssh", *command.SSH_OPTIONS]
+    assert command.ssh_command({"PATH": ""}) == ["ssh", *command.SSH_OPTIONS]
     monkeypatch.setenv("PRTE_MCA_plm_ssh_agent", "/bin/agent -x")
     assert "plm_ssh_args" not in over("a,b")[0]
-    assert command.agent(os.environ) == ["/bin/agent", "-x"]
+    assert command.ssh_command(os.environ) == ["/bin/agent", "-x"]
 
 
 def test_ssh_is_found_by_the_path_of_this_command(tmp_path):
     ssh = tmp_path / "ssh"
     ssh.touch(mode=0o755)
-    assert command.agent({"PATH": str(tmp_path)}) == [str(ssh), *command.SSH_OPTIONS]
+    assert command.ssh_command({"PATH": str(tmp_path)}) == [
+        str(ssh),
+        *command.SSH_OPTIONS,
+    ]

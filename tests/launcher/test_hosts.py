@@ -183,14 +183,14 @@ def test_any_text_is_a_host_file_or_refused(tmp_path_factory, text):
 
 
 def test_lists_of_hosts():
-    assert hosts.parse_hosts("mac1") == (Host("mac1"),)
-    assert hosts.parse_hosts("mac1:2, mac2.local") == (
+    assert hosts.parse_hosts("mac1").hosts == (Host("mac1"),)
+    assert hosts.parse_hosts("mac1:2, mac2.local").hosts == (
         Host("mac1", 2),
         Host("mac2.local"),
     )
-    assert hosts.parse_hosts("10.0.0.1:3") == (Host("10.0.0.1", 3),)
-    assert hosts.parse_hosts("a:2,b,a") == (Host("a", 3), Host("b"))
-    assert hosts.parse_hosts("localhost:4") == (Host("localhost", 4),)
+    assert hosts.parse_hosts("10.0.0.1:3").hosts == (Host("10.0.0.1", 3),)
+    assert hosts.parse_hosts("a:2,b,a").hosts == (Host("a", 3), Host("b"))
+    assert hosts.parse_hosts("localhost:4").hosts == (Host("localhost", 4),)
     for text in ("localhost,mac1", "mac1,127.0.0.1", "mac1,LocalHost", "127.0.0.2,a"):
         with pytest.raises(ValueError, match="as the others reach it"):
             hosts.parse_hosts(text)
@@ -200,7 +200,7 @@ def test_open_mpi_s_host_file(tmp_path):
     (tmp_path / "hosts").write_text(
         "# the cluster\n\nmac1 slots=2  # one\n\tmac2   slots=1 max_slots=4\r\nmac3\n"
     )
-    assert hosts.read_hosts(tmp_path / "hosts") == hosts.HostFile(
+    assert hosts.read_hosts(tmp_path / "hosts") == hosts.HostList(
         (Host("mac1", 2), Host("mac2"), Host("mac3"))
     )
     for text, why in (
@@ -228,11 +228,11 @@ def test_mlx_s_host_file(tmp_path):
     listed = [{"ssh": "mac1", "ips": ["10.0.0.1"], "rdma": [None]}, {"ssh": "mac2"}]
     wanted = (Host("mac1", 1, ("10.0.0.1",)), Host("mac2"))
     path.write_text(json.dumps(listed))
-    assert hosts.read_hosts(path) == (wanted, ())
+    assert hosts.read_hosts(path) == hosts.HostList(wanted)
     path.write_text(
         json.dumps({"hosts": listed, "envs": ["MLX_MAX_A=b=c"], "backend": "any"})
     )
-    assert hosts.read_hosts(path) == (wanted, (("MLX_MAX_A", "b=c"),))
+    assert hosts.read_hosts(path) == hosts.HostList(wanted, (("MLX_MAX_A", "b=c"),))
     path.write_text(json.dumps([*listed, listed[0]]))  # once for each rank
     assert hosts.read_hosts(path).hosts[0] == Host("mac1", 2, ("10.0.0.1",))
     path.write_text(json.dumps([{"ssh": "mac1", "slots": 3}, {"ssh": "mac2"}]))
@@ -286,7 +286,7 @@ def test_a_host_that_is_named_twice_is_told(text, times, tmp_path, capsys):
 
 
 def test_ranks_fill_the_hosts_in_order():
-    some = hosts.parse_hosts("a:2,b:3")
-    assert hosts.place(some, 4) == ["a", "a", "b", "b"]
+    some = hosts.parse_hosts("a:2,b:3").hosts
+    assert hosts.assign_ranks(some, 4) == ["a", "a", "b", "b"]
     with pytest.raises(ValueError, match=r"6 ranks on 5 slots \(a:2,b:3\)"):
-        hosts.place(some, 6)
+        hosts.assign_ranks(some, 6)

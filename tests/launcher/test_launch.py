@@ -9,28 +9,28 @@ from pathlib import Path
 import pytest
 
 from mlxdist import __version__, cli
-from mlxdist.launcher import command, output, rank_main
-from mlxdist.launcher import runner as launcher
+from mlxdist.launcher import command, cores, output, runner
+from mlxdist.launcher.spec import Job
 from tests.support import jobs
 
 # The command line and the environment, without starting anything
 
 
-def line(ranks, *, cores=8, as_root=False, reads=True, **options):
+def line(ranks, *, usable_cores=8, as_root=False, reads=True, **options):
     return command.mpirun_command(
-        command.Job(ranks, "train.py", **options),
+        Job(ranks, "train.py", **options),
         mpirun="/mpi/bin/mpirun",
         python="/bin/py",
-        cores=cores,
+        usable_cores=usable_cores,
         as_root=as_root,
-        reads=reads,
+        forward_stdin=reads,
     )
 
 
-def environment(ranks=2, env=None, *, cores=8, columns=None, **options):
-    job = command.Job(ranks, "train.py", **options)
+def environment(ranks=2, env=None, *, usable_cores=8, columns=None, **options):
+    job = Job(ranks, "train.py", **options)
     return command.rank_environment(
-        job, env or {}, cores=cores, run_dir="/run", columns=columns
+        job, env or {}, usable_cores=usable_cores, run_dir="/run", columns=columns
     )
 
 
@@ -51,8 +51,8 @@ def test_command_for_root_alone_allows_root():
 
 def test_command_oversubscribes_only_beyond_the_cores():
     flags = ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
-    assert not set(flags) & set(line(8, cores=8)) - {"1"}
-    assert " ".join(flags) in " ".join(line(9, cores=8))
+    assert not set(flags) & set(line(8, usable_cores=8)) - {"1"}
+    assert " ".join(flags) in " ".join(line(9, usable_cores=8))
 
 
 def test_command_forwards_input_from_a_terminal_alone():
@@ -66,21 +66,21 @@ def test_command_never_holds_the_arguments():
 
 
 @pytest.mark.parametrize(
-    ("ranks", "cores", "threads"), [(2, 8, "4"), (3, 8, "2"), (9, 8, "1"), (1, 1, "1")]
+    ("ranks", "usable", "threads"), [(2, 8, "4"), (3, 8, "2"), (9, 8, "1"), (1, 1, "1")]
 )
-def test_cores_are_shared_among_the_ranks(ranks, cores, threads):
-    env = environment(ranks, cores=cores)
-    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {threads}
+def test_cores_are_shared_among_the_ranks(ranks, usable, threads):
+    env = environment(ranks, usable_cores=usable)
+    assert {env[name] for name in cores.THREAD_VARIABLES} == {threads}
 
 
 def test_threads_of_the_user_stay():
     env = environment(2, {"OMP_NUM_THREADS": "3"})
-    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {"3"}
+    assert {env[name] for name in cores.THREAD_VARIABLES} == {"3"}
     env = environment(2, {"MKL_NUM_THREADS": "3"})
     assert env["MKL_NUM_THREADS"] == "3"
     assert env["OMP_NUM_THREADS"] == "4"
     env = environment(2, {"OMP_NUM_THREADS": "3"}, threads=5)
-    assert {env[name] for name in rank_main.THREAD_VARIABLES} == {"5"}
+    assert {env[name] for name in cores.THREAD_VARIABLES} == {"5"}
 
 
 def test_a_job_inside_a_job_starts_clean_and_settings_stay():
@@ -232,9 +232,9 @@ def test_files_of_a_killed_mpirun_are_not_in_the_way(tmp_path):
 
 def test_where_mpirun_puts_its_files(monkeypatch, tmp_path):
     (tmp_path / "train.py").touch()
-    job = command.Job(1, str(tmp_path / "train.py"))
-    words, _ = launcher.prepare(job, run_dir="/run/dir")
+    job = Job(1, str(tmp_path / "train.py"))
+    words, _ = runner.prepare(job, run_dir="/run/dir")
     assert words[words.index("prte_local_tmpdir_base") + 1] == "/run/dir"
     monkeypatch.setenv("PRTE_MCA_prte_tmpdir_base", "/mine")  # mpirun takes one only
-    words, _ = launcher.prepare(job, run_dir="/run/dir")
+    words, _ = runner.prepare(job, run_dir="/run/dir")
     assert "prte_local_tmpdir_base" not in words

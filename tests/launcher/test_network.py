@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from mlxdist import cli
-from mlxdist.launcher import network as interfaces
+from mlxdist.launcher import interfaces, network
 
 MAC = {
     "ifconfig": """\
@@ -118,13 +118,13 @@ def test_linux_interfaces():
     ],
 )
 def test_the_best_interface_that_reaches_all(others, chosen):
-    found = interfaces.choose(interfaces.parse(MAC), others)
+    found = network.best_interface(interfaces.parse(MAC), others)
     assert (found and found.name) == chosen
 
 
 def test_this_machine_has_interfaces():
     for _ in range(3):  # `ip` may be slow, or meet another job's interfaces going
-        if any(one.kind == "loopback" for one in interfaces.here()):
+        if any(one.kind == "loopback" for one in interfaces.local_interfaces()):
             return
     pytest.fail("no loopback interface was found")
 
@@ -134,26 +134,26 @@ def test_this_machine_has_interfaces():
 )
 def test_hostile_interfaces_are_refused(text):
     with pytest.raises(ValueError, match="--iface"):
-        interfaces.check_choice(text)
+        network.check_choice(text)
 
 
 def test_interfaces_may_be_named_or_networks():
-    assert interfaces.check_choice("bridge0") == "bridge0"
-    assert interfaces.check_choice("10.0.0.7/24") == "10.0.0.0/24"
+    assert network.check_choice("bridge0") == "bridge0"
+    assert network.check_choice("10.0.0.7/24") == "10.0.0.0/24"
 
 
 def test_the_network_of_an_interface():
     own = interfaces.parse(MAC)
-    assert interfaces.network_of("bridge0", own) == "169.254.0.0/16"
-    assert interfaces.network_of("192.168.1.7/24", own) == "192.168.1.0/24"
-    assert interfaces.network_of("192.168.0.0/16", own) == "192.168.0.0/16"
+    assert network.resolve_network("bridge0", own) == "169.254.0.0/16"
+    assert network.resolve_network("192.168.1.7/24", own) == "192.168.1.0/24"
+    assert network.resolve_network("192.168.0.0/16", own) == "192.168.0.0/16"
     for absent in ("en9", "10.0.0.0/24"):  # a slip of the pen would take another one
         with pytest.raises(ValueError, match=r"--iface '.*no such inter.*it has br"):
-            interfaces.network_of(absent, own)
+            network.resolve_network(absent, own)
     for loop in ("lo0", "127.0.0.0/8"):
         with pytest.raises(ValueError, match="reaches no other host"):
-            interfaces.network_of(loop, own)
-    assert interfaces.network_of("en9", []) == "en9"  # a machine that tells nothing
+            network.resolve_network(loop, own)
+    assert network.resolve_network("en9", []) == "en9"  # a machine that tells nothing
 
 
 @pytest.mark.parametrize("words", ["run -H a,b x.py", "doctor -H a,b", "test -H a,b"])
@@ -161,7 +161,7 @@ def test_an_interface_that_is_not_there_is_refused(words, monkeypatch, capsys):
     def never(*_args, **_options):
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(interfaces, "here", lambda: interfaces.parse(MAC))
+    monkeypatch.setattr(network, "local_interfaces", lambda: interfaces.parse(MAC))
     monkeypatch.setattr(subprocess, "Popen", never)
     command, *rest = words.split()
     assert cli.main([command, "--iface", "en9", *rest]) == 2

@@ -2,8 +2,10 @@
 
 import pytest
 
-from mlxdist.launcher import output
-from mlxdist.launcher.outcome import Outcome
+from mlxdist.launcher import marks
+from mlxdist.launcher.mark_filter import MarkFilter
+from mlxdist.launcher.mpirun_log import MpirunLog
+from mlxdist.launcher.outcome import describe, read_ranks
 
 
 @pytest.mark.parametrize(
@@ -19,8 +21,12 @@ from mlxdist.launcher.outcome import Outcome
         ([0, 1, 3], {}, "ranks 0, 1 and 3 of 4 did not finish"),
     ],
 )
-def test_the_outcome_in_words(missing, reasons, text):
-    assert str(Outcome(4, missing, reasons)).startswith(text)
+def test_the_outcome_in_words(missing, reasons, text, tmp_path):
+    for rank in {0, 1, 2, 3} - set(missing):
+        marks.mark_file(tmp_path, "done", rank).touch()
+    for rank, reason in reasons.items():
+        marks.mark_file(tmp_path, "failed", rank).write_text(reason)
+    assert describe(read_ranks(tmp_path, 4, log=MpirunLog())).startswith(text)
 
 
 KILLED = b"""\
@@ -65,10 +71,10 @@ WORD = b"\x1emlxdist w "
 @pytest.mark.parametrize("cut", [1, 7, 10**6])
 @pytest.mark.parametrize("more", [b"", 9000 * b"x"])
 def test_who_died_by_what_mpirun_says(said, text, cut, more, tmp_path):
-    out = output.Output(str(tmp_path), ranks=3, word="w", label=False, log_dir=None)
-    held, said = b"", said + more
+    mark_filter = MarkFilter(str(tmp_path), ranks=3, token="w")
+    said += more
     for start in range(0, len(said), cut):
-        _, held = out._without_marks(held + said[start : start + cut], 2)
+        mark_filter.feed(said[start : start + cut])
     hosts = ["node1", "node2", "node3"]
-    outcome = Outcome.read(str(tmp_path), 3, hosts, out.clues)
-    assert str(outcome).startswith(text)
+    ranks = read_ranks(str(tmp_path), 3, hosts, log=mark_filter.log)
+    assert describe(ranks).startswith(text)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mlxdist.launcher import runner as launcher
+from mlxdist.launcher.cores import usable_cores
 from tests.support import jobs
 
 RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
@@ -63,7 +63,7 @@ def test_a_job_that_trains_finishes(run):
 
 
 def test_more_ranks_than_cores_are_warned_of(run):
-    n = launcher.usable_cores() + 1
+    n = usable_cores() + 1
     ran = run(n, "print('here')")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == ["here"] * n

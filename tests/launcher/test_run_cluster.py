@@ -171,7 +171,7 @@ def test_a_host_that_is_not_there(tmp_path):
         ran = run_on(cluster, "-H", "node1,node2", "loop.py", cwd=tmp_path)
     assert ran.returncode not in (0, 2)
     assert "ssh: connect to host node2 port 22: No route to host" in ran.stderr
-    assert "`mlxdist doctor -H node1:1,node2:1` tells what is wrong" in ran.stderr
+    assert "`mlxdist doctor -H node1:1,node2:1` finds out what is wrong" in ran.stderr
 
 
 def test_the_ranks_path_is_not_mpirun_s(tmp_path):

@@ -113,7 +113,7 @@ def test_an_unreachable_host_is_named(run):
     ran = run("", env={"UNREACHABLE": "h2"})
     assert ran.returncode != 0
     assert "ssh: connect to host h2 port 22: No route to host" in ran.stderr
-    assert "`mlxdist doctor -H h1:2,h2:1` tells what is wrong" in ran.stderr
+    assert "`mlxdist doctor -H h1:2,h2:1` finds out what is wrong" in ran.stderr
 
 
 def test_a_folder_that_is_not_there_is_named(run):

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shutil
 import signal
 import sys
 
@@ -9,7 +10,6 @@ import pytest
 
 from mlxdist import cli
 from mlxdist.launcher import command
-from mlxdist.launcher import runner as launcher
 from tests.support import jobs
 
 RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
@@ -60,7 +60,7 @@ IMPATIENT = """
 import sys
 from mlxdist import cli
 from mlxdist.launcher import mpirun
-mpirun._FINISH_PATIENCE = 0.5
+mpirun.FINISH_TIMEOUT = 0.5
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -108,7 +108,7 @@ def test_folders_in_the_place_of_files(options, said, tmp_path, monkeypatch, cap
 
 
 def test_without_ssh_no_host_is_lost(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(launcher.shutil, "which", lambda *_args, **_more: None)
-    monkeypatch.delenv(f"PRTE_MCA_{command._AGENT}", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_more: None)
+    monkeypatch.delenv(command.AGENT_VARIABLE, raising=False)
     assert cli.main(["run", "-H", "host.invalid,b.invalid", "x.py"]) == 2
     assert "no ssh is on the PATH, by which mpirun reaches" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlxdist
 from mlxdist.launcher import openmpi
+from mlxdist.launcher.environment import without_mpi
 
 ROOT = Path(mlxdist.__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -63,7 +64,7 @@ def sessions():
 
 def clean_environment(env=None):
     """What a user's shell has, with this package on Python's path."""
-    clean = openmpi.without_mpi(os.environ)
+    clean = without_mpi(os.environ)
     clean.pop("MLX_MPI_LIBNAME", None)  # a test of this process may have set it
     path = [str(ROOT), clean.get("PYTHONPATH")]
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, path))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxdist.launcher import openmpi
+from mlxdist.launcher import environment, openmpi
 from mlxdist.world import process as runtime
 
 
@@ -29,7 +29,7 @@ def test_mpirun_is_the_librarys_own():
 
 def test_a_launchers_variables_are_taken_out():
     given = {"PATH": "p", "OMPI_COMM_WORLD_RANK": "1", "PMIX_ID": "2", "PRTE_X": "3"}
-    assert openmpi.without_mpi(given) == {"PATH": "p"}
+    assert environment.without_mpi(given) == {"PATH": "p"}
 
 
 SHOW = """

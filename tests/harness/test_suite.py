@@ -1,0 +1,123 @@
+"""launch/test: its options and counts, and the import contracts that it checks."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import suite
+from tests.support.jobs import ROOT, clean_environment
+
+REPORT = '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/>{}'
+PASSED = '<testsuites><testsuite tests="5" failures="0" errors="0" skipped="1"/>{}'
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "passed", "failed"),
+    [
+        (PASSED.format("</testsuites>"), 0, 4, 0),
+        (PASSED.format("</testsuites>"), 3, 4, 1),  # broke off after its tests
+        (REPORT.format("</testsuites>"), 1, 2, 2),
+        (REPORT.format(""), 1, 0, 1),  # half a report
+        ("", 0, 0, 1),
+        (None, 0, 0, 1),
+        (None, 139, 0, 1),
+    ],
+)
+def test_stage_of_counts_reports_and_missing_reports(
+    report, code, passed, failed, tmp_path
+):
+    path = tmp_path / "report.xml"
+    if report is not None:
+        path.write_text(report)
+    stage = suite.stage_of("serial tests", path, code, 1.0)
+    assert (stage.passed, stage.failed) == (passed, failed)
+    assert ("exit code" in stage.detail) == (code > 1)
+    assert ("FAILED" in str(stage)) == bool(failed)
+
+
+def test_suite_goes_on_after_a_failure_and_counts_checks(tmp_path, capfd):
+    stages = suite.Suite([], tmp_path)
+    stages.check("fails", sys.executable, "-c", "raise SystemExit(3)")
+    stages.check("passes", sys.executable, "-c", "print('checked')")
+    assert [(stage.name, stage.failed) for stage in stages.stages] == [
+        ("fails", 1),
+        ("passes", 0),
+    ]
+    assert "exit code 3" in stages.stages[0].detail
+    assert "checked" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("word", "failed"), [("no_such_test", 0), ("two", 1)])
+def test_suite_pytest_without_matching_tests_is_no_failure(word, failed, tmp_path):
+    (tmp_path / "test_x.py").write_text(
+        "def test_one(): pass\ndef test_two(): raise ValueError\n"
+    )
+    path = str(tmp_path / "test_x.py")
+    stages = suite.Suite(["-k", word, "-p", "no:cacheprovider"], tmp_path)
+    stages.pytest("tests", path, f"--rootdir={tmp_path}", "-c", "/dev/null")
+    assert stages.stages[0].failed == failed
+
+
+def test_options_pass_arguments_to_pytest():
+    options = suite.parse_arguments(["--fast", "--", "-k", "sampler", "--", "-x"])
+    assert (options.fast, options.long) == (True, False)
+    assert options.pytest_arguments == ["-k", "sampler", "--", "-x"]
+
+
+@pytest.mark.parametrize("arguments", [["--slow"], ["-k", "x"], ["word"]])
+def test_options_unknown_end_with_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        suite.parse_arguments(arguments)
+    assert caught.value.code == 2
+    assert "usage: launch/test" in capsys.readouterr().err
+
+
+def lint_imports(folder):
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-logo", "--no-cache"],
+        cwd=folder,
+        env=clean_environment({"PYTHONPATH": str(folder), "COLUMNS": "200"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def package_copy(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "mlxdist", tmp_path / "mlxdist", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("comm/agreement.py", "from ..world import world", "in one direction"),
+        ("planner/time_model.py", "from ..doctor import remedies", "in one direction"),
+        ("launcher/hosts.py", "from ..layout import entries", "no other package"),
+        ("launcher/hosts.py", "import mlx.core", "no other package"),
+        ("arrays/types.py", "from ..launcher import hosts", "not import the launcher"),
+        ("layout/entries.py", "import numpy", "without arrays"),
+        ("layout/entries.py", "from . import sharding", "No import cycles"),
+    ],
+)
+def test_import_contracts_are_broken_by_one_added_import(
+    module, line, contract, package_copy
+):
+    with (package_copy / "mlxdist" / module).open("a") as file:
+        file.write(f"\n{line}\n")
+    done = lint_imports(package_copy)
+    assert done.returncode == 1, done.stdout + done.stderr
+    broken = re.findall(r"^(.*) BROKEN\b", done.stdout, re.MULTILINE)
+    assert any(contract in name for name in broken), done.stdout
+
+
+def test_import_contracts_are_kept():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,206 @@
+"""Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
+
+The serial tests run first, then the tests that are marked mpi, under mpirun on 1, 2, 3
+and 4 ranks. Goes on after a failure. The last line counts the tests of all runs; a
+check that fails, or a run that ends without a report, counts as one failed test. The
+exit code is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxdist.launcher.cores import usable_cores
+from mlxdist.launcher.environment import PREFIX, without_mpi
+
+from .jobs import ROOT, mpirun
+
+BIN = Path(sys.executable).parent
+SOURCES = ("mlxdist", "launch", "tests", "benchmarks")  # not the code in README.md
+NO_TESTS_COLLECTED = 5  # pytest's exit code
+
+
+class Stage(NamedTuple):
+    """The result of one check or one run of pytest; `failed` counts at least 1."""
+
+    name: str
+    passed: int
+    failed: int
+    seconds: float
+    detail: str
+
+    def __str__(self) -> str:
+        result = "FAILED" if self.failed else "ok"
+        return f"{self.name:<22} {result:<6} {self.seconds:4.0f} s   {self.detail}"
+
+
+class Suite:
+    """Runs stages one after the other and keeps their results.
+
+    Args:
+        pytest_arguments: for every run of pytest.
+        folder: for reports, and for the files of mpirun.
+    """
+
+    def __init__(self, pytest_arguments: Sequence[str], folder: Path):
+        self.stages: list[Stage] = []
+        self._arguments, self._folder = list(pytest_arguments), folder
+        self._color = "yes" if sys.stdout.isatty() else "no"
+        # As in a new shell, also where this runs inside a job of mpirun.
+        self._environment = {
+            name: value
+            for name, value in without_mpi(os.environ).items()
+            if not name.startswith(PREFIX)
+        }
+
+    def check(self, name: str, *command: str) -> None:
+        """Run a command that passes if its exit code is 0."""
+        code, seconds = self._run(name, command, {})
+        detail = f"exit code {code}" if code else ""
+        self._add(Stage(name, 0, int(code != 0), seconds, detail))
+
+    def pytest(
+        self,
+        name: str,
+        *arguments: str,
+        launcher: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run pytest, under a launcher such as mpirun, and count its tests."""
+        report = self._folder / f"{name}.xml"
+        command = [*launcher, sys.executable, "-m", "pytest", *arguments, "-q"]
+        command += [f"--color={self._color}", f"--junitxml={report}", *self._arguments]
+        code, seconds = self._run(name, command, variables or {})
+        if code == NO_TESTS_COLLECTED and self._arguments:
+            code = 0  # the user's selection has no tests of this kind
+        self._add(stage_of(name, report, code, seconds))
+
+    def mpi_tests(self, ranks: int, marks: str) -> None:
+        """Run the tests that are marked mpi under mpirun."""
+        threads = str(max(1, usable_cores() // ranks))
+        self.pytest(
+            f"tests on {ranks} rank{'s' * (ranks > 1)}",
+            *("--with-mpi", "-m", f"mpi{marks}", "-p", "no:cacheprovider"),
+            launcher=mpirun(ranks, str(self._folder)),
+            variables={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        )
+
+    def _run(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str]
+    ) -> tuple[int, float]:
+        """Return the exit code and the seconds of a command."""
+        print(f"\n== {name}: {' '.join(command)}", flush=True)
+        began = time.monotonic()
+        environment = {**self._environment, **variables}
+        with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()  # mpirun ends its ranks
+                raise
+        return code, time.monotonic() - began
+
+    def _add(self, stage: Stage) -> None:
+        print(f"\n== {stage}", flush=True)
+        self.stages.append(stage)
+
+
+def stage_of(name: str, report: Path, code: int, seconds: float) -> Stage:
+    """Return the result of a run of pytest, from its JUnit report and its exit code."""
+    try:
+        passed, failed, skipped = counts(report)
+    except (OSError, ElementTree.ParseError):
+        detail = "ended without a report"
+        detail += f", exit code {code}" if code > 1 else ""
+        return Stage(name, 0, 1, seconds, detail)
+    if code and not failed:
+        failed = 1  # pytest broke off, or failed outside of its tests
+    detail = f"{passed} passed, {failed} failed, {skipped} skipped"
+    detail += f", exit code {code}" if code > 1 else ""
+    return Stage(name, passed, failed, seconds, detail)
+
+
+def counts(report: Path) -> tuple[int, int, int]:
+    """Return how many tests of a JUnit report passed, failed and were skipped.
+
+    Raises:
+        OSError, ElementTree.ParseError: there is no report, or only a part of it.
+    """
+
+    def total(name: str) -> int:
+        return sum(int(suite.get(name, 0)) for suite in suites)
+
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    failed, skipped = total("failures") + total("errors"), total("skipped")
+    return total("tests") - failed - skipped, failed, skipped
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mlxdist-test.") as folder:
+        suite = Suite(options.pytest_arguments, Path(folder))
+        suite.check("ruff check", f"{BIN}/ruff", "check", *SOURCES)
+        suite.check("ruff format", f"{BIN}/ruff", "format", "--check", *SOURCES)
+        suite.check("mypy", f"{BIN}/mypy")
+        suite.check("import-linter", f"{BIN}/lint-imports", "--no-logo")
+        marks = "" if options.long else " and not long"
+        suite.pytest("serial tests", "-m", f"not mpi{marks}")
+        for ranks in (2,) if options.fast else (1, 2, 3, 4):
+            suite.mpi_tests(ranks, marks)
+    seconds = time.monotonic() - began
+    print(f"\n== summary, {seconds:.0f} s on {usable_cores()} cores")
+    print(*suite.stages, sep="\n")
+    passed = sum(stage.passed for stage in suite.stages)
+    failed = sum(stage.failed for stage in suite.stages)
+    print(f"\n{passed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="launch/test",
+        usage="launch/test [--fast] [--long] [-- ARGUMENT ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="under mpirun on 2 ranks only"
+    )
+    parser.add_argument(
+        "--long", action="store_true", help="the tests marked long as well"
+    )
+    parser.add_argument(
+        "pytest_arguments",
+        nargs="*",
+        metavar="-- ARGUMENT",
+        help="arguments of every run of pytest, such as: -- -k sampler -x",
+    )
+    options, rest = list(arguments), []
+    if "--" in options:
+        index = options.index("--")
+        options, rest = options[:index], options[index + 1 :]
+    parsed = parser.parse_args(options)
+    if parsed.pytest_arguments:
+        parser.error(f"unknown argument {parsed.pytest_arguments[0]}")
+    parsed.pytest_arguments = rest
+    return parsed
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,22 +1,21 @@
-"""The command `mlxdist`. Argument parsing only: each command's module has no logic."""
+"""The command `mlxdist`: argument parsing and printed tables, a module per command."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from mlxdist import __version__
-
-from . import bench, checkpoint, doctor, plan, run, test
-
-# One module for each command: add_parser(commands) makes its parser and sets `run`,
-# which takes the parsed arguments and returns the exit code.
-COMMANDS = (run, doctor, test, plan, bench, checkpoint)
+from ..version import __version__
+from . import checkpoint, doctor, plan, run, test
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands that are installed."""
     parser = argparse.ArgumentParser(
         prog="mlxdist",
         description="Train an MLX model on several ranks.",
@@ -26,28 +25,40 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True
     )
-    for command in COMMANDS:
+    for command in _commands():
         command.add_parser(commands)
     return parser
 
 
+def _commands() -> list[ModuleType]:
+    """Return the modules of the commands, in the order of `mlxdist --help`.
+
+    Each has an add_parser(commands), which sets the parser's default `run`: it takes
+    the parsed arguments and returns the exit code.
+    """
+    modules = [run, doctor, test, plan]
+    # Wheels have neither the benchmarks nor the modules that run them.
+    if importlib.util.find_spec(".bench", __name__) is not None:
+        modules.append(importlib.import_module(".bench", __name__))
+    return [*modules, checkpoint]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 2 where it can't even begin."""
+    """Run a command and return its exit code: 2 if it could not start."""
     parsed = make_parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed))
-    except BrokenPipeError:  # `mlxdist plan ... | head`
+    except BrokenPipeError:  # as in `mlxdist plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"mlxdist: error: {_told(error)}", file=sys.stderr)
+        print(f"mlxdist: error: {_message(error)}", file=sys.stderr)
         return 2
 
 
-def _told(error: Exception) -> str:
-    """Without the number of a system's error, and with the file it is about."""
+def _message(error: Exception) -> str:
+    """Return the error's text; of an OSError the path and reason, not the errno."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    return ": ".join(
-        filter(None, (error.filename and str(error.filename), error.strerror))
-    )
+    path = str(error.filename) if error.filename else ""
+    return ": ".join(filter(None, (path, error.strerror)))

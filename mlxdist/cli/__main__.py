@@ -1,4 +1,4 @@
-"""`python -m mlxdist.cli`: the command, where its script is not installed."""
+"""Run the command as `python -m mlxdist.cli`, without an installed script."""
 
 import sys
 

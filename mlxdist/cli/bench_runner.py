@@ -1,4 +1,4 @@
-"""The benchmarks of a checkout: which there are, and how to run one."""
+"""The scripts in benchmarks/ of a checkout: list them, and run one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import launcher
+from ..launcher import Job, launch
 
-FOLDER = "benchmarks"
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Benchmark(NamedTuple):
-    """A script, the question that it answers, and on how many ranks by default.
+    """A benchmark script.
 
-    `ranks` is None where the script starts its own jobs.
+    Attributes:
+        question: the first line of its docstring.
+        ranks: the default number of ranks; None if the script starts its own jobs.
     """
 
     name: str
@@ -26,29 +28,28 @@ class Benchmark(NamedTuple):
     ranks: int | None
 
 
-def find_folder() -> Path:
-    """The benchmarks beside this package, or those of the working directory.
+def find_folder(checkout: Path = _CHECKOUT) -> Path:
+    """Return the folder of benchmarks of a checkout, by default of this one.
 
     Raises:
-        ValueError: there are none, since they are not installed with the package.
+        ValueError: there are none.
     """
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / FOLDER / "common" / "environment.py").exists():
-            return root / FOLDER
+    folder = checkout / "benchmarks"
+    if (folder / "common" / "environment.py").exists():
+        return folder
     raise ValueError(
-        "the benchmarks are not installed with mlxdist: they lie in benchmarks/ of its "
-        "source, a git checkout or its source archive. Unpack one, and run `mlxdist "
-        "bench` in it, or `pip install -e .` there once and run it from anywhere"
+        f"no benchmarks in {folder}: run `mlxdist bench` from a git checkout of "
+        "mlxdist, or its source archive, installed with `pip install -e .`"
     )
 
 
 def list_benchmarks(folder: Path) -> list[Benchmark]:
-    """All scripts of the folder, by name."""
-    return [read(path) for path in sorted(folder.glob("*.py"))]
+    """Return all scripts of the folder, sorted by name."""
+    return [_read(path) for path in sorted(folder.glob("*.py"))]
 
 
-def read(path: Path) -> Benchmark:
-    """Reads a script's docstring and its `RANKS = 2`, without running it."""
+def _read(path: Path) -> Benchmark:
+    """Parse a script's docstring and its `RANKS = 2`, without running it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     question = (ast.get_docstring(tree) or path.stem).partition("\n")[0]
     ranks = None
@@ -61,32 +62,39 @@ def read(path: Path) -> Benchmark:
     return Benchmark(path.stem, path, question, ranks)
 
 
-def run(name: str, arguments: Sequence[str], *, ranks: int | None = None) -> int:
-    """Runs a benchmark and returns its exit code.
+def run(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    ranks: int | None = None,
+    folder: Path | None = None,
+) -> int:
+    """Run a benchmark and return its exit code.
 
     Args:
-        ranks: of a script that all ranks run; its own default where it is None.
+        ranks: for a script that runs on all ranks; None takes the script's default.
+        folder: of the benchmarks; None takes that of this checkout.
 
     Raises:
         ValueError: there is no such benchmark, or it starts its own jobs and `ranks`
             was given.
     """
-    known = {each.name: each for each in list_benchmarks(find_folder())}
-    if name not in known:
-        raise ValueError(f"no benchmark {name!r}; there are {', '.join(known)}")
-    chosen = known[name]
-    if chosen.ranks is None:
+    benchmarks = {each.name: each for each in list_benchmarks(folder or find_folder())}
+    if name not in benchmarks:
+        raise ValueError(f"no benchmark {name!r}; there are {', '.join(benchmarks)}")
+    benchmark = benchmarks[name]
+    if benchmark.ranks is None:
         if ranks is not None:
             raise ValueError(
-                f"the benchmark {name} starts its own jobs: -n is not for it; "
-                f"`mlxdist bench {name} --help` says what is"
+                f"the benchmark {name} starts its own jobs and takes no -n; "
+                f"see `mlxdist bench {name} --help`"
             )
-        command = [sys.executable, os.fspath(chosen.path), *arguments]
-        # In this process's place: signals reach it, and its exit code is this one's.
+        command = [sys.executable, os.fspath(benchmark.path), *arguments]
+        # Replaces this process, so that signals and the exit code need no forwarding.
         os.execv(sys.executable, command)  # noqa: S606
-    job = launcher.Job(
-        ranks=ranks or chosen.ranks,
-        script=os.fspath(chosen.path),
+    job = Job(
+        ranks=ranks or benchmark.ranks,
+        script=os.fspath(benchmark.path),
         arguments=tuple(arguments),
     )
-    return launcher.launch(job).exit_code
+    return launch(job).exit_code

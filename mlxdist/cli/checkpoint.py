@@ -1,13 +1,20 @@
-"""`mlxdist checkpoint`: look at checkpoints, verify them, make plain MLX files."""
+"""`mlxdist checkpoint`: show, verify or consolidate checkpoints."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-# MLX and rich are imported by the action that needs them: others start faster.
+from .options import Commands, add_command
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..checkpoint.verify import Found
+
+# MLX and rich are imported where they are needed, so that other commands start faster.
 
 _EPILOG = """\
 examples:
@@ -17,18 +24,20 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "checkpoint",
+        run=_show,  # replaced by each action's own
         help="show, verify or consolidate checkpoints",
-        description="Look at the checkpoints that save_checkpoint wrote.",
+        description="Show, verify or convert checkpoints that save_checkpoint wrote.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="list them, with what is seen at a glance")
-    verify = actions.add_parser("verify", help="read all of them, compare checksums")
+    show = actions.add_parser("show", help="list them, without reading their data")
+    verify = actions.add_parser(
+        "verify", help="read all their data and compare checksums"
+    )
     merge = actions.add_parser(
         "consolidate",
         help="write the files that a single MLX process loads",
@@ -37,7 +46,9 @@ def add_parser(commands: Any) -> None:
     )
     for action, run in ((show, _show), (verify, _verify), (merge, _consolidate)):
         action.add_argument("folder", type=Path, metavar="FOLDER")
-        action.add_argument("--step", type=int, metavar="S", help="of this step alone")
+        action.add_argument(
+            "--step", type=int, metavar="S", help="only the checkpoint of this step"
+        )
         action.set_defaults(run=run)
     merge.add_argument("--to", type=Path, required=True, metavar="NEW_FOLDER")
 
@@ -46,71 +57,71 @@ def _show(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mlxdist.checkpoint import verify as inspection
+    from ..checkpoint import verify
 
-    found = inspection.look(parsed.folder, parsed.step)
+    checkpoints = verify.look(parsed.folder, parsed.step)
     table = Table(box=None, pad_edge=False)
     for name in ("name", "saved", "ranks", "shard", "optimizer", "MB", "state"):
-        right = name in ("ranks", "MB")
-        whole = name not in ("optimizer", "saved")
-        table.add_column(name, justify="right" if right else "left", no_wrap=whole)
-    for one in found:
-        table.add_row(*_row(one))
+        justify: Literal["left", "right"]
+        justify = "right" if name in ("ranks", "MB") else "left"
+        may_wrap = name in ("optimizer", "saved")
+        table.add_column(name, justify=justify, no_wrap=not may_wrap)
+    for checkpoint in checkpoints:
+        table.add_row(*_row(checkpoint))
     Console(highlight=False).print(table)
-    for one in found:
-        if one.problem:
-            print(f"{one.save.name}: {one.problem}")
-    return int(all(one.problem for one in found))
+    for checkpoint in checkpoints:
+        if checkpoint.problem:
+            print(f"{checkpoint.save.name}: {checkpoint.problem}")
+    return int(all(checkpoint.problem for checkpoint in checkpoints))
 
 
-def _row(one: Any) -> list[str]:
-    if one.manifest is None:
-        return [one.save.name, "", "", "", "", "", "damaged"]
-    manifest = one.manifest
-    names = [leaf.name.rpartition(".")[2] for leaf in manifest.optimizer]
+def _row(checkpoint: Found) -> list[str]:
+    manifest = checkpoint.manifest
+    if manifest is None:
+        return [checkpoint.save.name, "", "", "", "", "", "damaged"]
+    optimizers = [leaf.name.rpartition(".")[2] for leaf in manifest.optimizer]
     return [
-        one.save.name,
+        checkpoint.save.name,
         manifest.saved_at,
         str(manifest.world_size),
         manifest.strategy,
-        " + ".join(names),
+        " + ".join(optimizers),
         f"{manifest.nbytes / 1e6:,.1f}",
-        "damaged" if one.problem else "whole",
+        "damaged" if checkpoint.problem else "whole",
     ]
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from mlxdist.checkpoint import verify as inspection
+    from ..checkpoint import verify
 
-    found = inspection.look(parsed.folder, parsed.step)
+    checkpoints = verify.look(parsed.folder, parsed.step)
     damaged = 0
-    nbytes = sum(one.manifest.nbytes for one in found if one.manifest)
+    nbytes = sum(each.manifest.nbytes for each in checkpoints if each.manifest)
     with _progress() as bar:
         task = bar.add_task("verifying", total=nbytes)
-        for one in found:
-            wrong = list(
-                inspection.verify(parsed.folder, one, lambda n: bar.advance(task, n))
+        for checkpoint in checkpoints:
+            problems = list(
+                verify.verify(parsed.folder, checkpoint, lambda n: bar.advance(task, n))
             )
-            damaged += bool(wrong)
-            for problem in wrong or ["good"]:
-                bar.console.print(f"{one.save.name}: {problem}", soft_wrap=True)
+            damaged += bool(problems)
+            for line in problems or ["good"]:
+                bar.console.print(f"{checkpoint.save.name}: {line}", soft_wrap=True)
     return int(damaged > 0)
 
 
 def _consolidate(parsed: argparse.Namespace) -> int:
-    from mlxdist.checkpoint import mlx_files as plain
-    from mlxdist.checkpoint import verify as inspection
+    from ..checkpoint import mlx_files, verify
 
-    found = inspection.look(parsed.folder, parsed.step)
-    good = next((one for one in found if one.manifest and not one.problem), None)
+    checkpoints = verify.look(parsed.folder, parsed.step)
+    good = next((c for c in checkpoints if c.manifest and not c.problem), None)
     if good is None or good.manifest is None:
-        raise ValueError(f"no good checkpoint: {found[0].problem}")
-    for one in found[: found.index(good)]:
-        print(f"passed over {one.save.name}: {one.problem}", file=sys.stderr)
+        raise ValueError(f"no good checkpoint: {checkpoints[0].problem}")
+    for damaged in checkpoints[: checkpoints.index(good)]:
+        print(f"skipped {damaged.save.name}: {damaged.problem}", file=sys.stderr)
     with _progress() as bar:
         nbytes = sum(array.nbytes for array in good.manifest.arrays)
         task = bar.add_task("writing", total=nbytes)
-        files = plain.consolidate(
+        files = mlx_files.consolidate(
             parsed.folder, good.save, parsed.to, lambda n: bar.advance(task, n)
         )
     print(f"{good.save.name} as plain MLX files:")
@@ -119,7 +130,8 @@ def _consolidate(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _progress() -> Any:
+def _progress() -> Progress:
+    """Return a progress bar of bytes, on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,26 +1,22 @@
-"""`mlxdist doctor`: what is wrong with the machines, or with a job that died."""
+"""`mlxdist doctor`: check the machines, or explain why a job died."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mlxdist.doctor import diagnosis as findings
-from mlxdist.doctor import survey as examine
-from mlxdist.doctor.diagnosis import Finding, Level
-from mlxdist.launcher import preflight
-
-from .options import add_hosts, hosts_of, job_options, network_of
+from ..doctor import Finding, LinkReport, diagnosis, survey
+from ..launcher import preflight
+from .options import Commands, add_command, add_hosts, hosts_of, job_options, network_of
 
 _DESCRIPTION = """\
 Look for what would stop or slow a job on this machine, or on several: versions, MPI,
-ssh, names, networks, memory. Tells how to mend what it finds, and exits with 1 where
-something would stop the job. With --postmortem, read what a job wrote when it died.
+ssh, names, networks, memory. Prints a remedy for each problem, and exits with 1 if one
+of them would stop the job. With --postmortem, explain why a job died.
 """
 
 _EPILOG = """\
@@ -34,14 +30,14 @@ examples:
 _SIGNS = {"ok": "[green]ok", "warning": "[yellow]warning", "failure": "[red]FAILURE"}
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "doctor",
-        help="say what is wrong with the machines, or with a job that died",
+        run=_run,
+        help="find what is wrong with the machines, or why a job died",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_hosts(parser)
     parser.add_argument(
@@ -59,41 +55,57 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="the folder that a job named when it died, mlxdist-postmortem/...",
     )
-    parser.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> int:
     if parsed.postmortem is not None:
-        from mlxdist.world import postmortem
+        from ..world import postmortem
 
         print(postmortem.report(parsed.postmortem))
         return 0
-    found, links = _look(parsed)
+    findings, links = _examine(parsed)
+    failed = any(finding.level == "failure" for finding in findings)
     if parsed.json:
-        ok = all(one.level != "failure" for one in found)
-        told = [asdict(one) for one in found]
-        print(json.dumps({"ok": ok, "findings": told, "links": links}, indent=1))
+        rows = [_to_json(finding) for finding in findings]
+        print(
+            json.dumps({"ok": not failed, "findings": rows, "links": links}, indent=1)
+        )
     else:
-        _print_table(found)
-    return int(any(one.level == "failure" for one in found))
+        _print_table(findings)
+    return int(failed)
 
 
-def _look(parsed: argparse.Namespace) -> tuple[list[Finding], Mapping[str, Any]]:
+def _examine(parsed: argparse.Namespace) -> tuple[list[Finding], LinkReport]:
+    """Return the findings on the hosts, and on the links between them.
+
+    The links are measured by a job, which is not started over hosts that would fail it.
+    """
     named = hosts_of(parsed)
-    hosts = named.hosts
-    network = network_of(parsed, hosts)
-    python = preflight.find_python(parsed.python, remote=bool(hosts))
-    answers = examine.examine(hosts, python)
-    found = list(findings.findings(answers, python, network))
-    if any(one.level == "failure" for one in found):
-        return found, {}  # a job over these hosts would fail, or give wrong numbers
+    network = network_of(parsed, named.hosts)
+    python = preflight.find_python(parsed.python, remote=bool(named.hosts))
+    answers = survey.ask_hosts(named.hosts, python)
+    findings = list(diagnosis.diagnose(answers, python, network))
+    if any(finding.level == "failure" for finding in findings):
+        return findings, {}
     options = [*job_options(named, network), "--python", python]
-    names = [host.name for host in hosts] if len(hosts) > 1 else ["rank 0", "rank 1"]
-    links = examine.try_links(hosts, options)
-    return found + list(findings.of_links(links, names)), links
+    links = survey.measure_links(named.hosts, options)
+    names = [host.name for host in named.hosts]
+    ranks = names if len(names) > 1 else ["rank 0", "rank 1"]
+    return [*findings, *diagnosis.diagnose_links(links, ranks)], links
 
 
-def _print_table(found: Sequence[Finding]) -> None:
+def _to_json(finding: Finding) -> dict[str, str]:
+    """Return the finding under the keys that `mlxdist doctor --json` documents."""
+    return {
+        "check": finding.check,
+        "host": finding.host,
+        "found": finding.message,
+        "level": finding.level,
+        "mend": finding.remedy,
+    }
+
+
+def _print_table(findings: Sequence[Finding]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -101,32 +113,28 @@ def _print_table(found: Sequence[Finding]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "check", "host", "found"):
         table.add_column(name, overflow="fold")
-    for one in _together(found):
-        table.add_row(_SIGNS[one.level], one.check, one.host, escape(one.found))
+    for row in merge_rows(findings):
+        table.add_row(_SIGNS[row.level], row.check, row.host, escape(row.message))
     console = Console(highlight=False)
     console.print(table)
-    bad = [one for one in found if one.level != "ok"]
-    for one in bad:
-        where = f" on {one.host}" if one.host else ""
-        console.print(f"\n{_SIGNS[one.level]}[/] {one.check}{where}: mend it with")
-        console.print(f"    {escape(one.mend)}", soft_wrap=True)
-    if not bad:
+    problems = [finding for finding in findings if finding.level != "ok"]
+    for problem in problems:
+        sign = _SIGNS[problem.level]
+        where = f" on {problem.host}" if problem.host else ""
+        console.print(f"\n{sign}[/] {problem.check}{where}: fix it with")
+        console.print(f"    {escape(problem.remedy)}", soft_wrap=True)
+    if not problems:
         console.print("\nNothing is wrong.")
 
 
-def _together(found: Sequence[Finding]) -> list[Finding]:
-    """Hosts that say the same in one row, in the order of the checks."""
-    rows: dict[tuple[str, str, Level], list[str]] = {}
-    first = {one.check: number for number, one in reversed(list(enumerate(found)))}
-    for one in sorted(found, key=lambda one: first[one.check]):
-        rows.setdefault((one.check, one.found, one.level), []).append(one.host)
-    hosts = len({one.host for one in found} - {""})
+def merge_rows(findings: Sequence[Finding]) -> list[Finding]:
+    """Merge hosts with equal findings into one row, in the order of the checks."""
+    rows: dict[Finding, list[str]] = {}
+    order = {f.check: index for index, f in reversed(list(enumerate(findings)))}
+    for finding in sorted(findings, key=lambda finding: order[finding.check]):
+        rows.setdefault(replace(finding, host="", remedy=""), []).append(finding.host)
+    number = len({finding.host for finding in findings} - {""})
     return [
-        Finding(
-            check,
-            "all" if hosts == len(who) > 1 else ", ".join(who),
-            what,
-            level,
-        )
-        for (check, what, level), who in rows.items()
+        replace(row, host="all" if number == len(hosts) > 1 else ", ".join(hosts))
+        for row, hosts in rows.items()
     ]

@@ -1,29 +1,59 @@
-"""Options that several commands have, and what their values may be."""
+"""Commands' parsers, the options that several commands share, and types of options."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from mlxdist.launcher import hosts, network
-from mlxdist.launcher.hosts import Host
+from ..launcher import hosts, network
+from ..launcher.hosts import Host, HostList
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_hosts(parser: Any) -> None:
-    """The options that name machines."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
+def add_command(
+    commands: Commands,
+    name: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    description: str,
+    epilog: str,
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add the parser of a command, whose line breaks in help texts are kept.
+
+    Args:
+        run: runs the command with the parsed arguments and returns its exit code.
+    """
+    parser = commands.add_parser(
+        name,
+        help=help,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name machines: -H, --hostfile and --iface."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "-H",
         dest="hosts",
         metavar="HOST[:SLOTS],...",
         help="machines, and how many ranks each takes (default: 1); one that is named "
         "twice takes twice as many, as with mpirun",
     )
-    which.add_argument(
+    source.add_argument(
         "--hostfile",
         type=Path,
         metavar="FILE",
@@ -37,35 +67,35 @@ def add_hosts(parser: Any) -> None:
     )
 
 
-def hosts_of(parsed: argparse.Namespace) -> hosts.HostList:
-    """What -H or --hostfile named; no host where neither was given.
+def hosts_of(parsed: argparse.Namespace) -> HostList:
+    """Return the hosts of -H or --hostfile; none if neither was given.
 
-    Says so where a host was named twice: it may be another one's name by mistake.
+    Warns of a host that is named twice, since the second may be a typing mistake.
     """
     if parsed.hosts is not None:
-        found = hosts.parse_hosts(parsed.hosts)
+        named = hosts.parse_hosts(parsed.hosts)
     elif parsed.hostfile is not None:
-        wanted = "a file with lines such as `mac1 slots=2`, or MLX's JSON"
-        with read_for("--hostfile", wanted):
-            found = hosts.read_hosts(parsed.hostfile)
+        expected = "a file with lines such as `mac1 slots=2`, or MLX's JSON"
+        with opening("--hostfile", expected):
+            named = hosts.read_hosts(parsed.hostfile)
     else:
-        return hosts.HostList()
-    slots = {host.name: host.slots for host in found.hosts}
-    for name, times in found.repeated:
+        return HostList()
+    slots = {host.name: host.slots for host in named.hosts}
+    for name, times in named.repeated:
         print(
             f"mlxdist: warning: {name} is named {times} times, and takes {slots[name]} "
             f"ranks; if this is intended, name it once, as {name}:{slots[name]}",
             file=sys.stderr,
             flush=True,
         )
-    return found
+    return named
 
 
 def network_of(parsed: argparse.Namespace, named: Sequence[Host]) -> str | None:
-    """The network that --iface names, by itself or by this machine's interface.
+    """Return the network that --iface selects; None without the option.
 
     Raises:
-        ValueError: there is none such, or nothing is sent between hosts.
+        ValueError: there is no such network, or no host was named.
     """
     if parsed.iface is None:
         return None
@@ -74,42 +104,46 @@ def network_of(parsed: argparse.Namespace, named: Sequence[Host]) -> str | None:
     return network.resolve_network(parsed.iface)
 
 
-def job_options(named: hosts.HostList, asked: str | None) -> list[str]:
-    """Those of `mlxdist run` by which a small job takes the way that a user's takes.
+def job_options(named: HostList, iface: str | None) -> list[str]:
+    """Return options of `mlxdist run`, so that a check runs as the user's job would.
 
-    The network is found here, unless it is `asked` for, since -H tells no addresses, as
-    a host file may.
+    They carry a host file's variables, and the network that its addresses select unless
+    `iface` is given: the check's `-H` has no addresses.
     """
-    choice = asked or network.mpi_network(named.hosts, None)
-    options = ["--iface", choice] if choice is not None else []
+    chosen = iface or network.mpi_network(named.hosts, None)
+    options = ["--iface", chosen] if chosen is not None else []
     for name, value in named.variables:
         options += ["--env", f"{name}={value}"]
     return options
 
 
 @contextmanager
-def read_for(option: str, wanted: str) -> Iterator[None]:
-    """Has a file that can't be read told as a ValueError that names the option."""
+def opening(option: str, expected: str) -> Iterator[None]:
+    """Turn the OSError of an unreadable file into a ValueError naming the option."""
     try:
         yield
     except OSError as error:
-        found = f"{option} {error.filename}: {error.strerror}"
-        raise ValueError(f"{found}; wanted {wanted}") from None
+        raise ValueError(
+            f"{option} {error.filename}: {error.strerror}; wanted {expected}"
+        ) from None
 
 
 def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted 1 or more")
     return int(text)
 
 
 def count(text: str) -> int:
+    """Parse an integer of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted 0 or more")
     return int(text)
 
 
 def seconds(text: str) -> float:
+    """Parse a finite number above 0."""
     try:
         if 0 < float(text) < float("inf"):
             return float(text)

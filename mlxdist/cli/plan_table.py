@@ -1,83 +1,107 @@
-"""What `mlxdist plan` prints: tables, and the reasons."""
+"""The tables of `mlxdist plan`: memory, step time and speed-up by number of hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mlxdist.planner import memory_model as sizes
-from mlxdist.planner.memory_model import Model
-from mlxdist.planner.time_model import Link
+from ..planner import Link, Model, Prediction, StepTime
+from .figures import counted, gigabytes, short
+from .plan_report import reason
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def show(
     model: Model,
-    rows: Sequence[dict[str, Any]],
+    predictions: Sequence[Prediction],
     links: Sequence[Link],
-    step_time: float | None,
+    local: float | None,
 ) -> None:
-    """Memory, time and gain of each number of hosts; why the last one's mode."""
+    """Print the tables, and the reason for the strategy of the most hosts.
+
+    Args:
+        local: seconds of a step on one host, for the speed-up; None if unknown.
+    """
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print(
-        f"{model.elements:,} parameters in {_counted(len(model.entries), 'tensor')}, "
-        f"{sizes.gigabytes(model.parameter_bytes)}, {model.optimizer}"
+        f"{model.elements:,} parameters in {counted(len(model.entries), 'tensor')}, "
+        f"{gigabytes(model.parameter_bytes)}, {model.optimizer}"
     )
-    if model.left_out:
-        left = f"{sizes.gigabytes(model.left_out)} of tensors that are no floats"
-        console.print(f"{left} are not trained, and not counted below")
-    needs = _table(model.modes)
-    needs.add_column("take")
-    names = [link.name for link in links]
-    takes, gains = _table(names), _table(names)
-    for row in rows:
-        totals = (row["memory"][mode]["total"] for mode in model.modes)
-        room = (sizes.short(total / 1e9) for total in totals)
-        take = row["mode"] if row["fits"] else "nothing fits"
-        needs.add_row(str(row["ranks"]), *room, take)
-        times = [_seconds(row["seconds"][row["mode"]][name]) for name in names]
-        takes.add_row(str(row["ranks"]), *(_range(map(sizes.short, t)) for t in times))
-        if step_time:
-            more = ([row["ranks"] * step_time / one for one in t[::-1]] for t in times)
-            won = (_range(f"{one:.2g}" for one in several) for several in more)
-            gains.add_row(str(row["ranks"]), *won)
-    console.print("\nGB a rank, without activations:")
-    console.print(needs)
-    range_of = ", where an accelerator computes - where the CPU does"
-    unknown = any(link.hides is None for link in links)
-    console.print(f"\nseconds a step{range_of * unknown}:")
-    console.print(takes)
-    if step_time:
+    if model.untrained_bytes:
+        untrained = f"{gigabytes(model.untrained_bytes)} of tensors that are no floats"
+        console.print(f"{untrained} are not trained, and not counted below")
+    console.print("\nGB per rank, without activations:")
+    console.print(_memory_table(model, predictions))
+    bounds = ", where an accelerator computes - where the CPU does"
+    is_range = any(link.overlap is None for link in links)
+    console.print(f"\nseconds per step{bounds * is_range}:")
+    console.print(_time_table(predictions, links))
+    if local:
         console.print("\nhow many times the examples a second of one host:")
-        console.print(gains)
-    for row in rows:
-        if row is rows[-1] or row["mode"] != rows[-1]["mode"] or not row["fits"]:
-            who = _counted(row["ranks"], "host")
-            console.print(f"\n{who}: {row['mode']}: {row['why']}.")
-    if step_time is None:
-        console.print("Seconds are the network's alone; --step-time adds computing.")
+        console.print(_speed_up_table(predictions, links, local))
+    last = predictions[-1]
+    for each in predictions:
+        choice = each.choice
+        if each is last or choice.strategy != last.choice.strategy or not choice.fits:
+            hosts = counted(each.ranks, "host")
+            console.print(f"\n{hosts}: {choice.strategy}: {reason(choice)}.")
+    if local is None:
+        console.print("Only communication is counted; --step-time adds computation.")
 
 
-def _table(names: Iterable[str]) -> Any:
+def _memory_table(model: Model, predictions: Sequence[Prediction]) -> Table:
+    table = _table(model.strategies)
+    table.add_column("take")
+    for each in predictions:
+        totals = (short(m.total / 1e9) for m in each.memory.values())
+        take = each.choice.strategy if each.choice.fits else "nothing fits"
+        table.add_row(str(each.ranks), *totals, take)
+    return table
+
+
+def _time_table(predictions: Sequence[Prediction], links: Sequence[Link]) -> Table:
+    table = _table(link.name for link in links)
+    for each in predictions:
+        times = each.step_times[each.choice.strategy].values()
+        table.add_row(str(each.ranks), *(_range(map(short, _bounds(t))) for t in times))
+    return table
+
+
+def _speed_up_table(
+    predictions: Sequence[Prediction], links: Sequence[Link], local: float
+) -> Table:
+    table = _table(link.name for link in links)
+    for each in predictions:
+        times = each.step_times[each.choice.strategy].values()
+        speed_ups = (
+            [each.ranks * local / seconds for seconds in reversed(_bounds(time))]
+            for time in times
+        )
+        cells = (_range(f"{value:.2g}" for value in pair) for pair in speed_ups)
+        table.add_row(str(each.ranks), *cells)
+    return table
+
+
+def _table(columns: Iterable[str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("hosts", *names):
+    for name in ("hosts", *columns):
         table.add_column(name, justify="right")
     return table
 
 
-def _seconds(told: dict[str, Any]) -> list[float]:
-    """Of a step: what is expected, or from the least to the most."""
-    if told["expected"] is not None:
-        return [told["expected"]]
-    return [told["shortest"], told["longest"]]
+def _bounds(time: StepTime) -> list[float]:
+    """Return the expected seconds, or the shortest and the longest."""
+    if time.expected is not None:
+        return [time.expected]
+    return [time.shortest, time.longest]
 
 
 def _range(numbers: Iterable[str]) -> str:
+    """Format `0.1-0.3`, or one number if both bounds are written alike."""
     return "-".join(dict.fromkeys(numbers))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from ..launcher import environment, hosts, preflight, runner
 from ..launcher.spec import Job
-from .options import add_hosts, count, hosts_of, network_of, positive, seconds
+from .options import (
+    Commands,
+    add_command,
+    add_hosts,
+    count,
+    hosts_of,
+    network_of,
+    positive,
+    seconds,
+)
 
 _DESCRIPTION = """\
 Run N ranks of a script with mpirun, on this machine or on several. Finds the Open MPI
@@ -29,16 +38,16 @@ paths: `mlxdist doctor -H mac1,mac2` checks it.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command `run` to `commands`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "run",
+        run=_run,
         help="run N ranks of a script, on this machine or on several",
         usage="mlxdist run [-n N] [-H HOSTS] [OPTION ...] [-m] SCRIPT [ARGUMENT ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-n",
@@ -66,7 +75,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SCRIPT",
         help="path of a Python script, and its own arguments",
     )
-    parser.set_defaults(run=_run)
 
 
 def _add_rank_options(parser: argparse.ArgumentParser) -> None:

@@ -1,20 +1,27 @@
-"""`mlxdist test`: does it all work on these machines?"""
+"""`mlxdist test`: train a tiny model on these machines and check the result."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-from mlxdist.doctor import selftest as trial
-from mlxdist.launcher.hosts import assign_ranks
-
-from .options import add_hosts, hosts_of, job_options, network_of, positive
+from ..doctor import selftest
+from ..launcher.hosts import Host, assign_ranks
+from .options import (
+    Commands,
+    add_command,
+    add_hosts,
+    hosts_of,
+    job_options,
+    network_of,
+    positive,
+)
 
 _DESCRIPTION = """\
-Train a tiny model on these machines, in about a minute, and compare: with one process,
-sharded with replicated, and after a rank was killed and a checkpoint loaded. Exits with
-0 only if all is as it should be.
+Train a tiny model on these machines, in about a minute, and compare the result: with
+one process, sharded with replicated state, and after a rank was killed and a checkpoint
+loaded. Exits with 0 only if all results are as expected.
 """
 
 _EPILOG = """\
@@ -24,23 +31,22 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "test",
+        run=_run,
         help="train a tiny model on these machines and check the result",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-n",
         type=positive,
         metavar="N",
-        help="how many ranks (default: as many as the hosts have slots, or 2)",
+        help="number of ranks (default: the sum of the hosts' slots, or 2)",
     )
     add_hosts(parser)
-    parser.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -50,25 +56,32 @@ def _run(parsed: argparse.Namespace) -> int:
     named = hosts_of(parsed)
     hosts = named.hosts
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
-    places = assign_ranks(hosts, ranks) if hosts else []
+    host_of_rank = assign_ranks(hosts, ranks) if hosts else []
     options = ["-n", str(ranks), *job_options(named, network_of(parsed, hosts))]
     if hosts:
         options += ["-H", ",".join(map(str, hosts))]
     console = Console(highlight=False, file=sys.stdout)
-    tried = []
-    for one in trial.trials(ranks, options, places):
-        tried.append(one)
-        sign = "[green]ok    [/]" if one.passed else "[red]FAILED[/]"
+    failed = []
+    for result in selftest.results(ranks, options, host_of_rank):
+        if not result.passed:
+            failed.append(result.name)
+        sign = "[green]ok    [/]" if result.passed else "[red]FAILED[/]"
         console.print(
-            f"{sign} {one.name:<26} {one.seconds:4.1f} s   {escape(one.found)}",
+            f"{sign} {result.name:<26} {result.seconds:4.1f} s   "
+            f"{escape(result.message)}",
             soft_wrap=True,
         )
-    failed = [one.name for one in tried if not one.passed]
-    names = ",".join(host.name for host in hosts)
-    if trial.COMES_UP in failed:
-        where = f"over {names}" if hosts else "on this machine"
-        console.print(f"\nNo job comes up {where}; nothing else was tried.")
     if failed:
-        doctor = f"mlxdist doctor -H {names}" if hosts else "mlxdist doctor"
-        console.print(f"\n`{doctor}` may tell why.", soft_wrap=True)
+        console.print(_advice(failed, hosts), soft_wrap=True)
     return int(bool(failed))
+
+
+def _advice(failed: Sequence[str], hosts: Sequence[Host]) -> str:
+    """Return what to do after a failure."""
+    names = ",".join(host.name for host in hosts)
+    doctor = f"mlxdist doctor -H {names}" if hosts else "mlxdist doctor"
+    advice = f"\n`{doctor}` may find the cause."
+    if selftest.STARTS in failed:
+        where = f"over {names}" if hosts else "on this machine"
+        return f"\nNo job starts {where}; nothing else was tried.\n{advice}"
+    return advice

@@ -1,8 +1,7 @@
-"""What lies between the ranks: exact sums, each pair's latency and bandwidth, and how
-long all of them take to exchange gradients together, as a step does: by itself, and
-while they compute.
+"""The job of `mlxdist doctor` on each rank: exact sums and the speed of the links.
 
-Run on several ranks by `mlxdist doctor`; rank 0 prints a line of JSON.
+It measures each pair's latency and bandwidth, and the all-reduce of gradients among all
+ranks, alone and during computation. Rank 0 prints a line of JSON: see LinkReport.
 """
 
 from __future__ import annotations
@@ -10,141 +9,207 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
-import mlxdist
-from mlxdist.comm.collectives import Weights
-from mlxdist.comm.exchange import MESSAGE_BYTES
-from mlxdist.comm.wire import Wire
-from mlxdist.launcher.probe import MARK
-from mlxdist.layout.entries import Entry
-from mlxdist.layout.sharding import make_plan
+from ..arrays.types import Flat
+from ..comm.collectives import Weights
+from ..comm.exchange import MESSAGE_BYTES
+from ..comm.wire import Wire
+from ..launcher.probe import MARK
+from ..layout import Entry, make_plan
+from ..world import World, init
+from .reports import ExchangeReport, LinkReport, PairReport
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
-_SECONDS = 0.5  # of sending, for each pair; and about what an exchange may take
-_ENOUGH = 0.05  # seconds of a trip that can be timed
-_TENSORS = 4  # of an exchange
-_ELEMENTS = 2**20  # float32 in each, or fewer over slow wires
-_WIDTH = 256  # of the matrices that are multiplied beside it
+_SECONDS = 0.5  # of sending for each pair, and roughly the longest all-reduce
+_MEASURABLE = 0.05  # seconds of a transfer that the clock resolves well enough
+_TENSORS = 4  # in the all-reduce
+_ELEMENTS = 2**20  # float32 in each tensor; fewer over slow links
+_WIDTH = 256  # of the matrices that are multiplied during the all-reduce
+
+Work = Callable[[Flat], None]
 
 
 def pairings(size: int) -> Iterator[list[tuple[int, int]]]:
-    """Each pair of ranks once, in rounds in which no rank is in two pairs.
+    """Yield rounds of disjoint pairs of ranks, in which each pair occurs once.
 
-    The circle method of tournaments: size - 1 rounds, one more where size is odd.
+    This is the circle method of round-robin tournaments: size - 1 rounds, or size
+    rounds if size is odd.
     """
     seats: list[int | None] = [*range(size), *([None] * (size % 2))]
     for _ in range(len(seats) - 1):
         half = len(seats) // 2
-        faced = zip(seats[:half], reversed(seats[half:]), strict=True)
+        opposite = zip(seats[:half], reversed(seats[half:]), strict=True)
         yield [
-            (min(a, b), max(a, b)) for a, b in faced if a is not None and b is not None
+            (min(a, b), max(a, b))
+            for a, b in opposite
+            if a is not None and b is not None
         ]
         seats = [seats[0], seats[-1], *seats[1:-1]]
 
 
-def sums_are_exact(world: mlxdist.World, comm: Any) -> bool:
-    """MLX's all-reduce and MPI's, on a quarter of a million whole numbers."""
-    own = mx.arange(2**18) + world.rank
-    wanted = world.size * mx.arange(2**18) + sum(range(world.size))
-    by_mlx = mx.distributed.all_sum(own, group=world.group)
-    same = bool(mx.array_equal(by_mlx, wanted).item())
+def sums_are_exact(world: World, comm: MPI.Comm) -> bool:
+    """Return whether MLX and MPI sum 2**18 integers over the ranks exactly."""
+    local = mx.arange(2**18) + world.rank
+    expected = world.size * mx.arange(2**18) + sum(range(world.size))
+    by_mlx = mx.distributed.all_sum(local, group=world.group)
+    mlx_is_exact = bool(mx.array_equal(by_mlx, expected).item())
     by_mpi = np.empty(2**18, np.int32)
-    comm.Allreduce(np.array(own), by_mpi)
-    return same and bool((by_mpi == np.array(wanted)).all())
+    comm.Allreduce(np.array(local), by_mpi)
+    return mlx_is_exact and bool((by_mpi == np.array(expected)).all())
 
 
-def measure(comm: Any, peer: int) -> tuple[float, float]:
-    """One pair's one-way latency in seconds, and bytes a second each way at once."""
-    from mpi4py import MPI
-
-    def trips(messages: int, nbytes: int, times: int) -> list[float]:
-        out = np.ones((messages, nbytes), np.uint8)
-        back = np.empty_like(out)
-        taken = []
-        for _ in range(times):
-            began = time.perf_counter()
-            arriving = [comm.Irecv([one, MPI.BYTE], peer) for one in back]
-            leaving = [comm.Isend([one, MPI.BYTE], peer) for one in out]
-            MPI.Request.Waitall(arriving + leaving)
-            taken.append(time.perf_counter() - began)
-        return taken
-
-    def trip(nbytes: int) -> float:
-        """The slower one's time: both must go on equally long."""
-        own, other = np.array(trips(_MESSAGES, nbytes, 1)), np.empty(1)
-        comm.Sendrecv(own, peer, recvbuf=other, source=peer)
-        return float(max(own[0], other[0]))
-
-    latency = float(np.median(trips(1, 8, _ROUND_TRIPS)))
-    nbytes = MESSAGE_BYTES // 64
-    while (once := trip(nbytes)) < _ENOUGH and nbytes < MESSAGE_BYTES:
-        nbytes *= 4
-    # Medians, since other programs get in between.
-    taken = trips(_MESSAGES, nbytes, max(5, int(_SECONDS / once)))
-    return latency, _MESSAGES * nbytes / float(np.median(taken))
+def measure_pairs(world: World, comm: MPI.Comm) -> list[PairReport]:
+    """Measure the links between all pairs of ranks; every rank returns all of them."""
+    local: list[PairReport] = []
+    for pairs in pairings(world.size):
+        for a, b in pairs:
+            if world.rank in (a, b):
+                latency, bandwidth = measure_pair(comm, a + b - world.rank)
+                if world.rank == a:
+                    pair = PairReport(
+                        ranks=[a, b], latency=latency, bandwidth=bandwidth
+                    )
+                    local.append(pair)
+        world.barrier()
+    everyone = world.control.all_gather_bytes(json.dumps(local).encode())
+    return [pair for some in everyone for pair in json.loads(some)]
 
 
-def exchange(world: mlxdist.World, bandwidth: float) -> dict[str, float]:
-    """The mean over all ranks of 16 MiB of float32, sums included.
-
-    Args:
-        bandwidth: of the slowest pair; less is exchanged where it is low.
+def measure_pair(comm: MPI.Comm, peer: int) -> tuple[float, float]:
+    """Measure the link to a peer, which calls this, too.
 
     Returns:
-        `seconds` of it, of as much `computing`, and of `both`: gradients that are
-        computed one after the other, and exchanged meanwhile.
+        One-way latency in seconds, and bytes per second in each direction, with both
+        directions in use.
     """
-    comm = world.host_transport
-    assert comm is not None, "mlxdist run joins MPI"
-    sent = 2 * (world.size - 1) / world.size * 4 * _TENSORS * _ELEMENTS
-    part = min(1.0, _SECONDS * bandwidth / sent) if sent else 1.0
-    elements = max(1024, int(part * _ELEMENTS))
-    entries = [Entry(str(index), (elements,), "float32") for index in range(_TENSORS)]
-    plan = make_plan(
-        entries, world.size, strategy="replicated", bucket_size=4 * elements
-    )
-    wire = Wire(plan, comm)
-    weights = Weights.known(world.rank, [1.0] * world.size)
-    paths = [entry.path for bucket in plan.buckets for entry in bucket.entries]
+    latency = float(np.median(_transfer(comm, peer, 1, 8, _ROUND_TRIPS)))
+    nbytes = MESSAGE_BYTES // 64
+    seconds = _slower_transfer(comm, peer, nbytes)
+    while seconds < _MEASURABLE and nbytes < MESSAGE_BYTES:
+        nbytes *= 4
+        seconds = _slower_transfer(comm, peer, nbytes)
+    times = max(5, int(_SECONDS / seconds))
+    # The median, since other programs may delay a transfer.
+    seconds = float(np.median(_transfer(comm, peer, _MESSAGES, nbytes, times)))
+    return latency, _MESSAGES * nbytes / seconds
 
-    def reduce(gradients: dict[str, Any]) -> None:
-        mx.eval(wire.reduce(gradients, weights).arrays())
 
-    def timed(work: Callable[[dict[str, Any]], None], rounds: int) -> float:
-        gradients = computed(paths, elements, rounds)
-        if not rounds:
-            mx.eval(gradients)
-        world.barrier()
-        began = time.perf_counter()
-        work(gradients)
-        return slowest(world, time.perf_counter() - began)
+def _transfer(
+    comm: MPI.Comm, peer: int, messages: int, nbytes: int, times: int
+) -> list[float]:
+    """Exchange messages of `nbytes` with a peer; return the seconds of each time."""
+    from mpi4py import MPI
 
-    once, product = (
-        min(timed(work, rounds) for _ in range(2)) / products
-        for work, rounds, products in ((reduce, 0, 1), (mx.eval, 2, 2 * _TENSORS))
-    )
-    rounds = max(1, round(once / product / _TENSORS))
+    out = np.ones((messages, nbytes), np.uint8)
+    into = np.empty_like(out)
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        receives = [comm.Irecv([message, MPI.BYTE], peer) for message in into]
+        sends = [comm.Isend([message, MPI.BYTE], peer) for message in out]
+        MPI.Request.Waitall(receives + sends)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _slower_transfer(comm: MPI.Comm, peer: int, nbytes: int) -> float:
+    """Return the longer of both ranks' times, so that both decide alike by it."""
+    local = np.array(_transfer(comm, peer, _MESSAGES, nbytes, 1))
+    remote = np.empty(1)
+    comm.Sendrecv(local, peer, recvbuf=remote, source=peer)
+    return float(max(local[0], remote[0]))
+
+
+def measure_exchange(world: World, bandwidth: float) -> ExchangeReport:
+    """Measure the mean of 16 MiB of float32 over all ranks, alone and with computation.
+
+    The computation takes about as long as the all-reduce. It computes the gradients
+    one after the other, as a backward pass does, so that they are sent meanwhile.
+
+    Args:
+        bandwidth: of the slowest pair; if it is low, less than 16 MiB is sent.
+    """
+    exchange = _Exchange(world, _elements(world.size, bandwidth))
+    products = 2 * _TENSORS
+    seconds = min(exchange.time(exchange.reduce, 0) for _ in range(2))
+    per_product = min(exchange.time(mx.eval, 2) for _ in range(2)) / products
+    rounds = max(1, round(seconds / per_product / _TENSORS))
     samples = [
-        (timed(reduce, 0), timed(mx.eval, rounds), timed(reduce, rounds))
-        for _ in range(max(3, min(15, int(2 * _SECONDS / once))))
+        (
+            exchange.time(exchange.reduce, 0),
+            exchange.time(mx.eval, rounds),
+            exchange.time(exchange.reduce, rounds),
+        )
+        for _ in range(max(3, min(15, int(2 * _SECONDS / seconds))))
     ]
     seconds, computing, both = np.median(samples, axis=0).tolist()
     return {
-        "buckets": len(plan.buckets),
-        "bytes": 4 * _TENSORS * elements,
+        "buckets": len(exchange.plan.buckets),
+        "bytes": 4 * _TENSORS * exchange.elements,
         "seconds": seconds,
         "computing": computing,
         "both": both,
     }
 
 
-def computed(paths: Sequence[str], elements: int, rounds: int) -> dict[str, Any]:
-    """Gradients as a backward pass gives them, each after so many more products."""
+def _elements(ranks: int, bandwidth: float) -> int:
+    """Return the size of a tensor whose all-reduce takes about _SECONDS at most."""
+    nbytes = 2 * (ranks - 1) / ranks * 4 * _TENSORS * _ELEMENTS
+    part = min(1.0, _SECONDS * bandwidth / nbytes) if nbytes else 1.0
+    return max(1024, int(part * _ELEMENTS))
+
+
+class _Exchange:
+    """The all-reduce of equal tensors, with a bucket for each."""
+
+    def __init__(self, world: World, elements: int):
+        comm = world.host_transport
+        assert comm is not None, "mlxdist run joins MPI"
+        shape = (elements,)
+        entries = [Entry(str(index), shape, "float32") for index in range(_TENSORS)]
+        self.world = world
+        self.elements = elements
+        self.plan = make_plan(
+            entries, world.size, strategy="replicated", bucket_size=4 * elements
+        )
+        self._wire = Wire(self.plan, comm)
+        self._weights = Weights.known(world.rank, [1.0] * world.size)
+
+    def reduce(self, gradients: Flat) -> None:
+        """Average the gradients over the ranks."""
+        mx.eval(self._wire.reduce(gradients, self._weights).arrays())
+
+    def time(self, work: Work, rounds: int) -> float:
+        """Return the slowest rank's seconds to work on gradients.
+
+        Args:
+            rounds: matrix products before each gradient; with 0, gradients are ready.
+        """
+        buckets = self.plan.buckets
+        paths = [entry.path for bucket in buckets for entry in bucket.entries]
+        gradients = lazy_gradients(paths, self.elements, rounds)
+        if not rounds:
+            mx.eval(gradients)
+        self.world.barrier()
+        start = time.perf_counter()
+        work(gradients)
+        return slowest(self.world, time.perf_counter() - start)
+
+
+def lazy_gradients(paths: Sequence[str], elements: int, rounds: int) -> Flat:
+    """Return unevaluated gradients, each computed after `rounds` more matrix products.
+
+    Returns:
+        path -> array of shape (elements,), float32.
+    """
     matrix = mx.full((_WIDTH, _WIDTH), 1 / _WIDTH)
     gradients = {}
     for path in paths:
@@ -154,41 +219,29 @@ def computed(paths: Sequence[str], elements: int, rounds: int) -> dict[str, Any]
     return gradients
 
 
-def slowest(world: mlxdist.World, seconds: float) -> float:
-    every = world.control.all_gather_bytes(json.dumps(seconds).encode())
-    return max(float(json.loads(one)) for one in every)
+def slowest(world: World, seconds: float) -> float:
+    """Return the largest of all ranks' seconds."""
+    words = np.array([seconds]).view(np.uint64)
+    return float(world.control.all_gather_words(words).view(np.float64).max())
 
 
 def main() -> None:
-    world = mlxdist.init(timeout=60)
+    world = init(timeout=60)
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD.Dup()
     exact = world.mean(float(sums_are_exact(world, comm))) == 1
-    own: list[tuple[int, int, float, float]] = []
-    for pairs in pairings(world.size):
-        for a, b in pairs:
-            if world.rank in (a, b):
-                latency, bandwidth = measure(comm, a + b - world.rank)
-                if world.rank == a:
-                    own.append((a, b, latency, bandwidth))
-        world.barrier()
-    found = world.control.all_gather_bytes(json.dumps(own).encode())
+    pairs = measure_pairs(world, comm)
     hosts = world.control.all_gather_bytes(world.host.encode())
-    pairs_found = [
-        {"ranks": [a, b], "latency": latency, "bandwidth": bandwidth}
-        for part in found
-        for a, b, latency, bandwidth in json.loads(part)
-    ]
-    slowest_pair = min((one["bandwidth"] for one in pairs_found), default=0.0)
-    told = {
+    bandwidth = min((pair["bandwidth"] for pair in pairs), default=0.0)
+    report: LinkReport = {
         "exact": exact,
         "ranks": world.size,
         "hosts": [name.decode() for name in hosts],
-        "pairs": pairs_found,
-        "exchange": exchange(world, slowest_pair),
+        "pairs": pairs,
+        "exchange": measure_exchange(world, bandwidth),
     }
-    world.print(MARK + json.dumps(told))
+    world.print(MARK + json.dumps(report))
 
 
 if __name__ == "__main__":

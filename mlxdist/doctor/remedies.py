@@ -1,8 +1,4 @@
-"""The command that mends what `mlxdist doctor` finds, in the words of a host's system.
-
-Runs nothing itself. A command for another host goes by ssh, with a terminal where sudo
-may ask for a password.
-"""
+"""Commands and instructions that fix problems on a host. Runs nothing itself."""
 
 from __future__ import annotations
 
@@ -13,13 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PLAIN = re.compile(r"[\w\s./=:@%+,-]*", re.ASCII)  # what no shell takes for its own
-_SYSTEM_S = ("/", "/usr", "/usr/local", "/opt/homebrew")
+from .ssh_errors import Problem
+
+_NEEDS_NO_QUOTES = re.compile(r"[\w\s./=:@%+,-]*", re.ASCII)
+_SYSTEM_PREFIXES = ("/", "/usr", "/usr/local", "/opt/homebrew")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A host: its name, "" for this machine; "Darwin" or "Linux"; its Python."""
+class Remedies:
+    """Commands for one host, to be typed into a shell on this machine.
+
+    A command for another host goes through ssh, with a terminal if sudo may ask for a
+    password.
+
+    Attributes:
+        host: empty for this machine.
+        system: begins with "Darwin" or "Linux".
+        python: path of the interpreter there.
+    """
 
     host: str
     system: str
@@ -30,128 +37,132 @@ class Place:
         return self.system.startswith("Darwin")
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return f"on {self.host}" if self.host else "here"
 
-    def run(self, command: str, *, terminal: bool = False) -> str:
-        """The command line, for a shell here, that runs a command there."""
+    def command(self, line: str, *, terminal: bool = False) -> str:
+        """Return the command line that runs `line` on the host."""
         if not self.host:
-            return command
-        quoted = command if _PLAIN.fullmatch(command) else shlex.quote(command)
+            return line
+        quoted = line if _NEEDS_NO_QUOTES.fullmatch(line) else shlex.quote(line)
         return f"ssh {'-t ' * terminal}{shlex.quote(self.host)} {quoted}"
 
-    def pip(self, *words: str) -> str:
-        """pip's installation of some packages there."""
-        return self.run(shlex.join([self.python, "-m", "pip", "install", *words]))
+    def pip_install(self, *arguments: str) -> str:
+        """Install packages with pip."""
+        return self.command(
+            shlex.join([self.python, "-m", "pip", "install", *arguments])
+        )
 
-    def mlx(self, version: str | None = None, *, cuda: bool = False) -> str:
-        """MLX with what it computes with: its wheel for Linux has nothing by itself."""
+    def install_mlx(self, version: str | None = None, *, cuda: bool = False) -> str:
+        """Install MLX with a backend, which its wheel for Linux does not contain."""
         name = "mlx" if self.is_mac else f"mlx[{'cuda13' if cuda else 'cpu'}]"
         pinned = f"{name}=={version}" if version else name
-        return self.pip("--force-reinstall", pinned)
+        return self.pip_install("--force-reinstall", pinned)
 
-    def mlxdist(self) -> str:
-        """This package."""
-        source, where = _source()
-        return f"{self.pip(source)}   # {where}"
+    def install_mlxdist(self) -> str:
+        """Install this package from its checkout."""
+        source, comment = _source()
+        return f"{self.pip_install(source)}   # {comment}"
 
-    def accelerators(self) -> str:
-        """Shows which there are."""
-        program = "system_profiler SPDisplaysDataType" if self.is_mac else "nvidia-smi"
-        return self.run(program)
-
-    def open_mpi(self) -> str:
-        """The system's own Open MPI."""
+    def install_open_mpi(self) -> str:
+        """Install the system's Open MPI. Homebrew is run on the Mac itself."""
         if self.is_mac:
-            beside = f"   # on {self.host}" if self.host else ""
-            return f"brew install open-mpi{beside}"
+            comment = f"   # on {self.host}" if self.host else ""
+            return f"brew install open-mpi{comment}"
         packages = "openmpi-bin libopenmpi-dev"
-        return self.run(f"sudo apt install {packages}", terminal=True)
+        return self.command(f"sudo apt install {packages}", terminal=True)
 
-    def short_tmpdir(self) -> str:
-        """Of shells that ssh starts. Debian's .bashrc ends early for those."""
+    def list_accelerators(self) -> str:
+        """Show the host's GPUs."""
+        program = "system_profiler SPDisplaysDataType" if self.is_mac else "nvidia-smi"
+        return self.command(program)
+
+    def shorten_tmpdir(self) -> str:
+        """Set TMPDIR in shells that ssh starts.
+
+        Debian's .bashrc returns early in those, so the line goes to its beginning.
+        """
         if self.is_mac:
-            return self.run("echo export TMPDIR=/tmp >>~/.zshenv")
-        return self.run('sed -i "1i export TMPDIR=/tmp" ~/.bashrc')
+            return self.command("echo export TMPDIR=/tmp >>~/.zshenv")
+        return self.command('sed -i "1i export TMPDIR=/tmp" ~/.bashrc')
 
-    def most_memory(self) -> str:
-        """Shows what takes it."""
+    def show_memory(self) -> str:
+        """Show the processes that use most memory."""
         key = "mem" if self.is_mac else "%MEM"
-        return self.run(f"top -o {key}", terminal=True)
+        return self.command(f"top -o {key}", terminal=True)
 
-    def rename(self, name: str) -> str:
-        """Gives it another host name."""
+    def rename_host(self, name: str) -> str:
+        """Set the host name."""
         program = "scutil --set HostName" if self.is_mac else "hostnamectl set-hostname"
-        return self.run(f"sudo {program} {shlex.quote(name)}", terminal=True)
+        return self.command(f"sudo {program} {shlex.quote(name)}", terminal=True)
 
-    def tell_address(self, other: str) -> str:
-        """Where it does not know another host's name."""
-        editor = self.run("sudo vi /etc/hosts", terminal=True)
+    def add_address(self, other: str) -> str:
+        """Edit the host's list of addresses, which lacks another host's."""
+        editor = self.command("sudo vi /etc/hosts", terminal=True)
         return f"{editor}   # add the address of {other}"
 
-    def let_through(self, other: str) -> str:
-        """Where packets to another host get lost."""
+    def allow_traffic(self, other: str) -> str:
+        """Find out why packets to another host are lost."""
         if self.is_mac:
             return (
                 "allow Python (or Terminal) under System Settings > Privacy & Security "
                 "> Local Network, and check the firewall"
             )
-        return self.run(f"ping -c 3 {other}")
+        return self.command(f"ping -c 3 {other}")
 
-    def remove(self, folders: Sequence[str]) -> str:
-        """Removes exactly these folders, which lie in one."""
-        outer = shlex.quote(os.path.dirname(folders[0]))
-        names = " ".join(shlex.quote(os.path.basename(one)) for one in folders)
-        return self.run(f"cd {outer} && rm -r {names}")
+    def remove_folders(self, folders: Sequence[str]) -> str:
+        """Remove exactly these folders, which have the same parent."""
+        parent = shlex.quote(os.path.dirname(folders[0]))
+        names = " ".join(shlex.quote(os.path.basename(folder)) for folder in folders)
+        return self.command(f"cd {parent} && rm -r {names}")
 
+    def reach(self, problem: Problem, version: str) -> str:
+        """Fix a host that did not answer.
 
-def to_reach(place: Place, error: str, version: str) -> str:
-    """The one command that mends a host which can't be asked.
+        Args:
+            version: of Python on the other hosts.
+        """
+        host = shlex.quote(self.host or "localhost")
+        enable_ssh = (
+            "sudo systemsetup -setremotelogin on"
+            if self.is_mac
+            else "sudo systemctl enable --now ssh"  # Fedora's service is called sshd
+        )
+        match problem:
+            case "no ssh client":
+                return "sudo apt install openssh-client   # here: no ssh on the PATH"
+            case "no key":
+                return (
+                    f"ssh-copy-id {host}   # after ssh-keygen, if there is no key yet"
+                )
+            case "unknown host key":
+                return f"ssh {host} true   # compare the key it shows with the host's"
+            case "unknown name":
+                return f"ping -c 3 {host}   # a Mac's name on the network is NAME.local"
+            case "no python":
+                return self._install_python(version)
+            case "refused":
+                return f"{enable_ssh}   # on {self.host} itself, which accepts no ssh"
+            case "unreachable":
+                return f"ping -c 3 {host}   # and there: {enable_ssh}"
+            case "unknown":
+                return self.command(f"{shlex.quote(self.python)} --version")
 
-    Args:
-        place: its system, and `version` of Python, are those of other hosts: it has
-            not told its own.
-    """
-    host = shlex.quote(place.host or "localhost")
-    if error.startswith("ssh: No such file"):
-        return "sudo apt install openssh-client   # here: there is no ssh on the PATH"
-    if re.search(r"Permission denied \(|no such identity", error):
-        return f"ssh-copy-id {host}   # after ssh-keygen, where there is no key yet"
-    if "Host key verification failed" in error:
-        return f"ssh {host} true   # compare the key it shows with the host's, once"
-    if re.search(r"resolve hostname|not known", error):
-        return f"ping -c 3 {host}   # a Mac's name on the network is NAME.local"
-    if re.search(
-        r"[Nn]o such file|not found|[Nn]ot a directory|Permission denied", error
-    ):
-        return _python_at(place, version)
-    allow = (
-        "sudo systemsetup -setremotelogin on"
-        if place.is_mac
-        else "sudo systemctl enable --now ssh"  # Fedora and its like call it sshd
-    )
-    if "refused" in error:
-        return f"{allow}   # on {place.host} itself, which lets no ssh in"
-    if re.search(r"No route|timed out|unreachable|no answer|port 22", error):
-        return f"ping -c 3 {host}   # and there: {allow}"
-    return place.run(f"{shlex.quote(place.python)} --version")
-
-
-def _python_at(place: Place, version: str) -> str:
-    """Where there is no interpreter of that path."""
-    folder, bin_ = os.path.split(os.path.dirname(place.python))
-    if bin_ != "bin" or folder in _SYSTEM_S:
-        where = f"on {place.host or 'this machine'}, at {place.python}"
-        return f"install Python {version} {where}, or give --python another path"
-    name = f"python{'.'.join(version.split('.')[:2])}"
-    source, where = _source()
-    made = shlex.join([name, "-m", "venv", folder])
-    filled = shlex.join([place.python, "-m", "pip", "install", source])
-    return f"{place.run(f'{made} && {filled}')}   # {where}"
+    def _install_python(self, version: str) -> str:
+        """Create the virtual environment whose interpreter is missing."""
+        prefix, bin_ = os.path.split(os.path.dirname(self.python))
+        if bin_ != "bin" or prefix in _SYSTEM_PREFIXES:
+            where = f"on {self.host or 'this machine'}, at {self.python}"
+            return f"install Python {version} {where}, or give --python another path"
+        name = f"python{'.'.join(version.split('.')[:2])}"
+        source, comment = _source()
+        create = shlex.join([name, "-m", "venv", prefix])
+        install = shlex.join([self.python, "-m", "pip", "install", source])
+        return f"{self.command(f'{create} && {install}')}   # {comment}"
 
 
 def _source() -> tuple[str, str]:
-    """What pip installs this package from, and where that is."""
+    """Return the path from which pip installs this package, and a comment on it."""
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").exists():
         return str(root), "a copy of the checkout that is here"

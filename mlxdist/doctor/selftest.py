@@ -1,89 +1,95 @@
-"""Small jobs with a known result on the user's own machines: does it all work?"""
+"""The self-test of `mlxdist test`: small jobs with a known result, and their checks."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from . import subjob as small_job
-from .subjob import Ended
+from . import subjob
+from .reports import SelftestReport
+from .subjob import JobResult
 
-_PATIENCE = 120  # seconds for a job
-# Elementwise math on an accelerator may be fused in other ways for other shapes.
-_ROUNDING = 1e-5
-COMES_UP = "a job comes up"  # told only where none does
+_TIMEOUT = 120  # seconds for a job
+# Accelerators may fuse elementwise operations differently for different shapes.
+_TOLERANCE = 1e-5
+STARTS = "a job starts"  # yielded only if none does
 
 
-class Trial(NamedTuple):
-    """One thing that was tried."""
+class CheckResult(NamedTuple):
+    """The result of one check."""
 
     name: str
     passed: bool
-    found: str
+    message: str
     seconds: float
 
 
-def job(options: Sequence[str], *arguments: str) -> Ended:
-    """Runs a part of the self-test with `mlxdist run`."""
-    return small_job.run(
-        options, "mlxdist.doctor.selftest_job", *arguments, patience=_PATIENCE
-    )
+def results(
+    ranks: int, options: Sequence[str], host_of_rank: Sequence[str] = ()
+) -> Iterator[CheckResult]:
+    """Run the jobs and yield each result when it is known.
 
-
-def trials(
-    ranks: int, options: Sequence[str], places: Sequence[str] = ()
-) -> Iterator[Trial]:
-    """Each trial as it ends; only the first one where no job comes up.
+    If the first job does not start, its failure is the only result.
 
     Args:
-        options: those of `mlxdist run`.
-        places: each rank's host, where there are several.
+        options: of `mlxdist run`.
+        host_of_rank: each rank's host; empty for this machine.
     """
-    ended = job(options, "equal")
-    if ended.code and "up" not in ended.told:
-        yield Trial(COMES_UP, False, ended.said, ended.seconds)
+    result = _run(options, "compare")
+    if result.code and "started" not in result.report:
+        yield CheckResult(STARTS, False, result.message, result.seconds)
         return
-    yield from _equal(ended)
+    yield from check_equality(result)
     folder = f"{tempfile.gettempdir()}/mlxdist-test-{os.urandom(6).hex()}"
-    victim = f"rank {ranks - 1}" + (f" on {places[ranks - 1]}" if places else "")
-    yield _noticed(job(options, "killed", folder), ranks - 1, victim)
-    yield _survived(job(options, "resumed", folder))
+    killed = ranks - 1
+    name = f"rank {killed}" + (f" on {host_of_rank[killed]}" if host_of_rank else "")
+    yield check_killed(_run(options, "kill", folder), killed, name)
+    yield check_resumed(_run(options, "resume", folder))
 
 
-def _equal(ended: Ended) -> Iterator[Trial]:
-    names = {
-        "one process": "equals one process",
-        "sharded": "sharded equals replicated",
-    }
-    for key, name in names.items():
-        if ended.code or key not in ended.told:
-            yield Trial(name, False, ended.said, ended.seconds)
-            continue
-        worst = ended.told[key]
-        found = "every bit" if not worst else f"within {worst:.0e}"
-        if not ended.told["identical"]:
-            found += ", but ranks differ among themselves"
-        passed = worst <= _ROUNDING and ended.told["identical"]
-        yield Trial(name, passed, f"{found}, on {ended.told['device']}", ended.seconds)
-
-
-def _noticed(ended: Ended, victim: int, named: str = "") -> Trial:
-    who, _, _ = ended.said.partition(" did not finish")
-    told = any(f"{word} {victim}" in who for word in ("rank", "and", ","))
-    passed = ended.code != 0 and told and bool(ended.told.get("saved"))
-    found = f"{named or f'rank {victim}'} was killed, exit code {ended.code}: "
-    return Trial("a killed rank is noticed", passed, found + ended.said, ended.seconds)
-
-
-def _survived(ended: Ended) -> Trial:
-    worst = ended.told.get("checkpoint", float("inf"))
-    passed = ended.code == 0 and worst <= _ROUNDING
-    found = "every bit" if not worst else f"within {worst:.0e}"
-    return Trial(
-        "a checkpoint survives it",
-        passed,
-        found if "checkpoint" in ended.told else ended.said,
-        ended.seconds,
+def _run(options: Sequence[str], *arguments: str) -> JobResult:
+    return subjob.run(
+        options, "mlxdist.doctor.selftest_job", *arguments, timeout=_TIMEOUT
     )
+
+
+def check_equality(result: JobResult) -> Iterator[CheckResult]:
+    """Check that all strategies train as one process does, and as each other."""
+    report = cast(SelftestReport, result.report)
+    for name, difference in (
+        ("equals one process", report.get("one_process")),
+        ("sharded equals replicated", report.get("sharded")),
+    ):
+        if result.code or difference is None:
+            yield CheckResult(name, False, result.message, result.seconds)
+            continue
+        message = _difference(difference)
+        if not report["identical"]:
+            message += ", but ranks differ among themselves"
+        passed = difference <= _TOLERANCE and report["identical"]
+        message += f", on {report['device']}"
+        yield CheckResult(name, passed, message, result.seconds)
+
+
+def check_killed(result: JobResult, killed: int, name: str) -> CheckResult:
+    """Check that the launcher reports the killed rank, and a checkpoint was saved."""
+    report = cast(SelftestReport, result.report)
+    passed = result.code != 0 and killed in result.killed and "saved" in report
+    message = f"{name} was killed, exit code {result.code}: {result.message}"
+    return CheckResult("a killed rank is noticed", passed, message, result.seconds)
+
+
+def check_resumed(result: JobResult) -> CheckResult:
+    """Check that training resumed from the checkpoint ends as if uninterrupted."""
+    difference = cast(SelftestReport, result.report).get("checkpoint")
+    passed, message = False, result.message
+    if difference is not None:
+        passed = result.code == 0 and difference <= _TOLERANCE
+        message = _difference(difference)
+    return CheckResult("a checkpoint survives it", passed, message, result.seconds)
+
+
+def _difference(value: float) -> str:
+    return f"within {value:.0e}" if value else "every bit"

@@ -1,9 +1,10 @@
-"""What `mlxdist test` runs on the ranks: small training runs with a known result.
+"""The job of `mlxdist test` on each rank: small training runs with a known result.
 
-    python -m mlxdist.doctor.selftest_job equal | killed FOLDER | resumed FOLDER
+    python -m mlxdist.doctor.selftest_job compare | kill FOLDER | resume FOLDER
 
-Gradients are small whole numbers, whose sums are exact, so that results can be compared
-bit by bit with MLX's own optimizer on the mean. Rank 0 prints a line of JSON.
+Gradients are small integers, whose float32 sums are exact, so that results can be
+compared bit by bit with MLX's own optimizer on the mean gradients. Rank 0 prints each
+report as a line of JSON: see SelftestReport.
 """
 
 from __future__ import annotations
@@ -15,150 +16,172 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
 
-import mlxdist
-from mlxdist.checkpoint.api import load_checkpoint, save_checkpoint
-from mlxdist.launcher.probe import MARK
+from ..arrays.types import Array, Flat
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..launcher.probe import MARK
+from ..optim import DistributedOptimizer
+from ..world import World, init
+from .reports import SelftestReport
 
 STEPS = 5
-HALF = 2  # steps before the checkpoint; in the one after it the last rank dies
-# One 16-bit tensor, sizes that N won't divide, and what elements and tensors cut apart.
+CHECKPOINT_STEP = 2  # the last rank is killed after the next step
+
+Shard = bool | Literal["elements", "tensors"]
+SHARDS: tuple[Shard, ...] = (False, "elements", "tensors")
+# A matrix, sizes not divisible by the number of ranks, a scalar, and a 16-bit tensor.
 _SHAPES = {"embed": (257, 33), "weight": (129, 65), "bias": (65,), "scale": ()}
 
 
-def parameters() -> dict[str, Any]:
-    """The same on every rank."""
+def initial_parameters() -> Flat:
+    """Return the initial parameters, the same on all ranks."""
     key = mx.random.key(11)
-    found = {}
+    parameters = {}
     for name, shape in _SHAPES.items():
-        key, now = mx.random.split(key)
-        found[name] = mx.random.normal(shape, key=now)
-    found["half"] = mx.random.normal((31, 7), key=key).astype(mx.bfloat16)
-    return found
+        key, subkey = mx.random.split(key)
+        parameters[name] = mx.random.normal(shape, key=subkey)
+    parameters["half"] = mx.random.normal((31, 7), key=key).astype(mx.bfloat16)
+    return parameters
 
 
-def gradients(step: int, rank: int) -> dict[str, Any]:
-    """A rank's whole numbers of a step."""
-    numbers = np.random.default_rng([step, rank])
+def make_gradients(step: int, rank: int) -> Flat:
+    """Return a rank's gradients of a step: integers between -8 and 8."""
+    generator = np.random.default_rng([step, rank])
 
-    def draw(leaf: Any) -> Any:
-        values = numbers.integers(-8, 9, leaf.shape).astype(np.float32)
+    def draw(leaf: Array) -> Array:
+        values = generator.integers(-8, 9, leaf.shape).astype(np.float32)
         return mx.array(values).astype(leaf.dtype)
 
-    return dict(tree_map(draw, parameters()))
+    return {path: draw(leaf) for path, leaf in initial_parameters().items()}
 
 
-def mean(step: int, size: int) -> dict[str, Any]:
-    """What the ranks' gradients average to: added in float32 and rounded once."""
-
-    def add(*leaves: Any) -> Any:
-        total = sum(leaf.astype(mx.float32) for leaf in leaves)
-        return (total / size).astype(leaves[0].dtype)
-
-    return dict(tree_map(add, *(gradients(step, rank) for rank in range(size))))
-
-
-def by_one_process(size: int) -> dict[str, Any]:
-    """MLX's optimizer alone, on the means."""
-    held, optimizer = parameters(), make_optimizer()
-    for step in range(STEPS):
-        held = optimizer.apply_gradients(mean(step, size), held)
-        mx.eval(held)
-    return held
+def mean_gradients(step: int, ranks: int) -> Flat:
+    """Return the mean of all ranks' gradients, summed in float32 and rounded once."""
+    gradients = [make_gradients(step, rank) for rank in range(ranks)]
+    means = {}
+    for path, leaf in gradients[0].items():
+        total = sum(each[path].astype(mx.float32) for each in gradients)
+        means[path] = (total / ranks).astype(leaf.dtype)
+    return means
 
 
-def make_optimizer() -> Any:
+def make_optimizer() -> optim.Optimizer:
     return optim.AdamW(optim.linear_schedule(1e-2, 1e-3, STEPS))
 
 
-def train(world: mlxdist.World, shard: Any, steps: range, held: Any = None) -> Any:
-    """Some steps with a DistributedOptimizer; the parameters and the optimizer."""
-    held = held or parameters()
-    optimizer = mlxdist.DistributedOptimizer(make_optimizer(), shard=shard, world=world)
-    optimizer.init(held)
-    return go_on(world, held, optimizer, steps), optimizer
+def train_alone(ranks: int) -> Flat:
+    """Train with MLX's optimizer on the mean gradients of `ranks`, in this process."""
+    parameters, optimizer = initial_parameters(), make_optimizer()
+    for step in range(STEPS):
+        parameters = optimizer.apply_gradients(mean_gradients(step, ranks), parameters)
+        mx.eval(parameters)
+    return parameters
 
 
-def go_on(world: mlxdist.World, held: Any, optimizer: Any, steps: range) -> Any:
+def wrap(world: World, shard: Shard, parameters: Flat) -> DistributedOptimizer:
+    """Return an initialized distributed optimizer."""
+    optimizer = DistributedOptimizer(make_optimizer(), shard=shard, world=world)
+    optimizer.init(parameters)
+    return optimizer
+
+
+def train(
+    optimizer: DistributedOptimizer, parameters: Flat, steps: Iterable[int]
+) -> Flat:
+    """Take steps with the distributed optimizer, and return the new parameters."""
     for step in steps:
-        held = optimizer.apply_gradients(gradients(step, world.rank), held)
-        mx.eval(held)
-    return held
+        gradients = make_gradients(step, optimizer.world.rank)
+        parameters = optimizer.apply_gradients(gradients, parameters)
+        mx.eval(parameters)
+    return parameters
 
 
-def difference(one: Any, other: Any) -> float:
-    """0.0 where all bits are equal; else the largest difference, at least 1e-30."""
-    others, worst = dict(tree_flatten(other)), 0.0
-    for path, leaf in tree_flatten(one):
-        if not mx.array_equal(leaf, others[path]).item():
-            a, b = leaf.astype(mx.float32), others[path].astype(mx.float32)
-            gap = abs(a - b).max().item()
-            worst = max(worst, gap if math.isfinite(gap) else math.inf, 1e-30)
-    return worst
+def train_from_scratch(world: World, shard: Shard) -> Flat:
+    """Take all steps with the distributed optimizer."""
+    parameters = initial_parameters()
+    return train(wrap(world, shard, parameters), parameters, range(STEPS))
 
 
-def equal(world: mlxdist.World) -> dict[str, Any]:
-    """Each way to keep the state against one process, and against each other."""
-    ways = {"replicated": False, "elements": "elements", "tensors": "tensors"}
-    results = {way: train(world, shard, range(STEPS))[0] for way, shard in ways.items()}
-    alone = by_one_process(world.size)
-    first = results["replicated"]
-    own = {
-        "one process": max(difference(held, alone) for held in results.values()),
-        "sharded": max(difference(held, first) for held in results.values()),
+def largest_difference(one: Flat, other: Flat) -> float:
+    """Return 0.0 if all bits are equal, else the largest difference, at least 1e-30."""
+    largest = 0.0
+    for path, leaf in one.items():
+        if not mx.array_equal(leaf, other[path]).item():
+            a, b = leaf.astype(mx.float32), other[path].astype(mx.float32)
+            difference = abs(a - b).max().item()
+            if not math.isfinite(difference):
+                difference = math.inf
+            largest = max(largest, difference, 1e-30)
+    return largest
+
+
+def over_ranks(world: World, value: float) -> float:
+    """Return the largest value of all ranks."""
+    words = np.array([value]).view(np.uint64)
+    return float(world.control.all_gather_words(words).view(np.float64).max())
+
+
+def compare(world: World) -> SelftestReport:
+    """Compare each strategy with training in one process, and with replicated state."""
+    trained = [train_from_scratch(world, shard) for shard in SHARDS]
+    alone, replicated = train_alone(world.size), trained[0]
+    one_process = max(largest_difference(each, alone) for each in trained)
+    sharded = max(largest_difference(each, replicated) for each in trained)
+    return {
+        "one_process": over_ranks(world, one_process),
+        "sharded": over_ranks(world, sharded),
+        "identical": all(world.identical(each) for each in trained),
+        "device": str(mx.default_device()),
     }
-    every = [
-        json.loads(part)
-        for part in world.control.all_gather_bytes(json.dumps(own).encode())
-    ]
-    worst = {name: max(one[name] for one in every) for name in own}
-    same = all(world.identical(held) for held in results.values())
-    return {**worst, "identical": same, "device": str(mx.default_device())}
 
 
-def killed(world: mlxdist.World, folder: str) -> dict[str, Any]:
-    """Saves a checkpoint, then the last rank kills itself; nobody gets to the end."""
-    held, optimizer = train(world, True, range(HALF))
-    save_checkpoint(folder, HALF, held, optimizer)
-    world.print(MARK + json.dumps({"saved": True}))
-    for step in range(HALF, 1000):
-        if step > HALF and world.rank == world.size - 1:
+def kill(world: World, folder: str) -> SelftestReport:
+    """Save a checkpoint, then kill the last rank. No rank returns."""
+    parameters = initial_parameters()
+    optimizer = wrap(world, True, parameters)
+    parameters = train(optimizer, parameters, range(CHECKPOINT_STEP))
+    save_checkpoint(folder, CHECKPOINT_STEP, parameters, optimizer)
+    print_report(world, {"saved": True})
+    for step in range(CHECKPOINT_STEP, 1000):
+        if step > CHECKPOINT_STEP and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        held = go_on(world, held, optimizer, range(step, step + 1))
+        parameters = train(optimizer, parameters, [step])
         time.sleep(0.01)
     return {}
 
 
-def resumed(world: mlxdist.World, folder: str) -> dict[str, Any]:
-    """Goes on from what `killed` saved, and compares with a run that was not killed."""
-    straight, _ = train(world, True, range(STEPS))
-    held = tree_map(mx.zeros_like, parameters())
-    optimizer = mlxdist.DistributedOptimizer(make_optimizer(), shard=True, world=world)
-    optimizer.init(held)
-    loaded = load_checkpoint(folder, held, optimizer)
-    assert loaded is not None  # only missing_ok makes it None
-    held = go_on(world, held, optimizer, range(loaded.step, STEPS))
-    own = np.array([difference(held, straight)]).view(np.uint64)
-    every = world.control.all_gather_words(own).view(np.float64)
+def resume(world: World, folder: str) -> SelftestReport:
+    """Resume from the checkpoint of `kill`, and compare with uninterrupted training."""
+    uninterrupted = train_from_scratch(world, True)
+    parameters = {p: mx.zeros_like(x) for p, x in initial_parameters().items()}
+    optimizer = wrap(world, True, parameters)
+    loaded = load_checkpoint(folder, parameters, optimizer)
+    assert loaded is not None  # it is None only with missing_ok
+    parameters = train(optimizer, parameters, range(loaded.step, STEPS))
+    difference = largest_difference(parameters, uninterrupted)
+    report: SelftestReport = {"checkpoint": over_ranks(world, difference)}
     world.barrier()
-    shutil.rmtree(folder, ignore_errors=True)  # each host's own, or the one they share
-    return {"checkpoint": float(every.max())}
+    shutil.rmtree(folder, ignore_errors=True)  # hosts may share it, or have one each
+    return report
+
+
+def print_report(world: World, report: SelftestReport) -> None:
+    world.print(MARK + json.dumps(report))
 
 
 def main() -> None:
-    what, *arguments = sys.argv[1:]
-    world = mlxdist.init(timeout=60)
-    world.print(MARK + json.dumps({"up": True}))
-    parts: dict[str, Callable[..., dict[str, Any]]]
-    parts = {"equal": equal, "killed": killed, "resumed": resumed}
-    world.print(MARK + json.dumps(parts[what](world, *arguments)))
+    name, *arguments = sys.argv[1:]
+    world = init(timeout=60)
+    print_report(world, {"started": True})
+    jobs: dict[str, Callable[..., SelftestReport]]
+    jobs = {"compare": compare, "kill": kill, "resume": resume}
+    print_report(world, jobs[name](world, *arguments))
 
 
 if __name__ == "__main__":

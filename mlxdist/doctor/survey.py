@@ -1,7 +1,7 @@
-"""Asks each host about itself, and runs a small job over all of them.
+"""Reports of the hosts, over ssh, and of a job over all of them, which measures links.
 
-Each host is asked over ssh by itself, and not by mpirun over all, so that one that
-fails is told apart from the others.
+Each host is asked by a connection of its own instead of by one mpirun over all, so that
+a host that fails does not hide the others' answers.
 """
 
 from __future__ import annotations
@@ -9,44 +9,47 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import cast
 
 from ..launcher import command, network, probe
 from ..launcher.hosts import Host
-from . import subjob as small_job
+from . import ssh_errors, subjob
+from .reports import Answer, HostReport, LinkReport
 
-_PATIENCE = 60.0  # seconds for a host's answer
-_LINK_PATIENCE = 120.0  # for a job over a few hosts
-_PER_HOST = 3.0  # and more for each
+_PROBE_TIMEOUT = 60.0  # seconds for a host's answer
+_LINK_TIMEOUT = 120.0  # seconds for the link job, and
+_LINK_TIMEOUT_PER_HOST = 3.0  # more for each host
+_LINK_JOB = "mlxdist.doctor.link_job"
 
 
-def examine(hosts: Sequence[Host], python: str) -> dict[str, dict[str, Any]]:
-    """What each host says of itself, by name: probe.collect, or {"error": why}.
+def ask_hosts(hosts: Sequence[Host], python: str) -> list[Answer]:
+    """Ask all hosts at the same time, or this machine if there are none.
 
-    And whether it is this machine, as "here".
+    Args:
+        python: path of the interpreter on the hosts.
     """
     if not hosts:
-        return {"localhost": ask("localhost", python, [], local=True) | {"here": True}}
-    local = network.local_addresses()
+        return [_ask("localhost", python, [], is_local=True)]
+    addresses = network.local_addresses()
     names = [host.name for host in hosts]
 
-    def one(host: Host) -> dict[str, Any]:
-        others = [name for name in names if name != host.name]
-        here = network.is_local(host, local)
-        return ask(host.name, python, others, local=here) | {"here": here}
+    def ask(host: Host) -> Answer:
+        peers = [name for name in names if name != host.name]
+        is_local = network.is_local(host, addresses)
+        return _ask(host.name, python, peers, is_local=is_local)
 
     with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
-        return dict(zip(names, pool.map(one, hosts), strict=True))
+        return list(pool.map(ask, hosts))
 
 
-def ask(name: str, python: str, peers: list[str], *, local: bool) -> dict[str, Any]:
-    """One host's answer, or {"error": the last line that ssh or Python said}."""
+def _ask(host: str, python: str, peers: list[str], *, is_local: bool) -> Answer:
+    """Run the probe with a host's Python, which reads it from standard input."""
     words = [python, "-", *peers]
-    if not local:
-        remote = shlex.join(words)  # ssh gives it to the login shell there
-        words = [*command.ssh_command(), name, remote]
+    if not is_local:
+        remote = shlex.join(words)  # ssh hands it to the login shell there
+        words = [*command.ssh_command(), host, remote]
     try:
         done = subprocess.run(
             words,
@@ -54,34 +57,40 @@ def ask(name: str, python: str, peers: list[str], *, local: bool) -> dict[str, A
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE,
+            timeout=_PROBE_TIMEOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {_PATIENCE:.0f} s"}
-    except OSError as error:
-        return {"error": f"{words[0]}: {error.strerror}"}
+        error = f"no answer within {_PROBE_TIMEOUT:.0f} s"
+        return Answer(host, is_local, error=error, problem="unreachable")
+    except OSError as failure:
+        error = f"{words[0]}: {failure.strerror}"
+        problem: ssh_errors.Problem = "no python" if is_local else "no ssh client"
+        return Answer(host, is_local, error=error, problem=problem)
     for line in done.stdout.splitlines():
         if line.startswith(probe.MARK):
-            return dict(json.loads(line.removeprefix(probe.MARK)))
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return {"error": said[-1] if said else f"exit code {done.returncode}"}
+            report = cast(HostReport, json.loads(line.removeprefix(probe.MARK)))
+            return Answer(host, is_local, report)
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    error = lines[-1] if lines else f"exit code {done.returncode}"
+    return Answer(host, is_local, error=error, problem=ssh_errors.classify(error))
 
 
-def try_links(hosts: Sequence[Host], options: Sequence[str]) -> Mapping[str, Any]:
-    """A job of a rank on each host, or of two on this machine: see links.main.
+def measure_links(hosts: Sequence[Host], options: Sequence[str]) -> LinkReport:
+    """Run link_job with a rank on each host, or two on this machine.
+
+    Args:
+        options: of `mlxdist run`.
 
     Returns:
-        Its findings, or {"error": why, "command": what shows all that it says}.
+        The job's report; if it failed, its error and the command that shows its output.
     """
     slots = 2 if len(hosts) == 1 else 1
-    where = ",".join(f"{host.name}:{slots}" for host in hosts)
-    options = [*options, *(["-H", where] if hosts else ["-n", "2"])]
-    patience = _LINK_PATIENCE + _PER_HOST * len(hosts)
-    ended = small_job.run(options, "mlxdist.doctor.link_job", patience=patience)
-    if ended.code or not ended.told:
-        command = shlex.join(
-            ["mlxdist", "run", *options, "-m", "mlxdist.doctor.link_job"]
-        )
-        return {"error": ended.said, "command": command}
-    return ended.told
+    names = ",".join(f"{host.name}:{slots}" for host in hosts)
+    options = [*options, *(["-H", names] if hosts else ["-n", "2"])]
+    timeout = _LINK_TIMEOUT + _LINK_TIMEOUT_PER_HOST * len(hosts)
+    result = subjob.run(options, _LINK_JOB, timeout=timeout)
+    if result.code or not result.report:
+        line = shlex.join(["mlxdist", "run", *options, "-m", _LINK_JOB])
+        return {"error": result.message, "command": line}
+    return cast(LinkReport, result.report)

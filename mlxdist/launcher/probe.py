@@ -22,6 +22,7 @@ from typing import Any
 from .interface_output import interface_output, run_program
 
 PACKAGES = ("mlxdist", "mlx", "mpi4py", "openmpi", "numpy")
+CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")  # of MLX
 MARK = "mlxdist-probe "  # before a line of JSON, since a login shell may print as well
 _SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # mpirun's folder, by pid
 _SSH_PORT = 22  # any port shows that packets arrive
@@ -37,13 +38,16 @@ print(json.dumps({"kind": mx.default_device().type.name, "name": name}))
 """
 _QUERY_MPI = """
 import json
-from mlxdist.launcher import openmpi
-from mpi4py import MPI
-print(json.dumps({
-    "libmpi": openmpi.find_libmpi(),
-    "mpirun": openmpi.find_mpirun(),
-    "version": MPI.Get_library_version().split(",")[0].strip(),
-}))
+try:
+    from mlxdist.launcher import openmpi
+    from mpi4py import MPI
+    print(json.dumps({
+        "libmpi": openmpi.find_libmpi(),
+        "mpirun": openmpi.find_mpirun(),
+        "version": MPI.Get_library_version().split(",")[0].strip(),
+    }))
+except ModuleNotFoundError as error:
+    print(json.dumps({"error": str(error), "missing_module": error.name}))
 """
 
 
@@ -72,7 +76,7 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES + CUDA_BACKENDS},
         "device": _query(_QUERY_MLX),
         "mpi": _query(_QUERY_MPI),
         "tmpdir": folder,

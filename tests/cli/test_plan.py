@@ -1,4 +1,4 @@
-"""`mlxdist plan` as a command: what it prints, and what it refuses."""
+"""cli/plan: output and refused options of `mlxdist plan`."""
 
 import json
 import subprocess
@@ -7,19 +7,25 @@ import sys
 import pytest
 
 from mlxdist import cli
-from mlxdist.planner import time_model as predict
+from mlxdist.cli import plan_report
+from mlxdist.planner import Choice
+from mlxdist.planner.time_model import CPU_SECONDS_PER_BYTE
 from tests.support.examples import doctor_report
 
 
 @pytest.mark.parametrize(
-    "words", [["-n", "5000"], ["--step-time", "1", "--update-time", "2"]]
+    ("options", "message"),
+    [
+        (["-n", "5000"], "wanted at most 4096"),
+        (["--step-time", "1", "--update-time", "2"], "is a part of --step-time"),
+    ],
 )
-def test_what_can_not_be_planned(words, capsys):
-    assert cli.main(["plan", "--parameters", "1e6", *words]) == 2
-    assert "wanted at most" in (said := capsys.readouterr().err) or "part of" in said
+def test_plan_beyond_its_limits_is_refused(options, message, capsys):
+    assert cli.main(["plan", "--parameters", "1e6", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_the_command(capsys, tmp_path):
+def test_plan_measured_and_named_links_are_predicted(capsys, tmp_path):
     (tmp_path / "links.json").write_text(
         json.dumps(doctor_report({"bandwidth": 1e8, "latency": 1e-5}))
     )
@@ -37,7 +43,7 @@ def test_the_command(capsys, tmp_path):
     assert cli.main([*words, "-n", "2", "-n", "3", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)[0]["seconds"]["elements"]
     assert list(times) == ["measured", "thunderbolt5", "2.5gbit"]
-    wire = 4e6 * (8 / 2.5e9 * 1.046 + predict._WORK)
+    wire = 4e6 * (8 / 2.5e9 * 1.046 + CPU_SECONDS_PER_BYTE)
     assert times["2.5gbit"]["wire"] == pytest.approx(wire, rel=0.02)
     assert cli.main([*words, "-n", "2", "-n", "3"]) == 0
     text = capsys.readouterr().out
@@ -45,33 +51,50 @@ def test_the_command(capsys, tmp_path):
     assert "3 hosts: elements: saves" in text
 
 
-def test_what_is_won_is_told_where_a_step_is_known(capsys):
+def test_plan_with_step_time_prints_the_speed_up(capsys):
     words = ["plan", "--parameters", "4e6", "--link", "1gbe", "-n", "1", "-n", "4"]
-    told = "how many times the examples a second of one host:"
+    title = "how many times the examples a second of one host:"
     assert cli.main(words) == 0
-    assert told not in capsys.readouterr().out
+    assert title not in capsys.readouterr().out
     words += ["--step-time", "0.1"]
     assert cli.main([*words, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)[1]
     time = row["seconds"][row["mode"]]["1gbe"]
     assert cli.main(words) == 0
-    header, one, four, *_ = capsys.readouterr().out.partition(told)[2].split("\n")[1:]
+    header, one, four, *_ = capsys.readouterr().out.partition(title)[2].split("\n")[1:]
     assert (header.split(), one.split()) == (["hosts", "1gbe"], ["1", "1"])
-    least, most = map(float, four.split()[1].split("-"))
-    assert least == pytest.approx(0.4 / time["longest"], rel=0.05)
-    assert most == pytest.approx(0.4 / time["shortest"], rel=0.05)
+    lowest, highest = map(float, four.split()[1].split("-"))
+    assert lowest == pytest.approx(0.4 / time["longest"], rel=0.05)
+    assert highest == pytest.approx(0.4 / time["shortest"], rel=0.05)
 
 
-def test_hosts_that_are_too_small_are_told(capsys):
+def test_plan_with_too_little_memory_prints_nothing_fits(capsys):
     words = ["plan", "--parameters", "7e9", "-n", "2", "-n", "8", "--memory", "64"]
     assert cli.main(words) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "84.2 84.2 nothing fits 8 112" in said
-    assert "2 hosts: elements: nothing fits: it needs 84.2 GB of 64 GB" in said
-    assert "8 hosts: elements: saves" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "84.2 84.2 nothing fits 8 112" in text
+    assert "2 hosts: elements: nothing fits: it needs 84.2 GB of 64 GB" in text
+    assert "8 hosts: elements: saves" in text
 
 
-def test_a_reader_may_leave():
+def test_plan_with_an_unbalanced_owner_prints_its_share():
+    def reason_with(reason):
+        return plan_report.reason(
+            Choice("replicated", reason, int(4e9), int(3e9), 5e9, imbalance=4.0)
+        )
+
+    sends = "but the owner of the largest tensors sends 4.0 times as much as without"
+    assert reason_with("unbalanced") == (
+        f"sharding saves 1 GB of 4 GB per rank, {sends}"
+    )
+    assert reason_with("needed") == (
+        f"saves 1 GB of 4 GB per rank, which has 5 GB; {sends}"
+    )
+    assert reason_with("saves little").startswith("sharding only saves 1 GB of 4 GB")
+    assert "nothing to shard" in reason_with("one rank")
+
+
+def test_plan_into_a_closed_pipe_exits_with_1_in_silence():
     words = [sys.executable, "-m", "mlxdist.cli", "plan", "--parameters", "1e6"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -82,7 +105,7 @@ def test_a_reader_may_leave():
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("words", "message"),
     [
         ("plan", "--parameters --model is required"),
         ("plan --parameters 0", "found '0', wanted a number such as 7e9"),
@@ -108,21 +131,13 @@ def test_a_reader_may_leave():
         ("plan --parameters 5 --measured /dev/null", "--measured /dev/null: Expecting"),
     ],
 )
-def test_refusals(words, why, capsys):
+def test_plan_with_a_wrong_option_exits_with_2_and_names_it(words, message, capsys):
     try:
         code = cli.main(words.split())
-    except SystemExit as leaving:
-        code = leaving.code
+    except SystemExit as exit_:
+        code = exit_.code
     assert code == 2
-    said = capsys.readouterr().err
-    assert "error: " in said
-    assert why in said
-    assert "[Errno" not in said
-
-
-def test_the_command_line_is_there_at_once():
-    """What takes long to import waits until it is needed: `run` starts others."""
-    code = "import sys, mlxdist.cli; slow = {'numpy', 'mlx.core', 'rich'}; "
-    code += "print(sorted(slow & {*sys.modules}))"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stdout == "[]\n", ran.stderr
+    output = capsys.readouterr().err
+    assert "error: " in output
+    assert message in output
+    assert "[Errno" not in output

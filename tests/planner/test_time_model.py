@@ -1,0 +1,64 @@
+"""planner/time_model: against plain arithmetic."""
+
+import pytest
+
+from mlxdist.layout import Entry
+from mlxdist.planner import LINKS, Link, Model, step_time
+from tests.support.plans import MB, model_of
+
+
+def test_step_time_communication_is_bytes_over_bandwidth_plus_latencies():
+    model = model_of(25_600_000)
+    link = Link("x", 1e8, 0.0)
+    for ranks in (2, 4, 64):
+        time = step_time(model, ranks, "elements", link, local=1.0)
+        assert time.communication == pytest.approx(2 * (ranks - 1) / ranks * 1.024)
+        assert time.longest == pytest.approx(1 + time.communication)
+        assert 1 + time.communication / 2 <= time.shortest < time.longest
+    slow = step_time(model, 4, "elements", Link("x", 1e8, 1e-3), local=1.0)
+    fast = step_time(model, 4, "elements", link, local=1.0)
+    latencies = 2 * len(model.plan(4, "elements").buckets) * 3 * 1e-3
+    assert slow.communication - fast.communication == pytest.approx(latencies)
+    air = Link("x", 1e8, 0.0, shared=True)
+    shared = step_time(model, 4, "elements", air, local=1.0)
+    assert shared.communication == pytest.approx(8 * fast.communication)
+
+
+def test_step_time_16_bit_gradients_are_sent_in_16_bits():
+    link, model = Link("x", 1e8, 0.0), model_of(25_600_000, dtype="bfloat16")
+    sharded = step_time(model, 4, "elements", link, local=0.0).communication
+    assert sharded == pytest.approx(2 * 3 / 4 * 0.512)
+    replicated = step_time(model, 4, "replicated", link, local=0.0).communication
+    assert replicated == sharded
+
+
+def test_step_time_replicated_state_overlaps_both_phases():
+    link, model = Link("x", 1e8, 0.0), model_of(25_600_000)
+    times = {s: step_time(model, 2, s, link, local=9.0) for s in model.strategies}
+    replicated, sharded = times["replicated"], times["elements"]
+    assert replicated.communication == sharded.communication
+    assert replicated.overlappable == pytest.approx(2 * sharded.overlappable)
+
+
+def test_step_time_overlap_is_at_most_the_backward_pass():
+    model = model_of(25_600_000)
+    time = step_time(model, 4, "elements", Link("x", 1e6, 0.0), local=0.3)
+    assert time.overlappable == pytest.approx(0.2)
+    alone = step_time(model, 1, "replicated", LINKS["1gbe"], local=0.3)
+    assert (alone.communication, alone.longest) == (0.0, 0.3)
+
+
+def test_step_time_sharding_divides_the_update():
+    def local(strategy):
+        link = LINKS["10gbe"]
+        return step_time(model_of(MB), 4, strategy, link, local=1.0, update=0.4).local
+
+    assert local("elements") == pytest.approx(0.7)
+    assert local("replicated") == 1.0
+
+
+def test_step_time_owner_of_a_large_tensor_delays_the_step():
+    entries = (Entry("a", (MB,), "float32"), Entry("b", (10,), "float32"))
+    model = Model(entries, "muon", MB)
+    time = step_time(model, 4, "tensors", Link("x", 1e6, 0.0), local=0.0)
+    assert time.communication == pytest.approx(2 * 3 * 4, rel=0.01)

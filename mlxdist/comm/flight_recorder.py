@@ -1,7 +1,8 @@
-"""What this rank is doing and what it did last: for the watchdog and for a postmortem.
+"""Flight recorder: the rank's current status and its most recent collectives.
 
-A flight recorder: the last few hundred collectives stay in memory and are written
-when the job dies. Recording one costs about a microsecond.
+The watchdog sends the status to the other ranks. When a job dies, the last few hundred
+collectives are written to a file for the postmortem. Recording one costs about a
+microsecond.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-KEPT = 512
-KEPT_FOR_TIMELINE = 200_000
+MAX_RECORDS = 512
+MAX_TIMELINE_RECORDS = 200_000
+
+# The attribute of an exception that holds the status at the time it was raised.
+_STATUS_ATTRIBUTE = "mlxdist_status"
 
 
 @dataclass
 class Record:
-    """One collective: what it was, on how much, from when to when.
+    """One collective: its name, the call it belongs to, its size and its times.
 
-    `sequence` counts them; ranks that have done the same have the same records but
-    for the times, which are seconds since the epoch. `end` is None for one that was
-    under way, or is MLX's to finish.
+    Attributes:
+        sequence: running number of the collective on this rank, from 1.
+        name: of the collective, such as "all_sum".
+        call: the mlxdist call that started it; "" outside of one.
+        step: number of the optimizer step.
+        elements, dtype, nbytes: of the payload.
+        start, end: seconds since the epoch. `end` is None while the collective runs,
+            and for collectives that MLX finishes by itself.
     """
 
     sequence: int
@@ -39,10 +47,37 @@ class Record:
     start: float
     end: float | None = None
 
+    @property
+    def signature(self) -> tuple[str, str, int, int, str, int]:
+        """The fields that must be equal on all ranks for the same `sequence`."""
+        return (
+            self.name,
+            self.call,
+            self.step,
+            self.elements,
+            self.dtype,
+            self.nbytes,
+        )
+
+    def __str__(self) -> str:
+        payload = f" of {self.elements} {self.dtype}" if self.elements else ""
+        call = f" in {self.call}, step {self.step}" if self.call else ""
+        return f"{self.name}{payload}{call}"
+
 
 @dataclass
 class Status:
-    """Where a rank is. Travels to the other ranks' watchdogs a few times a second."""
+    """The current activity of a rank.
+
+    Attributes:
+        sequence: number of collectives started so far.
+        step: number of the last optimizer step that was started.
+        call: the mlxdist call that is running; "" in user code.
+        phase: the part of the call that is running; "" if it has no parts.
+        waiting: whether the rank waits for other ranks.
+        leaving: whether the program has finished and the rank waits to exit.
+        since: start of the current activity, in seconds of `time.monotonic`.
+    """
 
     sequence: int = 0
     step: int = 0
@@ -54,18 +89,18 @@ class Status:
 
     def __str__(self) -> str:
         if self.leaving:
-            return f"at its end, after step {self.step}"
+            return f"exiting, after step {self.step}"
         if not self.call:
-            return f"in its own code, after step {self.step}"
+            return f"in user code, after step {self.step}"
         phase = f", {self.phase}" if self.phase else ""
         return f"in {self.call}{phase}, step {self.step}"
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of this rank's time, in seconds since the epoch.
+    """A time span of a timeline, in seconds since the epoch.
 
-    `kind` is "call", "phase" (of a call) or "waiting" (for other ranks).
+    `kind` is "call", "phase" (a part of a call) or "waiting" (for other ranks).
     """
 
     kind: str
@@ -75,74 +110,90 @@ class Span:
     end: float
 
 
+@dataclass(frozen=True)
+class RankInfo:
+    """Identity of a rank and the Python stack of its main thread, for a postmortem."""
+
+    rank: int
+    size: int
+    host: str
+    pid: int
+    stack: list[str]
+
+
 class Recorder:
-    """This rank's status and its last records. One for each world.
+    """Status and recent collectives of this rank in one world.
 
     Args:
-        whole: the recorder of the world that this one's is a part of.
+        parent: recorder of the world that this world was split from. Both share one
+            status, but only the parent numbers its collectives: the other parts of the
+            parent run different ones.
     """
 
-    def __init__(self, whole: Recorder | None = None) -> None:
-        # A part of a world shares the whole one's status, but what it does is not
-        # counted: other parts do other things.
-        self._counts = whole is None
-        self.status: Status = Status() if whole is None else whole.status
-        self.records: deque[Record] = deque(maxlen=KEPT)
-        self.spans: deque[Span] | None = None  # where a timeline is wanted
-        self._phase_began = 0.0
+    def __init__(self, parent: Recorder | None = None) -> None:
+        self._numbers_collectives = parent is None
+        self.status: Status = Status() if parent is None else parent.status
+        self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
+        self.spans: deque[Span] | None = None  # only recorded for a timeline
+        self._phase_start = 0.0
 
     def keep_timeline(self) -> None:
-        """Keeps spans as well, and the last 200 000 of them and of the records."""
-        self.records = deque(self.records, maxlen=KEPT_FOR_TIMELINE)
-        self.spans = deque(maxlen=KEPT_FOR_TIMELINE)
+        """Record spans from now on, and keep the last 200 000 spans and records."""
+        self.records = deque(self.records, maxlen=MAX_TIMELINE_RECORDS)
+        self.spans = deque(maxlen=MAX_TIMELINE_RECORDS)
 
-    def _span(self, kind: str, name: str, start: float) -> None:
+    def _add_span(self, kind: str, name: str, start: float) -> None:
         if self.spans is not None and name:
             self.spans.append(Span(kind, name, self.status.step, start, time.time()))
 
     @contextmanager
     def call(self, name: str, step: int | None = None) -> Iterator[None]:
-        """While the rank is in a call of mlxdist; calls inside it don't count."""
+        """Mark the body as an mlxdist call. Calls inside another call are ignored."""
         status = self.status
         if status.call:
             yield
             return
-        status.call, status.since, began = name, time.monotonic(), time.time()
+        status.call, status.since, start = name, time.monotonic(), time.time()
         if step is not None:
             status.step = step
         try:
             yield
         except BaseException as error:
-            # By the time that it is reported, the call is over.
-            error.__dict__.setdefault("mlxdist_place", str(status))
+            # The status is reset before anybody reports the error.
+            if not hasattr(error, _STATUS_ATTRIBUTE):
+                setattr(error, _STATUS_ATTRIBUTE, str(status))
             raise
         finally:
             self.phase("")
-            self._span("call", name, began)
+            self._add_span("call", name, start)
             status.call, status.since = "", time.monotonic()
 
+    def status_at(self, error: BaseException) -> str:
+        """Return the status at the time when `error` was raised."""
+        return str(getattr(error, _STATUS_ATTRIBUTE, self.status))
+
     def phase(self, name: str) -> None:
-        """What of a call comes now; a stall is told by it."""
-        self._span("phase", self.status.phase, self._phase_began)
-        self.status.phase, self._phase_began = name, time.time()
+        """Start the next phase of the current call; reports of a stall name it."""
+        self._add_span("phase", self.status.phase, self._phase_start)
+        self.status.phase, self._phase_start = name, time.time()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the rank waits for others."""
+        """Mark the body as waiting for other ranks."""
         status = self.status
-        status.waiting, status.since, began = True, time.monotonic(), time.time()
+        status.waiting, status.since, start = True, time.monotonic(), time.time()
         try:
             yield
         finally:
-            self._span("waiting", status.call or "waiting", began)
+            self._add_span("waiting", status.call or "waiting", start)
             status.waiting, status.since = False, time.monotonic()
 
     def started(
         self, name: str, elements: int = 0, dtype: str = "", nbytes: int = 0
     ) -> Record:
-        """Counts and records a collective, which all ranks begin in the same order."""
+        """Record the start of a collective. All ranks start them in the same order."""
         status = self.status
-        status.sequence += self._counts
+        status.sequence += self._numbers_collectives
         record = Record(
             status.sequence,
             name,
@@ -156,16 +207,21 @@ class Recorder:
         self.records.append(record)
         return record
 
-    def write(self, folder: Path, rank: int, about: dict[str, Any]) -> Path:
-        """Writes `rank-<r>.jsonl`: a line on the rank, then one a record.
-
-        Written beside and renamed, so that there is a whole file or none.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"rank-{rank}.jsonl"
-        beside = folder / f".rank-{rank}.{os.getpid()}"
-        first = {**about, **asdict(self.status)}
-        lines = [first, *(asdict(record) for record in list(self.records))]
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        beside.replace(path)
+    def write(self, folder: Path, info: RankInfo) -> Path:
+        """Write `rank-<r>.jsonl`: a line with info and status, then one per record."""
+        lines: list[dict[str, object]] = [{**asdict(info), **asdict(self.status)}]
+        lines += [asdict(record) for record in list(self.records)]
+        path = folder / f"rank-{info.rank}.jsonl"
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is either complete or absent. Makes its folder.
+
+    Not synced to the disk: the file survives a crash of the process, not of the host.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

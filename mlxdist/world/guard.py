@@ -1,7 +1,6 @@
-"""A rank that fails ends the job, with its name, and leaves a record.
+"""Failure handling: a rank that fails ends the whole job and leaves a record.
 
-MPI alone leaves the other ranks waiting for ever when one raises, leaves early, or
-stands still.
+MPI alone lets the other ranks wait for ever when one raises, exits early or hangs.
 """
 
 from __future__ import annotations
@@ -18,73 +17,103 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 from ..comm.agreement import OnAllRanks
-from ..comm.flight_recorder import Recorder
+from ..comm.flight_recorder import RankInfo, Recorder
 from ..launcher import marks
+from .finalize import exit_without_finalize
 from .watchdog import TICK, Watchdog
 
-# Abort has been seen to hang where two ranks aborted together.
-_ABORT_PATIENCE = 1.5
-# What the others need to notice the end, and to write their records.
-_LAST_WORDS = 2 * TICK + 0.1
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+# Seconds after which this process exits by itself: MPI_Abort has been seen to hang
+# where two ranks aborted at the same time.
+_ABORT_TIMEOUT = 1.5
+# Seconds in which the other ranks receive the end notice and write their records.
+_NOTICE_DELAY = 2 * TICK + 0.1
+# Seconds for which rank 0 is given precedence in reporting an error of all ranks.
+_PRECEDENCE = 1.0
 
 
 class Guard:
-    """Ends the whole job when this rank fails. Made once, by `mlxdist.init()`.
+    """Ends the whole job when this rank fails.
 
     Args:
-        mpi: mpi4py's MPI module.
-        rank, recorder: this rank's.
+        comm: MPI's COMM_WORLD.
+        recorder: flight recorder of this rank.
         timeout: seconds that a rank may wait for others, in a call or at its end.
-        folder: where records go when the job dies; the same on all ranks.
+        folder: for the records of the ranks when the job fails; equal on all ranks.
     """
 
     def __init__(
-        self, mpi: Any, rank: int, recorder: Recorder, *, timeout: float, folder: Path
+        self, comm: MPI.Intracomm, recorder: Recorder, *, timeout: float, folder: Path
     ):
-        self._mpi = mpi
-        self._rank = rank
+        self._comm = comm
+        self._rank = comm.Get_rank()
+        self._size = comm.Get_size()
         self._host = socket.gethostname()
         self._recorder = recorder
         self._timeout = timeout
         self._folder = folder
-        self._last_comm = mpi.COMM_WORLD.Dup()
-        self._alone = self._last_comm.Get_size() == 1
-        self._ending = threading.Lock()
-        self._main = threading.main_thread()
+        self._exit_comm = comm.Dup()
+        self._ending = threading.Lock()  # never released
+        self._main_thread = threading.main_thread().ident or 0
         self._watchdog = Watchdog(
-            mpi.COMM_WORLD.Dup(),
-            recorder,
-            timeout=timeout,
-            host=self._host,
-            end=self._end_stuck,
-            asked=self._asked_to_end,
-            orphaned=self._orphaned,
-            terminated=self._terminated,
+            comm.Dup(), recorder, timeout=timeout, host=self._host, events=self
         )
 
     def install(self) -> None:
+        """Set the process's hooks, and start the watchdog where there are peers."""
         faulthandler.enable()
         sys.excepthook = self._on_exception
         atexit.register(self._at_exit)
-        os.register_at_fork(after_in_child=self._forked)
-        if self._alone:
+        os.register_at_fork(after_in_child=self._release_child)
+        if self._size == 1:
             return
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGTERM, self._on_sigterm)
+                signal.signal(signal.SIGTERM, self._handle_sigterm)
                 signal.set_wakeup_fd(self._watchdog.wake_fd, warn_on_full_buffer=False)
         self._watchdog.start()
 
-    def _forked(self) -> None:
-        """In a child of this rank, which is not a rank and must not speak for it."""
-        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        atexit.unregister(self._at_exit)
-        sys.excepthook = _ChildExit().install()
+    # Events of the watchdog
+
+    def on_stuck(self, reason: str) -> None:
+        """End the job, with the stacks of all ranks."""
+        self._end_job(reason, print_stacks=True)
+
+    def on_slow(self, report: str) -> None:
+        """Print a warning."""
+        self._log(report)
+
+    def on_end_notice(self, *, print_stack: bool) -> None:
+        """Write the record of this rank, then wait for MPI to end it."""
+        if not self._ending.acquire(blocking=False):
+            return
+        self._mark("ended")
+        self._write_record(print_stack=print_stack)
+        time.sleep(_NOTICE_DELAY + 2 * _ABORT_TIMEOUT)
+        os._exit(1)
+
+    def on_orphaned(self) -> None:
+        """Exit, as nobody else would end this rank."""
+        self._log("exits: the mpirun that started it is gone")
+        self._write_record(print_stack=False)
+        os._exit(1)
+
+    def on_sigterm(self) -> None:
+        """Exit; mpirun sends SIGTERM to all ranks once one of them has died."""
+        if self._ending.acquire(blocking=False):
+            self._mark("ended")
+            self._write_record(print_stack=False)
+            os._exit(128 + signal.SIGTERM)
+
+    # Hooks of the process
+
+    def _handle_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.on_sigterm()
 
     def _on_exception(
         self,
@@ -92,143 +121,93 @@ class Guard:
         error: BaseException,
         trace: TracebackType | None,
     ) -> None:
-        if self._alone:
+        if self._size == 1:
             sys.__excepthook__(kind, error, trace)
             return
         if isinstance(error, OnAllRanks) and self._rank:
-            time.sleep(1.0)  # rank 0 tells of it, and ends this one, if it fails too
+            # Rank 0 reports the error and ends this rank, if it fails as well.
+            time.sleep(_PRECEDENCE)
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        code = 130 if kind is KeyboardInterrupt else 1
-        place = getattr(error, "mlxdist_place", self._recorder.status)
-        self._end(f"failed {place}; the job ends:\n{text}", code=code, stacks=False)
-
-    def _end(self, reason: str, *, code: int = 1, stacks: bool) -> None:
-        """Says why, has all ranks write their records, and ends every one of them."""
-        if not self._ending.acquire(blocking=False):
-            threading.Event().wait()  # somebody is at it already
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        self._say(reason)
-        self._tell_launcher("failed", " ".join(reason.split()[:60]))
-        if not self._alone:
-            self._watchdog.notify(stacks=stacks)
-            self._write(stacks)
-            time.sleep(_LAST_WORDS)
-            self._say(
-                f"wrote what the ranks did last to {self._folder}; read it with "
-                f"`mlxdist doctor --postmortem {self._folder}`"
-            )
-        last_resort = threading.Timer(_ABORT_PATIENCE, os._exit, (code,))
-        last_resort.daemon = True
-        last_resort.start()
-        self._mpi.COMM_WORLD.Abort(code)
-        os._exit(code)
-
-    def _end_stuck(self, reason: str) -> None:
-        self._end(reason, stacks=True)
-
-    def _asked_to_end(self, stacks: bool) -> None:
-        """Another rank ends the job; it will end this one too."""
-        if not self._ending.acquire(blocking=False):
-            return
-        self._tell_launcher("ended")
-        self._write(stacks)
-        time.sleep(_LAST_WORDS + 2 * _ABORT_PATIENCE)
-        os._exit(1)
-
-    def _orphaned(self) -> None:
-        self._say("ends itself: the mpirun that started it is gone")
-        self._write(stacks=False)
-        os._exit(1)
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._terminated()
-
-    def _terminated(self) -> None:
-        """mpirun ends the job this way, once another rank has died."""
-        if self._ending.acquire(blocking=False):
-            self._tell_launcher("ended")
-            self._write(stacks=False)
-            os._exit(128 + signal.SIGTERM)
-
-    def _tell_launcher(self, mark: str, text: str = "") -> None:
-        """Leaves `mlxdist run` a word, where it started this rank."""
-        with contextlib.suppress(OSError):
-            marks.leave_mark(mark, self._rank, text)
-
-    def _write(self, stacks: bool) -> None:
-        stack = self._stack()
-        about = {
-            "rank": self._rank,
-            "size": self._last_comm.Get_size(),
-            "host": self._host,
-            "pid": os.getpid(),
-        }
-        try:
-            self._recorder.write(
-                self._folder, self._rank, {**about, "stack": stack.splitlines()}
-            )
-        except OSError as error:
-            self._say(f"could not write its record: {error}")
-        if stacks:
-            self._say(f"was {self._recorder.status}:\n{stack}")
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._main.ident or 0)
-        return "".join(traceback.format_stack(frame)).rstrip()
-
-    def _say(self, text: str) -> None:
-        who = f"rank {self._rank} on {self._host}"
-        # In one piece: other ranks write to the same stream.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"mlxdist: {who} {text}\n")
-            sys.stderr.flush()
+        self._end_job(
+            f"failed {self._recorder.status_at(error)}; the job ends:\n{text}",
+            code=130 if kind is KeyboardInterrupt else 1,
+            print_stacks=False,
+        )
 
     def _at_exit(self) -> None:
-        """Waits for the others, so that none leaves while another counts on it."""
+        """Wait for the other ranks: one of them may still need this one."""
         self._recorder.status.leaving = True
-        everyone = self._last_comm.Ibarrier()
+        all_finished = self._exit_comm.Ibarrier()
         deadline = time.monotonic() + self._timeout
         pause = 1e-4
-        while not everyone.Test():
+        while not all_finished.Test():
             if time.monotonic() > deadline:
-                self._end(
+                self._end_job(
                     f"has finished, but others are still at work {self._timeout:g} s "
                     "later. Either they wait for this rank, which took fewer steps "
-                    "than they, or they need longer: mlxdist.init(timeout=...)",
-                    stacks=True,
+                    "than they did, or they need longer: mlxdist.init(timeout=...)",
+                    print_stacks=True,
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        if not self._alone:
+        if self._size > 1:
             self._watchdog.stop()
 
+    def _release_child(self) -> None:
+        """Undo the hooks in a forked child, which is not a rank of the job."""
+        if signal.getsignal(signal.SIGTERM) == self._handle_sigterm:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        atexit.unregister(self._at_exit)
+        exit_without_finalize()
 
-class _ChildExit:
-    """Ends a forked child without the C library's exit handlers.
+    # The end of the job
 
-    The last of them ends MPI, and MPI is its parent's.
-    """
+    def _end_job(self, reason: str, *, code: int = 1, print_stacks: bool) -> NoReturn:
+        """Print the reason, have all ranks write their records, and end all of them."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # for ever: another thread is ending the job
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        self._log(reason)
+        self._mark("failed", " ".join(reason.split()[:60]))
+        if self._size > 1:
+            self._watchdog.notify(print_stacks=print_stacks)
+            self._write_record(print_stack=print_stacks)
+            time.sleep(_NOTICE_DELAY)
+            self._log(
+                f"wrote the last calls of the ranks to {self._folder}; read them with "
+                f"`mlxdist doctor --postmortem {self._folder}`"
+            )
+        timer = threading.Timer(_ABORT_TIMEOUT, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
+        self._comm.Abort(code)
+        os._exit(code)
 
-    def __init__(self) -> None:
-        self._code = 0
-        self._exit = sys.exit
+    def _mark(self, mark: str, text: str = "") -> None:
+        """Leave a mark for `mlxdist run`, if it started this rank."""
+        with contextlib.suppress(OSError):
+            marks.leave_mark(mark, self._rank, text)
 
-    def install(self) -> Any:
-        sys.exit = self._note_and_exit  # type: ignore[assignment]
-        atexit.register(self._leave)
-        return self._on_exception
+    def _write_record(self, *, print_stack: bool) -> None:
+        stack = self._main_stack()
+        info = RankInfo(
+            self._rank, self._size, self._host, os.getpid(), stack.splitlines()
+        )
+        try:
+            self._recorder.write(self._folder, info)
+        except OSError as error:
+            self._log(f"could not write its record: {error}")
+        if print_stack:
+            self._log(f"was {self._recorder.status}:\n{stack}")
 
-    def _note_and_exit(self, code: Any = None, /) -> None:
-        self._code = code if isinstance(code, int) else int(code is not None)
-        self._exit(code)
+    def _main_stack(self) -> str:
+        frame = sys._current_frames().get(self._main_thread)
+        return "".join(traceback.format_stack(frame)).rstrip()
 
-    def _on_exception(self, *raised: Any) -> None:
-        self._code = 1
-        sys.__excepthook__(*raised)
-
-    def _leave(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(self._code & 0xFF)
+    def _log(self, text: str) -> None:
+        # In a single write, because other ranks write to the same stream.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
+            sys.stderr.flush()

@@ -1,62 +1,53 @@
-"""Find MPI and prepare the process for it. The one place that touches the environment.
+"""MPI start-up and memory allocator settings of this process.
 
-MLX and mpi4py each load a libmpi of their own choosing. Both have to use the same
-one, MLX has to start it, and it has to start with threads allowed: MLX runs its
-collectives on a stream thread while mpi4py is called from the main one.
+MLX and mpi4py each load a libmpi of their own choice. Both must use the same one. MLX
+must start it, with MPI_THREAD_MULTIPLE: MLX runs collectives on a thread of its own
+while mpi4py is called from the main thread.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 import platform
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..launcher import environment
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
+from .finalize import finalize_at_exit
 
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_THREAD_MULTIPLE = "3"
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
-# Of Open MPI, read when it starts. Where the user has others, be it in a file, mpirun
-# puts them into the environment, and they stay.
-_SETTINGS = {
-    # Looks for a fabric for a second where there is none. Nothing but one-sided
-    # operations would use it; what else travels on a fabric does not need it.
+_THREAD_MULTIPLE = 3
+
+# Defaults of Open MPI's parameters. A user's own values win: those of a parameter file
+# too, since mpirun passes them on in the environment.
+_MCA_PARAMETERS = {
+    # The wheel of Open MPI searches for a libfabric network for a second at each start.
+    # Only one-sided operations would use it through this component.
     "btl": "^ofi",
-    # TCP at its defaults sends one way at a time, and keeps so little on the way that
-    # the wire runs dry whenever Python computes.
+    # With its defaults, TCP sends in one direction at a time, and buffers so little
+    # that the network idles whenever Python computes.
     "btl_tcp_flags": "1",  # send only
-    "btl_tcp_max_send_size": str(2**20),
+    "btl_tcp_max_send_size": str(2**20),  # bytes
 }
 
-
-def launched_size(backend: str) -> int | None:
-    """How many ranks the launcher says that it started; None where it doesn't say."""
-    if backend == "ring":
-        hosts = os.environ.get("MLX_HOSTFILE")
-        if hosts is None or "MLX_RANK" not in os.environ:
-            return None
-        return len(json.loads(Path(hosts).read_text()))
-    if backend == "mpi":
-        for name in _SIZE_VARIABLES:
-            if os.environ.get(name, "").isdigit():
-                return int(os.environ[name])
-    return None
+# Options of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
-def prepare_mpi() -> Any:
-    """Points MLX at mpi4py's libmpi and has MPI end with the process.
+def prepare_mpi() -> bool:
+    """Make MLX load mpi4py's libmpi, and MPI end with the process.
 
-    Returns mpi4py's MPI module, not yet initialized; None where there is no MPI.
+    Returns:
+        Whether there is an MPI on this machine. It is not started yet.
 
     Raises:
-        RuntimeError: where something else started MPI, or where MPI is not Open MPI.
+        RuntimeError: MPI was started already, or it is not Open MPI.
     """
     library = find_libmpi()
     if library is None:
-        return None
+        return False
     from mpi4py import MPI
 
     if MPI.Is_initialized():
@@ -67,59 +58,51 @@ def prepare_mpi() -> Any:
     if not MPI.Get_library_version().startswith("Open MPI"):
         raise RuntimeError(
             f"mpi4py loaded {library}, which is not Open MPI, and MLX works with "
-            f"Open MPI alone. {INSTALL_HINT}"
+            f"Open MPI only. {INSTALL_HINT}"
         )
-    os.environ["MLX_MPI_LIBNAME"] = library
-    os.environ.setdefault("OMPI_MPI_THREAD_LEVEL", _THREAD_MULTIPLE)
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(f"OMPI_MCA_{name}", value)
-    _finalize_at_exit(library)
-    return MPI
+    environment.use_libmpi(
+        library, thread_level=_THREAD_MULTIPLE, parameters=_MCA_PARAMETERS
+    )
+    finalize_at_exit(library)
+    return True
 
 
-def _finalize_at_exit(library: str) -> None:
-    # MLX ends MPI only when its last Group dies, which at exit may be too early, or
-    # never. The groups are kept alive instead (see `keep`) and the C library ends MPI
-    # as the very last thing: its handlers run in reverse, and this one comes first.
-    finalize = ctypes.cast(ctypes.CDLL(library).MPI_Finalize, ctypes.c_void_p)
-    at_exit = ctypes.CDLL(None).__cxa_atexit
-    at_exit.argtypes = [ctypes.c_void_p] * 3
-    at_exit(finalize, None, None)
+def world_communicator() -> MPI.Intracomm | None:
+    """Return MPI's COMM_WORLD, None if MPI was not started.
 
-
-def keep(thing: object) -> None:
-    """Keeps an object alive until the process is gone.
-
-    For MLX's groups: a collective that is still pending crashes when its group is
-    freed, and freeing one after MPI has ended aborts.
+    Its errors end the job. mpi4py makes them return codes, which MLX ignores.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        return None
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+    return MPI.COMM_WORLD
 
 
 def keep_freed_memory() -> bool:
-    """Keeps glibc from handing big freed blocks back to the kernel.
+    """Keep glibc from returning large freed blocks to the kernel.
 
-    MLX on Linux allocates with malloc, and a fresh block of megabytes costs a page
-    fault for every 4 KiB. Returns whether it was done: not on macOS, where MLX has
-    its own cache, and not where MLXDIST_KEEP_MEMORY=0.
+    MLX on Linux allocates with malloc. A new block costs a page fault for every 4 KiB.
+    The setting is process-wide. MLXDIST_KEEP_MEMORY=0 disables it.
+
+    Returns:
+        Whether it was set: not on macOS, where MLX has a cache of its own, not where
+        the C library is not glibc, and not where it is disabled.
     """
-    if platform.system() != "Linux" or os.environ.get("MLXDIST_KEEP_MEMORY") == "0":
+    if platform.system() != "Linux" or not environment.keeps_freed_memory():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    for option, value in (
-        (mmap_max, 0),
-        (trim_threshold, 2**31 - 1),
-        (top_pad, 64 * 2**20),
-    ):
-        mallopt(option, value)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 * 2**20)
     return True
 
 
 def return_freed_memory() -> None:
-    """Gives back what is free at this moment: once, after the making of a model."""
+    """Return the memory that is free now to the kernel."""
     if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)

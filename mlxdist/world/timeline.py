@@ -1,8 +1,8 @@
-"""What every rank did when: a Chrome trace, for ui.perfetto.dev or chrome://tracing.
+"""Timeline of all ranks as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
 
-A row for each rank's calls, the phases of a call, what it waited for, and its
-collectives, which may overlap. Where MLX finishes a collective itself, over the native
-transport, only its beginning is known.
+Each rank has four rows: its calls, their phases, its waits for other ranks, and its
+collectives, which may overlap. A collective of the native transport is finished by MLX,
+so only its start is known.
 """
 
 from __future__ import annotations
@@ -14,72 +14,78 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..comm.flight_recorder import Record, Recorder, Span
+from ..comm.flight_recorder import Record, Recorder, Span, write_atomically
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Event = dict[str, object]
 
 _ROWS = ("call", "phase", "waiting", "collectives")
 
 
 class Timeline:
-    """Gathers every rank's spans and records on rank 0 at the end, and writes them.
+    """Collects the spans and records of all ranks at exit; rank 0 writes the file.
 
-    A job that dies writes none: `mlxdist doctor --postmortem` reads what it left.
+    A job that fails writes none. `mlxdist doctor --postmortem` reads what it leaves.
 
     Args:
-        comm: an mpi4py communicator of its own.
-        path: the file that rank 0 writes.
+        comm: a communicator for the timeline only.
+        path: of the file.
     """
 
-    def __init__(self, recorder: Recorder, comm: Any, host: str, path: str) -> None:
-        self._recorder, self._comm = recorder, comm
-        self._host, self._path = host, Path(path)
-        self._owner = os.getpid()
+    def __init__(self, recorder: Recorder, comm: MPI.Intracomm, host: str, path: str):
+        self._recorder = recorder
+        self._comm = comm
+        self._host = host
+        self._path = Path(path)
+        self._pid = os.getpid()
         recorder.keep_timeline()
-        # Hosts' clocks differ. All leave a barrier at nearly the same time.
-        comm.Barrier()
-        own = np.array([time.time()])
-        every = np.empty(comm.Get_size())
-        comm.Allgather(own, every)
-        self._ahead = float(own[0] - every[0])  # seconds, of rank 0's clock
+        self._clock_offset = _clock_offset(comm)
         atexit.register(self._write)
 
     def _write(self) -> None:
-        if os.getpid() != self._owner:
+        if os.getpid() != self._pid:  # a forked child
             return
         self._recorder.status.leaving = True
         rank = self._comm.Get_rank()
-        own = json.dumps(
-            events(
-                rank,
-                self._host,
-                self._recorder.spans or (),
-                self._recorder.records,
-                ahead=self._ahead,
-            )
-        ).encode()
-        gathered = self._gather(np.frombuffer(own, np.uint8))
+        local = events(
+            rank,
+            self._host,
+            self._recorder.spans or (),
+            self._recorder.records,
+            clock_offset=self._clock_offset,
+        )
+        parts = self._gather(np.frombuffer(json.dumps(local).encode(), np.uint8))
         if rank == 0:
-            # Each is a JSON list: the brackets between them become commas.
-            text = ",".join(part[1:-1].decode() for part in gathered)
-            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text('{"traceEvents": [' + text + "]}\n")
-            beside.replace(self._path)
+            # Each part is a JSON list; join their contents.
+            text = ",".join(part[1:-1].decode() for part in parts)
+            write_atomically(self._path, '{"traceEvents": [' + text + "]}\n")
 
-    def _gather(self, own: Any) -> list[bytes]:
-        from mpi4py import MPI
-
+    def _gather(self, local: NDArray[np.uint8]) -> list[bytes]:
+        """Return the bytes of every rank, on rank 0."""
         counts = np.zeros(self._comm.Get_size(), np.int64)
-        self._comm.Gather(np.array([own.size], np.int64), counts)
-        whole = np.empty(int(counts.sum()), np.uint8)
-        self._comm.Gatherv(own, [whole, counts.tolist(), None, MPI.BYTE])
-        ends = np.cumsum(counts)
-        return [
-            whole[end - n : end].tobytes() for end, n in zip(ends, counts, strict=True)
-        ]
+        self._comm.Gather(np.array([local.size], np.int64), counts)
+        data = np.empty(int(counts.sum()), np.uint8)
+        self._comm.Gatherv(local, [data, counts.tolist()])
+        return [part.tobytes() for part in np.split(data, np.cumsum(counts)[:-1])]
+
+
+def _clock_offset(comm: MPI.Intracomm) -> float:
+    """Return the seconds by which this rank's clock is ahead of rank 0's.
+
+    Clocks of hosts differ, but all ranks leave a barrier at nearly the same time.
+    """
+    comm.Barrier()
+    local = np.array([time.time()])
+    clocks = np.empty(comm.Get_size())
+    comm.Allgather(local, clocks)
+    return float(local[0] - clocks[0])
 
 
 def events(
@@ -88,41 +94,58 @@ def events(
     spans: Iterable[Span],
     records: Iterable[Record],
     *,
-    ahead: float = 0.0,
-) -> list[dict[str, Any]]:
-    """One rank's events in Chrome's trace format, in microseconds of rank 0's clock.
+    clock_offset: float = 0.0,
+) -> list[Event]:
+    """Return one rank's events in Chrome's trace format, with times in microseconds.
 
     Args:
-        ahead: seconds by which this rank's clock is before rank 0's.
+        clock_offset: seconds by which this rank's clock is ahead of rank 0's.
     """
-
-    def at(seconds: float) -> float:
-        return round((seconds - ahead) * 1e6, 1)
-
-    common = {"pid": rank}
-    found: list[dict[str, Any]] = [
-        {
-            "name": "process_name",
-            "ph": "M",
-            **common,
-            "args": {"name": f"rank {rank} on {host}"},
-        }
+    result: list[Event] = [_metadata(rank, "process_name", f"rank {rank} on {host}")]
+    result += [
+        _metadata(rank, "thread_name", name, row=row) for row, name in enumerate(_ROWS)
     ]
-    for row, name in enumerate(_ROWS):
-        named = {"name": "thread_name", "ph": "M", "tid": row, "args": {"name": name}}
-        found.append({**named, **common})
     for span in spans:
-        one = {"name": span.name, "cat": span.kind, "tid": _ROWS.index(span.kind)}
-        length = round((span.end - span.start) * 1e6, 1)
-        timed = {"ph": "X", "ts": at(span.start), "dur": length}
-        found.append({**one, **common, **timed, "args": {"step": span.step}})
+        result.append(_span_event(rank, span, clock_offset))
     for record in records:
-        one = {"name": record.name, "cat": "collectives", "tid": len(_ROWS) - 1}
-        begin = {**one, **common, "ts": at(record.start), "args": asdict(record)}
-        if record.end is None:
-            found.append({**begin, "ph": "i", "s": "t"})
-            continue
-        number = f"{rank}.{record.sequence}"
-        found.append({**begin, "ph": "b", "id": number})
-        found.append({**one, **common, "ph": "e", "id": number, "ts": at(record.end)})
-    return found
+        result += _record_events(rank, record, clock_offset)
+    return result
+
+
+def _metadata(rank: int, kind: str, name: str, row: int | None = None) -> Event:
+    thread = {} if row is None else {"tid": row}
+    return {"name": kind, "ph": "M", "pid": rank, **thread, "args": {"name": name}}
+
+
+def _span_event(rank: int, span: Span, clock_offset: float) -> Event:
+    return {
+        "name": span.name,
+        "cat": span.kind,
+        "pid": rank,
+        "tid": _ROWS.index(span.kind),
+        "ph": "X",
+        "ts": _microseconds(span.start - clock_offset),
+        "dur": _microseconds(span.end - span.start),
+        "args": {"step": span.step},
+    }
+
+
+def _record_events(rank: int, record: Record, clock_offset: float) -> list[Event]:
+    """Return the start and the end of a collective, or its start alone."""
+    common: Event = {
+        "name": record.name,
+        "cat": "collectives",
+        "pid": rank,
+        "tid": _ROWS.index("collectives"),
+    }
+    start = _microseconds(record.start - clock_offset)
+    begin = {**common, "ts": start, "args": asdict(record)}
+    if record.end is None:
+        return [{**begin, "ph": "i", "s": "t"}]
+    common["id"] = begin["id"] = f"{rank}.{record.sequence}"
+    end = _microseconds(record.end - clock_offset)
+    return [{**begin, "ph": "b"}, {**common, "ph": "e", "ts": end}]
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 1)

@@ -1,253 +1,206 @@
-"""A thread that exchanges signs of life with the other ranks, and ends stuck jobs.
+"""Thread that exchanges heartbeats with the other ranks and ends jobs that are stuck.
 
-The main thread may hang in a collective for ever; MLX and mpi4py let go of Python's
-lock there, so that this thread goes on. It has a communicator of its own and sends its
-rank's status to each peer four times a second. From those it tells a rank that is slow
-(it gives signs, and its processor time grows) from one that sleeps (no processor time)
-and one that is stopped or gone (no signs).
+The main thread may hang in a collective for ever. MLX and mpi4py release Python's lock
+there, so this thread keeps running. On a communicator of its own it sends its rank's
+status to its peers four times a second. From theirs it can tell a slow rank (heartbeats
+come, its processor time grows) from an idle one (no processor time) and from one that
+is stopped or gone (no heartbeats).
 
-After Horovod's stall inspector and PyTorch's flight recorder, on by default.
+Modelled on Horovod's stall inspector and PyTorch's flight recorder; on by default.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from ..comm.flight_recorder import Recorder, Status
+from ..launcher import environment
+from .heartbeat import SILENCE, EndNotice, Heartbeat, Message, Peer, encode
 
-TICK = 0.25
-_MESSAGE = 1024  # bytes; a status is about 200
-_SILENT = 2.0  # seconds without a sign before a rank is called silent
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
-
-@dataclass
-class Peer:
-    """What is known of another rank."""
-
-    rank: int
-    inbox: NDArray[np.uint8]
-    request: Any
-    sending: Any = None
-    status: Status = field(default_factory=Status)
-    host: str = "?"
-    pid: int = 0
-    seen: float = field(default_factory=time.monotonic)
-    age: float = 0.0  # of its status, when that was sent
-    busy: float | None = None  # processor seconds a second
-
-    def told(self, own_host: str) -> str:
-        """`rank 1 on mac2: in its own code, after step 12, for 40 s; it computes`."""
-        now = time.monotonic()
-        since = self.age + now - self.seen
-        text = f"rank {self.rank} on {self.host}: {self.status}, for {since:.0f} s"
-        if now - self.seen > _SILENT:
-            state = process_state(self.pid) if self.host == own_host else ""
-            text += f"; no sign of life for {now - self.seen:.0f} s{state}"
-        elif self.busy is not None:
-            works = self.busy > 0.05
-            text += "; it is alive and computes" if works else "; it is alive but idle"
-        return text
+TICK = 0.25  # seconds between heartbeats
 
 
-def process_state(pid: int) -> str:
-    """What the operating system says of a process on this machine."""
-    try:
-        done = subprocess.run(
-            ["/bin/ps", "-o", "stat=", "-p", str(pid)],
-            capture_output=True,
-            text=True,
-            timeout=2,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    state = done.stdout.strip()
-    if not state:
-        return "; its process is gone"
-    if state.startswith("T"):
-        return "; its process is stopped (SIGSTOP)"
-    return "; its process does not let Python's threads run"
+class Events(Protocol):
+    """Handlers of what a watchdog finds, called on its thread."""
+
+    def on_stuck(self, reason: str) -> None:
+        """This rank must end the job, for this reason."""
+
+    def on_slow(self, report: str) -> None:
+        """This rank has waited long for others, but not too long yet."""
+
+    def on_end_notice(self, *, print_stack: bool) -> None:
+        """Another rank is about to end the job."""
+
+    def on_orphaned(self) -> None:
+        """The mpirun that started this rank is gone."""
+
+    def on_sigterm(self) -> None:
+        """This process has received SIGTERM."""
+
+
+def peers_of(rank: int, size: int) -> list[int]:
+    """Return the ranks with which a rank exchanges heartbeats: all others.
+
+    A job of N ranks therefore sends N * (N - 1) messages per tick.
+    """
+    return [peer for peer in range(size) if peer != rank]
 
 
 class Watchdog(threading.Thread):
-    """Watches the other ranks, and this one's parent.
+    """Watches the other ranks of a job, and the process that started this one.
 
     Args:
-        comm: an mpi4py communicator of its own.
-        recorder: this rank's status.
+        comm: a communicator for heartbeats only.
+        recorder: holds the status of this rank.
         timeout: seconds that a rank may wait for others in one call.
-        host: this machine's name.
-        end: ends the job, given the reason.
-        asked: another rank ends the job; whether it wants to see this one's stack.
-        orphaned: the mpirun that started this rank is gone.
-        terminated: this process got SIGTERM.
+        host: name of this machine.
+        events: called with what happens.
     """
 
     def __init__(
         self,
-        comm: Any,
+        comm: MPI.Intracomm,
         recorder: Recorder,
         *,
         timeout: float,
         host: str,
-        end: Callable[[str], None],
-        asked: Callable[[bool], None],
-        orphaned: Callable[[], None],
-        terminated: Callable[[], None],
+        events: Events,
     ):
         super().__init__(name="mlxdist watchdog", daemon=True)
-        from mpi4py import MPI
-
-        self._mpi = MPI
-        self._comm = comm
         self._recorder = recorder
         self._timeout = timeout
-        self._warn_after = min(60.0, timeout / 2)
+        self._warn_after = self._first_warning = min(60.0, timeout / 2)
         self._host = host
-        self._end, self._asked = end, asked
-        self._orphaned, self._terminated = orphaned, terminated
+        self._events = events
         self._stopped = False
-        # Python's own signal handler writes here at once, even while the main thread
-        # is inside MPI and can't run any Python.
+        # Python's signal handler in C writes the signal's number here at once, even
+        # while the main thread is inside MPI and can't run Python handlers.
         self._wake, self.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
-        self._parent = os.getppid() if "OMPI_COMM_WORLD_RANK" in os.environ else None
-        self._processor = (time.monotonic(), time.process_time())
-        self._rank: int = comm.Get_rank()
-        self._peers = {
-            rank: self._listen(rank)
-            for rank in range(comm.Get_size())
-            if rank != self._rank
-        }
-
-    def _listen(self, rank: int) -> Peer:
-        inbox = np.zeros(_MESSAGE, np.uint8)
-        return Peer(rank, inbox, self._comm.Irecv([inbox, self._mpi.BYTE], rank))
+        self._parent = os.getppid() if environment.started_by_mpirun() else None
+        self._cpu_sample = (time.monotonic(), time.process_time())
+        self._rank = comm.Get_rank()
+        ranks = peers_of(self._rank, comm.Get_size())
+        self._peers = [Peer(rank, comm) for rank in ranks]
 
     def run(self) -> None:
-        self._send(self._status())
+        self._send(self._heartbeat())
         last = time.monotonic()
         while not self._stopped:
-            self._pause()
+            self._wait_for_tick()
             now = time.monotonic()
-            if now - last > _SILENT:
-                # This process itself was stopped, or starved: it has seen nothing in
-                # that time, and holds nothing of it against others.
-                self._recorder.status.since += now - last
-                for peer in self._peers.values():
-                    peer.seen += now - last
+            if now - last > SILENCE:
+                self._forgive(now - last)
             last = now
             if self._parent is not None and os.getppid() != self._parent:
-                self._orphaned()
-            self._send(self._status())
+                self._events.on_orphaned()
+            self._send(self._heartbeat())
             self._receive()
-            self._judge()
+            self._check()
 
     def stop(self) -> None:
-        """Ends the thread, when all ranks are at their end."""
+        """End the thread. Called when all ranks have finished."""
         self._stopped = True
         os.write(self.wake_fd, b"\0")
         self.join()
-        for peer in self._peers.values():
-            peer.request.Cancel()
-            peer.request.Wait()
+        for peer in self._peers:
+            peer.close()
 
-    def _pause(self) -> None:
-        woken = select.select([self._wake], [], [], TICK)[0]
-        if woken and signal.SIGTERM in os.read(self._wake, 64):
-            self._terminated()
+    def notify(self, *, print_stacks: bool) -> None:
+        """Tell all peers that the job ends, so that each writes its record."""
+        self._send(EndNotice(print_stacks))
 
-    def notify(self, *, stacks: bool) -> None:
-        """Tells all peers that the job ends, so that each writes what it knows."""
-        self._send({"end": True, "stacks": stacks}, always=True)
+    def _wait_for_tick(self) -> None:
+        readable = select.select([self._wake], [], [], TICK)[0]
+        if readable and signal.SIGTERM in os.read(self._wake, 64):
+            self._events.on_sigterm()
 
-    def _status(self) -> dict[str, Any]:
-        now, used = time.monotonic(), time.process_time()
-        before, used_before = self._processor
-        busy = (used - used_before) / max(now - before, 1e-3)
-        if now - before > 2:
-            self._processor = (now, used)
+    def _forgive(self, seconds: float) -> None:
+        """Discount time in which this process was itself stopped or starved.
+
+        It has received nothing meanwhile, which says nothing about its peers.
+        """
+        self._recorder.status.since += seconds
+        for peer in self._peers:
+            peer.last_seen += seconds
+
+    def _heartbeat(self) -> Heartbeat:
+        now, cpu = time.monotonic(), time.process_time()
+        then, cpu_then = self._cpu_sample
+        load = (cpu - cpu_then) / max(now - then, 1e-3)
+        if now - then > 2:
+            self._cpu_sample = (now, cpu)
         status = self._recorder.status
-        told = {**asdict(status), "since": now - status.since}
-        return {**told, "busy": busy, "host": self._host, "pid": os.getpid()}
+        return Heartbeat(status, now - status.since, load, self._host, os.getpid())
 
-    def _send(self, message: dict[str, Any], *, always: bool = False) -> None:
-        data = np.frombuffer(json.dumps(message).encode().ljust(_MESSAGE), np.uint8)
-        for peer in self._peers.values():
-            # One message on its way at most: a stopped rank takes none.
-            if always or peer.sending is None or peer.sending[0].Test():
-                request = self._comm.Isend([data, self._mpi.BYTE], peer.rank)
-                peer.sending = (request, data)
+    def _send(self, message: Message) -> None:
+        data = encode(message)
+        for peer in self._peers:
+            peer.send(data, always=isinstance(message, EndNotice))
 
     def _receive(self) -> None:
-        for peer in self._peers.values():
-            while peer.request.Test():
-                message = json.loads(peer.inbox.tobytes())
-                request = self._comm.Irecv([peer.inbox, self._mpi.BYTE], peer.rank)
-                peer.request, peer.seen = request, time.monotonic()
-                if "end" in message:
-                    self._asked(message["stacks"])
-                    continue
-                peer.busy, peer.age = message.pop("busy"), message["since"]
-                peer.host, peer.pid = message.pop("host"), message.pop("pid")
-                peer.status = Status(**message)
+        for peer in self._peers:
+            for message in peer.receive():
+                if isinstance(message, EndNotice):
+                    self._events.on_end_notice(print_stack=message.print_stacks)
 
-    def _judge(self) -> None:
-        status, now = self._recorder.status, time.monotonic()
+    def _check(self) -> None:
+        status = self._recorder.status
         if status.leaving or self._stopped:
             return
+        now = time.monotonic()
         waited = now - status.since if status.call or status.waiting else 0.0
-        peers = self._peers.values()
-        # One that has made the same calls may leave while this one still receives.
-        gone = [
-            p for p in peers if p.status.leaving and p.status.sequence < status.sequence
+        if status.waiting:
+            self._check_departed(status)
+        self._check_timeout(status, waited, now)
+        if not waited:
+            self._warn_after = self._first_warning
+        elif status.waiting and waited > self._warn_after:
+            self._warn_after = 2 * waited
+            laggards = self._describe(self._laggards(status))
+            self._events.on_slow(f"has waited for {waited:.0f} s {status}:\n{laggards}")
+
+    def _check_departed(self, status: Status) -> None:
+        # A peer that has made the same calls may exit while this rank still receives.
+        departed = [
+            peer
+            for peer in self._peers
+            if peer.status.leaving and peer.status.sequence < status.sequence
         ]
-        if gone and status.waiting:
-            self._end(
-                f"is {status} and waits for a rank that has left:\n{self._told(gone)}\n"
+        if departed:
+            self._events.on_stuck(
+                f"is {status} and waits for a rank that has exited:\n"
+                f"{self._describe(departed)}\n"
                 "All ranks must take the same number of steps; a rank without examples "
                 "calls update() with weight=0, as with mlxdist.ShardedSampler."
             )
-        # Ranks that wait for the same one reach their end one after the other.
+
+    def _check_timeout(self, status: Status, waited: float, now: float) -> None:
+        # Staggered: ranks that wait for the same one would all end the job at once.
         limit = self._timeout + min(self._rank, 4) * TICK
         if waited > limit:
-            self._end(
+            self._events.on_stuck(
                 f"has been {status} for {waited:.0f} s, longer than timeout="
-                f"{self._timeout:g}:\n{self._told(self._late(status))}"
+                f"{self._timeout:g}:\n{self._describe(self._laggards(status))}"
             )
-        silent = [p for p in peers if now - p.seen > limit]
+        silent = [peer for peer in self._peers if now - peer.last_seen > limit]
         if silent:
-            self._end(f"has lost touch:\n{self._told(silent)}")
-        if waited > self._warn_after and status.waiting:
-            self._warn_after = 2 * waited
-            late = self._told(self._late(status))
-            self._say(f"waits for {waited:.0f} s, {status}:\n{late}")
-        if not waited:
-            self._warn_after = min(60.0, self._timeout / 2)
+            self._events.on_stuck(f"has lost touch with:\n{self._describe(silent)}")
 
-    def _late(self, own: Status) -> list[Peer]:
-        """Those that have not come as far; all, where none is behind."""
-        peers = list(self._peers.values())
-        behind = [p for p in peers if p.status.sequence < own.sequence]
-        idle = [p for p in peers if not p.status.waiting]
-        return behind or idle or peers
+    def _laggards(self, status: Status) -> list[Peer]:
+        """Return the peers behind this rank, else those at work, else all."""
+        behind = [p for p in self._peers if p.status.sequence < status.sequence]
+        at_work = [p for p in self._peers if not p.status.waiting]
+        return behind or at_work or self._peers
 
-    def _told(self, peers: list[Peer]) -> str:
-        return "\n".join(f"  {peer.told(self._host)}" for peer in peers)
-
-    def _say(self, text: str) -> None:
-        who = f"rank {self._rank} on {self._host}"
-        print(f"mlxdist: {who} {text}", file=sys.stderr, flush=True)
+    def _describe(self, peers: list[Peer]) -> str:
+        return "\n".join(f"  {peer.describe(self._host)}" for peer in peers)

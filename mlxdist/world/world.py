@@ -20,7 +20,7 @@ from ..comm.flight_recorder import Recorder
 from ..comm.mpi import Host
 from ..comm.native import Native
 from ..layout.entries import Entry, fingerprint, path_key
-from . import process as runtime
+from .finalize import keep_alive
 
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
 
@@ -258,7 +258,7 @@ def split_group(group: Any, backend: Backend, color: int) -> Any:
     if group.size() == 1 or backend not in _SPLITTABLE:
         return group
     part = group.split(color)
-    runtime.keep(part)
+    keep_alive(part)
     return part
 
 

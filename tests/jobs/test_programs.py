@@ -142,8 +142,8 @@ if world.rank == 1:
 """
     done = mpi_job(2, script, folder=tmp_path, timeout=60)
     assert done.returncode != 0
-    assert "in barrier, step 0 and waits for a rank that has left" in done.stderr
-    assert f"rank 0 on {socket.gethostname()}: at its end" in done.stderr
+    assert "in barrier, step 0 and waits for a rank that has exited" in done.stderr
+    assert f"rank 0 on {socket.gethostname()}: exiting" in done.stderr
 
 
 def free_ports(count):

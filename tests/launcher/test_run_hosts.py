@@ -101,7 +101,7 @@ def test_a_rank_of_a_world_that_dies_is_told_from_those_ended_with_it(run):
     )
     assert ran.returncode == 1
     assert (
-        "mlxdist run: rank 2 on h2 failed (failed in its own code, after step 0; the "
+        "mlxdist run: rank 2 on h2 failed (failed in user code, after step 0; the "
         in ran.stderr
         or "mlxdist run: rank 2 on h2 failed (ValueError: x); ranks 0 and 1 on h1 were "
         "ended with it"

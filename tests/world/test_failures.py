@@ -209,7 +209,7 @@ def test_a_stuck_rank_is_named_and_a_postmortem_tells_who_parted_first(tmp_path)
         [*command, str(folder)], capture_output=True, text=True, check=True
     ).stdout
     assert "in optimizer 1.update, gradient exchange, step 4" in told
-    assert "rank 1 was here:" in told
+    assert "stack of rank 1:" in told
     assert "failing_look" in told
 
 

@@ -1,0 +1,76 @@
+"""MPI_Finalize: run once, as the last action of a rank, and never by a forked child.
+
+MLX calls MPI_Finalize when its last `Group` is freed. At the exit of Python that may be
+too early, while MLX's thread still runs a collective, or it may never happen. Instead:
+
+- `keep_alive` keeps every group for the life of the process, so MLX never finalizes.
+- `finalize_at_exit` has the C library call MPI_Finalize, after all other handlers.
+- A forked child inherits that C handler, but MPI belongs to its parent, so
+  `exit_without_finalize` makes the child exit past the C library's handlers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+
+def finalize_at_exit(library: str) -> None:
+    """Register MPI_Finalize of a libmpi with the C library. Called before MPI starts.
+
+    C exit handlers run in reverse order of registration, so this one runs last.
+    """
+    finalize = ctypes.cast(ctypes.CDLL(library).MPI_Finalize, ctypes.c_void_p)
+    register = ctypes.CDLL(None).__cxa_atexit
+    register.argtypes = [ctypes.c_void_p] * 3
+    register(finalize, None, None)
+
+
+def keep_alive(group: object) -> None:
+    """Keep an MLX group until the process is gone.
+
+    A pending collective crashes if its group is freed, and freeing a group after
+    MPI_Finalize aborts the process.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def exit_without_finalize() -> None:
+    """Make this forked child exit through `os._exit`, with the exit code it chose."""
+    _ForkedChildExit().install()
+
+
+class _ForkedChildExit:
+    """Hooks that note the exit code of the process and leave through `os._exit`."""
+
+    def __init__(self) -> None:
+        self._code = 0
+
+    def install(self) -> None:
+        sys.exit = self._exit  # an exit handler can't see the code otherwise
+        sys.excepthook = self._on_exception
+        atexit.register(self._leave)
+
+    def _exit(self, code: object = None, /) -> NoReturn:
+        self._code = code if isinstance(code, int) else int(code is not None)
+        raise SystemExit(code)
+
+    def _on_exception(
+        self,
+        kind: type[BaseException],
+        error: BaseException,
+        trace: TracebackType | None,
+    ) -> None:
+        self._code = 1
+        sys.__excepthook__(kind, error, trace)
+
+    def _leave(self) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed
+                stream.flush()
+        os._exit(self._code & 0xFF)

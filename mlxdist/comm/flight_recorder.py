@@ -159,9 +159,8 @@ class Recorder:
         try:
             yield
         except BaseException as error:
-            # The status is reset before anybody reports the error.
-            if not hasattr(error, _STATUS_ATTRIBUTE):
-                setattr(error, _STATUS_ATTRIBUTE, str(status))
+            # Noted on the error, since the status is reset before it is reported.
+            vars(error).setdefault(_STATUS_ATTRIBUTE, str(status))
             raise
         finally:
             self.phase("")

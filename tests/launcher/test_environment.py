@@ -66,7 +66,12 @@ def test_take_job_after_job_variables_returns_the_job(arguments, monkeypatch):
 
 def test_without_mpi_keeps_the_users_variables():
     own = {"PATH": "p", "MLXDIST_RESTARTS": "1", "MLXDIST_TIMELINE": "t"}
-    launchers = {"OMPI_COMM_WORLD_RANK": "1", "PMIX_ID": "2", "MLXDIST_RUN_DIR": "r"}
+    launchers = {
+        "OMPI_COMM_WORLD_RANK": "1",
+        "PMIX_ID": "2",
+        "PRTE_X": "3",
+        "MLXDIST_RUN_DIR": "r",
+    }
     assert environment.without_mpi({**own, **launchers}) == own
 
 

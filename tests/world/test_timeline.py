@@ -64,7 +64,7 @@ def test_a_clock_that_is_ahead():
         recorder.phase("exchange")
         recorder.started("all_sum").end = 5.0
     own = events(0, "h", recorder.spans, recorder.records)
-    ahead = events(0, "h", recorder.spans, recorder.records, ahead=2.0)
+    ahead = events(0, "h", recorder.spans, recorder.records, clock_offset=2.0)
     for one, other in zip(own, ahead, strict=True):
         assert one.get("ts", 2e6) - 2e6 == other.get("ts", 0)
     assert Recorder().spans is None

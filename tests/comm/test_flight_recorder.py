@@ -1,0 +1,57 @@
+"""Recorder: the rank's status and its last collectives."""
+
+import json
+
+import pytest
+
+from mlxdist.comm.flight_recorder import RankInfo, Recorder, write_atomically
+
+INFO = RankInfo(rank=3, size=4, host="h", pid=1, stack=[])
+
+
+def test_call_sets_the_status_and_ignores_calls_inside_it():
+    recorder = Recorder()
+    with recorder.call("update", 5):
+        recorder.phase("exchange")
+        with recorder.call("agree", 1):
+            assert str(recorder.status) == "in update, exchange, step 5"
+    assert str(recorder.status) == "in user code, after step 5"
+
+
+def test_status_at_an_error_is_that_of_the_call_which_raised_it():
+    recorder = Recorder()
+
+    def fail():
+        with recorder.call("update", 5):
+            recorder.phase("exchange")
+            raise KeyError
+
+    with pytest.raises(KeyError) as caught:
+        fail()
+    assert recorder.status_at(caught.value) == "in update, exchange, step 5"
+    assert recorder.status_at(KeyError()) == "in user code, after step 5"
+
+
+def test_recorder_of_a_split_shares_the_status_but_numbers_no_collectives():
+    parent = Recorder()
+    split = Recorder(parent)
+    assert split.status is parent.status
+    assert [r.started("all_sum").sequence for r in (parent, split, parent)] == [1, 1, 2]
+
+
+def test_write_has_a_line_on_the_rank_and_one_for_each_of_the_last_512(tmp_path):
+    recorder = Recorder()
+    for _ in range(600):
+        recorder.started("all_sum", 9, "float32", 36)
+    path = recorder.write(tmp_path / "new", INFO)
+    assert path.name == "rank-3.jsonl"
+    first, *records = map(json.loads, path.read_text().splitlines())
+    assert (first["host"], first["sequence"]) == ("h", 600)
+    assert [record["sequence"] for record in records] == [*range(89, 601)]
+
+
+def test_write_atomically_leaves_one_file(tmp_path):
+    for text in ("old", "new"):
+        write_atomically(tmp_path / "a" / "b", text)
+    (path,) = (tmp_path / "a").iterdir()
+    assert path.read_text() == "new"

@@ -1,0 +1,120 @@
+"""Guard: a rank that fails ends the job within seconds, and is named.
+
+Real mpirun jobs. Each case is one way to fail at one place of a step. `--long` runs all
+of them, on 2 and 3 ranks, and 200 drawn at random.
+"""
+
+import itertools
+import random
+import socket
+import sys
+
+import pytest
+
+from tests.support.failures import PLACES, WAYS, check_failure, run_failing_job
+from tests.support.jobs import mpi_job, run
+
+HOST = socket.gethostname()
+CASES = list(itertools.product(WAYS, PLACES, [2, 3]))
+# With the tests of watchdog and postmortem, each way and each place at least once.
+QUICK_CASES = [
+    ("memory", "checkpoint", 3),
+    ("exit0", "forward", 2),
+    ("exit3", "gather", 2),
+    ("_exit", "exchange", 3),
+    ("interrupt", "forward", 2),
+    ("SIGKILL", "checkpoint", 2),
+    ("SIGSEGV", "gather", 3),
+    ("SIGSTOP", "exit", 2),
+]
+
+
+@pytest.mark.parametrize(("how", "where", "ranks"), QUICK_CASES)
+def test_guard_failure_of_the_last_rank_ends_the_job(how, where, ranks, tmp_path):
+    check_failure(tmp_path, how, where, ranks=ranks, failing_rank=ranks - 1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("how", "where", "ranks"), CASES)
+def test_guard_failure_of_any_kind_ends_the_job(how, where, ranks, tmp_path):
+    failing_rank = (WAYS.index(how) + PLACES.index(where)) % ranks
+    check_failure(tmp_path, how, where, ranks=ranks, failing_rank=failing_rank)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_guard_200_random_failures_end_without_a_hang(tmp_path):
+    random_cases = random.Random(7)
+    seconds = []
+    for index in range(200):
+        how, where, ranks = random_cases.choice(CASES)
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        failing_rank = random_cases.randrange(ranks)
+        result = check_failure(
+            folder, how, where, ranks=ranks, failing_rank=failing_rank
+        )
+        seconds.append(result[1])
+    print(f"longest {max(seconds):.1f} s, mean {sum(seconds) / 200:.1f} s")
+
+
+def test_guard_without_a_failure_prints_and_writes_nothing(tmp_path):
+    """The other cases prove nothing if this fails."""
+    result = run_failing_job(tmp_path, "none", "nowhere", ranks=2, failing_rank=0)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished") == 2
+    assert result.stderr == ""
+    assert not (tmp_path / "mlxdist-postmortem").exists()
+
+
+def test_guard_exception_is_printed_once_with_phase_and_traceback(tmp_path):
+    err, _ = check_failure(tmp_path, "raise", "optimizer", ranks=2, failing_rank=1)
+    assert f"rank 1 on {HOST} failed" in err
+    assert err.count("Traceback") == 1
+    assert err.count("KeyError: 'the dog ate it'") == 1
+    assert "optimizer 1.update, optimizer and parameter exchange, step 4" in err
+
+
+def test_guard_exception_in_the_exchange_names_its_phase(tmp_path):
+    err, _ = check_failure(tmp_path, "raise", "exchange", ranks=2, failing_rank=0)
+    assert "failed in optimizer 1.update, gradient exchange, step 4" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_guard_exception_in_user_code_ends_the_job(rank, tmp_path):
+    script = f"""
+import mlxdist
+world = mlxdist.init()
+if world.rank == {rank}:
+    raise KeyError("the dog ate it")
+world.barrier()
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert result.returncode != 0
+    assert f"rank {rank} on {HOST} failed in user code" in result.stderr
+    assert result.stderr.count("KeyError: 'the dog ate it'") == 1
+
+
+def test_guard_in_a_world_of_one_leaves_exceptions_to_python(tmp_path):
+    (tmp_path / "job.py").write_text("import mlxdist\nmlxdist.init()\n1 / 0\n")
+    result = run([sys.executable, "job.py"], cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+def test_guard_error_of_a_split_without_rank_0_is_printed(tmp_path):
+    """Rank 0 reports errors of all ranks, but it is not in this split."""
+    script = """
+import mlxdist
+world = mlxdist.init(timeout=20)
+part = world.split(min(world.rank, 1))
+if world.rank:
+    part.mean({"a" if world.rank == 1 else "b": 1.0})
+world.barrier()
+"""
+    result = mpi_job(3, script, folder=tmp_path)
+    assert result.returncode != 0
+    assert "World.mean refused" in result.stderr
+    assert "rank 0: a[]" in result.stderr

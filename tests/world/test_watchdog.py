@@ -1,0 +1,118 @@
+"""Watchdog: ranks that hang, are stopped, exit early or lose their mpirun."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+
+from mlxdist.world.watchdog import peers_of
+from tests.support.failures import check_failure, postmortem_folder
+from tests.support.jobs import mpi_job, mpirun, processes, start
+
+# Rank 1 is 20 times slower than rank 0.
+SLOW_JOB = """
+import sys, time
+import mlx.core as mx, mlx.optimizers as optim
+import mlxdist
+seconds, timeout = map(float, sys.argv[1:])
+world = mlxdist.init(timeout=timeout)
+print("up", flush=True)
+optimizer = mlxdist.DistributedOptimizer(optim.SGD(0.1), shard=True)
+parameters = {"w": mx.zeros(10)}
+end = time.monotonic() + seconds
+while world.mean(float(time.monotonic() < end)) > 0:
+    pause = time.monotonic() + (0.4 if world.rank else 0.02)
+    while time.monotonic() < pause:
+        pass
+    parameters = optimizer.apply_gradients(parameters, parameters)
+"""
+
+
+def test_peers_of_a_rank_are_all_others():
+    assert peers_of(0, 1) == []
+    assert peers_of(1, 4) == [0, 2, 3]
+
+
+def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):
+    err, _ = check_failure(tmp_path, "sleep", "exchange", ranks=3, failing_rank=1)
+    assert "it is alive but idle" in err
+    assert "time.sleep(1000)" in err  # its stack
+    assert "longer than timeout=3" in err
+    records = postmortem_folder(tmp_path)
+    assert len(list(records.iterdir())) == 3
+
+
+def test_watchdog_stopped_rank_is_told_from_a_hanging_one(tmp_path):
+    err, _ = check_failure(tmp_path, "SIGSTOP", "forward", ranks=2, failing_rank=1)
+    assert "its process is stopped (SIGSTOP)" in err
+
+
+def test_watchdog_early_exit_of_a_rank_ends_the_job(tmp_path):
+    script = """
+import mlxdist
+world = mlxdist.init()
+if world.rank == 1:
+    world.barrier()
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert result.returncode != 0
+    assert "in barrier, step 0 and waits for a rank that has exited" in result.stderr
+    assert f"rank 0 on {socket.gethostname()}: exiting" in result.stderr
+
+
+def test_watchdog_split_may_finish_before_the_others(tmp_path):
+    script = """
+import time, mlxdist
+world = mlxdist.init(timeout=20)
+part = world.split(world.rank // 2)
+for step in range(10 if world.rank < 2 else 1):
+    part.mean(1.0)
+    time.sleep(0.1)
+"""
+    result = mpi_job(3, script, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "seconds", [2, pytest.param(30, marks=pytest.mark.long)], ids=str
+)
+def test_watchdog_slow_rank_raises_no_alarm(seconds, tmp_path):
+    result = mpi_job(2, SLOW_JOB, seconds, 300, folder=tmp_path, timeout=90)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
+    """mpirun killed with SIGKILL leaves its ranks running."""
+    script = "import mlxdist, time\nmlxdist.init()\nprint('up', flush=True)\n"
+    (tmp_path / "job.py").write_text(script + "time.sleep(1000)")
+    job = start([*mpirun(2), sys.executable, "job.py"], cwd=tmp_path)
+    assert [job.stdout.readline() for _ in range(2)] == 2 * ["up\n"]
+    assert len(processes(job.pid)) >= 3
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    deadline = time.monotonic() + 5
+    while processes(job.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes(job.pid)
+    job.stdout.close()
+    job.stderr.close()
+
+
+def test_watchdog_job_that_was_suspended_as_a_whole_continues(tmp_path):
+    """As by Ctrl-Z and fg."""
+    (tmp_path / "job.py").write_text(SLOW_JOB)
+    job = start([*mpirun(2), sys.executable, "job.py", "6", "3"], cwd=tmp_path)
+    assert [job.stdout.readline() for _ in range(2)] == 2 * ["up\n"]
+    time.sleep(1)
+    ranks = [pid for pid in processes(job.pid) if pid != job.pid]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in sorted(ranks):  # rank 0 runs before rank 1, and waits for it
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.7)
+    _, err = job.communicate(timeout=60)
+    assert (job.returncode, err) == (0, "")

@@ -61,10 +61,10 @@ def test_load_rejects_other_files(text, tmp_path):
 
 def test_report_names_a_killed_rank(tmp_path):
     """mpirun ends the others with SIGTERM, while they are inside MPI."""
-    check_failure(tmp_path, "SIGKILL", "forward", ranks=3, failing_rank=1)
+    err, _ = check_failure(tmp_path, "SIGKILL", "forward", ranks=3, failing_rank=1)
     records = postmortem_folder(tmp_path)
     names = sorted(path.name for path in records.iterdir())
-    assert names == ["rank-0.jsonl", "rank-2.jsonl"]
+    assert names == ["rank-0.jsonl", "rank-2.jsonl"], err
     assert "rank 1 wrote nothing: it was killed" in postmortem.report(records)
 
 

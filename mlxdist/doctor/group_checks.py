@@ -42,13 +42,13 @@ def check_shared_network(context: GroupContext) -> Iterator[Finding]:
         return
     first, *others = by_host.values()
     shared = [
-        one
-        for one in first
-        if one.kind not in ("loopback", "virtual")
-        and all(any(one.network == other.network for other in some) for some in others)
+        interface
+        for interface in first
+        if interface.kind not in ("loopback", "virtual")
+        and all(interface.network in {x.network for x in some} for some in others)
     ]
     if shared:
-        message = ", ".join(f"{one.network} ({one.kind})" for one in shared)
+        message = ", ".join(f"{x.network} ({x.kind})" for x in shared)
         yield Finding("shared network", message)
         return
     remedy = "name hosts by addresses of one network, or give it with --iface"
@@ -62,7 +62,7 @@ def _check_named_network(
     outside = [
         host
         for host, some in by_host.items()
-        if not any(one.is_in(name) for one in some)
+        if not any(interface.is_in(name) for interface in some)
     ]
     if not outside:
         return Finding("shared network", f"{name}, as asked for")

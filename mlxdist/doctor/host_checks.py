@@ -196,11 +196,12 @@ def _check_free(check: str, free: int | None, scarce: float, remedy: str) -> Fin
 def check_peers(context: HostContext) -> Iterator[Finding]:
     """Require that the host can connect to all others."""
     peers, remedies = context.report["peers"], context.remedies
-    failed = {host: reason for host, reason in peers.items() if reason != "ok"}
+    failed = {host: peer for host, peer in peers.items() if "error" in peer}
     if peers and not failed:
         yield Finding("reaches others", f"all {len(peers)}")
-    for host, reason in failed.items():
+    for host, peer in failed.items():
         remedy = remedies.allow_traffic(host)
-        if reason.startswith("unknown name"):
+        if not peer["resolved"]:
             remedy = remedies.add_address(host)
-        yield Finding("reaches others", f"{host}: {reason}", "failure", remedy)
+        message = f"{host}: {peer['error']}"
+        yield Finding("reaches others", message, "failure", remedy)

@@ -27,6 +27,13 @@ class MpiReport(TypedDict, total=False):
     missing_module: str  # name of the module whose import failed
 
 
+class PeerReport(TypedDict, total=False):
+    """Why no connection to another host succeeds; empty if one does."""
+
+    error: str
+    resolved: bool  # whether the host's name has an address
+
+
 class HostReport(TypedDict):
     """A host's report on itself: see `collect` in launcher/probe.py."""
 
@@ -42,7 +49,7 @@ class HostReport(TypedDict):
     memory_free: int | None  # bytes
     disk_free: int  # bytes
     network: InterfaceOutput
-    peers: dict[str, str]  # other host -> "ok", or why no connection to it succeeds
+    peers: dict[str, PeerReport]  # by the other host's name
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,12 @@ def train_from_scratch(world: World, shard: Shard) -> Flat:
     return train(wrap(world, shard, parameters), parameters, range(STEPS))
 
 
-def largest_difference(one: Flat, other: Flat) -> float:
+def largest_difference(parameters: Flat, reference: Flat) -> float:
     """Return 0.0 if all bits are equal, else the largest difference, at least 1e-30."""
     largest = 0.0
-    for path, leaf in one.items():
-        if not mx.array_equal(leaf, other[path]).item():
-            a, b = leaf.astype(mx.float32), other[path].astype(mx.float32)
+    for path, leaf in parameters.items():
+        if not mx.array_equal(leaf, reference[path]).item():
+            a, b = leaf.astype(mx.float32), reference[path].astype(mx.float32)
             difference = abs(a - b).max().item()
             if not math.isfinite(difference):
                 difference = math.inf

@@ -158,25 +158,28 @@ def _free_memory() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE") if pages else None
 
 
-def _reach(name: str) -> str:
-    """Return "ok" if packets get to a host and back, else the reason.
+def _reach(name: str) -> dict[str, Any]:
+    """Return {} if packets get to a host and back, else the error.
 
-    A refused connection shows that they do.
+    A refused connection shows that they do. `resolved` is whether the name has an
+    address.
     """
     try:
         address = str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
-        return f"unknown name: {error.strerror or error}"
+        message = f"unknown name: {error.strerror or error}"
+        return {"error": message, "resolved": False}
     try:
         connection = socket.create_connection(
             (address, _SSH_PORT), timeout=_CONNECT_TIMEOUT
         )
         connection.close()
     except ConnectionRefusedError:
-        return "ok"
+        return {}
     except OSError as error:
-        return f"{address}: {error.strerror or error}"
-    return "ok"
+        message = f"{address}: {error.strerror or error}"
+        return {"error": message, "resolved": True}
+    return {}
 
 
 def main(peers: list[str]) -> None:

@@ -5,6 +5,10 @@ import pytest
 from mlxdist.doctor import Answer, Finding, diagnose, diagnosis
 from tests.support.machines import LINUX, answer, problems_beside_mac1
 
+NO_ROUTE = {"error": "10.0.0.1: No route to host", "resolved": True}
+TIMED_OUT = {"error": "10.0.0.1: timed out", "resolved": True}
+UNKNOWN_NAME = {"error": "unknown name: x", "resolved": False}
+
 
 def test_diagnose_healthy_hosts_has_no_problem():
     assert problems_beside_mac1() == []
@@ -175,21 +179,21 @@ def test_diagnose_runs_every_listed_check(monkeypatch):
         ),
         ({"disk_free": 2e8}, "disk", "warning", "0.2 GB free", "ssh mac2 df -h"),
         (
-            {"peers": {"mac1": "10.0.0.1: No route to host"}},
+            {"peers": {"mac1": NO_ROUTE}},
             "reaches others",
             "failure",
             "mac1: 10.0.0.1: No route to host",
             "Local Network",
         ),
         (
-            {"peers": {"mac1": "10.0.0.1: timed out"}, "system": LINUX},
+            {"peers": {"mac1": TIMED_OUT}, "system": LINUX},
             "reaches others",
             "failure",
             "timed out",
             "ssh mac2 ping -c 3 mac1",
         ),
         (
-            {"peers": {"mac1": "unknown name: x"}},
+            {"peers": {"mac1": UNKNOWN_NAME}},
             "reaches others",
             "failure",
             "unknown name",

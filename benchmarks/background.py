@@ -30,7 +30,7 @@ sys.path.insert(0, str(common.ROOT / "launch"))
 from model import Transformer, loss_of
 
 import mlxdist
-from mlxdist.checkpoint import async_save as background
+from mlxdist.checkpoint import async_save
 
 RANKS = 2
 ROWS, CONTEXT = 6, 128
@@ -105,7 +105,7 @@ class Training:
 
     def written(self) -> None:
         """Waits for the save behind the steps."""
-        failed = background.failure(self.world)
+        failed = async_save.wait(self.world)
         assert failed is None, failed
 
     def _slowest(self, seconds: float) -> float:

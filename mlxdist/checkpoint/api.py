@@ -1,43 +1,39 @@
-"""Checkpoints: saved in shards, whole or not at all, loaded on any number of ranks."""
+"""`save_checkpoint` and `load_checkpoint`."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..arrays.types import Tree
-from ..comm.agreement import agree
-from ..comm.together import CheckpointError
-from ..layout.entries import fingerprint
-from ..optim import refused
 from ..optim.optimizer import DistributedOptimizer
 from ..world.join import current
-from . import async_save as behind
-from . import commit as writing
-from . import load as loading
-from . import save as saving
-from . import user_data as extras
-from .manifest import Manifest
-from .snapshot import snapshot
-from .targets import Targets, fit
+from . import async_save, load
+from .collective import CheckpointError
+from .commit import SaveJob
+from .manifest import Json
+from .open_checkpoint import Opened, open_newest
+from .save import SaveRequest, agree_to_save, data_of
+from .targets import LoadTarget
+from .user_data import Sampler
 
 Folder = str | os.PathLike[str]
 
 
 class Loaded(NamedTuple):
-    """What `load_checkpoint` found beside the model and the optimizer.
+    """The result of `load_checkpoint`, besides the model's and optimizer's arrays.
 
     Attributes:
         step: of the checkpoint.
-        extra: the user's own, as it was saved.
+        extra: the user's own data, as it was saved.
         path: the checkpoint's folder.
-        skipped: why newer ones were passed over, one text each.
+        skipped: for each newer checkpoint that was skipped, the reason.
     """
 
     step: int
-    extra: Any
+    extra: Json
     path: Path
     skipped: tuple[str, ...]
 
@@ -47,64 +43,61 @@ def save_checkpoint(
     step: int,
     model: Tree,
     optimizer: DistributedOptimizer,
-    extra: Any = None,
+    extra: object = None,
     *,
-    sampler: Any = None,
+    sampler: Sampler | None = None,
     keep: int | None = 3,
     background: bool = False,
 ) -> Path:
-    """Saves a training run, so that it goes on from here on any number of ranks.
+    """Save a training run, to resume it on any number of ranks. Called by all ranks.
 
-    Called by all ranks. Each writes what it owns, and a share of what all have, as
-    safetensors into a folder beside; once all files are on the disk, it is renamed in
-    one step. Killed at any time, it leaves the checkpoints as they were.
+    Each rank writes 1/N of the bytes; one rename commits them. A job killed at any
+    time leaves the older checkpoints intact. Each rank's `mx.random` key is saved too.
 
     Args:
-        folder: where checkpoints go, the same words on all ranks: on a disk that all
-            hosts share, or on each host's own, where it may be relative or begin with
-            `~`. One run at a time may save into it.
-        step: the number of the step that was just taken.
-        model: a module, or a tree of arrays; all its parameters are saved, the frozen
-            ones and buffers too. Buffers that differ between ranks are rank 0's.
-        optimizer: with its state, step, learning rate and counts.
-        extra: JSON values and arrays (mx or numpy) in dicts, lists and tuples, the
-            same on all ranks.
-        sampler: a ShardedSampler, or what else has a `state_dict()`.
-        keep: how many checkpoints stay, this one included; None keeps all.
-        background: copies what this rank writes and returns; a thread writes it while
-            training goes on. The next save waits for it, the program's end as well. If
-            it fails, the next `update`, save, or the program's end says so.
-
-    Saved too: each rank's key of `mx.random`. Each rank writes about 1/N of all bytes,
-    and reads all parameters once to compare their checksums over the ranks.
+        folder: of all checkpoints, the same text on all ranks; on a shared disk, or
+            on each host's own. One run at a time may save into it.
+        step: the number of the last step taken.
+        model: a module or tree of arrays; frozen parameters and buffers are saved
+            too. If buffers differ over ranks, rank 0's are saved.
+        extra: JSON values and arrays (mx or numpy) in dicts, lists and tuples.
+        keep: how many checkpoints to keep, with this one; None keeps all.
+        background: copy the data, write it in a thread. The next save and the exit
+            wait for it. If it fails, the next `update`, save or the exit says so.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        MismatchError: on all ranks, where they are about to save different things;
-            also where parameters have drifted apart.
-        CheckpointError: on all ranks, where it can't be written, with the reason.
+        MismatchError: on all ranks, if what they save differs or can't be saved.
+        CheckpointError: on all ranks, if a file can't be written.
     """
-    world = _optimizer(optimizer, "save").world
-    request = saving.Request(str(folder), _path(folder), step, keep, background)
+    world = _require_distributed(optimizer).world
+    request = SaveRequest(str(folder), _resolve(folder), step, keep, background)
     with world.recorder.call("save_checkpoint", step):
-        taken, save = saving.agree_to_save(
-            request,
-            optimizer,
-            lambda: snapshot(model, optimizer, extra, sampler),
-            behind.failure(world),
-        )
-        job = saving.begin(request, save, taken, optimizer)
-        data = writing.data_of(job, taken)
-        if background:
-            copies = [part.copy() for part in data]
-            thread = behind.background(world)
-            thread.start(lambda: writing.finish(job, copies, thread.exchange))
-        else:
-            world.recorder.phase("writing")
-            writing.finish(job, data, world.control.all_gather_bytes)
-    return request.folder / save.name
+        return _save(request, optimizer, model, extra, sampler)
+
+
+def _save(
+    request: SaveRequest,
+    optimizer: DistributedOptimizer,
+    model: Tree,
+    extra: object,
+    sampler: Sampler | None,
+) -> Path:
+    world = optimizer.world
+    failed = async_save.wait(world)
+    snapshot, plan = agree_to_save(request, optimizer, model, extra, sampler, failed)
+    data = data_of(plan.layout.parts[world.rank], snapshot)
+    job = SaveJob(plan, data, world.control)
+    if request.background:
+        job.copy_data()
+        async_save.saver_of(world).start(job)
+    else:
+        world.recorder.phase("writing")
+        with job:
+            job.commit(*job.write(), world.control.all_gather_bytes)
+    return request.folder / plan.save.name
 
 
 def load_checkpoint(
@@ -113,78 +106,58 @@ def load_checkpoint(
     optimizer: DistributedOptimizer | None = None,
     *,
     step: int | None = None,
-    sampler: Any = None,
+    sampler: Sampler | None = None,
     missing_ok: bool = False,
 ) -> Loaded | None:
-    """Loads what `save_checkpoint` saved, on any number of ranks and any `shard`.
+    """Load a checkpoint on any number of ranks, with any `shard`. Called by all ranks.
 
-    Called by all ranks. All checksums are compared before anything changes; then each
-    rank reads the ranges that it needs, an array at a time, so that it holds one array
-    more than the model and its share of the state.
+    All checksums are verified before anything changes. Then each rank reads what it
+    needs, one array at a time.
 
     Args:
-        folder: as for `save_checkpoint`. A file that some hosts don't have is read by
-            one that does, and sent to all. Or a folder with the plain files of one MLX
-            process: model.safetensors and, for an optimizer, optimizer.safetensors,
-            its flattened state. Those hold no checksums, and no step.
+        folder: as for `save_checkpoint`; a file that a host lacks is sent to it. Or a
+            folder with files of one MLX process, which have no checksums and no step:
+            model.safetensors and, for an optimizer, its state in optimizer.safetensors.
         model: a module, or a tree of dicts and lists, whose arrays are replaced.
-        optimizer: initialized if it is not yet; None loads the model alone.
-        step: None takes the last good checkpoint, and warns of newer damaged ones.
-        sampler: goes on behind the last batch that was handed out.
-        missing_ok: returns None where the folder has no checkpoint at all.
+        optimizer: is initialized if need be; None loads the model alone.
+        step: None loads the newest good checkpoint, and warns of newer damaged ones.
+        sampler: resumes after the last batch that it returned.
+        missing_ok: return None if the folder has no checkpoint.
 
-    `mx.random` goes on with each rank's own key; ranks that were not there get new
-    ones.
+    `mx.random` resumes from each rank's key; new ranks get new keys.
 
     Raises:
-        CheckpointError: on all ranks, and nothing was changed, where there is no good
-            checkpoint, or it is of another model, optimizer or data.
+        MismatchError: on all ranks, if their arguments differ.
+        CheckpointError: on all ranks, and nothing was changed, if no checkpoint is
+            good, or it is of another model, optimizer or data.
     """
-    world = current() if optimizer is None else _optimizer(optimizer, "load").world
-    place = _path(folder)
-    lines = [f"folder {folder}", f"step {step}", f"missing_ok {missing_ok}"]
-    lines += [
-        f"an optimizer {optimizer is not None}",
-        f"a sampler {sampler is not None}",
-    ]
-    comm = world.control
-
-    def fit_all(manifest: Manifest) -> Targets:
-        loading.check_sampler(manifest, sampler)
-        return fit(manifest, model, optimizer)
-
+    world = current() if optimizer is None else _require_distributed(optimizer).world
+    request = load.LoadRequest(_resolve(folder), step, missing_ok)
     with world.recorder.call("load_checkpoint"):
-        agree(comm, "load_checkpoint", fingerprint(lines), lambda: lines)
-        if optimizer is not None and optimizer._plan is None:
-            optimizer.init(model)
-        opened = loading.open_last(place, step, comm, fit_all, optimizer)
-        if opened is None:
-            if missing_ok:
-                return None
-            raise CheckpointError(f"there is no checkpoint in {place}")
-        for reason in opened.skipped if world.is_root else ():
-            warnings.warn(f"passed over a checkpoint: {reason}", stacklevel=2)
-        user = loading.read(opened.source, opened.targets, comm)
-        opened.source.close()
-        manifest = opened.source.manifest
-        if optimizer is not None:
-            optimizer._restore_counters(manifest.counters)
-        if optimizer is not None and manifest.random:
-            extras.set_random_key(manifest.random, world.rank)
-        if sampler is not None:
-            sampler.load_state_dict(manifest.sampler)
-    return Loaded(manifest.step, user, opened.place, opened.skipped)
+        target = load.agree_to_load(request, world, model, optimizer, sampler)
+        opened = open_newest(request.folder, step, target, world.control)
+        if opened is None and not missing_ok:
+            raise CheckpointError(f"there is no checkpoint in {request.folder}")
+        return None if opened is None else _load(opened, target)
 
 
-def _path(folder: Folder) -> Path:
+def _load(opened: Opened, target: LoadTarget) -> Loaded:
+    for reason in opened.skipped if target.world.is_root else ():
+        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=4)
+    with opened.reader:
+        extra = load.read_arrays(opened)
+    step = load.resume(opened.contents.manifest, target)
+    return Loaded(step, extra, opened.contents.folder, opened.skipped)
+
+
+def _resolve(folder: Folder) -> Path:
     return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _optimizer(optimizer: Any, what: str) -> DistributedOptimizer:
+def _require_distributed(optimizer: DistributedOptimizer) -> DistributedOptimizer:
     if not isinstance(optimizer, DistributedOptimizer):
         raise ValueError(
             f"the optimizer is a {type(optimizer).__name__}; wrap it: "
             "mlxdist.DistributedOptimizer(optimizer)"
         )
-    refused.refuse_lent(optimizer, what)
     return optimizer

@@ -1,7 +1,7 @@
-"""Saving while training goes on: one thread for each rank, one save at a time.
+"""Background saves: one thread a rank, one save at a time.
 
-The threads of the ranks agree among themselves, on a communicator of their own, so
-that a checkpoint is whole as soon as its files are, whatever the main threads do.
+The threads commit among themselves, over a communicator of their own, so a checkpoint
+is complete as soon as its files are, whatever the main threads do.
 """
 
 from __future__ import annotations
@@ -10,110 +10,117 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..comm.together import CheckpointError, Exchange
 from ..world.world import World
+from .collective import AllGather, CheckpointError
+from .commit import SaveJob
 
-_NICE = 10  # about a tenth of a core where all are busy, so that it ends all the same
-_PAUSE = 0.005  # seconds between looks at what others sent; MPI itself would spin
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_NICE = 10  # leaves about a tenth of a busy core, so that the save ends
+_POLL = 0.005  # seconds; MPI itself would spin
 
 
-class Background:
-    """The saves of one world that go on beside its steps."""
+class BackgroundSaver:
+    """The background saves of one world. Made by all its ranks together."""
 
     def __init__(self, world: World):
-        self._world = world
+        self._errors = world.background_errors
         self._thread: Thread | None = None
-        self.exchange: Exchange = (
-            _alone if world.size == 1 else Polled(world.duplicate())
+        self._all_gather: AllGather = (
+            _gather_alone if world.size == 1 else PolledAllGather(world.duplicate())
         )
         atexit.register(self._at_exit)
 
-    def start(self, act: Callable[[], None]) -> None:
-        """Runs `act` in a thread; what it raises is told by the next step, or save."""
+    def start(self, job: SaveJob) -> None:
+        """Run a job in a thread. The next step or save raises its error."""
         self._thread = Thread(
-            target=self._run, args=[act], name="mlxdist checkpoint", daemon=True
+            target=self._run, args=[job], name="mlxdist checkpoint", daemon=True
         )
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the save under way is done."""
+        """Return when the save under way is done."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _run(self, act: Callable[[], None]) -> None:
-        yield_to_training()
+    def _run(self, job: SaveJob) -> None:
+        lower_priority()
         try:
-            act()
+            with job:
+                job.commit(*job.write(), self._all_gather)
         except Exception as error:
-            self._world.background_errors.append(str(error) or repr(error))
+            self._errors.append(str(error) or repr(error))
 
     def _at_exit(self) -> None:
         self.wait()
-        if self._world.background_errors:
-            # An exit handler can't fail, and the job must not pass for a success.
-            error = CheckpointError(self._world.background_errors.pop())
+        if self._errors:
+            # An exit handler can't raise, so set the exit code of a failed job here.
+            error = CheckpointError(self._errors.pop())
             sys.excepthook(CheckpointError, error, None)
             sys.stderr.flush()
             os._exit(1)
 
 
-_of_world: dict[int, Background] = {}
+_savers: WeakKeyDictionary[World, BackgroundSaver] = WeakKeyDictionary()
 
 
-def background(world: World) -> Background:
-    """The one of a world. Made by all ranks together."""
-    if id(world) not in _of_world:  # which is kept alive by it
-        _of_world[id(world)] = Background(world)
-    return _of_world[id(world)]
+def saver_of(world: World) -> BackgroundSaver:
+    """Return the world's saver. The first call is made by all ranks together."""
+    if world not in _savers:
+        _savers[world] = BackgroundSaver(world)
+    return _savers[world]
 
 
-def failure(world: World) -> str | None:
-    """Waits for the save under way in a world; why it, or one before, has failed."""
-    if id(world) in _of_world:
-        _of_world[id(world)].wait()
+def wait(world: World) -> str | None:
+    """Wait for the save under way; return why it, or one before it, failed."""
+    if world in _savers:
+        _savers[world].wait()
     return world.background_errors.pop() if world.background_errors else None
 
 
-def yield_to_training() -> None:
-    """Gives this thread, and those that it starts, what the others leave.
+def lower_priority() -> None:
+    """Give this thread, and those that it starts, the time that training leaves.
 
-    Linux alone has priorities of threads; elsewhere they stay as they are.
+    Only Linux has priorities of threads.
     """
     if sys.platform == "linux":
-        os.nice(_NICE)  # of this thread, there
+        os.nice(_NICE)  # of this thread alone
 
 
-def _alone(data: bytes) -> list[bytes]:
+def _gather_alone(data: bytes) -> list[bytes]:
     return [data]
 
 
-class Polled:
-    """Every rank's bytes to all, in a thread that must leave the processor alone."""
+class PolledAllGather:
+    """An all-gather of bytes that sleeps while it waits, and leaves the core free."""
 
-    def __init__(self, comm: Any):
+    def __init__(self, comm: MPI.Comm):
         from mpi4py import MPI
 
         self._comm, self._byte = comm, MPI.BYTE
 
     def __call__(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self._comm.Get_size(), np.int64)
-        own = np.array([len(data)], np.int64)
-        self._finish(self._comm.Iallgather(own, lengths))
-        counts = [int(length) for length in lengths]
+        length = np.array([len(data)], np.int64)
+        self._finish(self._comm.Iallgather(length, lengths))
+        counts = lengths.tolist()
         ends = np.cumsum(counts)
         gathered = np.empty(int(ends[-1]), np.uint8)
         sent = np.frombuffer(data, np.uint8)
-        received = [gathered, counts, None, self._byte]
-        self._finish(self._comm.Iallgatherv([sent, self._byte], received))
+        request = self._comm.Iallgatherv(
+            [sent, self._byte], [gathered, counts, None, self._byte]
+        )
+        self._finish(request)
         return [part.tobytes() for part in np.split(gathered, ends[:-1])]
 
-    def _finish(self, request: Any) -> None:
+    def _finish(self, request: MPI.Request) -> None:
         while not request.Test():
-            time.sleep(_PAUSE)
+            time.sleep(_POLL)

@@ -1,8 +1,8 @@
-"""Files in blocks, each with its sha256: hashed when written, verified when read.
+"""Files in blocks, each with a sha256: hashed when written, verified when read.
 
-What is written goes to the disk itself, around the page cache where the system lets
-it: that is faster for files of gigabytes, and leaves the cache to the training data.
-A rank that needs a part of a file reads and verifies the blocks of that part alone.
+Writes bypass the page cache where the system allows it: that is faster for files of
+gigabytes, and leaves the cache to the training data. A rank that needs a part of a file
+reads and verifies only the blocks of that part.
 """
 
 from __future__ import annotations
@@ -21,34 +21,40 @@ import numpy as np
 from ..arrays.numpy_view import Raw
 from .durable import DamagedError, create, flush, open_file, write_all
 
-BLOCK = 4 * 2**20
+BLOCK = 4 * 2**20  # bytes
 THREADS = 3
-_BUFFERS = 5  # blocks: three are hashed and written, one waits, one is filled
+_BUFFERS = 5  # three are hashed and written, one waits, one is filled
 _PAGE = 4096
 
 
 class Writer:
-    """Writes a new file from its beginning to its end, a block at a time.
+    """Writes a new file in order, a block at a time; threads hash and write blocks.
 
-    Blocks are hashed and written by threads; `write` copies what it is given.
+    A context manager, which closes the file.
     """
 
     def __init__(self, path: Path):
         self._file = create(path)
-        self._todo: Queue[tuple[mmap.mmap, int, int] | None] = Queue()
+        self._full: Queue[tuple[mmap.mmap, int, int] | None] = Queue()
         self._free: Queue[mmap.mmap] = Queue()
         for _ in range(_BUFFERS):
-            self._free.put(mmap.mmap(-1, BLOCK))  # aligned as direct writes need it
+            self._free.put(mmap.mmap(-1, BLOCK))  # page-aligned, for direct writes
         self._threads: list[Thread] = []
         self._digests: dict[int, str] = {}
         self._error: Exception | None = None
         self._buffer, self._filled = self._free.get(), 0
         self.nbytes = 0
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def write(self, data: bytes | memoryview) -> None:
-        """Appends bytes. Raises OSError for earlier ones as well."""
+        """Append bytes, which are copied. Raises OSError, also for earlier bytes."""
         rest = memoryview(data).cast("B")
-        if not self._threads:  # as urgent as who writes
+        if not self._threads:  # started here to inherit this thread's priority
             self._threads = [
                 Thread(target=self._work, daemon=True) for _ in range(THREADS)
             ]
@@ -63,7 +69,7 @@ class Writer:
                 self._send()
 
     def finish(self) -> tuple[str, ...]:
-        """Has all of it on the disk, and returns the sha256 of each block."""
+        """Flush the file to the disk and return the sha256 of each block."""
         self._send()
         self._end()
         if self._error is not None:
@@ -73,12 +79,15 @@ class Writer:
         return tuple(digest for _, digest in sorted(self._digests.items()))
 
     def close(self) -> None:
+        """End the threads and close the file. May be called twice."""
         self._end()
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _end(self) -> None:
         for _ in self._threads:
-            self._todo.put(None)
+            self._full.put(None)
         while self._threads:
             self._threads.pop().join()
 
@@ -86,36 +95,38 @@ class Writer:
         if self._error is not None:
             raise self._error
         if self._filled:
-            self._todo.put((self._buffer, self._filled, self.nbytes))
+            self._full.put((self._buffer, self._filled, self.nbytes))
             self.nbytes += self._filled
             self._buffer, self._filled = self._free.get(), 0
 
     def _work(self) -> None:
-        while (block := self._todo.get()) is not None:
+        while (block := self._full.get()) is not None:
             try:
                 if self._error is None:
                     self._put(*block)
-            except Exception as error:  # raised where the next block is written
+            except Exception as error:  # raised at the next block
                 self._error = error
             self._free.put(block[0])
 
     def _put(self, buffer: mmap.mmap, count: int, offset: int) -> None:
-        padded = -(-count // _PAGE) * _PAGE
-        with memoryview(buffer) as whole, whole[:count] as data, whole[:padded] as page:
+        aligned = -(-count // _PAGE) * _PAGE  # `finish` truncates the file
+        with memoryview(buffer) as view, view[:count] as data, view[:aligned] as pages:
             self._digests[offset] = hashlib.sha256(data).hexdigest()
-            write_all(self._file, page, offset)
+            write_all(self._file, pages, offset)
 
 
 class Reader:
     """Reads parts of a file, and verifies the blocks that they touch.
 
+    A context manager, which closes the file.
+
     Args:
-        sha256: of each block; None believes the file, as one that MLX wrote.
-        nbytes: how large it has to be; None takes it as it is.
-        pool: threads that read and hash blocks; they may be shared with other files.
+        sha256: of each block; empty or None for a file without checksums.
+        nbytes: the expected size; None accepts any.
+        pool: threads that read and hash blocks, which other files may share.
 
     Raises:
-        DamagedError: where the file is a link, no file, or of another size.
+        DamagedError: if the file is missing, a link, or of another size.
     """
 
     def __init__(
@@ -133,70 +144,76 @@ class Reader:
         self.nbytes = os.fstat(self._file).st_size
         self._version = _version(self._file)
         self._last: tuple[int, Raw] | None = None
-        self._good: set[int] = set()
+        self._verified: set[int] = set()
         if nbytes is not None and self.nbytes != nbytes:
             self.close()
             raise DamagedError(f"{path} has {self.nbytes} bytes, wanted {nbytes}")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         os.close(self._file)
 
     def read(self, offset: int, out: Raw) -> None:
-        """Fills `out`, bytes, with what stands at `offset`."""
+        """Fill `out`, an array of uint8, with the bytes at `offset`."""
         end = offset + out.nbytes
         whole = []
         for index in range(offset // self._block, -(-end // self._block)):
-            start, stop = self._span(index)
+            start, stop = self._block_range(index)
             low, high = max(start, offset), min(stop, end)
             target = out[low - offset : high - offset]
             if (low, high) == (start, stop):
                 whole.append((index, target))
             else:
-                target[:] = self._block_of(index)[low - start : high - start]
+                target[:] = self._cached_block(index)[low - start : high - start]
         if self._pool is None:
-            for one in whole:
-                self._fill(*one)
+            for index, target in whole:
+                self._fill(index, target)
             return
-        for done in [self._pool.submit(self._fill, *one) for one in whole]:
-            done.result()
+        for future in [self._pool.submit(self._fill, *block) for block in whole]:
+            future.result()
 
     def check(self, index: int) -> None:
-        """Verifies one block, which is believed from then on. Raises DamagedError."""
-        start, stop = self._span(index)
+        """Verify one block, once and for all. Raises DamagedError."""
+        start, stop = self._block_range(index)
         self._fill(index, np.empty(stop - start, np.uint8))
-        self._good.add(index)
+        self._verified.add(index)
 
-    def unchanged(self) -> None:
-        """Raises DamagedError where the file was written to since it was opened."""
+    def check_unchanged(self) -> None:
+        """Raise DamagedError if the file was written to since it was opened."""
         if _version(self._file) != self._version:
-            raise DamagedError(f"{self.path} was changed while it was read")
+            raise DamagedError(f"{self.path} was modified while it was read")
 
-    def _span(self, index: int) -> tuple[int, int]:
+    def _block_range(self, index: int) -> tuple[int, int]:
         return index * self._block, min((index + 1) * self._block, self.nbytes)
 
-    def _block_of(self, index: int) -> Raw:
-        # Small arrays lie in one block, one behind the other.
+    def _cached_block(self, index: int) -> Raw:
+        # Small arrays share a block and are read in order, so the last one is kept.
         if self._last is None or self._last[0] != index:
-            start, stop = self._span(index)
+            start, stop = self._block_range(index)
             data = np.empty(stop - start, np.uint8)
             self._fill(index, data)
             self._last = (index, data)
         return self._last[1]
 
     def _fill(self, index: int, out: Raw) -> None:
-        start, _ = self._span(index)
+        start, _ = self._block_range(index)
         view, done = out.data, 0
         while done < out.nbytes:
             count = os.preadv(self._file, [view[done:]], start + done)
             if not count:
                 raise DamagedError(f"{self.path} ends at byte {start + done}")
             done += count
-        if index in self._good or not self._sha256:
+        if index in self._verified or not self._sha256:
             return
         if hashlib.sha256(view).hexdigest() != self._sha256[index]:
             raise DamagedError(
-                f"{self.path} is damaged: bytes {start} to {start + out.nbytes} have "
-                "another sha256 than when they were written"
+                f"{self.path} is damaged: the sha256 of bytes {start} to "
+                f"{start + out.nbytes} differs from that at writing"
             )
 
 
@@ -205,14 +222,11 @@ def _version(file: int) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def read_small(path: Path, largest: int) -> bytes:
-    """All of a file that is no link and not too large. Raises DamagedError."""
-    reader = Reader(path)
-    try:
-        if reader.nbytes > largest:
-            raise DamagedError(f"{path} has {reader.nbytes} bytes, more than {largest}")
+def read_small(path: Path, limit: int) -> bytes:
+    """Return all of a file of at most `limit` bytes. Raises DamagedError."""
+    with Reader(path) as reader:
+        if reader.nbytes > limit:
+            raise DamagedError(f"{path} has {reader.nbytes} bytes, more than {limit}")
         data = np.empty(reader.nbytes, np.uint8)
         reader.read(0, data)
         return data.tobytes()
-    finally:
-        reader.close()

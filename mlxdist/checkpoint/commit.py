@@ -1,94 +1,149 @@
-"""How a rank writes its file, and how a checkpoint becomes one: in a single step."""
+"""The second half of a save: each rank writes its file, then one rename commits all."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from ..arrays.numpy_view import Raw, raw
-from ..comm.together import CheckpointError, Exchange, together
-from . import directory as saves
-from . import manifest as manifests
-from .manifest import Manifest, SavedFile
-from .save import Job, file_name
-from .snapshot import Snapshot
+import msgspec
 
-
-def data_of(job: Job, taken: Snapshot) -> Iterator[Raw]:
-    """The bytes of this rank's parts, one after the other, without copies."""
-    arrays = dict(taken.every)
-    for kind, tree in taken.own.items():
-        for path, held in tree.items():
-            arrays |= {(kind, path, key): array for key, array in held.items()}
-    for array, start, stop in job.layout.parts[job.rank]:
-        data = raw(arrays[array.identity])
-        if data.nbytes > (stop - start) * array.item_size:
-            data = data[start * array.item_size : stop * array.item_size]
-        yield data
+from ..arrays.numpy_view import Raw
+from ..comm.collectives import Collectives
+from . import directory
+from .block_file import Writer
+from .collective import AllGather, CheckpointError, require_success
+from .manifest import SavedFile, to_bytes
+from .save import SavePlan
 
 
-def finish(job: Job, data: Iterable[Raw], exchange: Exchange) -> None:
-    """Writes this rank's file and, once all are whole, makes it the last checkpoint.
+class FileReport(msgspec.Struct):
+    """A rank's file, and the first rank that sees it: the leader of its disk."""
+
+    file: SavedFile | None
+    leader: int
+
+
+class SaveJob:
+    """One rank's part in a save. Made by all ranks together.
+
+    Owns the rank's open file. A context manager, which closes it.
+
+    Args:
+        data: the bytes of this rank's parts in order.
 
     Raises:
-        CheckpointError: on all ranks, and the folder is as it was.
+        CheckpointError: on all ranks, if one can't create its file.
     """
-    file, problem = None, None
-    try:
-        file = _write(job, data)
-    except Exception as error:  # whatever it is, the other ranks wait to hear of it
-        problem = str(error) or repr(error)
-    finally:
-        job.writer.close()
-    sent = None if file is None else [file.name, file.nbytes, file.sha256]
-    try:
-        answers = together(exchange, job.failed, problem, file=sent, disk=job.leader)
-        together(exchange, job.failed, _led(job, lambda: _commit(job, answers)))
-    except CheckpointError:
-        if job.leads:
-            _undo(job)
-        raise
-    told = f"{job.save.name} is saved and whole in {job.request.folder}, but"
-    together(exchange, told, _led(job, lambda: _follow(job)))
+
+    def __init__(self, plan: SavePlan, data: Iterable[Raw], comm: Collectives):
+        self._plan, self._data, self._rank = plan, data, comm.rank
+        self._folder = plan.request.folder
+        self._temporary = self._folder / plan.save.temporary(plan.token)
+        paths = [self._temporary / file_name(rank) for rank in range(comm.size)]
+        self._writer: Writer | None = None
+        problem = None
+        try:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            self._writer = Writer(paths[self._rank])
+        except OSError as error:
+            problem = str(error)
+        failure = f"{self._temporary} can't be written"
+        try:
+            require_success(comm.all_gather_bytes, failure, problem, None)
+        except CheckpointError:
+            self.close()
+            raise
+        self._leader = next(rank for rank, path in enumerate(paths) if path.exists())
+        if self._leads:
+            directory.sweep(self._folder, self._temporary.name)
+
+    def __enter__(self) -> SaveJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def copy_data(self) -> None:
+        """Copy the bytes that will be written, so that training may go on."""
+        self._data = [part.copy() for part in self._data]
+
+    def write(self) -> tuple[SavedFile | None, str | None]:
+        """Write this rank's file. Returns it, or what went wrong."""
+        assert self._writer is not None
+        try:
+            self._writer.write(self._plan.layout.headers[self._rank])
+            for part in self._data:
+                self._writer.write(part.data)
+            digests = self._writer.finish()
+        except Exception as error:  # of any kind, since the other ranks wait for it
+            return None, str(error) or repr(error)
+        finally:
+            self._writer.close()
+        return SavedFile(file_name(self._rank), self._writer.nbytes, digests), None
+
+    def commit(
+        self, file: SavedFile | None, problem: str | None, all_gather: AllGather
+    ) -> None:
+        """Make the checkpoint the newest if all ranks' files are complete.
+
+        Raises:
+            CheckpointError: on all ranks. Unless it says otherwise, the folder is as it
+                was before the save.
+        """
+        save = self._plan.save
+        failure = (
+            f"the checkpoint of step {save.step} was not saved in {self._folder}; the "
+            "older ones are intact"
+        )
+        report = FileReport(file, self._leader)
+        try:
+            reports = require_success(all_gather, failure, problem, report)
+            require_success(all_gather, failure, self._rename(reports), None)
+        except CheckpointError:
+            self._undo()
+            raise
+        failure = f"{save.name} is saved and complete in {self._folder}, but"
+        require_success(all_gather, failure, self._remove_older(), None)
+
+    @property
+    def _leads(self) -> bool:
+        return self._leader == self._rank
+
+    def _rename(self, reports: Sequence[FileReport]) -> str | None:
+        if not self._leads:
+            return None
+        plan = self._plan
+        manifest = msgspec.structs.replace(
+            plan.manifest,
+            disks=tuple(report.leader for report in reports),
+            files=tuple(report.file for report in reports if report.file is not None),
+        )
+        try:
+            directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _remove_older(self) -> str | None:
+        if not self._leads:
+            return None
+        plan = self._plan
+        try:
+            directory.point_to(self._folder, plan.save)
+            directory.prune(self._folder, plan.request.keep, plan.token)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _undo(self) -> None:
+        if self._leads:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            directory.remove(self._folder, self._plan.save, self._plan.token)
 
 
-def _write(job: Job, data: Iterable[Raw]) -> SavedFile:
-    job.writer.write(job.layout.headers[job.rank])
-    for part in data:
-        job.writer.write(part.data)
-    digests = job.writer.finish()
-    return SavedFile(file_name(job.rank), job.writer.nbytes, digests)
-
-
-def _led(job: Job, act: Callable[[], None]) -> str | None:
-    """Has the leader of each disk do something; what went wrong with it."""
-    try:
-        if job.leads:
-            act()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _commit(job: Job, answers: Sequence[Any]) -> None:
-    files = [answer["file"] for answer in answers]
-    manifest = Manifest(
-        **job.about,
-        disks=tuple(answer["disk"] for answer in answers),
-        files=tuple(SavedFile(name, size, tuple(sha)) for name, size, sha in files),
-        arrays=job.layout.arrays,
-    )
-    data = manifests.to_bytes(manifest)
-    saves.commit(job.request.folder, job.save, job.token, data)
-
-
-def _follow(job: Job) -> None:
-    saves.point_to(job.request.folder, job.save)
-    saves.prune(job.request.folder, job.request.keep, job.token)
-
-
-def _undo(job: Job) -> None:
-    folder = job.request.folder
-    shutil.rmtree(folder / job.save.unfinished(job.token), ignore_errors=True)
-    saves.remove(folder, job.save, job.token)
+def file_name(rank: int) -> str:
+    return f"rank-{rank:05}.safetensors"

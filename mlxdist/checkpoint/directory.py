@@ -1,7 +1,7 @@
-"""The folder of checkpoints: their names, which of them are whole, which must go.
+"""The folder of checkpoints: names, commit by rename, and removal of old ones.
 
-A checkpoint is a folder of its own. It is written under a name that begins with a dot
-and renamed in one step, so that a name without a dot is a checkpoint that was whole.
+Each checkpoint is a folder in it. It is written under a name that begins with a dot,
+then renamed in one step, so a name without a dot is a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from . import manifest as manifests
-from . import manifest_check as parsing
+from . import manifest_check
 from .block_file import read_small
-from .durable import DamagedError, flush_folder, open_file, write_beside
-from .manifest import Manifest
+from .durable import DamagedError, flush_folder, open_file, write_atomically
+from .manifest import NAME, Manifest
 
 LATEST = "latest"
-_NAME = re.compile(r"save-(\d{5,12})-step-(\d{8,16})")
-_UNFINISHED = re.compile(r"\.save-\d{5,12}-step-\d{8,16}\.(saving|removing)-[0-9a-f]+")
+_SAVE_NAME = re.compile(r"save-(\d{5,12})-step-(\d{8,16})")
+_TEMPORARY = re.compile(r"\.save-\d{5,12}-step-\d{8,16}\.(saving|removing)-[0-9a-f]+")
 
 
 class Save(NamedTuple):
     """A checkpoint's name. `serial` counts the saves into a folder.
 
-    The last one is that of the highest serial: a run that went back to step 500 of
-    1000 goes on from its own step 600.
+    The newest checkpoint is that of the highest serial: a run that went back from
+    step 1000 to 500 resumes from its own step 600.
     """
 
     serial: int
@@ -38,93 +37,94 @@ class Save(NamedTuple):
     def name(self) -> str:
         return f"save-{self.serial:05}-step-{self.step:08}"
 
-    def unfinished(self, token: str, doing: str = "saving") -> str:
-        return f".{self.name}.{doing}-{token}"
+    def temporary(self, token: str, action: str = "saving") -> str:
+        """Return the folder's name before it is complete, or while it is removed."""
+        return f".{self.name}.{action}-{token}"
 
 
-def listed(folder: Path) -> list[Save]:
-    """The checkpoints of a folder, the last one first; none where there is no folder.
+def list_saves(folder: Path) -> list[Save]:
+    """Return the checkpoints of a folder, newest first; none if it doesn't exist.
 
     Raises:
-        OSError: where it can't be read.
+        OSError: if it can't be read.
     """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = [
-        Save(*map(int, name.groups())) for name in map(_NAME.fullmatch, names) if name
-    ]
-    return sorted((save for save in found if save.name in names), reverse=True)
+    matches = filter(None, map(_SAVE_NAME.fullmatch, names))
+    saves = [Save(*map(int, match.groups())) for match in matches]
+    return sorted((save for save in saves if save.name in names), reverse=True)
 
 
 def read_manifest(folder: Path, save: Save) -> bytes:
-    """The bytes of a checkpoint's manifest. Raises DamagedError."""
-    place = folder / save.name
-    if place.is_symlink() or not place.is_dir():
-        raise DamagedError(f"{place} is not a folder")
-    return read_small(place / manifests.NAME, parsing.LARGEST)
+    """Return the bytes of a checkpoint's manifest. Raises DamagedError."""
+    path = folder / save.name
+    if path.is_symlink() or not path.is_dir():
+        raise DamagedError(f"{path} is not a folder")
+    return read_small(path / NAME, manifest_check.MAX_BYTES)
 
 
-def parse(data: bytes, folder: Path, save: Save) -> Manifest:
-    """A manifest that was read. Raises DamagedError, naming the file."""
-    path = folder / save.name / manifests.NAME
+def parse_manifest(data: bytes, folder: Path, save: Save) -> Manifest:
+    """Parse a manifest's bytes. Raises DamagedError, with the file's path."""
+    path = folder / save.name / NAME
     try:
-        manifest = parsing.from_bytes(data)
+        manifest = manifest_check.from_bytes(data)
     except ValueError as error:
         raise DamagedError(f"{path}: {error}") from None
     if manifest.step != save.step:
-        raise DamagedError(f"{path} is of step {manifest.step}, and not of its name's")
+        raise DamagedError(
+            f"{path} is of step {manifest.step}, its folder's name of {save.step}"
+        )
     return manifest
 
 
-def file_problem(path: Path, nbytes: int) -> str | None:
-    """Why a file is not there as it was written, by its size alone."""
+def file_problems(folder: Path, save: Save, manifest: Manifest) -> list[str | None]:
+    """Return for each file why this rank can't use it, by its size alone."""
+    path = folder / save.name
+    return [_file_problem(path / file.name, file.nbytes) for file in manifest.files]
+
+
+def _file_problem(path: Path, nbytes: int) -> str | None:
     try:
         file = open_file(path)
     except DamagedError as error:
         return str(error)
-    found = os.fstat(file).st_size
+    size = os.fstat(file).st_size
     os.close(file)
-    return None if found == nbytes else f"{path} has {found} bytes, wanted {nbytes}"
+    return None if size == nbytes else f"{path} has {size} bytes, wanted {nbytes}"
 
 
 def commit(folder: Path, save: Save, token: str, manifest: bytes) -> None:
-    """Makes a written checkpoint the last one: its manifest, then its name."""
-    place = folder / save.unfinished(token)
-    write_beside(place / manifests.NAME, manifest)
-    place.rename(folder / save.name)
+    """Make a written checkpoint the newest: write its manifest, then rename it."""
+    path = folder / save.temporary(token)
+    write_atomically(path / NAME, manifest)
+    path.rename(folder / save.name)
     flush_folder(folder)
 
 
 def point_to(folder: Path, save: Save) -> None:
-    """Writes the name of the last checkpoint into the file `latest`."""
-    write_beside(folder / LATEST, f"{save.name}\n".encode())
+    """Write the newest checkpoint's name into the file `latest`."""
+    write_atomically(folder / LATEST, f"{save.name}\n".encode())
 
 
 def prune(folder: Path, keep: int | None, token: str) -> None:
-    """Removes all checkpoints but the last `keep`."""
-    for save in listed(folder)[keep:] if keep is not None else ():
+    """Remove all but the newest `keep` checkpoints; None keeps all."""
+    for save in list_saves(folder)[keep:] if keep is not None else ():
         remove(folder, save, token)
 
 
 def remove(folder: Path, save: Save, token: str) -> None:
-    """Removes a checkpoint; its name is gone before its files are."""
-    doomed = folder / save.unfinished(token, "removing")
+    """Remove a checkpoint: rename it first, so that no half of one has its name."""
+    temporary = folder / save.temporary(token, "removing")
     with contextlib.suppress(FileNotFoundError):
-        (folder / save.name).rename(doomed)
+        (folder / save.name).rename(temporary)
         flush_folder(folder)
-        shutil.rmtree(doomed)
+        shutil.rmtree(temporary)
 
 
-def sweep(folder: Path, but: str) -> None:
-    """Removes what saves that were killed left behind."""
+def sweep(folder: Path, current: str) -> None:
+    """Remove what killed saves left behind, but for the folder `current`."""
     for name in os.listdir(folder):
-        if _UNFINISHED.fullmatch(name) and name != but:
+        if _TEMPORARY.fullmatch(name) and name != current:
             shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def problems(folder: Path, save: Save, manifest: Manifest) -> list[str | None]:
-    """For each file of a checkpoint, why this rank can't use it."""
-    place = folder / save.name
-    return [file_problem(place / file.name, file.nbytes) for file in manifest.files]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: made, flushed to the disk, renamed, opened."""
+"""Durable files: written to the disk whole or not at all, and opened without trust."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ class DamagedError(ValueError):
 
 
 def create(path: Path) -> int:
+    """Create a new file for `write_all`, past the page cache where the system can.
+
+    Returns:
+        The file descriptor.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
@@ -26,13 +31,14 @@ def create(path: Path) -> int:
 
 
 def write_all(file: int, data: memoryview, offset: int) -> None:
+    """Write all bytes at an offset; direct writes need both aligned to pages."""
     while data.nbytes:
         try:
             written = os.pwrite(file, data, offset)
         except OSError:
             if not _is_direct(file):
                 raise
-            # Some file systems take no direct write of this size, or at this place.
+            # Some file systems refuse direct writes of this size or at this offset.
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
             fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
             continue
@@ -45,18 +51,19 @@ def _is_direct(file: int) -> bool:
 
 
 def flush(file: int) -> None:
-    """Has a file's bytes, or a folder's names, on the disk and not in its cache."""
+    """Flush a file's bytes, or a folder's names, to the disk itself."""
     full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, whose fsync stops at the drive
     if full is None:
         os.fsync(file)
         return
     try:
         fcntl.fcntl(file, full)
-    except OSError:  # not on network drives
+    except OSError:  # network drives don't have it
         os.fsync(file)
 
 
 def flush_folder(path: Path) -> None:
+    """Flush the names in a folder, after a file in it was created or renamed."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         flush(folder)
@@ -64,20 +71,28 @@ def flush_folder(path: Path) -> None:
         os.close(folder)
 
 
-def write_beside(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all, and has it on the disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file: after a crash it has the old content or the new, in full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(file, memoryview(data), 0)
         flush(file)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     finally:
         os.close(file)
-    beside.replace(path)
     flush_folder(path.parent)
 
 
 def open_file(path: Path) -> int:
+    """Open a regular file for reading, and return its file descriptor.
+
+    Raises:
+        DamagedError: if it is missing, a symbolic link, a folder or a device.
+    """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: which array, cut into which pieces, in which file. Pure."""
+"""The manifest: each saved array, its pieces, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta
 
 from ..layout.entries import ITEM_SIZES
 
@@ -16,29 +18,46 @@ FORMAT = "mlxdist checkpoint"
 VERSION = 1
 NAME = "manifest.json"
 
+Json = Any  # None, bool, int, float, str, or lists and dicts of them
+Identity = tuple[str, str, str]  # kind, path and key of an array
+
+# msgspec holds what is read to these bounds and patterns.
+_Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_DType = Annotated[str, Meta(pattern=rf"\A({'|'.join(ITEM_SIZES)})\Z")]
+_FileName = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors\Z")
+]
+_Kind = Annotated[str, Meta(pattern=r"\A[a-z][a-z_]{0,49}\Z")]
+_Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
 
 class Piece(NamedTuple):
-    """Elements [start, stop) of a flattened array: in which file, from which byte."""
+    """Elements [start, stop) of a flattened array, from byte `offset` of a file.
 
-    start: int
-    stop: int
-    file: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class SavedArray:
-    """One array, whole or in pieces.
-
-    `kind` says whose it is: "parameters", "scalars" and "extra", or what the optimizer
-    calls its own, such as "optimizer". `key` is the place in a parameter's state.
+    `file` is an index into `Manifest.files`.
     """
 
-    kind: str
+    start: _Count
+    stop: _Count
+    file: _Count
+    offset: _Count
+
+
+class SavedArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """One array, whole or in pieces.
+
+    Attributes:
+        kind: "parameters", "optimizer" (state of a parameter), "scalars" (an
+            optimizer's step, learning rate and the like) or "extra".
+        path: the parameter's path; of a scalar, its optimizer's.
+        key: name in the state of a parameter or optimizer; "" elsewhere.
+    """
+
+    kind: _Kind
     path: str
     key: str
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: _DType
+    shape: tuple[_Count, ...]
     pieces: tuple[Piece, ...] = ()
 
     @cached_property
@@ -55,29 +74,34 @@ class SavedArray:
 
     @property
     def name(self) -> str:
-        """`optimizer/blocks.0.weight/m`, as tensors are called in the files."""
-        return "/".join(filter(None, (self.kind, self.path, self.key)))
+        """`optimizer/blocks.0.weight/m`, the tensor's name in the files."""
+        return "/".join(filter(None, self.identity))
 
     @property
-    def identity(self) -> tuple[str, str, str]:
+    def identity(self) -> Identity:
         return self.kind, self.path, self.key
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}{list(self.shape)}"
 
 
-@dataclass(frozen=True)
-class SavedFile:
+class SavedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One rank's file, with the sha256 of each of its blocks."""
 
-    name: str
-    nbytes: int
-    sha256: tuple[str, ...]
+    name: _FileName
+    nbytes: _Count
+    sha256: tuple[_Sha256, ...]
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One optimizer that holds state: where in MLX's state tree, and which paths."""
+class SavedOptimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One optimizer that held state.
+
+    Attributes:
+        at: prefix of its part of MLX's state tree: "" or "states.0.".
+        name: module and class.
+        settings: hyperparameters, as text.
+        paths: the parameters that it updates.
+    """
 
     at: str
     name: str
@@ -85,39 +109,38 @@ class Leaf:
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """Everything about a checkpoint but the arrays themselves.
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """The contents of a checkpoint, without the arrays' elements.
 
     Attributes:
-        disks: for each file the first rank that saw it when it was written: ranks of
-            one number share a folder.
-        layout: the fingerprint of the plan that the ranks had.
-        counters: the optimizer's own, such as its steps.
+        layout: fingerprint of the plan at saving.
+        counters: the DistributedOptimizer's own, such as its steps.
         random: each rank's key of mx.random.
-        sampler: what its `state_dict()` gave.
-        extra: the user's, as `extra.encode` made it.
-        block: bytes of a block.
+        sampler: from its `state_dict()`.
+        extra: the user's, from `user_data.encode`.
+        block: bytes that one sha256 covers.
+        disks: for each file the first rank that saw it when it was written: ranks
+            with one number share a folder.
     """
 
-    step: int
+    step: _Count
     saved_at: str
-    world_size: int
+    world_size: Annotated[int, Meta(ge=1, lt=2**53)]
     strategy: str
     layout: str
     versions: dict[str, str]
-    optimizer: tuple[Leaf, ...]
-    counters: dict[str, int]
-    random: tuple[tuple[int, int], ...]
-    sampler: dict[str, Any] | None
-    extra: Any
-    block: int
-    disks: tuple[int, ...]
+    optimizer: tuple[SavedOptimizer, ...]
+    counters: dict[str, _Count]
+    random: tuple[tuple[_Count, _Count], ...]
+    sampler: dict[str, Json] | None
+    extra: Json
+    block: Annotated[int, Meta(ge=2**12, le=2**30)]
+    disks: tuple[_Count, ...]
     files: tuple[SavedFile, ...]
     arrays: tuple[SavedArray, ...]
 
     @cached_property
-    def by_identity(self) -> dict[tuple[str, str, str], SavedArray]:
+    def by_identity(self) -> dict[Identity, SavedArray]:
         return {array.identity: array for array in self.arrays}
 
     @property
@@ -126,11 +149,13 @@ class Manifest:
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it is written: JSON, with the sha256 of what it says."""
-    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    """Encode a manifest as JSON, with the sha256 of its content."""
+    fields = msgspec.to_builtins(manifest)
+    content = {"format": FORMAT, "version": VERSION, **fields}
     return json.dumps({"sha256": digest(content), **content}).encode() + b"\n"
 
 
-def digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Json]) -> str:
+    """Return the sha256 of a manifest's content, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

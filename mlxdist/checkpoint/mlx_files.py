@@ -1,7 +1,7 @@
-"""Plain MLX files: a checkpoint becomes them, and they load as one does.
+"""Plain MLX files: made of a checkpoint, and loaded as one.
 
-`model.safetensors` is what `model.load_weights` loads, `optimizer.safetensors` the
-optimizer's own state, as `tree_flatten(optimizer.state)` names it.
+`model.safetensors` is what `model.load_weights` loads. `optimizer.safetensors` is the
+optimizer's state, with the names of `tree_flatten(optimizer.state)`.
 """
 
 from __future__ import annotations
@@ -11,153 +11,139 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..layout.entries import split_counts
-from ..optim import inner as wrapped
-from . import directory as saves
+from ..optim.resumable_state import ResumableState
+from . import directory
 from .block_file import BLOCK, Reader, Writer
 from .directory import Save
-from .durable import DamagedError, flush_folder, write_beside
-from .manifest import Manifest, Piece, SavedArray, SavedFile
+from .durable import DamagedError, flush_folder, write_atomically
+from .manifest import Identity, Piece, SavedArray, SavedFile
+from .reader import Contents, FileReaders
 from .safetensors import Tensor, header, tensors_of
-from .snapshot import Identity, places, scalars
+from .snapshot import scalars
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 TRAINING = "training.json"
+
+_Named = tuple[str, SavedArray]  # an array, and its name in a plain file
 
 
 def consolidate(
     folder: Path, save: Save, target: Path, progress: Callable[[int], None]
 ) -> list[Path]:
-    """Writes a checkpoint as the files that a single process loads.
+    """Write a checkpoint as the files that a single MLX process loads.
 
-    Holds a few blocks of 4 MiB in memory, whatever the size, and verifies what it
-    reads. The target is there in the end, whole, or not at all.
+    Verifies what it reads, and holds a few blocks of 4 MiB in memory, whatever the
+    size. The target is created whole or not at all.
 
     Args:
-        target: a folder that is not there yet.
-        progress: told of the bytes that were written.
+        target: a folder that does not exist yet.
+        progress: called with the number of bytes after each write.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: where the target is there, or MLX's files can't hold a dtype.
-        DamagedError: where the checkpoint is.
+        ValueError: if the target exists, or MLX's files can't hold a dtype.
+        DamagedError: if the checkpoint is damaged.
     """
     if target.exists() or target.is_symlink():
-        raise ValueError(f"{target} is there already; name a folder that is not")
-    manifest = saves.parse(saves.read_manifest(folder, save), folder, save)
-    groups: dict[str, list[tuple[str, SavedArray]]] = {}
-    at = {path: leaf.at for leaf in manifest.optimizer for path in leaf.paths}
-    for array in manifest.arrays:
-        file, name = _plain_name(array, at)
-        if array.dtype == "float64":
-            raise ValueError(f"{array}: MLX's safetensors files can't hold float64")
-        groups.setdefault(file, []).append((name, array))
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    beside.mkdir(parents=True)
-    source = _Files(folder / save.name, manifest)
+        raise ValueError(f"{target} exists already; name a new folder")
+    data = directory.read_manifest(folder, save)
+    manifest = directory.parse_manifest(data, folder, save)
+    contents = Contents(folder / save.name, manifest.files, manifest.arrays, manifest)
+    at = {p: optimizer.at for optimizer in manifest.optimizer for p in optimizer.paths}
+    groups = _plain_files(manifest.arrays, at)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    temporary.mkdir(parents=True)
     try:
-        for file, group in groups.items():
-            _write(beside / file, group, source, progress)
-        about = {"step": manifest.step, "sampler": manifest.sampler}
-        text = json.dumps({**about, "extra": manifest.extra}, indent=1)
-        write_beside(beside / TRAINING, text.encode() + b"\n")
-        beside.rename(target)
+        with FileReaders(contents) as readers:
+            for file, group in groups.items():
+                _write(temporary / file, group, readers, progress)
+        training = {"step": manifest.step, "sampler": manifest.sampler}
+        text = json.dumps({**training, "extra": manifest.extra}, indent=1)
+        write_atomically(temporary / TRAINING, text.encode() + b"\n")
+        temporary.rename(target)
         flush_folder(target.parent)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
-    finally:
-        source.close()
     return [target / name for name in (*groups, TRAINING)]
 
 
-def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
-    """The plain file of an array, and its name there.
+def _plain_files(
+    arrays: Sequence[SavedArray], at: Mapping[str, str]
+) -> dict[str, list[_Named]]:
+    """Return each plain file's arrays.
 
     Args:
-        at: where MLX's state tree has the optimizer of each path.
+        at: for each parameter the prefix of its optimizer in MLX's state tree.
     """
+    groups: dict[str, list[_Named]] = {}
+    for array in arrays:
+        if array.dtype == "float64":
+            raise ValueError(f"{array}: MLX's safetensors files can't hold float64")
+        file, name = _plain_name(array, at)
+        groups.setdefault(file, []).append((name, array))
+    return groups
+
+
+def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
+    """Return the plain file of an array, and the array's name in it."""
     if array.kind == "parameters":
         return MODEL, array.path
-    if array.kind == "scalars":
-        return OPTIMIZER, ".".join(filter(None, (array.path, array.key)))
     if array.kind == "optimizer":
         return OPTIMIZER, f"{at[array.path]}{array.path}.{array.key}"
     name = ".".join(filter(None, (array.path, array.key)))
-    return f"{array.kind}.safetensors", name
-
-
-class _Files:
-    """A checkpoint's files, opened when they are needed."""
-
-    def __init__(self, place: Path, manifest: Manifest):
-        self._place, self._manifest = place, manifest
-        self._readers: dict[int, Reader] = {}
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-
-    def blocks(self, array: SavedArray) -> Iterator[memoryview]:
-        """An array's bytes in order, a block at a time."""
-        for piece in array.pieces:
-            reader = self.reader(piece.file)
-            nbytes = (piece.stop - piece.start) * array.item_size
-            for start, stop in split_counts(nbytes, BLOCK):
-                data = np.empty(stop - start, np.uint8)
-                reader.read(piece.offset + start, data)
-                yield data.data
-
-    def reader(self, index: int) -> Reader:
-        if index not in self._readers:
-            file, block = self._manifest.files[index], self._manifest.block
-            path = self._place / file.name
-            self._readers[index] = Reader(path, file.sha256, file.nbytes, block=block)
-        return self._readers[index]
+    return OPTIMIZER if array.kind == "scalars" else f"{array.kind}.safetensors", name
 
 
 def _write(
     path: Path,
-    group: Sequence[tuple[str, SavedArray]],
-    source: _Files,
+    group: Sequence[_Named],
+    readers: FileReaders,
     progress: Callable[[int], None],
 ) -> None:
     ordered = sorted(group, key=lambda item: -item[1].item_size)
     tensors = [Tensor(name, a.dtype, a.shape, a.nbytes) for name, a in ordered]
-    writer = Writer(path)
-    try:
+    with Writer(path) as writer:
         writer.write(header(tensors, {}))
         for _, array in ordered:
-            for data in source.blocks(array):
+            for data in _blocks(array, readers):
                 writer.write(data)
                 progress(data.nbytes)
         writer.finish()
-    finally:
-        writer.close()
 
 
-def is_plain(folder: Path) -> bool:
+def _blocks(array: SavedArray, readers: FileReaders) -> Iterator[memoryview]:
+    """Yield an array's bytes in order, a block at a time."""
+    for piece in array.pieces:
+        reader = readers[piece.file]
+        nbytes = (piece.stop - piece.start) * array.item_size
+        for start, stop in split_counts(nbytes, BLOCK):
+            data = np.empty(stop - start, np.uint8)
+            reader.read(piece.offset + start, data)
+            yield data.data
+
+
+def exist(folder: Path) -> bool:
     return (folder / MODEL).exists()
 
 
-def manifest_of(folder: Path, optimizer: Any) -> Manifest:
-    """A manifest for plain files, which nothing verifies: they hold no checksums.
+def read_contents(folder: Path, state: ResumableState | None) -> Contents:
+    """List the arrays of plain files, which have no checksums.
 
     Raises:
-        DamagedError: where one is no safetensors file.
+        DamagedError: if one is not a safetensors file.
     """
-    names = [MODEL] if optimizer is None else [MODEL, OPTIMIZER]
-    known = {} if optimizer is None else _names(optimizer)
+    names = [MODEL] if state is None else [MODEL, OPTIMIZER]
+    known = {} if state is None else _state_names(state)
     arrays, files = [], []
     for index, name in enumerate(names):
-        reader = Reader(folder / name)
-        try:
+        with Reader(folder / name) as reader:
             files.append(SavedFile(name, reader.nbytes, ()))
             for tensor in tensors_of(reader):
                 identity: Identity | None = ("parameters", tensor.name, "")
@@ -165,25 +151,7 @@ def manifest_of(folder: Path, optimizer: Any) -> Manifest:
                     identity = known.get(tensor.name)
                 if identity is not None:
                     arrays.append(_array(identity, tensor, index))
-        finally:
-            reader.close()
-    return Manifest(
-        step=0,
-        saved_at="",
-        world_size=1,
-        strategy="replicated",
-        layout="",
-        versions={},
-        optimizer=(),
-        counters={},
-        random=(),
-        sampler=None,
-        extra=None,
-        block=BLOCK,
-        disks=(0,) * len(files),
-        files=tuple(files),
-        arrays=tuple(arrays),
-    )
+    return Contents(folder, tuple(files), tuple(arrays))
 
 
 def _array(identity: Identity, tensor: Tensor, file: int) -> SavedArray:
@@ -194,14 +162,13 @@ def _array(identity: Identity, tensor: Tensor, file: int) -> SavedArray:
     return SavedArray(*identity, tensor.dtype, tensor.shape, pieces)
 
 
-def _names(optimizer: Any) -> dict[str, Identity]:
-    """What MLX calls the parts of an optimizer's state, as a checkpoint does."""
+def _state_names(state: ResumableState) -> dict[str, Identity]:
+    """Return the identity of each array of the state by its name in MLX's tree."""
     names: dict[str, Identity] = {}
-    leaves = {id(leaf): at for at, leaf in places(optimizer._inner)}
-    for kind, at, key in scalars(optimizer._inner):
+    for kind, at, key in scalars(state):
         names[".".join(filter(None, (at, key)))] = (kind, at, key)
-    for path, held in optimizer._saved()["optimizer"].items():
-        at = leaves[id(wrapped.owner_of(optimizer._inner, path))]
-        for key in held:
-            names[f"{at}{path}.{key}"] = ("optimizer", path, key)
+    at_path = {path: leaf.at for leaf in state.leaves for path in leaf.paths}
+    for path, arrays in state.arrays().items():
+        for key in arrays:
+            names[f"{at_path[path]}{path}.{key}"] = ("optimizer", path, key)
     return names

@@ -1,26 +1,39 @@
-"""Who writes which part of a checkpoint into which place of its file. Pure integers.
+"""Layout of the ranks' files: which rank writes which elements, and where. Pure.
 
-All ranks come to the same contents by themselves, from what each says that it holds:
-what all of them hold is cut into shares of as many bytes as evens out their files, and
-what one rank alone holds it writes itself.
+Every rank computes the same layout from all ranks' reports. A rank writes the state
+that is on it alone. What all ranks hold is divided so that their files have equal size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..layout.sharding import Plan
+import msgspec
+
 from .manifest import Piece, SavedArray
 from .safetensors import Tensor, header
 
-# What a rank says that it holds: {kind: {path: {key: [dtype, *shape]}}}.
-Held = Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]
+
+class LocalPart(NamedTuple):
+    """Optimizer state on one rank: elements [start, stop) of an array of `shape`."""
+
+    path: str
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def is_whole(self) -> bool:
+        return (self.start, self.stop) == (0, math.prod(self.shape))
 
 
 class Part(NamedTuple):
-    """Elements [start, stop) of an array, which a rank writes."""
+    """Elements [start, stop) of an array, written by one rank."""
 
     array: SavedArray
     start: int
@@ -32,7 +45,7 @@ class Part(NamedTuple):
 
     @property
     def tensor(self) -> Tensor:
-        """As it stands in the file: whole, or a flat slice named by its range."""
+        """The tensor in the file: the whole array, or a slice named by its range."""
         array, (start, stop) = self.array, self[1:]
         if (start, stop) == (0, array.size):
             return Tensor(array.name, array.dtype, array.shape, self.nbytes)
@@ -43,48 +56,35 @@ class Part(NamedTuple):
 Shares = list[list[Part]]  # for each rank, in the order of its file
 
 
-def sharded(held: Sequence[Held], plan: Plan) -> Shares:
-    """What each rank writes of arrays that are cut by a plan, or have one owner.
+def assign_sharded(
+    reports: Sequence[Sequence[LocalPart]], paths: Sequence[str]
+) -> Shares:
+    """Return the ranks' shares of state that is not the same on all of them.
+
+    The first rank that has a whole array writes it. Otherwise each writes its slice.
 
     Args:
-        held: what each rank says that it holds.
+        reports: each rank's parts.
+        paths: of the parameters, in the order in which their state is written.
     """
-    shares: Shares = [[] for _ in held]
-    ranges = [plan.shard(rank) for rank in range(plan.ranks)]
-    for kind in sorted(held[0]):
-        for entry in plan.entries:
-            holders = [r for r, own in enumerate(held) if entry.path in own[kind]]
-            for key in sorted(held[holders[0]][kind][entry.path]) if holders else ():
-                told = {r: held[r][kind][entry.path][key] for r in holders}
-                dtype, *shape = told[holders[0]]
-                spans = {r: ranges[r][entry.path] for r in holders}
-                if _is_cut(told, spans, entry.size, plan):
-                    array = SavedArray(kind, entry.path, key, dtype, entry.shape)
-                    for rank, span in spans.items():
-                        shares[rank].append(Part(array, *span))
-                else:
-                    array = SavedArray(kind, entry.path, key, dtype, tuple(shape))
-                    shares[holders[0]].append(Part(array, 0, array.size))
+    shares: Shares = [[] for _ in reports]
+    state: dict[str, dict[str, dict[int, LocalPart]]]
+    state = defaultdict(lambda: defaultdict(dict))
+    for rank, parts in enumerate(reports):
+        for part in parts:
+            state[part.path][part.key][rank] = part
+    for path in paths:
+        for key, by_rank in sorted(state[path].items()):
+            whole = [rank for rank, part in by_rank.items() if part.is_whole]
+            for rank in whole[:1] or by_rank:
+                _, _, dtype, shape, start, stop = by_rank[rank]
+                array = SavedArray("optimizer", path, key, dtype, shape)
+                shares[rank].append(Part(array, start, stop))
     return shares
 
 
-def _is_cut(
-    told: Mapping[int, Sequence[Any]],
-    spans: Mapping[int, tuple[int, int]],
-    size: int,
-    plan: Plan,
-) -> bool:
-    """Whether arrays are slices of a parameter's shape, and not one for all of it."""
-    if plan.strategy != "elements":
-        return False
-    fits = all(
-        list(told[r][1:]) == [stop - start] for r, (start, stop) in spans.items()
-    )
-    return fits and sum(stop - start for start, stop in spans.values()) == size
-
-
 def spread(shares: Shares, arrays: Sequence[SavedArray]) -> None:
-    """Adds arrays that all ranks hold, cut so that the ranks' files even out."""
+    """Add arrays that all ranks hold, cut so that the files have equal size."""
     quotas = _quotas(
         [sum(part.nbytes for part in share) for share in shares],
         sum(array.nbytes for array in arrays),
@@ -104,24 +104,24 @@ def spread(shares: Shares, arrays: Sequence[SavedArray]) -> None:
                 rank += 1
 
 
-def _quotas(held: Sequence[int], total: int) -> list[int]:
-    """Bytes that each rank takes of a total, so that the fullest holds the least."""
-    ranks = sorted(range(len(held)), key=lambda rank: held[rank])
-    quotas = [0] * len(held)
+def _quotas(used: Sequence[int], total: int) -> list[int]:
+    """Return the bytes of `total` for each rank that minimize the largest file."""
+    ranks = sorted(range(len(used)), key=lambda rank: used[rank])
+    quotas = [0] * len(used)
     below = 0
     for count, rank in enumerate(ranks, 1):
-        below += held[rank]
-        following = held[ranks[count]] if count < len(ranks) else None
+        below += used[rank]
+        following = used[ranks[count]] if count < len(ranks) else None
         if following is None or following * count - below >= total:
-            level, extra = divmod(total + below, count)
-            for place, one in enumerate(ranks[:count]):
-                quotas[one] = level - held[one] + (place < extra)
+            level, remainder = divmod(total + below, count)
+            for index, filled in enumerate(ranks[:count]):
+                quotas[filled] = level - used[filled] + (index < remainder)
             break
     return quotas
 
 
 class Layout(NamedTuple):
-    """The ranks' files before they are written: parts in order, and their headers."""
+    """The files to be written: each rank's parts in order, and its file's header."""
 
     parts: Shares
     headers: list[bytes]
@@ -129,16 +129,16 @@ class Layout(NamedTuple):
 
 
 def lay_out(shares: Shares, empty: Sequence[SavedArray], about: str) -> Layout:
-    """Puts each rank's parts one behind the other, and pieces into the arrays.
+    """Order each rank's parts in its file, and list the pieces of each array.
 
     Args:
-        empty: arrays without elements, which stand in no file.
-        about: what the files say of themselves.
+        empty: arrays without elements, which are in no file.
+        about: metadata for the files' headers.
     """
     pieces: dict[SavedArray, list[Piece]] = {array: [] for array in empty}
     headers, ordered = [], []
     for rank, share in enumerate(shares):
-        # Wide ones first, so that all are aligned.
+        # Wide dtypes first keep every array aligned.
         parts = sorted(
             (part for part in share if part.nbytes), key=lambda p: -p.array.item_size
         )
@@ -146,13 +146,14 @@ def lay_out(shares: Shares, empty: Sequence[SavedArray], about: str) -> Layout:
         headers.append(header([part.tensor for part in parts], {"mlxdist": text}))
         offset = len(headers[-1])
         for part in parts:
-            found = pieces.setdefault(part.array, [])
-            found.append(Piece(part.start, part.stop, rank, offset))
+            piece = Piece(part.start, part.stop, rank, offset)
+            pieces.setdefault(part.array, []).append(piece)
             offset += part.nbytes
         for part in share:
             pieces.setdefault(part.array, [])
         ordered.append(parts)
     arrays = tuple(
-        replace(array, pieces=tuple(sorted(found))) for array, found in pieces.items()
+        msgspec.structs.replace(array, pieces=tuple(sorted(listed)))
+        for array, listed in pieces.items()
     )
     return Layout(ordered, headers, arrays)

@@ -1,14 +1,15 @@
-"""The files of one checkpoint as a rank sees them, and what only other ranks see.
+"""Reading the arrays of one checkpoint, from this rank's disk or through another rank.
 
-A rank reads the ranges that it needs. Where a checkpoint lies on the disks of several
-hosts, the ranks that see a file read it for all of them.
+A rank reads the ranges that it needs. If the files are on the disks of several hosts,
+a rank that sees a file broadcasts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -16,85 +17,147 @@ from ..arrays.numpy_view import Raw, blank, raw
 from ..arrays.types import Array
 from ..comm.collectives import Collectives
 from ..layout.entries import split_counts
-from .block_file import THREADS, Reader
+from .block_file import BLOCK, THREADS, Reader
 from .durable import DamagedError
-from .manifest import Manifest, Piece, SavedArray
+from .manifest import Identity, Manifest, Piece, SavedArray, SavedFile
 
-_MESSAGE = 16 * 2**20  # bytes that are broadcast at once
+_BROADCAST_BYTES = 16 * 2**20  # of one message
 
 
-class Source:
-    """Reads arrays of a checkpoint; made on all ranks together.
+class Contents(NamedTuple):
+    """The arrays to load and the files that hold them.
 
-    Args:
-        place: the checkpoint's folder.
-        seen: for each rank, which of the files it sees.
+    Attributes:
+        folder: of the files.
+        manifest: None for plain MLX files, which have no step, counters or extra.
     """
 
-    def __init__(
-        self,
-        place: Path,
-        manifest: Manifest,
-        seen: Sequence[Sequence[bool]],
-        comm: Collectives,
-    ):
-        self.manifest, self._comm = manifest, comm
-        self._place = place
+    folder: Path
+    files: tuple[SavedFile, ...]
+    arrays: tuple[SavedArray, ...]
+    manifest: Manifest | None = None
+
+    @property
+    def by_identity(self) -> dict[Identity, SavedArray]:
+        return {array.identity: array for array in self.arrays}
+
+
+class FileReaders:
+    """Readers of the files of a checkpoint, each opened at its first use.
+
+    A context manager, which closes them.
+    """
+
+    def __init__(self, contents: Contents, pool: Executor | None = None):
+        self._contents, self._pool = contents, pool
+        manifest = contents.manifest
+        self._block = BLOCK if manifest is None else manifest.block
         self._readers: dict[int, Reader] = {}
-        self._pool = ThreadPoolExecutor(THREADS, "mlxdist reader")
-        files = range(len(manifest.files))
-        self._seers = [[r for r in range(comm.size) if seen[r][f]] for f in files]
-        self.problem: str | None = None
+
+    def __enter__(self) -> FileReaders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        self._pool.shutdown()
         for reader in self._readers.values():
             reader.close()
 
-    def verify(self) -> str | None:
-        """What is wrong with this rank's share of the blocks; each is read once.
+    def __getitem__(self, index: int) -> Reader:
+        if index not in self._readers:
+            file = self._contents.files[index]
+            self._readers[index] = Reader(
+                self._contents.folder / file.name,
+                file.sha256,
+                file.nbytes,
+                block=self._block,
+                pool=self._pool,
+            )
+        return self._readers[index]
 
-        Of the files that the same ranks see, each rank takes a part in one piece: on
-        as many ranks as saved them, much of what it needs itself, and need not verify
-        again.
+    def check_unchanged(self) -> None:
+        """Raise DamagedError if an open file was written to since it was opened."""
+        for reader in self._readers.values():
+            reader.check_unchanged()
+
+
+class ArrayReader:
+    """Reads arrays of a checkpoint. Made and used by all ranks together.
+
+    A context manager, which closes the files.
+
+    Args:
+        seen: for each rank, which of the files it sees.
+
+    Attributes:
+        problem: the first error on this rank; what is fetched after it means nothing.
+    """
+
+    def __init__(
+        self, contents: Contents, seen: Sequence[Sequence[bool]], comm: Collectives
+    ):
+        self.comm = comm
+        self.problem: str | None = None
+        self._files = contents.files
+        self._pool = ThreadPoolExecutor(THREADS, "mlxdist reader")
+        self._readers = FileReaders(contents, self._pool)
+        self._ranks_with = [  # of each file
+            tuple(rank for rank in range(comm.size) if seen[rank][file])
+            for file in range(len(contents.files))
+        ]
+
+    def __enter__(self) -> ArrayReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._readers.close()
+
+    def verify(self) -> str | None:
+        """Verify this rank's share of the blocks, and return what is wrong.
+
+        Ranks that see the same files share them, each a contiguous part. On as many
+        ranks as saved them, that is mostly the part that the rank needs itself, and a
+        block is read and hashed once.
         """
-        alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for file, seers in enumerate(self._seers):
-            blocks = range(len(self.manifest.files[file].sha256))
-            alike.setdefault(tuple(seers), []).extend((file, b) for b in blocks)
+        groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for file, seers in enumerate(self._ranks_with):
+            blocks = range(len(self._files[file].sha256))
+            groups.setdefault(seers, []).extend((file, b) for b in blocks)
         try:
-            for alike_seers, every in alike.items():
-                if self._comm.rank in alike_seers:
-                    turn, count = alike_seers.index(self._comm.rank), len(alike_seers)
-                    first, last = (t * len(every) // count for t in (turn, turn + 1))
-                    self._check(every[first:last])
+            for ranks, every in groups.items():
+                if self.comm.rank in ranks:
+                    index, count = ranks.index(self.comm.rank), len(ranks)
+                    first, last = (i * len(every) // count for i in (index, index + 1))
+                    self._verify(every[first:last])
         except (DamagedError, OSError) as error:
             return str(error)
         return None
 
-    def _check(self, blocks: Sequence[tuple[int, int]]) -> None:
+    def _verify(self, blocks: Sequence[tuple[int, int]]) -> None:
         for file in sorted({file for file, _ in blocks}):
-            reader = self._reader(file)
-            own = [block for other, block in blocks if other == file]
-            for _ in self._pool.map(reader.check, own):
+            indices = [block for other, block in blocks if other == file]
+            for _ in self._pool.map(self._readers[file].check, indices):
                 pass
 
-    def unchanged(self) -> str | None:
-        """What went wrong while arrays were fetched; None where nothing did."""
+    def final_problem(self) -> str | None:
+        """Return what went wrong while arrays were fetched, or None."""
         try:
-            for reader in self._readers.values():
-                reader.unchanged()
+            self._readers.check_unchanged()
         except DamagedError as error:
             return str(error)
         return self.problem
 
-    def fetch(self, array: SavedArray, wanted: tuple[int, int] | None) -> Array | None:
-        """Elements [start, stop) of an array, flat; None where none are wanted.
+    def fetch(self, array: SavedArray, start: int, stop: int) -> Array:
+        """Return elements [start, stop) of an array, flat.
 
-        Called for every array by every rank, since one may read for the others. After
-        a first problem, which is kept, what comes means nothing.
+        Called for every array by every rank, also for no elements, since a rank may
+        read for the others.
         """
-        start, stop = wanted or (0, 0)
         size = array.item_size
         result = blank(stop - start, getattr(mx, array.dtype))
         view = raw(result)
@@ -102,21 +165,22 @@ class Source:
             low, high = max(piece.start, start), max(piece.start, min(piece.stop, stop))
             target = view[(low - start) * size : (high - start) * size]
             first = (low - piece.start) * size
-            if len(self._seers[piece.file]) < self._comm.size:
+            if len(self._ranks_with[piece.file]) < self.comm.size:
                 self._broadcast(piece, size, target, first)
             elif low < high:
                 self._read(piece.file, piece.offset + first, target)
-        return None if wanted is None else result
+        return result
 
     def _broadcast(self, piece: Piece, size: int, target: Raw, first: int) -> None:
-        """A piece from a rank that sees it to all; `target` begins at byte `first`."""
-        root = self._seers[piece.file][0]
+        """Broadcast a piece; `target` takes the part of it from byte `first` on."""
+        root = self._ranks_with[piece.file][0]
         end = first + target.nbytes
-        for start, stop in split_counts((piece.stop - piece.start) * size, _MESSAGE):
+        nbytes = (piece.stop - piece.start) * size
+        for start, stop in split_counts(nbytes, _BROADCAST_BYTES):
             part = mx.zeros(stop - start, mx.uint8)
-            if self._comm.rank == root:
+            if self.comm.rank == root:
                 self._read(piece.file, piece.offset + start, raw(part))
-            data = raw(self._comm.broadcast(part, root))
+            data = raw(self.comm.broadcast(part, root))
             low, high = max(start, first), min(stop, end)
             if low < high:
                 target[low - first : high - first] = data[low - start : high - start]
@@ -124,15 +188,6 @@ class Source:
     def _read(self, file: int, offset: int, out: Raw) -> None:
         if self.problem is None:
             try:
-                self._reader(file).read(offset, out)
+                self._readers[file].read(offset, out)
             except (DamagedError, OSError) as error:
                 self.problem = str(error)
-
-    def _reader(self, index: int) -> Reader:
-        if index not in self._readers:
-            file, block = self.manifest.files[index], self.manifest.block
-            path = self._place / file.name
-            self._readers[index] = Reader(
-                path, file.sha256, file.nbytes, block=block, pool=self._pool
-            )
-        return self._readers[index]

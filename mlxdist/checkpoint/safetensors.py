@@ -1,17 +1,17 @@
-"""The safetensors format: a header in JSON, and tensors one behind the other."""
+"""The safetensors format: a JSON header, then the tensors in order."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
 from .block_file import Reader
 from .durable import DamagedError
 
-_LARGEST_HEADER = 100 * 2**20  # as safetensors has it
+_MAX_HEADER = 100 * 2**20  # bytes, the limit of the safetensors library
 
 DTYPES = {
     "bool": "BOOL",
@@ -32,7 +32,7 @@ DTYPES = {
 
 
 class Tensor(NamedTuple):
-    """A tensor of a safetensors file; `offset` counts from the file's beginning."""
+    """A tensor in a safetensors file; `offset` is in bytes from the file's start."""
 
     name: str
     dtype: str
@@ -41,17 +41,17 @@ class Tensor(NamedTuple):
     offset: int = 0
 
 
-def header(tensors: Sequence[Tensor], about: Mapping[str, str]) -> bytes:
-    """The beginning of a safetensors file that holds the tensors one behind the other.
+def header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Encode the header of a file that holds the tensors in this order.
 
     Raises:
-        ValueError: where two tensors have one name.
+        ValueError: if two tensors have the same name.
     """
-    content: dict[str, Any] = {"__metadata__": {"format": "mlx", **about}}
+    content: dict[str, object] = {"__metadata__": {"format": "mlx", **metadata}}
     end = 0
     for name, dtype, shape, nbytes, _ in tensors:
         if name in content:
-            raise ValueError(f"two arrays would be called {name!r} in a file; rename")
+            raise ValueError(f"two arrays have the name {name!r} in a file; rename one")
         content[name] = {
             "dtype": DTYPES[dtype],
             "shape": list(shape),
@@ -59,29 +59,31 @@ def header(tensors: Sequence[Tensor], about: Mapping[str, str]) -> bytes:
         }
         end += nbytes
     text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     return len(text).to_bytes(8, "little") + text
 
 
 def tensors_of(reader: Reader) -> list[Tensor]:
-    """What a safetensors file holds, by its own header.
+    """Return the tensors of a safetensors file, as its header lists them.
 
     Raises:
-        DamagedError: where it is not one.
+        DamagedError: if it is not a safetensors file.
     """
     try:
         length = int.from_bytes(_part(reader, 0, 8), "little")
-        if length > min(_LARGEST_HEADER, reader.nbytes - 8):
+        if length > min(_MAX_HEADER, reader.nbytes - 8):
             raise ValueError(f"a header of {length} bytes")
         content = json.loads(_part(reader, 8, length))
         if not isinstance(content, dict):
-            raise ValueError("its header is no object")
+            raise ValueError("its header is not an object")
         content.pop("__metadata__", None)
         return [_tensor(reader, 8 + length, *item) for item in content.items()]
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{reader.path} is no safetensors file: {error}") from None
+        raise DamagedError(
+            f"{reader.path} is not a safetensors file: {error}"
+        ) from None
 
 
 def _part(reader: Reader, offset: int, count: int) -> bytes:
@@ -92,21 +94,21 @@ def _part(reader: Reader, offset: int, count: int) -> bytes:
     return data.tobytes()
 
 
-def _tensor(reader: Reader, base: int, name: str, told: object) -> Tensor:
-    code, shape, place = (
-        told.get(key) if isinstance(told, dict) else None
+def _tensor(reader: Reader, base: int, name: str, item: object) -> Tensor:
+    code, shape, offsets = (
+        item.get(key) if isinstance(item, dict) else None
         for key in ("dtype", "shape", "data_offsets")
     )
-    if not _whole(shape) or not _whole(place) or len(place) != 2:
-        raise ValueError(f"{name} is {told!r:.80}")
-    names = {known: dtype for dtype, known in DTYPES.items()}
+    if not _are_ints(shape) or not _are_ints(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name} is {item!r:.80}")
+    names = {code: dtype for dtype, code in DTYPES.items()}
     if not isinstance(code, str) or code not in names:
-        raise ValueError(f"{name} is of dtype {code!r:.20}, which MLX has not")
-    start, stop = place
+        raise ValueError(f"{name} is of dtype {code!r:.20}, which MLX doesn't have")
+    start, stop = offsets
     if not 0 <= start <= stop <= reader.nbytes - base or min(shape, default=0) < 0:
-        raise ValueError(f"{name} lies outside of it")
+        raise ValueError(f"{name} lies outside the file")
     return Tensor(name, names[code], tuple(shape), stop - start, base + start)
 
 
-def _whole(numbers: object) -> TypeGuard[list[int]]:
-    return isinstance(numbers, list) and all(type(one) is int for one in numbers)
+def _are_ints(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int for value in values)

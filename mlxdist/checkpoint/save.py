@@ -1,8 +1,8 @@
-"""How a checkpoint is saved: each rank its file, and one commit for all.
+"""The first half of a save: the ranks compare what they save, then plan their files.
 
-Every rank does the same steps; after each one the ranks tell one another how it went,
-and where it failed on one, all of them give up and raise the same error. Nothing that
-stood in the folder before is touched until the new checkpoint is whole.
+`commit.py` has the second half. After each stage the ranks exchange how it went; if it
+failed on one of them, all of them stop. The older checkpoints are not touched until the
+new one is complete.
 """
 
 from __future__ import annotations
@@ -12,42 +12,41 @@ import platform
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from ..arrays.numpy_view import raw
+from ..arrays.numpy_view import Raw, raw
 from ..arrays.trees import dtype_name
-from ..arrays.types import Array
+from ..arrays.types import Array, Tree
 from ..comm.agreement import OnAllRanks, agree
-from ..comm.together import together
 from ..layout.entries import fingerprint
-from ..optim.checks import state_scalars
+from ..optim.optimizer import DistributedOptimizer
+from ..optim.resumable_state import ResumableState
 from ..version import __version__
-from . import directory as saves
-from . import partition as contents
-from . import user_data as extra
-from .block_file import BLOCK, Writer
-from .directory import Save
-from .manifest import SavedArray
-from .partition import Layout, Part
-from .snapshot import Snapshot, leaves_of
+from ..world.world import World
+from . import partition, user_data
+from .block_file import BLOCK
+from .collective import require_success
+from .directory import Save, list_saves
+from .manifest import Manifest, SavedArray, SavedOptimizer
+from .partition import Layout, LocalPart, Part
+from .snapshot import Snapshot, take_snapshot
 
 _DRIFT = (
-    "If parameters or state differ, a rank changed them outside of update(), or its "
-    "memory failed: start again from the last checkpoint, which is as it was. `extra` "
-    "and the sampler have to be the same on all ranks."
+    "If parameters or state differ, a rank changed them outside of update(), or a "
+    "memory error occurred. The previous checkpoint is intact: resume from the last "
+    "checkpoint. `extra` and the sampler have to be the same on all ranks."
 )
-
-
 _ROW = 8192  # bytes
 
 
-class Request(NamedTuple):
-    """What the user asked for; `folder` is where `name` leads on this host."""
+class SaveRequest(NamedTuple):
+    """The arguments of `save_checkpoint`; `folder` is `name` as a path of this host."""
 
     name: str
     folder: Path
@@ -61,44 +60,70 @@ class Request(NamedTuple):
         options = f"keep {self.keep}, background {self.background}"
         return [f"folder {self.name}", f"to be saved as step {self.step}", options]
 
-    @property
-    def problem(self) -> str | None:
+    def problem(self, world: World) -> str | None:
+        """Return which argument is not valid, and why."""
         if isinstance(self.step, bool) or not isinstance(self.step, int):
             return f"step is {self.step!r}; it must be a whole number"
         if not 0 <= self.step < 10**16:
             return f"step is {self.step}; it must be 0 or more"
         if self.keep is not None and not (isinstance(self.keep, int) and self.keep > 0):
             return f"keep is {self.keep!r}; it must be 1 or more, or None for all"
+        if self.background and world.size > 1 and world.host_transport is None:
+            return "background=True works only over MPI; leave it out"
         return None
 
 
+class SavePlan(NamedTuple):
+    """What the ranks agreed to save, and in which files.
+
+    Attributes:
+        token: random text in the name of the temporary folder.
+        manifest: without the checksums of the files.
+    """
+
+    request: SaveRequest
+    save: Save
+    token: str
+    layout: Layout
+    manifest: Manifest
+
+
+class _Report(msgspec.Struct):
+    """What the other ranks need to plan the files; buffers as checksums."""
+
+    parts: list[LocalPart]
+    random: tuple[int, int]
+    token: str
+    buffers: list[int]
+
+
 def agree_to_save(
-    request: Request,
-    optimizer: Any,
-    take: Callable[[], Snapshot],
+    request: SaveRequest,
+    optimizer: DistributedOptimizer,
+    model: Tree,
+    extra: object,
+    sampler: user_data.Sampler | None,
     problem: str | None,
-) -> tuple[Any, Save]:
-    """Compares what the ranks are about to save; the snapshot, and the save's name.
+) -> tuple[Snapshot, SavePlan]:
+    """Compare what the ranks are about to save, and plan their files.
 
     Args:
-        problem: what refuses the call on all ranks.
+        problem: why this rank can't save, or None.
 
     Raises:
-        MismatchError: on all ranks, where they differ: also where parameters do, or
-            replicated state.
+        MismatchError: on all ranks, if one has a problem, or if arguments, parameters
+            or replicated state differ.
     """
-    taken, serial, lines = None, 0, []
-    problem = problem or request.problem
-    world = optimizer.world
-    if request.background and world.size > 1 and world.host_transport is None:
-        problem = "background=True works over MPI alone"
+    world, lines, serial = optimizer.world, request.lines, 0
+    problem = problem or request.problem(world)
     try:
-        taken = take()
-        lines = [*request.lines, *_lines(taken, optimizer)]
-        last = saves.listed(request.folder)[:1]
-        serial = 1 + max((save.serial for save in last), default=0)
+        state = optimizer.resumable_state("save")
+        snapshot = take_snapshot(model, state, extra, sampler)
+        lines = [*request.lines, *_lines(snapshot, state)]
+        newest = list_saves(request.folder)[:1]
+        serial = 1 + max((save.serial for save in newest), default=0)
     except OnAllRanks:
-        raise  # the others know
+        raise
     except (ValueError, OSError) as error:
         problem = problem or str(error)
     serials = agree(
@@ -110,139 +135,115 @@ def agree_to_save(
         problem=problem,
         hint=_DRIFT,
     )
-    return taken, Save(int(max(serials)), request.step)
+    save = Save(int(max(serials)), request.step)
+    return snapshot, _plan(request, save, snapshot, state)
 
 
-def _lines(taken: Snapshot, optimizer: Any) -> list[str]:
-    buffers = set(taken.buffers)
+def _lines(snapshot: Snapshot, state: ResumableState) -> list[str]:
+    """Describe what has to be the same on all ranks."""
+    extra, arrays = snapshot.extra, snapshot.compared
     sums = {
-        "/".join(filter(None, identity)): array
-        for identity, array in taken.every.items()
-        if identity[0] != "parameters" or identity[1] not in buffers
+        "/".join(filter(None, identity)): _checksum(array)
+        for identity, array in arrays.items()
     }
-    items = (
-        taken.extra.items() if isinstance(taken.extra, dict) else [("", taken.extra)]
-    )
+    items = extra.items() if isinstance(extra, dict) else [("", extra)]
     return [
-        f"{optimizer._updates} steps done",
-        *optimizer._require_plan().lines,
-        *state_scalars(optimizer._inner),
-        f"sampler {json.dumps(taken.sampler)}",
+        *state.summary,
+        f"sampler {json.dumps(snapshot.sampler)}",
         *(f"extra {name} {json.dumps(value)[:200]}" for name, value in items),
-        f"extra with {fingerprint(taken.extra):016x}",
-        *(f"{name} with sum {_checksum(sums[name]):08x}" for name in sorted(sums)),
+        f"extra with {fingerprint(extra):016x}",
+        *(f"{name} with sum {sums[name]:08x}" for name in sorted(sums)),
     ]
-
-
-class Job(NamedTuple):
-    """A save under way, on this rank."""
-
-    request: Request
-    save: Save
-    token: str
-    layout: Layout
-    about: dict[str, Any]  # of the manifest, but for what is known when it is written
-    leader: int  # the first rank that sees the same folder
-    rank: int
-    writer: Writer
-
-    @property
-    def failed(self) -> str:
-        return (
-            f"the checkpoint of step {self.save.step} was not saved in "
-            f"{self.request.folder}; those before it are as they were"
-        )
-
-    @property
-    def leads(self) -> bool:
-        return self.leader == self.rank
-
-
-def begin(request: Request, save: Save, taken: Snapshot, optimizer: Any) -> Job:
-    """Plans who writes what, and opens this rank's file in a folder beside."""
-    comm, plan = optimizer.world.control, optimizer._require_plan()
-    told = {
-        "held": _held(taken.own),
-        "random": extra.random_key(),
-        "token": secrets.token_hex(8),
-        "buffers": [_checksum(taken.every["parameters", p, ""]) for p in taken.buffers],
-    }
-    answers = [json.loads(d) for d in comm.all_gather_bytes(json.dumps(told).encode())]
-    layout = _plan_files(taken, answers, plan, f"step {request.step}")
-    about = _about(request, taken, optimizer, [answer["random"] for answer in answers])
-    token = str(answers[0]["token"])
-    place = request.folder / save.unfinished(token)
-    files = [place / file_name(rank) for rank in range(comm.size)]
-    writer, problem = None, None
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        writer = Writer(files[comm.rank])
-    except OSError as error:
-        problem = str(error)
-    together(comm.all_gather_bytes, f"{place} can't be written", problem)
-    assert writer is not None
-    leader = next(rank for rank, file in enumerate(files) if file.exists())
-    if leader == comm.rank:
-        saves.sweep(request.folder, place.name)
-    return Job(request, save, token, layout, about, leader, comm.rank, writer)
-
-
-def file_name(rank: int) -> str:
-    return f"rank-{rank:05}.safetensors"
-
-
-def _held(own: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        kind: {path: extra.described(held) for path, held in tree.items()}
-        for kind, tree in own.items()
-    }
 
 
 def _checksum(array: Array) -> int:
-    """Sees any one flipped bit, and what moved by more than 8 KiB; 15 GB a second."""
+    """Detects any flipped bit, and data moved by more than 8 KiB; 15 GB a second."""
     data = raw(array)
-    whole = data.nbytes // _ROW * _ROW
-    sums = data[:whole].view(np.uint64).reshape(-1, _ROW // 8).sum(axis=1)
-    return zlib.crc32(data[whole:].data, zlib.crc32(sums.data))
+    end = data.nbytes // _ROW * _ROW
+    sums = data[:end].view(np.uint64).reshape(-1, _ROW // 8).sum(axis=1)
+    return zlib.crc32(data[end:].data, zlib.crc32(sums.data))
 
 
-def _plan_files(
-    taken: Snapshot, answers: Sequence[Any], plan: Any, about: str
+def _plan(
+    request: SaveRequest, save: Save, snapshot: Snapshot, state: ResumableState
+) -> SavePlan:
+    buffers = [snapshot.replicated["parameters", p, ""] for p in snapshot.buffers]
+    report = _Report(
+        snapshot.local_parts,
+        user_data.random_key(),
+        secrets.token_hex(8),
+        [_checksum(buffer) for buffer in buffers],
+    )
+    comm = state.world.control
+    reports = require_success(comm.all_gather_bytes, "the save failed", None, report)
+    layout = _lay_out(request, snapshot, reports, list(state.plan.by_path))
+    random = tuple(report.random for report in reports)
+    manifest = _manifest(request, snapshot, state, layout, random)
+    return SavePlan(request, save, reports[0].token, layout, manifest)
+
+
+def _lay_out(
+    request: SaveRequest,
+    snapshot: Snapshot,
+    reports: Sequence[_Report],
+    paths: Sequence[str],
 ) -> Layout:
-    shares = contents.sharded([answer["held"] for answer in answers], plan)
-    first = answers[0]["buffers"]
-    odd = {
-        path
-        for index, path in enumerate(taken.buffers)
-        if any(answer["buffers"][index] != first[index] for answer in answers)
+    shares = partition.assign_sharded([report.parts for report in reports], paths)
+    first = reports[0].buffers
+    differing = {
+        ("parameters", path, "")
+        for index, path in enumerate(snapshot.buffers)
+        if any(report.buffers[index] != first[index] for report in reports)
     }
-    every = [
+    arrays = [
         SavedArray(*identity, dtype_name(array.dtype), tuple(array.shape))
-        for identity, array in taken.every.items()
+        for identity, array in snapshot.replicated.items()
     ]
-    # Running statistics and the like, where ranks differ, are the root's.
-    alone = [a for a in every if a.kind == "parameters" and a.path in odd]
-    shares[0] += [Part(array, 0, array.size) for array in alone]
-    contents.spread(shares, [array for array in every if array not in alone])
-    return contents.lay_out(shares, [a for a in every if not a.size], about)
+    # Running statistics and the like may differ over ranks: rank 0's are saved.
+    root = [array for array in arrays if array.identity in differing]
+    shares[0] += [Part(array, 0, array.size) for array in root]
+    partition.spread(shares, [array for array in arrays if array not in root])
+    empty = [array for array in arrays if not array.size]
+    return partition.lay_out(shares, empty, f"step {request.step}")
 
 
-def _about(
-    request: Request, taken: Snapshot, optimizer: Any, random: Sequence[Any]
-) -> dict[str, Any]:
-    plan = optimizer._require_plan()
+def _manifest(
+    request: SaveRequest,
+    snapshot: Snapshot,
+    state: ResumableState,
+    layout: Layout,
+    random: tuple[tuple[int, int], ...],
+) -> Manifest:
+    """Return the manifest but for `disks` and `files`, which are not written yet."""
+    plan = state.plan
     versions = {"mlxdist": __version__, "mlx": version("mlx")}
-    return {
-        "step": request.step,
-        "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "world_size": plan.ranks,
-        "strategy": plan.strategy,
-        "layout": f"{plan.fingerprint:016x}",
-        "versions": {**versions, "python": platform.python_version()},
-        "optimizer": leaves_of(optimizer),
-        "counters": optimizer._counters(),
-        "random": tuple((high, low) for high, low in random),
-        "sampler": taken.sampler,
-        "extra": taken.extra,
-        "block": BLOCK,
+    return Manifest(
+        step=request.step,
+        saved_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        world_size=plan.ranks,
+        strategy=plan.strategy,
+        layout=f"{plan.fingerprint:016x}",
+        versions={**versions, "python": platform.python_version()},
+        optimizer=tuple(SavedOptimizer(*leaf) for leaf in state.leaves),
+        counters=state.counters(),
+        random=random,
+        sampler=snapshot.sampler,
+        extra=snapshot.extra,
+        block=BLOCK,
+        disks=(),
+        files=(),
+        arrays=layout.arrays,
+    )
+
+
+def data_of(parts: Sequence[Part], snapshot: Snapshot) -> Iterator[Raw]:
+    """Yield the bytes of a rank's parts in order, as views where possible."""
+    arrays: Mapping[tuple[str, str, str], Array] = {
+        **snapshot.replicated,
+        **{identity: part.array for identity, part in snapshot.sharded.items()},
     }
+    for array, start, stop in parts:
+        data = raw(arrays[array.identity])
+        if data.nbytes > (stop - start) * array.item_size:
+            data = data[start * array.item_size : stop * array.item_size]
+        yield data

@@ -1,107 +1,93 @@
-"""What a rank has to save, and what it is called."""
+"""What this rank has to save: arrays of the model, the optimizer and the user."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from ..arrays.trees import entries_of
+from ..arrays.trees import dtype_name, entries_of
 from ..arrays.types import Array, Flat, Tree
-from ..layout.entries import path_key
-from ..optim import inner as wrapped
-from . import user_data as extra
-from .manifest import Leaf
+from ..optim.resumable_state import ResumableState, StateArray
+from . import user_data
+from .manifest import Identity, Json
+from .partition import LocalPart
+from .user_data import Sampler
 
-Identity = tuple[str, str, str]
 
-
-@dataclass
+@dataclass(frozen=True)
 class Snapshot:
     """What this rank has to save, evaluated.
 
     Attributes:
-        every: what all ranks hold, beginning with what is trained.
-        own: what the optimizer holds, by kind: this rank's share where it is sharded.
-        buffers: paths of parameters that are not trained; ranks may differ in them.
+        replicated: arrays that all ranks hold.
+        sharded: this rank's part of the state, if it is sharded.
+        buffers: paths of parameters that are not trained, and may differ over ranks.
     """
 
-    every: dict[Identity, Array]
-    own: dict[str, Any]
+    replicated: dict[Identity, Array]
+    sharded: dict[Identity, StateArray]
     buffers: list[str]
-    extra: Any
-    sampler: dict[str, Any] | None
+    extra: Json
+    sampler: dict[str, Json] | None
+
+    @property
+    def compared(self) -> dict[Identity, Array]:
+        """Arrays that have to be the same on all ranks."""
+        buffers = {("parameters", path, "") for path in self.buffers}
+        return {k: array for k, array in self.replicated.items() if k not in buffers}
+
+    @property
+    def local_parts(self) -> list[LocalPart]:
+        """This rank's part of sharded state, as a report to the other ranks."""
+        return [
+            LocalPart(path, key, dtype_name(array.dtype), shape, start, stop)
+            for (_, path, key), (array, shape, start, stop) in self.sharded.items()
+        ]
+
+
+def take_snapshot(
+    model: Tree, state: ResumableState, extra: object, sampler: Sampler | None
+) -> Snapshot:
+    """Evaluate everything that is to be saved.
+
+    Raises:
+        ValueError: if something can't be saved.
+    """
+    parameters = flat_parameters(model)
+    replicated: dict[Identity, Array] = {
+        ("parameters", path, ""): array for path, array in parameters.items()
+    }
+    replicated |= scalars(state)
+    sharded: dict[Identity, StateArray] = {
+        ("optimizer", path, key): array
+        for path, arrays in state.arrays().items()
+        for key, array in arrays.items()
+    }
+    # In one call, since arrays of the last step may wait for a collective.
+    mx.eval(list(replicated.values()), [part.array for part in sharded.values()])
+    encoded, arrays = user_data.encode(extra)
+    replicated |= {("extra", path, ""): array for path, array in arrays.items()}
+    if not state.plan.sharded:
+        replicated |= {identity: part.array for identity, part in sharded.items()}
+        sharded = {}
+    position = None if sampler is None else sampler.state_dict()
+    buffers = [path for path in parameters if path not in state.plan.by_path]
+    return Snapshot(replicated, sharded, buffers, encoded, position)
 
 
 def flat_parameters(model: Tree) -> Flat:
-    """All arrays of a model, frozen ones and buffers too, sorted by path."""
+    """Return all arrays of a model, also frozen ones and buffers, sorted by path."""
     tree = model.parameters() if isinstance(model, Module) else model
     flat = dict(tree_flatten(tree))
     return {entry.path: flat[entry.path] for entry in entries_of(tree)}
 
 
-def places(optimizer: Any, at: str = "") -> list[tuple[str, Any]]:
-    """The optimizers that hold state, and where MLX's state tree has each one's."""
-    inner = getattr(optimizer, "optimizers", None)
-    if inner is None:
-        return [(at, optimizer)]
-    return [
-        place
-        for index, one in enumerate(inner)
-        for place in places(one, f"{at}states.{index}.")
-    ]
-
-
-def scalars(optimizer: Any) -> dict[Identity, Array]:
-    """Step, learning rate and the like of each optimizer that holds state."""
+def scalars(state: ResumableState) -> dict[Identity, Array]:
+    """Return the step, learning rate and the like of each optimizer."""
     return {
-        ("scalars", at.rstrip("."), name): value
-        for at, leaf in places(optimizer)
-        for name, value in sorted(leaf.state.items())
-        if isinstance(value, mx.array)
+        ("scalars", at.rstrip("."), name): array
+        for (at, name), array in state.scalars().items()
     }
-
-
-def snapshot(model: Tree, optimizer: Any, user: Any, sampler: Any) -> Snapshot:
-    """Raises ValueError where something can't be saved."""
-    parameters = flat_parameters(model)
-    every: dict[Identity, Array] = {
-        ("parameters", path, ""): array for path, array in parameters.items()
-    }
-    every |= scalars(optimizer._inner)
-    own = optimizer._saved()
-    # All at once and on all ranks alike: some may wait for a collective.
-    mx.eval(list(every.values()), own)
-    trained = optimizer._require_plan().by_path
-    encoded, arrays = extra.encode(user)
-    every |= {("extra", path, ""): array for path, array in arrays.items()}
-    if not optimizer._plan.sharded:
-        every |= {
-            (kind, path, key): array
-            for kind, tree in own.items()
-            for path, held in tree.items()
-            for key, array in held.items()
-        }
-        own = {}
-    place = None if sampler is None else sampler.state_dict()
-    buffers = [path for path in parameters if path not in trained]
-    return Snapshot(every, own, buffers, encoded, place)
-
-
-def leaves_of(optimizer: Any) -> tuple[Leaf, ...]:
-    """The optimizers that hold state, as a manifest names them."""
-    paths: dict[int, list[str]] = {}
-    for path in sorted(optimizer._require_plan().by_path, key=path_key):
-        paths.setdefault(id(wrapped.owner_of(optimizer._inner, path)), []).append(path)
-    return tuple(
-        Leaf(
-            at,
-            f"{type(leaf).__module__}.{type(leaf).__qualname__}",
-            tuple(wrapped.settings(leaf)),
-            tuple(paths.get(id(leaf), ())),
-        )
-        for at, leaf in places(optimizer._inner)
-    )

@@ -1,22 +1,27 @@
-"""Where the arrays of a checkpoint go: into which model, which optimizer's share."""
+"""Where loaded arrays go: into which model, and into this rank's part of the state."""
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from ..arrays.trees import dtype_name
 from ..arrays.types import Array, Tree
-from ..optim.inner import owner_of
-from ..optim.masters import AVERAGE, MASTER
-from .manifest import Manifest, SavedArray
-from .snapshot import Identity, flat_parameters, leaves_of, places, scalars
+from ..optim.resumable_state import ResumableState, StateArray
+from ..world.world import World
+from .manifest import Identity, Manifest, SavedArray
+from .reader import Contents
+from .snapshot import flat_parameters, scalars
+from .user_data import Sampler
 
-_TOLD = 5  # misfits that are named
+_MAX_PROBLEMS = 5  # that are listed in an error
 
 
 class Target(NamedTuple):
-    """Elements [start, stop) that this rank wants of an array, and who takes them."""
+    """Elements [start, stop) of a saved array, and where they go on this rank."""
 
     start: int
     stop: int
@@ -27,41 +32,79 @@ class Target(NamedTuple):
 Targets = dict[Identity, Target]
 
 
-def fit(manifest: Manifest, model: Tree, optimizer: Any) -> Targets:
-    """A target for each array that this rank needs.
+class LoadTarget(NamedTuple):
+    """What a checkpoint is loaded into."""
+
+    world: World
+    model: Tree
+    optimizer: ResumableState | None
+    sampler: Sampler | None
+
+
+def find_targets(contents: Contents, into: LoadTarget) -> Targets:
+    """Return a target for each array that this rank needs.
 
     Raises:
-        ValueError: where the checkpoint is of another model or another optimizer.
+        ValueError: if the checkpoint is of another model, optimizer or sampler.
     """
-    found: Targets = {}
-    misfits = list(_parameters(manifest, model, found))
-    if optimizer is not None:
-        misfits += _classes(manifest, optimizer)
-        misfits += _scalars(manifest, optimizer, found)
-        misfits += _state(manifest, optimizer, found)
-    if misfits:
-        more = f"\n  and {len(misfits) - _TOLD} more" if len(misfits) > _TOLD else ""
-        told = "\n  ".join(misfits[:_TOLD])
-        raise ValueError(f"it is not of this model and optimizer:\n  {told}{more}")
-    return found
+    if into.sampler is not None:
+        _check_sampler(contents.manifest, into.sampler)
+    targets: Targets = {}
+    problems = list(_parameters(contents, into.model, targets))
+    if into.optimizer is not None:
+        _refuse_accumulated(contents.manifest)
+        problems += _optimizers(contents.manifest, into.optimizer)
+        problems += _scalars(contents, into.optimizer, targets)
+        problems += _state(contents, into.optimizer, targets)
+        _new_state(contents, into.optimizer, targets)
+    if problems:
+        count = len(problems) - _MAX_PROBLEMS
+        more = f"\n  and {count} more" if count > 0 else ""
+        listed = "\n  ".join(problems[:_MAX_PROBLEMS])
+        raise ValueError(f"it is not of this model and optimizer:\n  {listed}{more}")
+    return targets
 
 
-def _parameters(manifest: Manifest, model: Tree, found: Targets) -> Iterator[str]:
-    wanted = flat_parameters(model)
-    for path, array in wanted.items():
-        saved = manifest.by_identity.get(("parameters", path, ""))
-        problem = _misfit(saved, array, f"parameter {path}")
-        if problem or saved is None:
-            yield str(problem)
+def _check_sampler(manifest: Manifest | None, sampler: Sampler) -> None:
+    """Raise ValueError if the sampler can't resume from the saved one's position."""
+    if manifest is None or manifest.sampler is None:
+        raise ValueError("it was saved without a sampler: leave out sampler=")
+    try:
+        copy.copy(sampler).load_state_dict(manifest.sampler)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _refuse_accumulated(manifest: Manifest | None) -> None:
+    count = 0 if manifest is None else manifest.counters.get("accumulated", 0)
+    if manifest is not None and count:
+        raise ValueError(
+            f"it was saved in the middle of a step, after {count} of its micro-batches,"
+            f" by mlxdist {manifest.versions.get('mlxdist')}, and can't be resumed by "
+            "this one: load another with step=, or load the model alone, or resume it "
+            "with that mlxdist and save after the step's last update"
+        )
+
+
+def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[str]:
+    saved = contents.by_identity
+    parameters = flat_parameters(model)
+    for path, array in parameters.items():
+        identity = ("parameters", path, "")
+        problem = _mismatch(saved.get(identity), array, f"parameter {path}")
+        if problem is not None:
+            yield problem
         else:
-            put = _Place(model, path)
-            found[saved.identity] = Target(0, saved.size, saved.shape, put)
-    for saved in manifest.arrays:
-        if saved.kind == "parameters" and saved.path not in wanted:
-            yield f"it has {saved.path} {saved.dtype}{list(saved.shape)}, the model not"
+            shape = tuple(array.shape)
+            targets[identity] = Target(0, array.size, shape, _setter(model, path))
+    for extra in contents.arrays:
+        if extra.kind == "parameters" and extra.path not in parameters:
+            found = f"{extra.path} {extra.dtype}{list(extra.shape)}"
+            yield f"it has parameter {found}, which the model lacks"
 
 
-def _misfit(saved: SavedArray | None, array: Array, what: str) -> str | None:
+def _mismatch(saved: SavedArray | None, array: Array, what: str) -> str | None:
+    """Return how a saved array differs in dtype and shape from this rank's."""
     wanted = f"{dtype_name(array.dtype)}{list(array.shape)}"
     if saved is None:
         return f"it has no {what}, wanted {wanted}"
@@ -69,119 +112,86 @@ def _misfit(saved: SavedArray | None, array: Array, what: str) -> str | None:
     return None if found == wanted else f"its {what} is {found}, wanted {wanted}"
 
 
-class _Place:
-    """Puts an array where a model, or a tree of dicts and lists, has it."""
-
-    def __init__(self, tree: Any, path: str):
-        *parents, last = path.split(".")
-        for part in parents:
-            tree = tree[int(part)] if isinstance(tree, list | tuple) else tree[part]
-        if isinstance(tree, tuple):
-            raise ValueError(f"{path} is in a tuple, which can't change: use a list")
-        self.tree, self.key = tree, int(last) if isinstance(tree, list) else last
-
-    def __call__(self, array: Array) -> None:
-        self.tree[self.key] = array
+def _setter(tree: Tree, path: str) -> Callable[[Array], None]:
+    """Return what replaces the array at a path of a model or tree."""
+    *parents, last = path.split(".")
+    for part in parents:
+        tree = tree[int(part)] if isinstance(tree, list | tuple) else tree[part]
+    if isinstance(tree, tuple):
+        raise ValueError(f"{path} is in a tuple, which can't change: use a list")
+    key = int(last) if isinstance(tree, list) else last
+    return partial(operator.setitem, tree, key)
 
 
-def _classes(manifest: Manifest, optimizer: Any) -> Iterator[str]:
-    """Which optimizer updates what; plain MLX files don't say."""
-    had = {path: leaf.name for leaf in manifest.optimizer for path in leaf.paths}
-    told = set()
-    for leaf in leaves_of(optimizer):
+def _optimizers(manifest: Manifest | None, state: ResumableState) -> Iterator[str]:
+    """Yield where another class of optimizer updated a parameter."""
+    saved = manifest.optimizer if manifest is not None else ()
+    names = {path: optimizer.name for optimizer in saved for path in optimizer.paths}
+    seen = set()
+    for leaf in state.leaves:
         for path in leaf.paths:
-            names = had.get(path, leaf.name), leaf.name
-            if names not in told and len(set(map(_class_name, names))) > 1:
-                told.add(names)
-                yield f"{path} was updated by {names[0]}, now by {names[1]}"
+            pair = names.get(path, leaf.name), leaf.name
+            if pair not in seen and len(set(map(_class_name, pair))) > 1:
+                seen.add(pair)
+                yield f"{path} was updated by {pair[0]}, now by {pair[1]}"
 
 
 def _class_name(name: str) -> str:
-    """Without its module, which is `__main__` for a script's own class."""
+    """Return the class without its module, which is `__main__` in a script."""
     return name.rpartition(".")[2]
 
 
-def _scalars(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str]:
-    leaves = {at.rstrip("."): leaf for at, leaf in places(optimizer._inner)}
-    for identity, array in scalars(optimizer._inner).items():
-        saved = manifest.by_identity.get(identity)
-        _, at, name = identity
-        problem = _misfit(saved, array, f"optimizer's {at}{'.' * bool(at)}{name}")
-        if problem or saved is None:
-            yield str(problem)
+def _scalars(
+    contents: Contents, state: ResumableState, targets: Targets
+) -> Iterator[str]:
+    saved = contents.by_identity
+    arrays = scalars(state)
+    for at, name in state.scalars():
+        identity = ("scalars", at.rstrip("."), name)
+        array = arrays[identity]
+        problem = _mismatch(saved.get(identity), array, f"optimizer's {at}{name}")
+        if problem is not None:
+            yield problem
         else:
-            put = _Place(leaves[at].state, name)
-            found[identity] = Target(0, saved.size, saved.shape, put)
+            put = partial(state.put_scalar, at, name)
+            targets[identity] = Target(0, array.size, tuple(array.shape), put)
 
 
-def _state(manifest: Manifest, optimizer: Any, found: Targets) -> Iterator[str]:
-    plan, rank = optimizer._require_plan(), optimizer.world.rank
-    ranges = plan.shard(rank)
-    kinds = {array.kind for array in manifest.arrays}
-    for kind, tree in optimizer._wanted(kinds).items():
-        for path, held in tree.items():
-            for key, array in held.items():
-                saved = manifest.by_identity.get((kind, path, key))
-                if saved is None and key == MASTER:
-                    continue  # the parameter is it
-                span = _span(saved, array, ranges[path], plan.by_path[path].shape)
-                if (
-                    saved is None
-                    or span is None
-                    or saved.dtype != dtype_name(array.dtype)
-                ):
-                    yield str(_misfit(saved, array, f"{kind} state {key} of {path}"))
-                    continue
-                put = _Restore(optimizer, kind, path, key)
-                found[saved.identity] = Target(*span, tuple(array.shape), put)
-    found |= _made_later(manifest, optimizer, ranges)
+def _state(
+    contents: Contents, state: ResumableState, targets: Targets
+) -> Iterator[str]:
+    by_identity = contents.by_identity
+    for path, parts in state.arrays().items():
+        for key, part in parts.items():
+            identity = ("optimizer", path, key)
+            saved = by_identity.get(identity)
+            if saved is None and state.may_lack(key):
+                continue
+            elements = None if saved is None else _elements(saved, part)
+            if elements is None:
+                yield str(_mismatch(saved, part.array, f"state {key} of {path}"))
+                continue
+            put = partial(state.put, path, key)
+            targets[identity] = Target(*elements, tuple(part.array.shape), put)
 
 
-def _made_later(
-    manifest: Manifest, optimizer: Any, ranges: dict[str, tuple[int, int]]
-) -> Targets:
-    """State that a user's own optimizer makes at its first step, not before."""
-    own = optimizer._wanted(())["optimizer"]
-    entries = optimizer._require_plan().by_path
-    found: Targets = {}
-    for saved in manifest.arrays:
-        _, path, key = saved.identity
-        if saved.kind != "optimizer" or path not in own or key in own[path]:
-            continue
-        owner = type(owner_of(optimizer._inner, path))
-        if key in (MASTER, AVERAGE) or owner.__module__.startswith("mlx."):
-            continue
-        start, stop = ranges[path]
-        part = optimizer._require_plan().strategy == "elements"
-        cut = part and saved.shape == entries[path].shape
-        span = (start, stop) if cut else (0, saved.size)
-        shape = (stop - start,) if cut else saved.shape
-        put = _Restore(optimizer, saved.kind, path, key)
-        found[saved.identity] = Target(*span, shape, put)
-    return found
-
-
-def _span(
-    saved: SavedArray | None,
-    array: Array,
-    owned: tuple[int, int],
-    shape: tuple[int, ...],
-) -> tuple[int, int] | None:
-    """Which elements of a saved array make up what this rank holds."""
-    held = tuple(array.shape)
-    if saved is None or saved.dtype != dtype_name(array.dtype):
+def _elements(saved: SavedArray, part: StateArray) -> tuple[int, int] | None:
+    """Return the elements of a saved array that are this rank's part, if it fits."""
+    if saved.dtype != dtype_name(part.array.dtype):
         return None
-    if saved.shape == held:
+    if saved.shape == tuple(part.array.shape):
         return 0, saved.size
-    is_slice = saved.shape == shape and held == (owned[1] - owned[0],)
-    return owned if is_slice else None
+    return (part.start, part.stop) if saved.shape == part.shape else None
 
 
-class _Restore:
-    """Gives the optimizer back one array of a kind."""
-
-    def __init__(self, optimizer: Any, kind: str, path: str, key: str):
-        self.optimizer, self.kind, self.path, self.key = optimizer, kind, path, key
-
-    def __call__(self, array: Array) -> None:
-        self.optimizer._restore({self.kind: {self.path: {self.key: array}}})
+def _new_state(contents: Contents, state: ResumableState, targets: Targets) -> None:
+    """Add targets for state that an optimizer creates at its first step."""
+    local = state.arrays()
+    for saved in contents.arrays:
+        kind, path, key = saved.identity
+        if kind != "optimizer" or key in local.get(path, {}):
+            continue
+        new = state.accept_new(path, key, saved.shape)
+        if new is not None:
+            put = partial(state.put, path, key)
+            targets[saved.identity] = Target(new.start, new.stop, new.shape, put)

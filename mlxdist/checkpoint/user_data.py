@@ -1,33 +1,41 @@
-"""What a user saves beside the model: JSON values and arrays, and the random keys."""
+"""The user's own data: JSON values with arrays, the sampler, mx.random's keys."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from ..arrays.trees import dtype_name
 from ..arrays.types import Array
 from ..layout.entries import ITEM_SIZES
+from .manifest import Json
 
-# What JSON does not have stands in a dict with this one key.
+# A value that JSON lacks is encoded as a dict whose first key is one of these.
 _MLX, _NUMPY, _FLOAT, _TUPLE = "$mlx", "$numpy", "$float", "$tuple"
 
 
-def encode(value: Any) -> tuple[Any, dict[str, Array]]:
-    """A tree as JSON values, and its arrays by their places.
+class Sampler(Protocol):
+    """Data order that can be saved and resumed, as a ShardedSampler's."""
+
+    def state_dict(self) -> dict[str, Json]: ...
+
+    def load_state_dict(self, state: dict[str, Json], /) -> object: ...
+
+
+def encode(value: object) -> tuple[Json, dict[str, Array]]:
+    """Return a tree as JSON values, and its arrays by path.
 
     Raises:
-        ValueError: on what is neither, with its place.
+        ValueError: on a leaf that is neither a JSON value nor an array, with its path.
     """
     arrays: dict[str, Array] = {}
     return _encode(value, "", arrays), arrays
 
 
-def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
+def _encode(value: object, path: str, arrays: dict[str, Array]) -> Json:
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
@@ -36,23 +44,23 @@ def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
                 raise ValueError(
-                    f"extra{place} has the key {key!r}; it must be text that does not "
+                    f"extra{path} has the key {key!r}; it must be text that does not "
                     "begin with $"
                 )
-        return {k: _encode(v, f"{place}.{k}", arrays) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        items = [_encode(v, f"{place}.{i}", arrays) for i, v in enumerate(value)]
+        return {k: _encode(v, f"{path}.{k}", arrays) for k, v in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        items = [_encode(v, f"{path}.{i}", arrays) for i, v in enumerate(value)]
         return items if isinstance(value, list) else {_TUPLE: items}
     if isinstance(value, mx.array | np.ndarray):
-        return _encode_array(value, place, arrays)
+        return _encode_array(value, path, arrays)
     raise ValueError(
-        f"extra{place} is a {type(value).__name__}; it must be a number, text, None, a "
-        "list, tuple or dict of such, or an array. Nothing is pickled"
+        f"extra{path} is a {type(value).__name__}; it must be a number, text, None, an "
+        "array, or a list, tuple or dict of them. Nothing is pickled"
     )
 
 
-def _encode_array(value: Any, place: str, arrays: dict[str, Array]) -> Any:
-    name = place.removeprefix(".") or "extra"
+def _encode_array(value: Array, path: str, arrays: dict[str, Array]) -> Json:
+    name = path.removeprefix(".") or "extra"
     if name in arrays:
         raise ValueError(f"extra has two arrays at {name!r}; rename a key with a dot")
     if isinstance(value, mx.array):
@@ -60,19 +68,19 @@ def _encode_array(value: Any, place: str, arrays: dict[str, Array]) -> Any:
         return {_MLX: name}
     if value.dtype.name not in ITEM_SIZES or not value.dtype.isnative:
         raise ValueError(
-            f"extra{place} is an array of {value.dtype}, which has no place"
+            f"extra{path} is an array of {value.dtype}, which can't be saved"
         )
-    # As bytes, which keeps float64 and complex128's like off the accelerator.
+    # As bytes, since accelerators lack float64 and complex128.
     flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     arrays[name] = mx.array(flat)
     return {_NUMPY: name, "dtype": value.dtype.name, "shape": list(value.shape)}
 
 
-def decode(value: Any, arrays: Mapping[str, Array]) -> Any:
-    """The tree that `encode` took.
+def decode(value: Json, arrays: Mapping[str, Array]) -> Json:
+    """Return the tree that `encode` was given.
 
     Raises:
-        ValueError: where it names an array that is not there.
+        ValueError: if it names an array that is missing.
     """
     if isinstance(value, list):
         return [decode(item, arrays) for item in value]
@@ -84,41 +92,37 @@ def decode(value: Any, arrays: Mapping[str, Array]) -> Any:
     try:
         return _decode_marked(marker, value, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"extra has a wrong {value}: {error!r}") from None
+        raise ValueError(f"extra has an invalid {value}: {error!r}") from None
 
 
 def _decode_marked(
-    marker: str, value: dict[str, Any], arrays: Mapping[str, Array]
-) -> Any:
-    held = value[marker]
-    if marker == _FLOAT and held in ("nan", "inf", "-inf"):
-        return float(held)
+    marker: str, value: dict[str, Json], arrays: Mapping[str, Array]
+) -> Json:
+    content = value[marker]
+    if marker == _FLOAT and content in ("nan", "inf", "-inf"):
+        return float(content)
     if marker == _TUPLE:
-        return tuple(decode(item, arrays) for item in held)
+        return tuple(decode(item, arrays) for item in content)
     if marker == _MLX:
-        return arrays[held]
+        return arrays[content]
     if marker == _NUMPY and value["dtype"] in ITEM_SIZES:
-        flat: Any = np.array(arrays[held])
+        flat = np.array(arrays[content])
         return flat.view(value["dtype"]).reshape(value["shape"])
-    raise ValueError("unknown mark")
-
-
-def described(arrays: Mapping[str, Array]) -> dict[str, list[Any]]:
-    return {name: [dtype_name(a.dtype), *a.shape] for name, a in arrays.items()}
+    raise ValueError(f"unknown marker {marker}")
 
 
 def random_key() -> tuple[int, int]:
-    """The state of this rank's mx.random."""
-    state: Any = mx.random.state
+    """Return the state of this rank's mx.random."""
+    state: Array = mx.random.state
     high, low = state[0].tolist()
     return int(high), int(low)
 
 
 def set_random_key(keys: tuple[tuple[int, int], ...], rank: int) -> None:
-    """Goes on with the rank's own key; ranks that are new get one of their own."""
+    """Resume mx.random from the rank's key; a rank that has none gets a new one."""
     if rank < len(keys):
         high, low = keys[rank]
     else:
         mixed = np.random.SeedSequence([*keys[0], rank]).generate_state(2, np.uint32)
-        high, low = (int(word) for word in mixed)
-    mx.random.seed((high << 32) | low)  # MLX's key of a seed are its two halves
+        high, low = (int(half) for half in mixed)
+    mx.random.seed((high << 32) | low)  # a seed's halves are its key in MLX

@@ -1,4 +1,4 @@
-"""What the command `mlxdist checkpoint` tells of a folder of checkpoints."""
+"""What `mlxdist checkpoint` reports of a folder of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from . import directory as saves
+from . import directory
 from .block_file import THREADS, Reader
 from .directory import Save
 from .durable import DamagedError
@@ -15,80 +15,84 @@ from .manifest import Manifest
 from .safetensors import Tensor, tensors_of
 
 
-class Found(NamedTuple):
-    """A checkpoint; `problem` is why it can't be used, by its manifest and sizes."""
+class CheckpointInfo(NamedTuple):
+    """A checkpoint by its manifest and the sizes of its files.
+
+    Attributes:
+        manifest: None if it is damaged.
+        problem: why the checkpoint can't be loaded, or None.
+    """
 
     save: Save
     manifest: Manifest | None
     problem: str | None
 
 
-def look(folder: Path, step: int | None = None) -> list[Found]:
-    """The checkpoints of a folder, the last one first, without reading their data.
+def list_checkpoints(folder: Path, step: int | None = None) -> list[CheckpointInfo]:
+    """Return the checkpoints of a folder, newest first; reads no arrays.
 
     Raises:
-        ValueError: where there are none, of a step if one is named.
+        ValueError: if there are none, or none of the given step.
     """
-    every = saves.listed(folder)
-    wanted = [save for save in every if step in (None, save.step)]
-    if not wanted:
-        steps = ", ".join(str(save.step) for save in every)
-        there = f"; it has steps {steps}" if steps else ""
+    saves = directory.list_saves(folder)
+    matching = [save for save in saves if step in (None, save.step)]
+    if not matching:
+        steps = ", ".join(str(save.step) for save in saves)
+        offer = f"; it has steps {steps}" if steps else ""
         what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise ValueError(f"there is {what} in {folder}{there}")
-    return [_look(folder, save) for save in wanted]
+        raise ValueError(f"there is {what} in {folder}{offer}")
+    return [_info(folder, save) for save in matching]
 
 
-def _look(folder: Path, save: Save) -> Found:
+def _info(folder: Path, save: Save) -> CheckpointInfo:
     try:
-        manifest = saves.parse(saves.read_manifest(folder, save), folder, save)
+        data = directory.read_manifest(folder, save)
+        manifest = directory.parse_manifest(data, folder, save)
     except DamagedError as error:
-        return Found(save, None, str(error))
-    wrong = list(filter(None, saves.problems(folder, save, manifest)))
-    return Found(save, manifest, wrong[0] if wrong else None)
+        return CheckpointInfo(save, None, str(error))
+    problems = filter(None, directory.file_problems(folder, save, manifest))
+    return CheckpointInfo(save, manifest, next(problems, None))
 
 
 def verify(
-    folder: Path, found: Found, progress: Callable[[int], None]
+    folder: Path, checkpoint: CheckpointInfo, progress: Callable[[int], None]
 ) -> Iterator[str]:
-    """All that is wrong with a checkpoint: reads every byte of it.
+    """Read every byte of a checkpoint, and yield all that is wrong with it.
 
     Args:
-        progress: told of the bytes that were read.
+        progress: called with the number of bytes after each block.
     """
-    if found.manifest is None:
-        yield str(found.problem)
+    save, manifest, problem = checkpoint
+    if manifest is None:
+        yield str(problem)
         return
-    for index in range(len(found.manifest.files)):
+    for index in range(len(manifest.files)):
         try:
-            _verify_file(folder / found.save.name, found.manifest, index, progress)
+            _verify_file(folder / save.name, manifest, index, progress)
         except (DamagedError, OSError) as error:
             yield str(error)
 
 
 def _verify_file(
-    place: Path, manifest: Manifest, index: int, progress: Callable[[int], None]
+    folder: Path, manifest: Manifest, index: int, progress: Callable[[int], None]
 ) -> None:
     file = manifest.files[index]
-    path = place / file.name
-    reader = Reader(path, file.sha256, file.nbytes, block=manifest.block)
-    try:
+    path, block = folder / file.name, manifest.block
+    with Reader(path, file.sha256, file.nbytes, block=block) as reader:
         with ThreadPoolExecutor(THREADS) as pool:
             checks = pool.map(reader.check, range(len(file.sha256)))
-            for start, _ in enumerate(checks):
-                done = file.nbytes - start * manifest.block
-                progress(min(done, manifest.block))
-        if _places(tensors_of(reader)) != _stated(manifest, index):
-            raise DamagedError(f"{path} holds other tensors than its manifest says")
-    finally:
-        reader.close()
+            for done, _ in enumerate(checks):
+                progress(min(file.nbytes - done * block, block))
+        if _ranges(tensors_of(reader)) != _listed_ranges(manifest, index):
+            raise DamagedError(f"{path} has other tensors than its manifest lists")
 
 
-def _places(tensors: list[Tensor]) -> set[tuple[int, int]]:
+def _ranges(tensors: list[Tensor]) -> set[tuple[int, int]]:
+    """Return the offset and bytes of each tensor."""
     return {(tensor.offset, tensor.nbytes) for tensor in tensors}
 
 
-def _stated(manifest: Manifest, index: int) -> set[tuple[int, int]]:
+def _listed_ranges(manifest: Manifest, index: int) -> set[tuple[int, int]]:
     return {
         (piece.offset, (piece.stop - piece.start) * array.item_size)
         for array in manifest.arrays

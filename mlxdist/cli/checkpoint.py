@@ -12,7 +12,7 @@ from .options import Commands, add_command
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..checkpoint.verify import Found
+    from ..checkpoint.verify import CheckpointInfo
 
 # MLX and rich are imported where they are needed, so that other commands start faster.
 
@@ -59,7 +59,7 @@ def _show(parsed: argparse.Namespace) -> int:
 
     from ..checkpoint import verify
 
-    checkpoints = verify.look(parsed.folder, parsed.step)
+    checkpoints = verify.list_checkpoints(parsed.folder, parsed.step)
     table = Table(box=None, pad_edge=False)
     for name in ("name", "saved", "ranks", "shard", "optimizer", "MB", "state"):
         justify: Literal["left", "right"]
@@ -75,7 +75,7 @@ def _show(parsed: argparse.Namespace) -> int:
     return int(all(checkpoint.problem for checkpoint in checkpoints))
 
 
-def _row(checkpoint: Found) -> list[str]:
+def _row(checkpoint: CheckpointInfo) -> list[str]:
     manifest = checkpoint.manifest
     if manifest is None:
         return [checkpoint.save.name, "", "", "", "", "", "damaged"]
@@ -94,7 +94,7 @@ def _row(checkpoint: Found) -> list[str]:
 def _verify(parsed: argparse.Namespace) -> int:
     from ..checkpoint import verify
 
-    checkpoints = verify.look(parsed.folder, parsed.step)
+    checkpoints = verify.list_checkpoints(parsed.folder, parsed.step)
     damaged = 0
     nbytes = sum(each.manifest.nbytes for each in checkpoints if each.manifest)
     with _progress() as bar:
@@ -112,7 +112,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 def _consolidate(parsed: argparse.Namespace) -> int:
     from ..checkpoint import mlx_files, verify
 
-    checkpoints = verify.look(parsed.folder, parsed.step)
+    checkpoints = verify.list_checkpoints(parsed.folder, parsed.step)
     good = next((c for c in checkpoints if c.manifest and not c.problem), None)
     if good is None or good.manifest is None:
         raise ValueError(f"no good checkpoint: {checkpoints[0].problem}")

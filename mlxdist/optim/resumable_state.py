@@ -5,6 +5,7 @@ This is all that `checkpoint/` knows of a `DistributedOptimizer`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +52,14 @@ class StateArray(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+class NewArray(NamedTuple):
+    """Elements [start, stop) of a saved array that this rank takes, and their shape."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
 
 
 class ResumableState:
@@ -112,7 +121,7 @@ class ResumableState:
 
     def accept_new(
         self, path: str, key: str, shape: tuple[int, ...]
-    ) -> tuple[int, int] | None:
+    ) -> NewArray | None:
         """Elements of a saved array that this rank takes although it lacks that key.
 
         A user's own optimizer may create state at its first step only. None where this
@@ -125,11 +134,9 @@ class ResumableState:
         if known or path not in shard:
             return None
         if self.plan.strategy == "elements" and shape == self.plan.by_path[path].shape:
-            return shard[path]
-        size = 1
-        for length in shape:
-            size *= length
-        return 0, size
+            start, stop = shard[path]
+            return NewArray(start, stop, (stop - start,))
+        return NewArray(0, math.prod(shape), shape)
 
     def put_scalar(self, at: str, name: str, array: Array) -> None:
         """Replace a leaf's step, learning rate or the like."""

@@ -3,8 +3,7 @@
 import pytest
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
-from mlxdist.checkpoint import async_save as background
-from mlxdist.checkpoint import directory as saves
+from mlxdist.checkpoint import async_save, directory
 from tests.support.checkpoints import make_run, train
 from tests.support.examples import assert_same_bits
 
@@ -31,14 +30,14 @@ def test_a_failure_in_the_background_reaches_the_next_step(
 ):
     own, ours = make_run(world)
     save_checkpoint(shared_folder, 1, own, ours)
-    commit = saves.commit
+    commit = directory.commit
 
     def failing(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saves, "commit", failing)
+    monkeypatch.setattr(directory, "commit", failing)
     save_checkpoint(shared_folder, 2, own, ours, background=True)
-    background.background(world).wait()
+    async_save.saver_of(world).wait()
     world.barrier()
     with pytest.raises(MismatchError, match="No space left"):
         train(own, ours, world, [0])
@@ -46,7 +45,7 @@ def test_a_failure_in_the_background_reaches_the_next_step(
     save_checkpoint(shared_folder, 3, own, ours, background=True)
     with pytest.raises(MismatchError, match=r"(?s)step 3 was not saved.*No space"):
         save_checkpoint(shared_folder, 4, own, ours)
-    monkeypatch.setattr(saves, "commit", commit)
+    monkeypatch.setattr(directory, "commit", commit)
     assert [path.name for path in shared_folder.glob("*save*")] == [
         "save-00001-step-00000001"
     ]

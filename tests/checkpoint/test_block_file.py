@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist.checkpoint import async_save as background
+from mlxdist.checkpoint import async_save
 from mlxdist.checkpoint import block_file as blocks
 from mlxdist.checkpoint import durable as files
 from mlxdist.checkpoint import safetensors
@@ -189,7 +189,7 @@ def test_a_save_behind_training_takes_what_that_leaves(tmp_path):
     own, found = os.getpriority(os.PRIO_PROCESS, 0), []
 
     def write():
-        background.yield_to_training()
+        async_save.lower_priority()
         writer = Writer(tmp_path / "file")
         writer.write(b"some")
         ids = [threading.get_native_id(), *(t.native_id for t in writer._threads)]

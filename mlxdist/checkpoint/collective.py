@@ -1,0 +1,46 @@
+"""Collective error handling: if one rank fails, every rank raises the same error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from ..comm.agreement import OnAllRanks, difference
+
+AllGather = Callable[[bytes], list[bytes]]  # returns every rank's bytes, in rank order
+Report = TypeVar("Report")
+
+
+class CheckpointError(ValueError, OnAllRanks):
+    """A checkpoint can't be saved or loaded. Raised on all ranks."""
+
+
+def require_success(
+    all_gather: AllGather, failure: str, problem: str | None, report: Report
+) -> list[Report]:
+    """Exchange the outcome of one stage of a save or load. Called by all ranks.
+
+    Args:
+        failure: what it means if a rank has a problem; the error begins with it.
+        problem: what went wrong on this rank, or None.
+        report: this rank's data for the others: a msgspec.Struct, or None.
+
+    Returns:
+        Every rank's report, in rank order.
+
+    Raises:
+        CheckpointError: on all ranks, if one of them has a problem.
+    """
+    kind = type(report)
+    sent = json.dumps([problem, msgspec.to_builtins(report)]).encode()
+    messages = [json.loads(data) for data in all_gather(sent)]
+    problems = [problem for problem, _ in messages]
+    if any(problems):
+        texts = [problem or "ready" for problem in problems]
+        same = len(set(texts)) == 1
+        reason = f" {texts[0]}" if same else f"\n{difference(texts)}"
+        raise CheckpointError(f"{failure}:{reason}")
+    return [msgspec.convert(report, kind) for _, report in messages]

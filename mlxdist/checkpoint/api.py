@@ -143,7 +143,7 @@ def load_checkpoint(
 
 def _load(opened: Opened, target: LoadTarget) -> Loaded:
     for reason in opened.skipped if target.world.is_root else ():
-        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=4)
+        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
     with opened.reader:
         extra = load.read_arrays(opened)
     step = load.resume(opened.contents.manifest, target)

@@ -56,7 +56,8 @@ class Writer:
         rest = memoryview(data).cast("B")
         if not self._threads:  # started here to inherit this thread's priority
             self._threads = [
-                Thread(target=self._work, daemon=True) for _ in range(THREADS)
+                Thread(target=self._work, name="mlxdist writer", daemon=True)
+                for _ in range(THREADS)
             ]
             for thread in self._threads:
                 thread.start()

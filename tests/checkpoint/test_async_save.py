@@ -1,53 +1,77 @@
-"""Checkpoints that are written while training goes on."""
+"""Background saves: a thread writes while training goes on."""
+
+import os
+import sys
+import threading
 
 import pytest
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import async_save, directory
+from mlxdist.checkpoint.block_file import THREADS, Writer
 from tests.support.checkpoints import make_run, train
 from tests.support.examples import assert_same_bits
 
-pytestmark = pytest.mark.mpi
 
-
-def test_a_background_save_has_what_was_there_when_it_began(world, shared_folder):
-    own, ours = make_run(world)
+@pytest.mark.mpi
+def test_background_save_has_the_state_at_the_call(world, shared_folder):
+    params, optimizer = make_run(world)
     for step in range(4):
-        own = train(own, ours, world, [step])
-        wanted = own, ours.gather_state()
-        save_checkpoint(shared_folder, step, own, ours, background=True, keep=2)
-    own = train(own, ours, world, range(4, 8))
-    save_checkpoint(shared_folder, 8, own, ours)  # waits for the one before
-    tree, other = make_run(world)
-    load_checkpoint(shared_folder, tree, other, step=3)
-    assert_same_bits(tree, wanted[0])
-    assert_same_bits(other.gather_state(), wanted[1])
+        params = train(params, optimizer, world, [step])
+        wanted, state = params, optimizer.gather_state()
+        save_checkpoint(shared_folder, step, params, optimizer, background=True, keep=2)
+    params = train(params, optimizer, world, range(4, 8))
+    save_checkpoint(shared_folder, 8, params, optimizer)  # waits for the one before
+    restored, other = make_run(world)
+    load_checkpoint(shared_folder, restored, other, step=3)
+    assert_same_bits(restored, wanted)
+    assert_same_bits(other.gather_state(), state)
     world.barrier()
 
 
-def test_a_failure_in_the_background_reaches_the_next_step(
+@pytest.mark.mpi
+def test_background_save_failure_is_raised_by_the_next_step_or_save(
     world, shared_folder, monkeypatch
 ):
-    own, ours = make_run(world)
-    save_checkpoint(shared_folder, 1, own, ours)
-    commit = directory.commit
+    params, optimizer = make_run(world)
+    save_checkpoint(shared_folder, 1, params, optimizer)
 
-    def failing(*arguments):
+    def failing_commit(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(directory, "commit", failing)
-    save_checkpoint(shared_folder, 2, own, ours, background=True)
+    monkeypatch.setattr(directory, "commit", failing_commit)
+    save_checkpoint(shared_folder, 2, params, optimizer, background=True)
     async_save.saver_of(world).wait()
     world.barrier()
     with pytest.raises(MismatchError, match="No space left"):
-        train(own, ours, world, [0])
-    train(own, ours, world, [0])
-    save_checkpoint(shared_folder, 3, own, ours, background=True)
+        train(params, optimizer, world, [0])
+    train(params, optimizer, world, [0])
+    save_checkpoint(shared_folder, 3, params, optimizer, background=True)
     with pytest.raises(MismatchError, match=r"(?s)step 3 was not saved.*No space"):
-        save_checkpoint(shared_folder, 4, own, ours)
-    monkeypatch.setattr(directory, "commit", commit)
+        save_checkpoint(shared_folder, 4, params, optimizer)
+    monkeypatch.undo()
     assert [path.name for path in shared_folder.glob("*save*")] == [
         "save-00001-step-00000001"
     ]
-    save_checkpoint(shared_folder, 4, own, ours)
-    assert load_checkpoint(shared_folder, own, ours).step == 4
+    save_checkpoint(shared_folder, 4, params, optimizer)
+    assert load_checkpoint(shared_folder, params, optimizer).step == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads")
+def test_lower_priority_holds_for_the_writer_threads(tmp_path):
+    before, priorities = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def write():
+        async_save.lower_priority()
+        with Writer(tmp_path / "file") as writer:
+            writer.write(b"some")
+            threads = [t for t in threading.enumerate() if t.name == "mlxdist writer"]
+            for thread in (threading.current_thread(), *threads):
+                priorities.append(os.getpriority(os.PRIO_PROCESS, thread.native_id))
+            writer.finish()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert priorities == [min(before + 10, 19)] * (1 + THREADS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -3,10 +3,22 @@
 import json
 
 import mlx.core as mx
+import numpy as np
+import pytest
 from mlx.utils import tree_map
 
 import mlxdist
+from mlxdist.checkpoint.block_file import BLOCK, Writer
+from mlxdist.checkpoint.manifest import (
+    Manifest,
+    Piece,
+    SavedArray,
+    SavedFile,
+    SavedOptimizer,
+)
 from tests.support.examples import distributed, gradients, make, parameters
+
+SHA256 = "ab" * 32  # a valid one, of nothing
 
 
 def make_run(world, name="AdamW", shard=True, bucket_size=256, **options):
@@ -53,3 +65,57 @@ def gather_sorted(world, numbers):
     """Return all ranks' numbers in one sorted list."""
     texts = world.control.all_gather_bytes(json.dumps(numbers).encode())
     return sorted(number for text in texts for number in json.loads(text))
+
+
+def assert_all_raise(world, error, match, call):
+    """Assert that a call raises the error on all ranks."""
+    with pytest.raises(error, match=match):
+        call()
+    world.barrier()
+
+
+def example_manifest():
+    """Return one of two files, with an array in each and one that is cut over both."""
+    return Manifest(
+        step=7,
+        saved_at="2026-01-31T12:00:00Z",
+        world_size=2,
+        strategy="elements",
+        layout="0123456789abcdef",
+        versions={"mlx": "1"},
+        optimizer=(SavedOptimizer("", "AdamW", ("eps = 1",), ("w",)),),
+        counters={"updates": 7},
+        random=((0, 1), (2, 3)),
+        sampler=None,
+        extra={"a": [1, 2.5]},
+        block=BLOCK,
+        disks=(0, 0),
+        files=(
+            SavedFile("rank-00000.safetensors", 1000, (SHA256,)),
+            SavedFile("rank-00001.safetensors", BLOCK + 1, (SHA256, SHA256)),
+        ),
+        arrays=(
+            SavedArray("parameters", "v", "", "float32", (2, 3), (Piece(0, 6, 0, 80),)),
+            SavedArray("parameters", "none", "", "float32", (0, 3)),
+            SavedArray(
+                "optimizer",
+                "w",
+                "m",
+                "bfloat16",
+                (10,),
+                (Piece(0, 4, 0, 200), Piece(4, 10, 1, 200)),
+            ),
+        ),
+    )
+
+
+def random_bytes(nbytes):
+    return np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8)
+
+
+def write_blocks(path, data, calls=3):
+    """Write data by that many calls, and return the sha256 of each block."""
+    with Writer(path) as writer:
+        for part in np.array_split(data, calls):
+            writer.write(part.data)
+        return writer.finish()

@@ -1,4 +1,4 @@
-"""Checkpoints on N ranks: what comes back, and on how many ranks."""
+"""`save_checkpoint` and `load_checkpoint` on N ranks: what comes back."""
 
 import itertools
 import json
@@ -37,13 +37,13 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "shard"), [*cases()])
-def test_a_resumed_run_has_the_bits_of_one_that_went_on(
+def test_load_resumes_with_the_bits_of_an_uninterrupted_run(
     name, shard, world, shared_folder
 ):
-    own, ours = make_run(world, name, shard)
-    own = train(own, ours, world, range(3))
-    save_checkpoint(shared_folder, 3, own, ours)
-    own = train(own, ours, world, range(3, 6))
+    params, optimizer = make_run(world, name, shard)
+    params = train(params, optimizer, world, range(3))
+    save_checkpoint(shared_folder, 3, params, optimizer)
+    params = train(params, optimizer, world, range(3, 6))
 
     resumed, other = make_run(world, name, shard, bucket_size=1000)
     resumed = zeros(resumed)
@@ -51,8 +51,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(
     assert loaded.step == 3
     assert other.step.item() == 3
     resumed = train(resumed, other, world, range(3, 6))
-    assert_same_bits(resumed, own)
-    assert_same_bits(other.gather_state(), ours.gather_state())
+    assert_same_bits(resumed, params)
+    assert_same_bits(other.gather_state(), optimizer.gather_state())
 
 
 @pytest.mark.parametrize(
@@ -64,35 +64,37 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(
         pytest.param("Adafactor", marks=pytest.mark.long),
     ],
 )
-def test_any_number_of_ranks_and_any_shard_mode(name, world, shared_folder):
+def test_load_on_any_number_of_ranks_and_shard_mode_gives_the_same_bits(
+    name, world, shared_folder
+):
     """1 <-> 2 <-> 3 <-> 4, each mode to each mode: the same bits."""
-    own, ours = make_run(world, name, False)
-    own = train(own, ours, world, range(2))
-    full = ours.gather_state()
+    params, optimizer = make_run(world, name, False)
+    params = train(params, optimizer, world, range(2))
+    full = optimizer.gather_state()
     modes = shard_modes(name)
     ranks = range(1, world.size + 1)
     for step, (saving, loading) in enumerate(itertools.product(ranks, ranks)):
         before, after = modes[step % len(modes)], modes[(step // 2 + 1) % len(modes)]
-        # The other ranks do the same among themselves, in a folder of their own.
+        # The other ranks do the same among themselves, in a folder of their params.
         part = world.split(int(world.rank >= saving))
         folder = shared_folder / f"{step}-{int(world.rank < saving)}"
         _, writer = make_run(part, name, before)
         writer.load_state(full)
-        save_checkpoint(folder, step, own, writer)
+        save_checkpoint(folder, step, params, writer)
         world.barrier()
         part = world.split(int(world.rank >= loading))
         tree, reader = make_run(part, name, after, bucket_size=700)
         tree = zeros(tree)
         load_checkpoint(shared_folder / f"{step}-1", tree, reader)
-        assert_same_bits(tree, own)
+        assert_same_bits(tree, params)
         assert_same_bits(reader.gather_state(), full)
 
 
-def test_each_rank_writes_its_share_once(world, shared_folder):
-    own, ours = make_run(world, "AdamW", "elements", bucket_size=2**20)
-    own = {"w": mx.zeros((100, 999)), "v": mx.zeros(77)}
-    ours.init(own)
-    path = save_checkpoint(shared_folder, 1, own, ours)
+def test_save_writes_each_byte_once_in_files_of_equal_size(world, shared_folder):
+    params, optimizer = make_run(world, "AdamW", "elements", bucket_size=2**20)
+    params = {"w": mx.zeros((100, 999)), "v": mx.zeros(77)}
+    optimizer.init(params)
+    path = save_checkpoint(shared_folder, 1, params, optimizer)
     sizes = [file.stat().st_size for file in path.glob("rank-*.safetensors")]
     assert len(sizes) == world.size
     wanted = 3 * 4 * (99_900 + 77)
@@ -100,18 +102,18 @@ def test_each_rank_writes_its_share_once(world, shared_folder):
     assert max(sizes) - min(sizes) < 2000
     arrays = {}
     for file in path.glob("rank-*.safetensors"):
-        found = mx.load(str(file))  # MLX's own reader takes them
+        found = mx.load(str(file))  # MLX's params reader takes them
         assert not arrays.keys() & found.keys()
         arrays |= found
     assert sum(array.size for array in arrays.values()) == wanted // 4 + 2
     world.barrier()
 
 
-def test_the_sampler_goes_on_with_another_number_of_ranks(world, shared_folder):
-    own, ours = make_run(world)
+def test_load_resumes_the_sampler_on_another_number_of_ranks(world, shared_folder):
+    params, optimizer = make_run(world)
     data = Examples(world)
     before = gather_sorted(world, data.take(3))
-    save_checkpoint(shared_folder, 3, own, ours, sampler=data.sampler)
+    save_checkpoint(shared_folder, 3, params, optimizer, sampler=data.sampler)
     # All ranks but one go on; the one does so too, alone.
     part = world.split(int(world.rank >= max(1, world.size - 1)))
     tree, other = make_run(part)
@@ -121,11 +123,11 @@ def test_the_sampler_goes_on_with_another_number_of_ranks(world, shared_folder):
     assert sorted(before + rest) == list(range(101))
 
 
-def test_extra_counters_and_random_keys_come_back(world, shared_folder):
+def test_load_restores_extra_counters_and_random_keys(world, shared_folder):
     mx.random.seed(10 + world.rank)
-    own, ours = make_run(world, skip_nonfinite=True)
-    bad = tree_map(lambda leaf: leaf * float("nan"), own)
-    ours.apply_gradients(bad, own)
+    params, optimizer = make_run(world, skip_nonfinite=True)
+    bad = tree_map(lambda leaf: leaf * float("nan"), params)
+    optimizer.apply_gradients(bad, params)
     extra = {
         "none": None,
         "numbers": [1, -2.5, True, 2**70, float("inf")],
@@ -135,7 +137,7 @@ def test_extra_counters_and_random_keys_come_back(world, shared_folder):
         "empty": {"list": [], "array": mx.zeros((0, 2))},
         "scalar": np.array(7, np.int64),
     }
-    save_checkpoint(shared_folder, 4, own, ours, extra)
+    save_checkpoint(shared_folder, 4, params, optimizer, extra)
     drawn = mx.random.normal((4,)).tolist()
     mx.random.seed(0)
     tree, other = make_run(world, skip_nonfinite=True)
@@ -154,10 +156,10 @@ def test_extra_counters_and_random_keys_come_back(world, shared_folder):
         np.testing.assert_array_equal(found[name], extra[name], strict=True)
 
 
-def test_ranks_that_are_new_draw_other_numbers(world, shared_folder):
+def test_load_gives_new_ranks_random_keys_of_their_own(world, shared_folder):
     part = world.split(world.rank)
-    own, ours = make_run(part)
-    save_checkpoint(shared_folder / str(world.rank), 1, own, ours)
+    params, optimizer = make_run(part)
+    save_checkpoint(shared_folder / str(world.rank), 1, params, optimizer)
     world.barrier()
     tree, other = make_run(world)
     load_checkpoint(shared_folder / "0", tree, other)
@@ -165,7 +167,7 @@ def test_ranks_that_are_new_draw_other_numbers(world, shared_folder):
     assert len(set(drawn)) == world.size
 
 
-def test_a_module_with_frozen_layers_and_buffers(world, shared_folder):
+def test_load_restores_frozen_layers_and_root_buffers_of_a_module(world, shared_folder):
     class WithBuffer(Net):
         def __init__(self):
             super().__init__()
@@ -173,14 +175,14 @@ def test_a_module_with_frozen_layers_and_buffers(world, shared_folder):
 
     mx.random.seed(3)
     model = WithBuffer()
-    ours = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
-    ours.init(model)
+    optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
+    optimizer.init(model)
     x, y = batch(0, 4)
     _, grads = nn.value_and_grad(model, loss)(model, x, y)
-    ours.update(model, grads)
-    # As running statistics do, which each rank takes of its own batches.
+    optimizer.update(model, grads)
+    # As running statistics do, which each rank takes of its params batches.
     model.batch_norm.running_mean = mx.full((6,), float(world.rank))
-    path = save_checkpoint(shared_folder, 1, model, ours)
+    path = save_checkpoint(shared_folder, 1, model, optimizer)
     if world.size > 1 and world.is_root:
         manifest = json.loads((path / "manifest.json").read_text())
         (mean,) = (a for a in manifest["arrays"] if a["path"].endswith("running_mean"))
@@ -191,24 +193,24 @@ def test_a_module_with_frozen_layers_and_buffers(world, shared_folder):
     load_checkpoint(shared_folder, other, again)  # initializes it
     model.batch_norm.running_mean = mx.zeros((6,))  # rank 0's
     assert_same_bits(other.parameters(), model.parameters())
-    assert_same_bits(again.gather_state(), ours.gather_state())
+    assert_same_bits(again.gather_state(), optimizer.gather_state())
     assert "frozen" not in again.state
     _, grads = nn.value_and_grad(other, loss)(other, x, y)
     again.update(other, grads)
 
 
-def test_the_model_alone(world, shared_folder):
-    own, ours = make_run(world)
-    save_checkpoint(shared_folder, 1, own, ours)
-    tree = zeros(own)
+def test_load_without_an_optimizer_loads_the_model(world, shared_folder):
+    params, optimizer = make_run(world)
+    save_checkpoint(shared_folder, 1, params, optimizer)
+    tree = zeros(params)
     assert load_checkpoint(shared_folder, tree).step == 1
-    assert_same_bits(tree, own)
+    assert_same_bits(tree, params)
 
 
-def test_the_last_k_are_kept_and_latest_follows(world, shared_folder):
-    own, ours = make_run(world)
+def test_save_keeps_the_newest_and_updates_latest(world, shared_folder):
+    params, optimizer = make_run(world)
     for step in (1, 2, 2, 3):
-        save_checkpoint(shared_folder, step, own, ours, {"step": step}, keep=3)
+        save_checkpoint(shared_folder, step, params, optimizer, {"step": step}, keep=3)
     world.barrier()
     names = sorted(path.name for path in shared_folder.iterdir())
     assert names == [
@@ -218,22 +220,24 @@ def test_the_last_k_are_kept_and_latest_follows(world, shared_folder):
         "save-00004-step-00000003",
     ]
     assert (shared_folder / "latest").read_text() == "save-00004-step-00000003\n"
-    assert load_checkpoint(shared_folder, own, ours, step=2).path.name == names[2]
+    assert (
+        load_checkpoint(shared_folder, params, optimizer, step=2).path.name == names[2]
+    )
     # Back to step 2, and on from there: what is saved last counts.
     world.barrier()
-    save_checkpoint(shared_folder, 2, own, ours, {"step": "again"}, keep=3)
-    loaded = load_checkpoint(shared_folder, own, ours)
+    save_checkpoint(shared_folder, 2, params, optimizer, {"step": "again"}, keep=3)
+    loaded = load_checkpoint(shared_folder, params, optimizer)
     assert (loaded.step, loaded.extra) == (2, {"step": "again"})
 
 
-def test_what_a_killed_save_left_is_swept(world, shared_folder):
-    own, ours = make_run(world)
+def test_save_removes_what_a_killed_save_left(world, shared_folder):
+    params, optimizer = make_run(world)
     left = shared_folder / ".save-00001-step-00000007.saving-0123456789abcdef"
     if world.is_root:
         left.mkdir()
         (left / "rank-00000.safetensors").write_bytes(b"half of a file")
     world.barrier()
-    assert load_checkpoint(shared_folder, own, ours, missing_ok=True) is None
-    save_checkpoint(shared_folder, 8, own, ours)
+    assert load_checkpoint(shared_folder, params, optimizer, missing_ok=True) is None
+    save_checkpoint(shared_folder, 8, params, optimizer)
     assert not left.exists()
-    assert load_checkpoint(shared_folder, own, ours).step == 8
+    assert load_checkpoint(shared_folder, params, optimizer).step == 8

@@ -1,0 +1,58 @@
+"""Durable files: written whole or not at all, and opened without trust."""
+
+import fcntl
+import os
+
+import pytest
+
+from mlxdist.checkpoint import durable
+from mlxdist.checkpoint.block_file import BLOCK, Reader, read_small
+from mlxdist.checkpoint.durable import DamagedError
+from tests.support.checkpoints import random_bytes, write_blocks
+
+
+def test_write_all_falls_back_where_direct_writes_fail(tmp_path, monkeypatch):
+    real, direct = os.pwrite, getattr(os, "O_DIRECT", 0)
+
+    def picky(file, data, offset):
+        if direct and fcntl.fcntl(file, fcntl.F_GETFL) & direct:
+            raise OSError(22, "Invalid argument")
+        return real(file, data[:100_001], offset)  # and no more at once
+
+    monkeypatch.setattr(os, "pwrite", picky)
+    data = random_bytes(BLOCK + 5)
+    write_blocks(tmp_path / "x", data)
+    assert (tmp_path / "x").read_bytes() == data.tobytes()
+    monkeypatch.undo()
+    opened = os.open
+
+    def no_direct(path, flags, *mode):
+        if direct and flags & direct:
+            raise OSError(22, "Invalid argument")
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", no_direct)
+    write_blocks(tmp_path / "y", data)
+    assert (tmp_path / "y").read_bytes() == data.tobytes()
+
+
+def test_open_file_refuses_links_fifos_and_folders(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "fifo")
+    for name, message in (
+        ("link", "is a link"),
+        ("fifo", "not a file"),
+        (".", "not a"),
+    ):
+        with pytest.raises(DamagedError, match=message):
+            Reader(tmp_path / name)
+    (tmp_path / "large").write_bytes(bytes(100))
+    with pytest.raises(DamagedError, match="more than 99"):
+        read_small(tmp_path / "large", 99)
+
+
+def test_write_atomically_replaces_a_file(tmp_path):
+    durable.write_atomically(tmp_path / "x", b"one")
+    durable.write_atomically(tmp_path / "x", b"two")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"two"

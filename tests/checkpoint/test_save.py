@@ -1,0 +1,67 @@
+"""Saves that are refused: on all ranks, with the reason."""
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+import mlxdist
+from mlxdist import MismatchError, save_checkpoint
+from tests.support.checkpoints import assert_all_raise, make_run
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.mpi(min_size=2)
+def test_save_refuses_parameters_that_drifted(world, shared_folder):
+    params, optimizer = make_run(world)
+    if world.rank == world.size - 1:
+        params = {**params, "two": params["two"] + 1}
+    assert_all_raise(
+        world,
+        MismatchError,
+        rf"(?s)save_checkpoint refused.*two.*rank {world.size - 1}.*last checkpoint",
+        lambda: save_checkpoint(shared_folder, 1, params, optimizer),
+    )
+    assert not list(shared_folder.iterdir())
+
+
+def test_save_refuses_invalid_or_differing_arguments(world, shared_folder):
+    params, optimizer = make_run(world)
+    with pytest.raises(ValueError, match=r"mlxdist\.DistributedOptimizer\(optimizer\)"):
+        save_checkpoint(shared_folder, 1, params, optim.SGD(0.1))
+
+    def save(step=1, extra=None, **options):
+        return lambda: save_checkpoint(
+            shared_folder, step, params, optimizer, extra, **options
+        )
+
+    for call, match in (
+        (save(-1), "step is -1"),
+        (save(1.5), "step is 1.5"),
+        (save(keep=0), "keep is 0"),
+        (save(extra={"f": print}), r"extra\.f is a builtin.*Nothing is pickled"),
+        (save(extra={1: 2}), "has the key 1"),
+        (save(extra={"$mlx": 2}), "begin with"),
+        (save(extra=[np.array("text")]), r"extra\.0 is an array of"),
+    ):
+        assert_all_raise(world, MismatchError, match, call)
+    if world.size > 1:
+        assert_all_raise(world, MismatchError, "saved as step 0", save(world.rank))
+        assert_all_raise(
+            world, MismatchError, "extra loss", save(extra={"loss": world.rank})
+        )
+        arrays = {"loss": mx.array(world.rank)}
+        assert_all_raise(
+            world, MismatchError, "extra/loss with sum", save(extra=arrays)
+        )
+        invalid = {"f": print} if world.rank else None
+        assert_all_raise(world, MismatchError, "rank 0: ready", save(extra=invalid))
+    assert not list(shared_folder.iterdir())
+    fresh = mlxdist.DistributedOptimizer(optim.SGD(0.1), world=world)
+    assert_all_raise(
+        world,
+        MismatchError,
+        "init",
+        lambda: save_checkpoint(shared_folder, 1, params, fresh),
+    )

@@ -132,7 +132,7 @@ def load_checkpoint(
             good, or it is of another model, optimizer or data.
     """
     world = current() if optimizer is None else _require_distributed(optimizer).world
-    request = load.LoadRequest(_resolve(folder), step, missing_ok)
+    request = load.LoadRequest(str(folder), _resolve(folder), step, missing_ok)
     with world.recorder.call("load_checkpoint"):
         target = load.agree_to_load(request, world, model, optimizer, sampler)
         opened = open_newest(request.folder, step, target, world.control)

@@ -25,8 +25,9 @@ from .user_data import Sampler
 
 
 class LoadRequest(NamedTuple):
-    """The arguments of `load_checkpoint`, without what is loaded into."""
+    """The arguments of `load_checkpoint`; `folder` is `name` as a path of this host."""
 
+    name: str
     folder: Path
     step: int | None
     missing_ok: bool
@@ -45,7 +46,7 @@ def agree_to_load(
         MismatchError: on all ranks, if the arguments differ or one can't load.
     """
     lines = [
-        f"folder {request.folder}",
+        f"folder {request.name}",
         f"step {request.step}",
         f"missing_ok {request.missing_ok}",
         f"an optimizer {optimizer is not None}",

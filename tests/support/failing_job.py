@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 import mlxdist
-from mlxdist.checkpoint import commit
+from mlxdist.checkpoint.commit import SaveJob
 from mlxdist.comm import progress
 from mlxdist.optim import state
 
@@ -79,7 +79,7 @@ for step in range(6):
     if where == "checkpoint" and step == 2:
         mlxdist.save_checkpoint("saves", step, parameters, optimizer)
     if where == "checkpoint" and armed:  # its file is written, but not committed
-        commit.together = failing(commit.together)
+        SaveJob.commit = failing(SaveJob.commit)
         mlxdist.save_checkpoint("saves", step, parameters, optimizer)
     if where == "gather" and armed:
         state._from_rank = failing(state._from_rank)

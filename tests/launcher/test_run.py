@@ -1,5 +1,8 @@
-"""`mlxdist run`: what the script finds, and jobs that end in every way they can."""
+"""Jobs on this machine, and every way in which they end."""
 
+import json
+import os
+import signal
 import sys
 import time
 
@@ -8,66 +11,25 @@ import pytest
 from mlxdist.launcher.cores import usable_cores
 from tests.support import jobs
 
-RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
+
+def last_line(done):
+    return done.stderr.strip().splitlines()[-1]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """`mlxdist run` on a script's source, or on a script that is already there."""
-
-    def start(n, source, *arguments, options=(), env=None):
-        if source is not None:
-            (tmp_path / "script.py").write_text(source)
-        command = [*RUN, "-n", str(n), *options, "script.py", *arguments]
-        return jobs.run(command, cwd=tmp_path, env=env)
-
-    return start
-
-
-def last_line(ran):
-    return ran.stderr.strip().splitlines()[-1]
-
-
-SHOW = """
-import json, os, sys
-print(json.dumps([sys.argv, sys.path[0], __name__, __file__, sys.stdin.read()]))
-"""
-
-
-def test_the_script_finds_what_python_would_give_it(run, tmp_path):
-    arguments = ["--map-by", ":", "--", "-n", "3", "", "a b", "$HOME", "'\"", "é"]
-    ran = run(2, SHOW, *arguments)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
-    path = str(tmp_path / "script.py")
-    shown = [eval(line) for line in ran.stdout.splitlines()]
-    assert shown == 2 * [[[path, *arguments], str(tmp_path), "__main__", path, ""]]
-
-
-def test_modules_run_by_name(run, tmp_path):
-    (tmp_path / "pack").mkdir()
-    (tmp_path / "pack/__init__.py").touch()
-    (tmp_path / "pack/train.py").write_text(SHOW)
-    ran = jobs.run([*RUN, "-n", "1", "-m", "pack.train", "-m", "x"], cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    path = str(tmp_path / "pack/train.py")
-    assert eval(ran.stdout) == [[path, "-m", "x"], str(tmp_path), "__main__", path, ""]
-
-
-def test_a_job_that_trains_finishes(run):
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_run_of_a_job_that_averages_exits_with_0(run, ranks):
     source = "import mlxdist; w = mlxdist.init(); print(w.mean(w.rank), w.size)"
-    for n in (1, 3):
-        ran = run(n, source)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.splitlines() == [f"{(n - 1) / 2} {n}"] * n
+    done = run(source, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{(ranks - 1) / 2} {ranks}"] * ranks
 
 
-def test_more_ranks_than_cores_are_warned_of(run):
-    n = usable_cores() + 1
-    ran = run(n, "print('here')")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["here"] * n
-    assert f"{n} ranks share {n - 1} core" in ran.stderr
+def test_run_with_more_ranks_than_cores_warns(run):
+    ranks = usable_cores() + 1
+    done = run("print('here')", ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["here"] * ranks
+    assert f"{ranks} ranks share {ranks - 1} core" in done.stderr
 
 
 FAIL = """
@@ -80,17 +42,17 @@ inner()
 {after}
 """
 WAIT = "time.sleep(60)"
-NOBODY_SAID = "ranks 0 and 1 of 2 did not finish; mpirun exited with code "
+BOTH_UNFINISHED = "ranks 0 and 1 of 2 did not finish; mpirun exited with code "
 
 
 @pytest.mark.parametrize(
-    ("act", "after", "code", "said"),
+    ("act", "after", "code", "message"),
     [
         ("sys.exit(3)", WAIT, 3, "rank 1 failed (exit 3); rank 0 of 2 did not finish"),
         ("sys.exit('why')", WAIT, 1, "rank 1 failed (exit why); rank 0 of 2 did not"),
         ("raise ValueError('x')", WAIT, 1, "rank 1 failed (ValueError: x); rank 0"),
-        ("os.kill(os.getpid(), 9)", WAIT, 137, NOBODY_SAID + "137"),
-        ("os.abort()", WAIT, 134, NOBODY_SAID + "134"),
+        ("os.kill(os.getpid(), 9)", WAIT, 137, BOTH_UNFINISHED + "137 (SIGKILL)"),
+        ("os.abort()", WAIT, 134, BOTH_UNFINISHED + "134 (SIGABRT)"),
         ("os._exit(0)", "", 1, "rank 1 of 2 did not finish; mpirun exited with code 0"),
         ("atexit.register(os._exit, 0)", "", 1, "rank 1 of 2 did not finish; mpirun"),
         ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 failed"),
@@ -108,84 +70,57 @@ NOBODY_SAID = "ranks 0 and 1 of 2 did not finish; mpirun exited with code "
         ),
     ],
 )
-def test_failures_are_told(run, act, after, code, said):
-    begun = time.monotonic()
-    ran = run(2, FAIL.format(act=act, after=after))
-    assert ran.returncode == code, ran.stderr
-    assert last_line(ran).startswith(f"mlxdist run: {said}")
-    assert time.monotonic() - begun < 20
+def test_run_with_a_rank_that_fails_names_it(run, act, after, code, message):
+    began = time.monotonic()
+    done = run(FAIL.format(act=act, after=after), ranks=2)
+    assert done.returncode == code, done.stderr
+    assert last_line(done).startswith(f"mlxdist run: {message}")
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("act", ["sys.exit(0)", "sys.exit()", "return"])
-def test_ends_that_are_none(run, act):
-    ran = run(2, FAIL.format(act=act, after=""))
-    assert (ran.returncode, ran.stderr) == (0, "")
-
-
-def test_a_traceback_is_the_script_s_own(run):
-    ran = run(2, FAIL.format(act="raise ValueError('x')", after=WAIT))
-    trace = ran.stderr[: ran.stderr.index("ValueError: x")]
-    assert trace.startswith("Traceback (most recent call last):\n")
-    assert "in <module>" in trace
-    assert "in inner" in trace
-    assert "runpy" not in trace
-    assert "rank_main" not in trace
-    ran = run(1, "def f(:\n")
-    assert ran.stderr.startswith('  File "')
-    assert "SyntaxError" in ran.stderr
+def test_run_with_a_rank_that_exits_with_0_exits_with_0(run, act):
+    done = run(FAIL.format(act=act, after=""), ranks=2)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("act", ["raise ValueError('x')", "sys.exit(3)", "os._exit(0)"])
-def test_ranks_of_a_world_do_not_wait_for_one_that_left(run, act):
+def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act):
     source = "import mlxdist; world = mlxdist.init()" + FAIL
-    begun = time.monotonic()
-    ran = run(2, source.format(act=act, after="world.barrier()"))
-    assert ran.returncode != 0
-    assert "rank 0 was ended with it" in last_line(ran)
-    assert time.monotonic() - begun < 20
+    began = time.monotonic()
+    done = run(source.format(act=act, after="world.barrier()"), ranks=2)
+    assert done.returncode != 0
+    assert "rank 0 was ended with it" in last_line(done)
+    assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)"])
-def test_the_script_s_globals_live_until_its_exit_handlers(run, tmp_path, end):
-    # No function here, which would keep the globals by itself.
-    (tmp_path / "things.py").write_text("""
-class Thing:
-    def __del__(self):
-        print("freed", flush=True)
-""")
-    ran = run(
-        1,
-        "import atexit, sys, things\n"
-        "thing = things.Thing()\n"
-        f"atexit.register(print, 'at exit', flush=True)\n{end}",
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        ("raise KeyError('x')", "rank 1 failed (KeyError: 'x'); rank 0 was ended"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "rank 1 of 2 did not finish; rank 0 was ended with",
+        ),
+        ("time.sleep(99)", "longer than timeout=2: rank 1 on"),
+    ],
+)
+def test_run_tells_the_rank_that_failed_from_those_ended_with_it(act, message, run):
+    script = (
+        "import os, time, mlxdist\n"
+        "world = mlxdist.init(timeout=2)\n"
+        f"if world.rank == 1:\n    time.sleep(0.5)\n    {act}\n"
+        "world.barrier()\n"
     )
-    assert ran.stdout.split() == ["at", "exit", "freed"]
-
-
-def test_labels_begin_each_line(run):
-    source = """
-import os, sys
-for line in ("one", "", " two"):
-    print(line)
-print("trouble", file=sys.stderr)
-print("x" * 100_000)
-print("no end", end="")
-"""
-    ran = run(2, source, options=["--label"])
-    assert ran.returncode == 0
-    lines = ran.stdout.splitlines()
-    for rank in (0, 1):
-        own = [line for line in lines if line.startswith(f"[rank {rank}] ")]
-        texts = ["one", "", " two", "x" * 100_000, "no end"]
-        assert own == [f"[rank {rank}] {text}" for text in texts]
-    assert len(lines) == 10
-    assert sorted(ran.stderr.splitlines()) == ["[rank 0] trouble", "[rank 1] trouble"]
+    done = run(script, ranks=2)
+    assert done.returncode != 0
+    assert message in last_line(done)
 
 
 @pytest.mark.parametrize("options", [(), ("--label",)])
-def test_a_reader_that_leaves_does_not_hang_the_job(tmp_path, options):
+def test_run_whose_output_nobody_reads_ends(run_command, tmp_path, options):
     (tmp_path / "script.py").write_text("for i in range(50_000): print(i)")
-    process = jobs.start([*RUN, "-n", "2", *options, "script.py"], cwd=tmp_path)
+    process = jobs.start([*run_command, "-n", "2", *options, "script.py"], cwd=tmp_path)
     process.stdout.readline()
     process.stdout.close()
     try:
@@ -196,24 +131,89 @@ def test_a_reader_that_leaves_does_not_hang_the_job(tmp_path, options):
         process.wait()
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("raise KeyError('x')", "rank 1 failed (KeyError: 'x'); rank 0 was ended"),
-        (
-            "os.kill(os.getpid(), 9)",
-            "rank 1 of 2 did not finish; rank 0 was ended with",
-        ),
-        ("time.sleep(99)", "longer than timeout=2: rank 1 on"),
-    ],
-)
-def test_the_summary_tells_who_failed_from_who_was_ended(how, told, run):
-    script = (
-        "import os, time, mlxdist\n"
-        "world = mlxdist.init(timeout=2)\n"
-        f"if world.rank == 1:\n    time.sleep(0.5)\n    {how}\n"
-        "world.barrier()\n"
-    )
-    ran = run(2, script)
-    assert ran.returncode != 0
-    assert told in last_line(ran)
+LEAVES_A_CHILD = """
+import os, subprocess
+child = subprocess.Popen(["sleep", "30"])
+print(os.environ["OMPI_COMM_WORLD_RANK"], child.pid)
+"""
+RUN_WITH_SHORT_TIMEOUT = """
+import sys
+from mlxdist import cli
+from mlxdist.launcher import mpirun
+mpirun.FINISH_TIMEOUT = 0.5
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_run_with_a_child_that_outlives_its_rank_exits_with_0(tmp_path):
+    (tmp_path / "script.py").write_text(LEAVES_A_CHILD)
+    command = [sys.executable, "-c", RUN_WITH_SHORT_TIMEOUT]
+    command += ["run", "-n", "2", "--label", "script.py"]
+    done = jobs.run(command, cwd=tmp_path, timeout=20)
+    for line in done.stdout.splitlines():
+        os.kill(int(line.split()[-1]), signal.SIGKILL)
+    assert done.returncode == 0, done.stderr
+    assert "all ranks of 2 finished; a process that one of them" in done.stderr
+
+
+# --report
+
+
+@pytest.fixture
+def report(run, tmp_path):
+    """Runs a script's source on 2 ranks, and returns the report."""
+
+    def start(source, *options):
+        (tmp_path / "report.json").write_text("of an earlier job")
+        done = run(source, ranks=2, options=["--report", "report.json", *options])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "report.json",
+            "script.py",
+        ]
+        result = json.loads((tmp_path / "report.json").read_text())
+        assert result["exit_code"] == done.returncode
+        if result["message"]:
+            assert last_line(done) == f"mlxdist run: {result['message']}"
+        return result
+
+    return start
+
+
+def states(report):
+    return [rank["state"] for rank in report["ranks"]]
+
+
+def test_report_of_a_job_that_finishes_has_exit_code_0(report):
+    result = report("pass")
+    assert result.pop("seconds") > 0
+    finished = {"state": "finished", "host": None, "reason": None, "signal": None}
+    assert result == {
+        "exit_code": 0,
+        "ranks": [{"rank": 0, **finished}, {"rank": 1, **finished}],
+        "message": "",
+        "timed_out": False,
+        "stopped_by": None,
+        "lost_hosts": [],
+        "restarts": 0,
+    }
+
+
+def test_report_of_a_job_with_a_killed_rank_names_it(report):
+    result = report(FAIL.format(act="os.kill(os.getpid(), 9)", after=""))
+    assert states(result) == ["finished", "killed"]
+    assert result["exit_code"] == 137
+
+
+def test_report_of_a_restarted_job_is_of_its_last_start(report):
+    result = report(FAIL.format(act="sys.exit(3)", after=""), "--max-restarts", "1")
+    assert states(result) == ["finished", "failed"]
+    assert result["ranks"][1]["reason"] == "exit 3"
+    assert result["restarts"] == 1
+
+
+def test_report_of_a_job_that_times_out_says_so(report):
+    result = report("import time; time.sleep(60)", "--timeout", "1")
+    assert states(result) == ["killed", "killed"]
+    assert result["timed_out"]
+    assert result["exit_code"] == 124
+    assert result["stopped_by"] is None

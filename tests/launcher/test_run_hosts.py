@@ -8,9 +8,6 @@ import time
 import pytest
 
 from tests.support import jobs
-from tests.support.fake_hosts import hosts  # noqa: F401
-
-RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
 
 SHOW = """
 import json, os, socket, sys
@@ -22,47 +19,46 @@ print("to standard error", end="", file=sys.stderr)
 
 
 @pytest.fixture
-def run(tmp_path, hosts):  # noqa: F811
-    def start(source, *arguments, options=(), where="h1:2,h2", env=None, timeout=60):
-        (tmp_path / "script.py").write_text(source)
-        command = [*RUN, "-H", where, *options, "script.py", *arguments]
+def run_on_hosts(run, hosts):
+    """Runs a script's source on 2 ranks of host h1 and one of h2."""
+
+    def start(source, *arguments, options=(), names="h1:2,h2", env=None):
         env = {**hosts, "OMP_NUM_THREADS": "3", **(env or {})}
-        return jobs.run(command, cwd=tmp_path, env=env, timeout=timeout)
+        return run(source, *arguments, options=["-H", names, *options], env=env)
 
     return start
 
 
-def test_ranks_on_hosts_find_what_they_need(run, tmp_path):
+def test_ranks_on_hosts_find_arguments_variables_and_folder(run_on_hosts, tmp_path):
     arguments = ["--map-by", ":", "", "a b", "$HOME", "'\"", "é\n;"]
-    ran = run(SHOW, *arguments, options=["--env", "KEY=a; $b\n'\"é"])
-    assert ran.returncode == 0, ran.stderr
-    shown = sorted(map(json.loads, ran.stdout.splitlines()))
+    done = run_on_hosts(SHOW, *arguments, options=["--env", "KEY=a; $b\n'\"é"])
+    assert done.returncode == 0, done.stderr
+    shown = sorted(map(json.loads, done.stdout.splitlines()))
     common = ["a; $b\n'\"é", "3", arguments, str(tmp_path)]
     assert shown == [
         [h, r, *common] for h, r in (("h1", "0"), ("h1", "1"), ("h2", "2"))
     ]
     # Nothing is left of the lines by which the ranks say that they have finished.
-    said = re.sub(r"^\[.*\] plm:ssh: Warning: setpgid.*\n", "", ran.stderr)
-    assert said == 3 * "to standard error"
+    stderr = re.sub(r"^\[.*\] plm:ssh: Warning: setpgid.*\n", "", done.stderr)
+    assert stderr == 3 * "to standard error"
 
 
-def test_a_job_over_hosts_trains(run):
-    ran = run(
+def test_run_over_hosts_joins_them_in_one_world(run_on_hosts):
+    done = run_on_hosts(
         "import mlxdist; w = mlxdist.init(); print(w.host, w.mean(w.rank), w.size)"
     )
-    assert ran.returncode == 0, ran.stderr
-    assert sorted(ran.stdout.splitlines()) == ["h1 1.0 3", "h1 1.0 3", "h2 1.0 3"]
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["h1 1.0 3", "h1 1.0 3", "h2 1.0 3"]
 
 
-def test_each_host_shares_its_own_cores(run, tmp_path):
+def test_run_over_hosts_with_threads_sets_them_on_each(run_on_hosts):
     source = "import os; print(os.environ['OMP_NUM_THREADS'])"
-    (tmp_path / "script.py").write_text(source)
-    ran = run(source, env={"OMP_NUM_THREADS": ""}, options=["--threads", "7"])
-    assert ran.stdout.split() == 3 * ["7"]
+    done = run_on_hosts(source, env={"OMP_NUM_THREADS": ""}, options=["--threads", "7"])
+    assert done.stdout.split() == 3 * ["7"]
 
 
 @pytest.mark.parametrize(
-    ("act", "code", "said"),
+    ("act", "code", "message"),
     [
         ("raise ValueError('x')", 1, "rank 2 on h2 failed (ValueError: x)"),
         ("sys.exit(3)", 3, "rank 2 on h2 failed (exit 3)"),
@@ -72,7 +68,7 @@ def test_each_host_shares_its_own_cores(run, tmp_path):
             137,
             "rank 2 on h2 of 3 did not finish; ranks 0 and 1 on h1 were ended with it",
         ),
-        # The daemon of its host: mpirun exits with 0.
+        # The daemon of its host. mpirun exits with 0.
         (
             "os.kill(os.getppid(), 9)",
             1,
@@ -80,89 +76,89 @@ def test_each_host_shares_its_own_cores(run, tmp_path):
         ),
     ],
 )
-def test_failures_name_the_host(run, act, code, said):
+def test_run_with_a_rank_that_fails_names_its_host(run_on_hosts, act, code, message):
     wait = "" if "_exit" in act else "time.sleep(60)"
-    begun = time.monotonic()
-    ran = run(
+    began = time.monotonic()
+    done = run_on_hosts(
         "import os, sys, time\n"
         f"if os.environ['OMPI_COMM_WORLD_RANK'] == '2':\n    {act}\n{wait}"
     )
-    assert ran.returncode == code, ran.stderr
-    assert f"mlxdist run: {said}" in ran.stderr
-    assert time.monotonic() - begun < 20
+    assert done.returncode == code, done.stderr
+    assert f"mlxdist run: {message}" in done.stderr
+    assert time.monotonic() - began < 20
 
 
-def test_a_rank_of_a_world_that_dies_is_told_from_those_ended_with_it(run):
-    ran = run(
+def test_run_tells_the_rank_that_failed_from_those_ended_with_it(run_on_hosts):
+    done = run_on_hosts(
         "import os, mlxdist\n"
         "w = mlxdist.init()\n"
         "if w.rank == 2: raise ValueError('x')\n"
         "w.barrier()\n"
     )
-    assert ran.returncode == 1
+    assert done.returncode == 1
     assert (
         "mlxdist run: rank 2 on h2 failed (failed in user code, after step 0; the "
-        in ran.stderr
+        in done.stderr
         or "mlxdist run: rank 2 on h2 failed (ValueError: x); ranks 0 and 1 on h1 were "
         "ended with it"
-        in ran.stderr
-    ), ran.stderr
+        in done.stderr
+    ), done.stderr
 
 
-def test_an_unreachable_host_is_named(run):
-    ran = run("", env={"UNREACHABLE": "h2"})
-    assert ran.returncode != 0
-    assert "ssh: connect to host h2 port 22: No route to host" in ran.stderr
-    assert "`mlxdist doctor -H h1:2,h2:1` finds out what is wrong" in ran.stderr
+def test_run_with_an_unreachable_host_names_it_and_doctor(run_on_hosts):
+    done = run_on_hosts("", env={"UNREACHABLE": "h2"})
+    assert done.returncode != 0
+    assert "ssh: connect to host h2 port 22: No route to host" in done.stderr
+    assert "`mlxdist doctor -H h1:2,h2:1` finds out what is wrong" in done.stderr
 
 
-def test_a_folder_that_is_not_there_is_named(run):
-    ran = run("", options=["--cwd", "/no/such/folder"])
-    assert ran.returncode == 1
-    assert "has no folder /no/such/folder to run in" in ran.stderr.splitlines()[-1]
+def test_run_with_a_missing_folder_names_it(run_on_hosts):
+    done = run_on_hosts("", options=["--cwd", "/no/such/folder"])
+    assert done.returncode == 1
+    assert "has no folder /no/such/folder to run in" in done.stderr.splitlines()[-1]
 
 
-def test_the_time_of_a_job(run):
-    begun = time.monotonic()
-    ran = run("import time; time.sleep(60)", options=["--timeout", "2"])
-    assert ran.returncode == 124
-    assert "ended after --timeout 2 s; ranks 0 and 1 on h1, rank 2 on" in ran.stderr
-    assert time.monotonic() - begun < 20
+def test_run_with_a_timeout_ends_all_hosts(run_on_hosts):
+    began = time.monotonic()
+    done = run_on_hosts("import time; time.sleep(60)", options=["--timeout", "2"])
+    assert done.returncode == 124
+    assert "ended after --timeout 2 s; ranks 0 and 1 on h1, rank 2 on" in done.stderr
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("options", [(), ("--label",)])
-def test_a_file_of_output_for_each_rank(run, tmp_path, options):
-    ran = run(SHOW, options=["--log-dir", "logs", *options])
-    assert ran.returncode == 0, ran.stderr
+def test_log_dir_over_hosts_has_a_file_for_each_rank(run_on_hosts, tmp_path, options):
+    done = run_on_hosts(SHOW, options=["--log-dir", "logs", *options])
+    assert done.returncode == 0, done.stderr
     for rank, host in enumerate(("h1", "h1", "h2")):
         text = (tmp_path / f"logs/rank-{rank}.log").read_text()
         assert "mlxdist" not in text
         assert text.count(f'["{host}", "{rank}"') == 1
         assert text.count("to standard error") == 1
         label = f"[rank {rank}] " if options else ""
-        assert f'{label}["{host}", "{rank}"' in ran.stdout
-    assert ran.stderr.count("to standard error") == 3
-    assert "\x1e" not in ran.stdout + ran.stderr
+        assert f'{label}["{host}", "{rank}"' in done.stdout
+    assert done.stderr.count("to standard error") == 3
+    assert "\x1e" not in done.stdout + done.stderr
 
 
-def test_another_python(run, tmp_path):
+def test_run_with_python_uses_that_interpreter_on_each_host(run_on_hosts, tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     source = "import sys; print(sys.executable)"
     python = str(tmp_path / "python")
-    ran = run(source, options=["--python", python])
-    assert ran.stdout.split() == 3 * [python]
+    done = run_on_hosts(source, options=["--python", python])
+    assert done.stdout.split() == 3 * [python]
 
 
-def test_a_dry_run_prints_what_a_shell_can_run(run, hosts, tmp_path):  # noqa: F811
-    ran = run(SHOW, "a b", options=["--dry-run"])
-    assert ran.returncode == 0
+def test_dry_run_prints_a_line_that_a_shell_can_run(run_on_hosts, hosts, tmp_path):
+    done = run_on_hosts(SHOW, "a b", options=["--dry-run"])
+    assert done.returncode == 0
     assert not (tmp_path / "reached").exists()
-    again = jobs.run(["sh", "-c", ran.stdout], env=hosts, cwd="/")
-    assert again.returncode == 0, again.stderr
-    assert [json.loads(line)[4] for line in again.stdout.splitlines()] == 3 * [["a b"]]
+    shell = jobs.run(["sh", "-c", done.stdout], env=hosts, cwd="/")
+    assert shell.returncode == 0, shell.stderr
+    assert [json.loads(line)[4] for line in shell.stdout.splitlines()] == 3 * [["a b"]]
 
 
-def test_much_output_before_the_end_loses_no_mark(run):
+def test_run_with_much_output_loses_no_mark(run_on_hosts):
     source = """
 import os, sys
 text = os.environ["OMPI_COMM_WORLD_RANK"] * 80 + "\\n"
@@ -170,9 +166,9 @@ for _ in range(1000):
     os.write(2, text.encode())
 os.write(2, b"\\x1e own control byte, and no end")
 """
-    ran = run(source, where="h1:2,h2:2")
-    assert ran.returncode == 0, ran.stderr[-500:]
-    assert "\x1emlxdist" not in ran.stderr
-    assert ran.stderr.count("\x1e own control byte") == 4
+    done = run_on_hosts(source, names="h1:2,h2:2")
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "\x1emlxdist" not in done.stderr
+    assert done.stderr.count("\x1e own control byte") == 4
     for rank in range(4):
-        assert ran.stderr.count(str(rank)) >= 80_000
+        assert done.stderr.count(str(rank)) >= 80_000

@@ -1,4 +1,4 @@
-"""`mlxdist run`: signals end the whole job, and a terminal reaches rank 0."""
+"""Signals end the whole job, and a terminal's input reaches rank 0."""
 
 import errno
 import os
@@ -13,11 +13,9 @@ import pytest
 
 from tests.support import jobs
 
-RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
-
 SLEEP = """
 import os, signal, sys, time
-if "deaf" in sys.argv:
+if "ignore" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 print(os.getpid(), flush=True)
@@ -26,34 +24,34 @@ time.sleep(60)
 
 
 @pytest.fixture
-def sleeping(tmp_path):
-    """Starts 2 ranks that sleep; gives the launcher and its ranks' process ids."""
-    started = []
+def sleeping(tmp_path, run_command):
+    """Starts 2 ranks that sleep; returns the launcher and its ranks' process ids."""
+    processes = []
 
     def start(*arguments):
         (tmp_path / "script.py").write_text(SLEEP)
         (tmp_path / "tmp").mkdir(exist_ok=True)
         process = jobs.start(
-            [*RUN, "-n", "2", "script.py", *arguments],
+            [*run_command, "-n", "2", "script.py", *arguments],
             cwd=tmp_path,
             env={"TMPDIR": str(tmp_path / "tmp")},
         )
-        started.append(process)
+        processes.append(process)
         return process, [int(process.stdout.readline()) for _ in range(2)]
 
     yield start
-    for process in started:
+    for process in processes:
         jobs.end_session(process.pid)
         process.communicate()
 
 
-def ends(process, code, said):
-    begun = time.monotonic()
+def assert_ends(process, code, message):
+    began = time.monotonic()
     _, err = process.communicate(timeout=30)
-    # Well before mpirun's time is up and it is killed.
-    assert time.monotonic() - begun < 8
+    # Well before mpirun is killed for taking too long.
+    assert time.monotonic() - began < 8
     assert process.returncode == code, err
-    assert err.startswith(f"mlxdist run: {said}")  # and nothing of mpirun's before it
+    assert err.startswith(f"mlxdist run: {message}")  # with no text of mpirun before it
     assert len(err.splitlines()) == 1
     deadline = time.monotonic() + 5
     while jobs.processes(process.pid) and time.monotonic() < deadline:
@@ -61,55 +59,59 @@ def ends(process, code, said):
     assert jobs.processes(process.pid) == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("deaf",)])
+@pytest.mark.parametrize("arguments", [(), ("ignore",)])
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
-def test_a_signal_ends_the_job(sleeping, number, code, arguments):
+def test_run_after_a_signal_ends_the_job(sleeping, number, code, arguments):
     process, _ = sleeping(*arguments)
     process.send_signal(number)
-    ends(process, code, f"ended by {number.name}; ranks 0 and 1 of 2 did not finish.")
+    assert_ends(
+        process, code, f"ended by {number.name}; ranks 0 and 1 of 2 did not finish."
+    )
 
 
-def test_ctrl_c_reaches_launcher_and_mpirun_together(sleeping):
+def test_run_after_ctrl_c_of_a_terminal_ends_the_job(sleeping):
     process, _ = sleeping()
     os.killpg(process.pid, signal.SIGINT)
-    ends(process, 130, "ended by SIGINT")
+    assert_ends(process, 130, "ended by SIGINT")
 
 
-def test_a_second_signal_insists(sleeping):
-    process, ranks = sleeping("deaf")
-    mpirun_pid = parent(ranks[0])
+def test_run_after_a_second_signal_kills_mpirun(sleeping):
+    process, ranks = sleeping("ignore")
+    mpirun_pid = parent_of(ranks[0])
     os.kill(mpirun_pid, signal.SIGSTOP)  # it can't end the job itself
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    ends(process, 130, "ended by SIGINT")
+    assert_ends(process, 130, "ended by SIGINT")
 
 
-def test_ranks_do_not_outlive_a_killed_mpirun(sleeping, tmp_path):
-    process, ranks = sleeping("deaf")
-    os.kill(parent(ranks[0]), signal.SIGKILL)
-    ends(process, 137, "ranks 0 and 1 of 2 did not finish; mpirun was ended by SIGKILL")
+def test_run_whose_mpirun_is_killed_kills_the_ranks(sleeping, tmp_path):
+    process, ranks = sleeping("ignore")
+    os.kill(parent_of(ranks[0]), signal.SIGKILL)
+    assert_ends(
+        process, 137, "ranks 0 and 1 of 2 did not finish; mpirun was ended by SIGKILL"
+    )
     left = [p.name for p in (tmp_path / "tmp").iterdir()]
     assert not [name for name in left if name.startswith("mlxdist-run-")]
 
 
-def parent(pid):
-    shown = subprocess.run(
+def parent_of(pid):
+    listed = subprocess.run(
         ["ps", "-o", "ppid=", "-p", str(pid)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(shown.stdout)
+    return int(listed.stdout)
 
 
 # A terminal
 
 
-def test_in_a_terminal_the_ranks_know_it_and_can_read_from_it(tmp_path):
+def test_run_in_a_terminal_tells_the_ranks_and_passes_input_on(tmp_path, run_command):
     (tmp_path / "script.py").write_text("""
 import os
 if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
@@ -121,7 +123,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
     if child == 0:
         os.chdir(tmp_path)
         env = jobs.clean_environment({"COLUMNS": "91"})
-        os.execve(sys.executable, [*RUN, "-n", "2", "script.py"], env)
+        os.execve(sys.executable, [*run_command, "-n", "2", "script.py"], env)
     shown = ""
     try:
         shown = read_until(master, "'91']")

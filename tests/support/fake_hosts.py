@@ -1,6 +1,6 @@
 """Other hosts on this machine: mpirun's daemons under host names of their own.
 
-No network between them and one file system; the virtual cluster has real wires.
+They share this machine's network and files. Use the virtual cluster for real wires.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 _AGENT = """\
 #!/bin/sh
-# What mpirun and mlxdist doctor call in place of ssh: HOST COMMAND ...
+# Stands in for ssh, for mpirun and mlxdist doctor: HOST COMMAND ...
 host=$1
 shift
 echo "$host" >>"$(dirname "$0")/reached"
@@ -25,22 +25,31 @@ exec env -i PATH=/usr/bin:/bin HOME="$HOME" {unshare} --uts sh -c \
 
 
 def unshare():
-    """The command that gives a process its own host name; None where it can't."""
+    """Return the command that gives a process its own host name; None if it can't."""
     program = shutil.which("unshare")
     if program is None:
         return None
     command = [program] if os.geteuid() == 0 else [program, "--user", "--map-root-user"]
-    tried = subprocess.run([*command, "--uts", "hostname", "x"], capture_output=True)
-    return None if tried.returncode else " ".join(command)
+    trial = subprocess.run([*command, "--uts", "hostname", "x"], capture_output=True)
+    return None if trial.returncode else " ".join(command)
+
+
+def environment(folder):
+    """Return variables with which any host name is one of this machine's.
+
+    The file `reached` in `folder` gets the name of each host that is reached. Skips the
+    test where processes can't have host names of their own.
+    """
+    command = unshare()
+    if command is None:
+        pytest.skip("processes can't have host names of their own: unshare --uts fails")
+    agent = folder / "agent"
+    agent.write_text(_AGENT.format(unshare=command))
+    agent.chmod(0o755)
+    return {"PRTE_MCA_plm_ssh_agent": str(agent)}
 
 
 @pytest.fixture
 def hosts(tmp_path):
     """The environment in which any host name is one of this machine's."""
-    command = unshare()
-    if command is None:
-        pytest.skip("no host names of their own here: unshare --uts fails")
-    agent = tmp_path / "agent"
-    agent.write_text(_AGENT.format(unshare=command))
-    agent.chmod(0o755)
-    return {"PRTE_MCA_plm_ssh_agent": str(agent)}
+    return environment(tmp_path)

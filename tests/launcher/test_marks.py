@@ -1,0 +1,53 @@
+"""Marks that a rank leaves, as files and as lines on standard error."""
+
+import os
+
+import pytest
+
+from mlxdist.launcher import environment, marks
+from mlxdist.launcher.mark_filter import MarkFilter
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    monkeypatch.delenv(environment.RUN_DIR, raising=False)
+    monkeypatch.delenv(environment.MARKS, raising=False)
+
+
+def test_leave_mark_without_a_launcher_does_nothing(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert marks.announce(0) is None
+    marks.leave_mark("failed", 0, "why")
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_leave_mark_with_a_run_dir_writes_the_first_line_once(tmp_path, monkeypatch):
+    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
+    for reason in ("one\nmore", "two"):
+        marks.leave_mark("failed", 1, reason)
+    assert marks.mark_file(str(tmp_path), "failed", 1).read_text() == "one"
+
+
+def test_announce_with_a_run_dir_records_the_process_id(tmp_path, monkeypatch):
+    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
+    with marks.announce(1):
+        assert marks.pid_file(str(tmp_path), 1).read_text() == str(os.getpid())
+
+
+def test_leave_mark_with_a_token_writes_what_the_filter_reads(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv(environment.MARKS, "token")
+    assert marks.announce(1) is None
+    marks.leave_mark("failed", 1, "why\nmore")
+    mark_filter = MarkFilter(str(tmp_path), ranks=2, token="token")
+    assert mark_filter.feed(capfd.readouterr().err.encode()) == b""
+    assert marks.mark_file(str(tmp_path), "failed", 1).read_text() == "why"
+    os.close(int(environment.get(environment.MARKS).partition("/")[2]))
+
+
+def test_leave_mark_in_a_child_process_writes_nothing(monkeypatch, capfd):
+    monkeypatch.setenv(environment.MARKS, f"token:{os.getpid() + 1}/2")
+    marks.leave_mark("done", 1)
+    assert capfd.readouterr().err == ""

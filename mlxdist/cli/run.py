@@ -31,7 +31,7 @@ examples:
   mlxdist run -n 4 --label -m mypackage.train
   mlxdist run -H mac1:2,mac2:2 --log-dir logs train.py
 
-Options of mlxdist come before the script; all that follows it is the script's own.
+Options of mlxdist come before the script; everything after it belongs to the script.
 Rank 0 can read from a terminal; input from a pipe or a file doesn't reach the ranks.
 Hosts need ssh without a password, and the same Python, mlxdist and script at the same
 paths: `mlxdist doctor -H mac1,mac2` checks it.
@@ -71,7 +71,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "command_line",
-        nargs=argparse.PARSER,  # one, and whatever follows it
+        nargs=argparse.PARSER,  # the script, and everything after it
         metavar="SCRIPT",
         help="path of a Python script, and its own arguments",
     )

@@ -1,4 +1,4 @@
-"""Starts a job with mpirun, on this machine or on several.
+"""Jobs under mpirun, on this machine or on several.
 
 Standard library only: it imports neither MLX nor any other package of mlxdist.
 """

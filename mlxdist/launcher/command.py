@@ -174,9 +174,12 @@ def rank_environment(
         columns: the terminal's width; None without one. The ranks can't find out
             whether their output ends in a terminal: mpirun gives each one of its own.
     """
-    inside = environment.is_inside_a_job(variables)
-    result = environment.without_mpi(variables) if inside else dict(variables)
-    for name in environment.OF_ONE_LAUNCHER:
+    result = dict(variables)
+    if environment.is_rank_environment(
+        variables
+    ):  # a job that another job's rank starts
+        result = environment.without_mpi(variables)
+    for name in environment.LAUNCHER_VARIABLES:
         result.pop(name, None)
     if (home := os.path.expanduser("~")) != "~":  # cron sets no HOME
         result.setdefault("HOME", home)
@@ -195,14 +198,16 @@ def rank_environment(
         result[environment.COLUMNS] = str(columns)
     if job.timeline is not None:
         result[environment.TIMELINE] = os.path.abspath(job.timeline)
-    return result | environment.job_variables(
-        {
-            "script": job.script,
-            "arguments": list(job.arguments),
-            "module": job.module,
-            "cwd": job.folder,
-        }
-    )
+    return result | environment.job_variables(_rank_job(job))
+
+
+def _rank_job(job: Job) -> environment.RankJob:
+    return {
+        "script": job.script,
+        "arguments": list(job.arguments),
+        "module": job.module,
+        "cwd": job.folder,
+    }
 
 
 def forwarded_variables(job: Job, variables: Mapping[str, str]) -> list[str]:

@@ -15,8 +15,8 @@ from typing import TypedDict
 
 PREFIX = "MLXDIST_"
 RUN_DIR = "MLXDIST_RUN_DIR"  # folder for the ranks' marks, on the launcher's machine
-MARKS = "MLXDIST_MARKS"  # token of the ranks' marks, where they are lines of stderr
-TERMINAL = "MLXDIST_TERMINAL"  # "1" where the ranks' output ends in a terminal
+MARKS = "MLXDIST_MARKS"  # token of marks that are lines on standard error
+TERMINAL = "MLXDIST_TERMINAL"  # "1" if the ranks' output ends in a terminal
 COLUMNS = "MLXDIST_COLUMNS"  # the width of that terminal
 RESTARTS = "MLXDIST_RESTARTS"  # how often the job was started again
 TIMELINE = "MLXDIST_TIMELINE"  # file for the Chrome trace
@@ -25,17 +25,17 @@ KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
 JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1, ...
 
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
-OF_ONE_LAUNCHER = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
+LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
 
 _RANK = "OMPI_COMM_WORLD_RANK"
-_IN_A_JOB = (_RANK, "PMIX_RANK", "PMIX_NAMESPACE")
+_RANK_VARIABLES = (_RANK, "PMIX_RANK", "PMIX_NAMESPACE")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR)
 _LONGEST_VALUE = 2**16  # characters; Linux takes 128 KiB
 
 
-class JobVariables(TypedDict):
+class RankJob(TypedDict):
     """What a rank has to run: the value of MLXDIST_JOB."""
 
     script: str
@@ -50,7 +50,7 @@ def snapshot() -> dict[str, str]:
 
 
 def get(name: str) -> str | None:
-    """Return a variable's value, None where it is not set."""
+    """Return a variable's value, None if it is not set."""
     return os.environ.get(name)
 
 
@@ -68,7 +68,7 @@ def restarts() -> int:
 
 
 def timeline_path() -> str | None:
-    """Return the file for the Chrome trace, None where none is asked for."""
+    """Return the file for the Chrome trace, None if there is to be none."""
     return os.environ.get(TIMELINE) or None
 
 
@@ -78,7 +78,7 @@ def postmortem_folder() -> Path:
 
 
 def keeps_freed_memory() -> bool:
-    """Return whether the allocator may be tuned: not where MLXDIST_KEEP_MEMORY=0."""
+    """Return whether to tune the allocator: False if MLXDIST_KEEP_MEMORY=0."""
     return os.environ.get(KEEP_MEMORY) != "0"
 
 
@@ -107,7 +107,7 @@ def local_size() -> int:
 
 
 def launched_size(backend: str) -> int | None:
-    """Return how many ranks the launcher started, None where it does not say.
+    """Return how many ranks the launcher started, None if it does not say.
 
     Args:
         backend: MLX's "mpi" or "ring".
@@ -124,7 +124,7 @@ def launched_size(backend: str) -> int | None:
     return None
 
 
-def take_job() -> JobVariables:
+def take_job() -> RankJob:
     """Return what this rank has to run, and remove it from the environment.
 
     Raises:
@@ -133,7 +133,7 @@ def take_job() -> JobVariables:
     parts: list[str] = []
     while (name := f"{JOB}{len(parts) or ''}") in os.environ:
         parts.append(os.environ.pop(name))
-    job: JobVariables = json.loads("".join(parts))
+    job: RankJob = json.loads("".join(parts))
     return job
 
 
@@ -146,7 +146,7 @@ def has_chosen_libmpi() -> bool:
 
 
 def use_libmpi(path: str, *, thread_level: int, parameters: Mapping[str, str]) -> None:
-    """Have MLX load a libmpi, and give Open MPI defaults where the user set none.
+    """Have MLX load a libmpi, and set Open MPI's parameters that the user did not set.
 
     Args:
         thread_level: what MLX's MPI_Init asks for; 3 is MPI_THREAD_MULTIPLE.
@@ -166,9 +166,9 @@ def set_restarts(number: int) -> None:
     os.environ[RESTARTS] = str(number)
 
 
-def is_inside_a_job(environment: Mapping[str, str]) -> bool:
+def is_rank_environment(environment: Mapping[str, str]) -> bool:
     """Return whether an environment is that of a rank."""
-    return any(name in environment for name in _IN_A_JOB)
+    return any(name in environment for name in _RANK_VARIABLES)
 
 
 def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
@@ -179,7 +179,7 @@ def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(MPI_PREFIXES) and name not in OF_ONE_LAUNCHER
+        if not name.startswith(MPI_PREFIXES) and name not in LAUNCHER_VARIABLES
     }
 
 
@@ -188,7 +188,7 @@ def is_reserved(name: str) -> bool:
     return name.startswith(_RESERVED)
 
 
-def job_variables(job: JobVariables) -> dict[str, str]:
+def job_variables(job: RankJob) -> dict[str, str]:
     """Return the variables that `take_job` reads.
 
     The job is not on the ranks' command line, because mpirun rewrites some arguments.

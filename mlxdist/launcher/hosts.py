@@ -180,9 +180,9 @@ def _parse_line(words: Sequence[str]) -> Host:
         if not equals or key not in numbers:
             raise ValueError(f"found {word!r}, wanted: NAME slots=NUMBER")
         numbers[key] = _parse_slots(value, word)
-    slots, most = numbers["slots"], numbers["max_slots"]
-    if slots > most:
-        raise ValueError(f"found slots={slots} above max_slots={most}")
+    slots, limit = numbers["slots"], numbers["max_slots"]
+    if slots > limit:
+        raise ValueError(f"found slots={slots} above max_slots={limit}")
     return Host(check_name(words[0]), slots)
 
 
@@ -219,7 +219,7 @@ def _parse_variables(data: dict[str, object]) -> tuple[tuple[str, str], ...]:
         raise ValueError(
             f"backend {backend!r} is started with mlx.launch; mlxdist run starts mpi"
         )
-    if not isinstance(envs, list) or not all(isinstance(one, str) for one in envs):
+    if not isinstance(envs, list) or not all(isinstance(text, str) for text in envs):
         raise ValueError(f'found envs {envs!r}, wanted a list of "NAME=VALUE"')
     return tuple(map(_parse_variable, envs))
 

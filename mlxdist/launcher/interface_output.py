@@ -1,4 +1,4 @@
-"""Runs the system's programs that list network interfaces, and returns their text.
+"""Output of the system's programs that list network interfaces.
 
 `probe` sends this file to other hosts, whose Python may have no mlxdist: standard
 library only.

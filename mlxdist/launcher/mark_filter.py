@@ -1,4 +1,4 @@
-"""Takes the ranks' marks out of a job's standard error."""
+"""Filter that takes the ranks' marks out of a job's standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FIRST_BYTE = marks.LINE_START[:1].encode()
 
 
 class MarkFilter:
-    """Reads standard error piece by piece: marks become files, the rest is output.
+    """Filter of standard error, piece by piece: marks become files, the rest output.
 
     Args:
         run_dir: folder for the marks' files, see `marks.mark_file`.

@@ -116,8 +116,8 @@ class Mpirun:
         waited = time.monotonic() - self._received_at
         if self._kill_now or waited > _STOP_TIMEOUT:
             self._process.kill()
-        # Ctrl-C in a terminal reaches mpirun as well. On a second signal it would exit
-        # without ending its ranks.
+        # Ctrl-C in a terminal reaches mpirun as well. A second signal would make it
+        # exit at once, before its ranks have ended.
         elif self.received == signal.SIGTERM or waited > _TERMINAL_DELAY:
             if not self._passed_on:
                 self._process.terminate()
@@ -132,9 +132,7 @@ def kill_survivors(run_dir: str, ranks: Sequence[int]) -> None:
                 pid = int(file.read())
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (
-                    OSError
-                ):  # locked by the rank, so the process id is still its own
+                except OSError:  # the rank holds the lock, so the id is still valid
                     os.kill(pid, signal.SIGKILL)
         except (OSError, ValueError):  # it never started, or is gone by now
             continue

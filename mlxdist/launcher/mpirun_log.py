@@ -1,4 +1,4 @@
-"""Parses mpirun's standard error to find the rank that failed first.
+"""Parse mpirun's standard error to find the rank that failed first.
 
 Over several hosts a killed rank leaves no mark, and Open MPI ends the ranks that were
 connected to it without a mark either. Which one was first shows in the messages of
@@ -37,14 +37,14 @@ class MpirunLog:
         self.lost_hosts: list[str] = []
         self.peer_hosts: list[str] = []
         self.disconnected: list[int] = []
-        self._killed: dict[int, int | None] = {}  # rank: signal, by mpirun's word
+        self._killed: dict[int, int | None] = {}  # rank: signal, as mpirun reports
         self._ended_first: list[int] = []  # ranks that ended before any failure
         self._failure_seen = False
         self._tail = b""
 
     @property
     def killed(self) -> dict[int, int | None]:
-        """Ranks that a signal ended, and the first to exit otherwise; with the signal.
+        """Ranks that died, with the signal; None for one that exited with a code.
 
         A rank that gets SIGTERM leaves the mark "ended". If exactly one rank does so
         before any failure, the signal did not come from mpirun, which would have sent

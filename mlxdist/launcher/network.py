@@ -35,11 +35,7 @@ def mpi_network(hosts: Sequence[Host], choice: str | None) -> str | None:
     interfaces = local_interfaces()
     local = {str(interface.address.ip) for interface in interfaces}
     addresses = [host.addresses or addresses_of(host) for host in hosts]
-    remote = [
-        some
-        for some in addresses
-        if not local & set(some) and not any(map(_is_loopback, some))
-    ]
+    remote = [of_host for of_host in addresses if not _are_local(of_host, local)]
     best = best_interface(interfaces, remote)
     return None if best is None else best.network
 
@@ -100,7 +96,7 @@ def resolve_network(choice: str, interfaces: Sequence[Interface] | None = None) 
     interfaces = local_interfaces() if interfaces is None else interfaces
     if not interfaces:
         return choice
-    matches = [one for one in interfaces if one.name == choice or one.is_in(choice)]
+    matches = [each for each in interfaces if choice == each.name or each.is_in(choice)]
     if not matches:
         raise ValueError(
             f"--iface {choice!r}: this machine has no such interface or network with "
@@ -132,9 +128,8 @@ def is_local(host: Host, local: set[str]) -> bool:
     Args:
         local: this machine's addresses, see `local_addresses`.
     """
-    addresses = addresses_of(host)
-    return any(one in local or _is_loopback(one) for one in addresses)
+    return _are_local(addresses_of(host), local)
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.")
+def _are_local(addresses: Sequence[str], local: set[str]) -> bool:
+    return any(ip in local or ip.startswith("127.") for ip in addresses)

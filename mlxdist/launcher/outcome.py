@@ -1,4 +1,4 @@
-"""How a job ended: the state of each rank, in words and as JSON.
+"""The outcome of a job: the state of each rank, in words and as JSON.
 
 `mlxdist run --report FILE.json` writes an `Outcome` as one JSON object:
 
@@ -47,7 +47,7 @@ State = Literal["finished", "failed", "ended", "killed"]
 
 @dataclass(frozen=True)
 class RankOutcome:
-    """How one rank ended; see the fields of `ranks` above."""
+    """The outcome of one rank; see the fields of `ranks` above."""
 
     rank: int
     state: State
@@ -58,7 +58,7 @@ class RankOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; see the fields above."""
+    """The outcome of a job; see the fields above."""
 
     exit_code: int
     ranks: tuple[RankOutcome, ...]
@@ -144,56 +144,57 @@ def _reasons(run_dir: str, ranks: Iterable[int]) -> dict[int, str]:
 def _killed(
     silent: Sequence[int], hosts: Sequence[str], log: MpirunLog
 ) -> dict[int, int | None]:
-    """Return the ranks that died first, with the signal where it is known."""
+    """Return the ranks that died first, with the signal if it is known."""
     killed = {rank: number for rank, number in log.killed.items() if rank in silent}
     if killed or not (hosts and log.peer_hosts):
         return killed
-    first = _short(log.peer_hosts[0])
-    return dict.fromkeys(rank for rank in silent if _short(hosts[rank]) == first)
+    first = _short_name(log.peer_hosts[0])
+    return dict.fromkeys(rank for rank in silent if _short_name(hosts[rank]) == first)
 
 
 def describe(ranks: Sequence[RankOutcome], lost_hosts: Sequence[str] = ()) -> str:
     """Return the sentence that names the ranks that failed, died and were ended."""
-    if all(one.state == "finished" for one in ranks):
+    if all(rank.state == "finished" for rank in ranks):
         return f"all ranks of {len(ranks)} finished"
     by_reason: dict[str, list[RankOutcome]] = {}
-    for one in ranks:
-        if one.reason is not None:
-            by_reason.setdefault(one.reason, []).append(one)
+    for rank in ranks:
+        if rank.reason is not None:
+            by_reason.setdefault(rank.reason, []).append(rank)
     parts = [f"lost touch with {host}" for host in lost_hosts]
-    parts += [f"{_named(some)} failed ({why})" for why, some in by_reason.items()]
-    killed = [one for one in ranks if one.state == "killed"]
+    parts += [
+        f"{_list(failed)} failed ({reason})" for reason, failed in by_reason.items()
+    ]
+    killed = [rank for rank in ranks if rank.state == "killed"]
     if killed:
-        parts.append(f"{_named(killed)} of {len(ranks)} did not finish")
-    ended = [one for one in ranks if one.state == "ended"]
+        parts.append(f"{_list(killed)} of {len(ranks)} did not finish")
+    ended = [rank for rank in ranks if rank.state == "ended"]
     if ended:
         verb = "was" if len(ended) == 1 else "were"
-        parts.append(f"{_named(ended)} {verb} ended with it")
+        parts.append(f"{_list(ended)} {verb} ended with it")
     return "; ".join(parts)
 
 
 def signal_name(number: int | None) -> str | None:
-    """Return a signal's name, such as "SIGKILL"; None where there is none."""
-    if number not in {one.value for one in signal.Signals}:
-        return None
-    return signal.Signals(number).name
+    """Return a signal's name, such as "SIGKILL"; None if no signal has it."""
+    names = {each.value: each.name for each in signal.Signals}
+    return None if number is None else names.get(number)
 
 
-def _named(ranks: Sequence[RankOutcome]) -> str:
+def _list(ranks: Sequence[RankOutcome]) -> str:
     """Return `ranks 0 and 1`, or `ranks 0 and 1 on mac1, rank 2 on mac2`."""
     by_host: dict[str | None, list[int]] = {}
-    for one in ranks:
-        by_host.setdefault(one.host, []).append(one.rank)
+    for rank in ranks:
+        by_host.setdefault(rank.host, []).append(rank.rank)
     return ", ".join(
-        _numbered(numbers) + (f" on {host}" if host else "")
+        _list_numbers(numbers) + (f" on {host}" if host else "")
         for host, numbers in by_host.items()
     )
 
 
-def _numbered(numbers: Sequence[int]) -> str:
+def _list_numbers(numbers: Sequence[int]) -> str:
     *others, last = map(str, numbers)
     return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return name.partition(".")[0]

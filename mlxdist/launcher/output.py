@@ -1,4 +1,4 @@
-"""The job's output on its way to the terminal: labels, and a log file of each rank."""
+"""The job's output: copied to the terminal, labelled, and logged for each rank."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PIECE = 2**16  # bytes
 
 
 class Output:
-    """Copies mpirun's two streams to those of this process.
+    """The copy of mpirun's two streams to those of this process.
 
     Args:
         label: turn mpirun's tags into `[rank 1]`.
         logs: a file for each rank's output; see `open_logs`.
-        mark_filter: takes marks out of standard error; None where marks are files.
+        mark_filter: takes marks out of standard error; None if marks are files.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Output:
 
     @property
     def log(self) -> MpirunLog:
-        """The evidence of failures so far; none where standard error is not read."""
+        """The evidence of failures so far; empty if standard error is not read."""
         return self._filter.log if self._filter else MpirunLog()
 
     @property
     def tagged(self) -> bool:
-        """Whether mpirun must tag each line with its rank."""
+        """True if mpirun must tag each line with its rank."""
         return self._label or bool(self._logs)
 
     @property
     def piped(self) -> tuple[bool, bool]:
-        """Whether standard output and standard error must pass through here."""
+        """For standard output and standard error: True if it must be copied here."""
         return self.tagged, self.tagged or self._filter is not None
 
     def copy(self, source: IO[bytes], target: int) -> threading.Thread:
@@ -100,7 +100,7 @@ class Output:
 
 
 def open_logs(folder: Path | None, ranks: int, *, append: bool) -> dict[int, IO[bytes]]:
-    """Open `rank-R.log` of each rank in a folder; none where there is no folder."""
+    """Open `rank-R.log` of each rank in a folder; none without a folder."""
     if folder is None:
         return {}
     folder.mkdir(parents=True, exist_ok=True)

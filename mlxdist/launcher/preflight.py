@@ -1,4 +1,4 @@
-"""Preflight checks: what would make a job fail, before anything is started."""
+"""Preflight checks: errors in a job that are found before it is started."""
 
 from __future__ import annotations
 

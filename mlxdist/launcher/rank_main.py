@@ -81,7 +81,7 @@ def _enter(folder: str) -> None:
         ) from None
 
 
-def _run(job: environment.JobVariables) -> dict[str, object]:
+def _run(job: environment.RankJob) -> dict[str, object]:
     """Run the script or module as Python would, and return its globals."""
     script = job["script"]
     sys.argv = [script, *job["arguments"]]

@@ -1,4 +1,4 @@
-"""Runs a job's ranks with mpirun, and concludes how the job ended."""
+"""Run a job with mpirun, and determine its outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import command, environment, openmpi, preflight
+from . import command, environment, marks, openmpi, preflight
 from .cores import usable_cores
 from .hosts import assign_ranks
 from .mark_filter import MarkFilter
@@ -125,7 +125,7 @@ def _launch_once(job: Job, *, append_logs: bool) -> Outcome:
             lost_hosts=lost_hosts,
             stopped=mpirun.received is not None,
         )
-        kill_survivors(run_dir, [one.rank for one in ranks if one.state != "finished"])
+        kill_survivors(run_dir, marks.unfinished(run_dir, job.ranks))
     outcome = _conclude(mpirun, code, ranks, lost_hosts)
     if outcome.message:
         _print(outcome.message + _hint(job, outcome, output.log))
@@ -149,7 +149,7 @@ def _conclude(
             message=f"ended by {name}; {summary}.",
             stopped_by=name,
         )
-    finished = all(one.state == "finished" for one in ranks)
+    finished = all(rank.state == "finished" for rank in ranks)
     if finished and mpirun.has_leftover:
         message = f"{summary}; a process that one of them started still runs."
         return replace(outcome, exit_code=0, message=message)

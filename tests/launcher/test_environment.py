@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_launched_size_over_a_ring_counts_its_hosts(tmp_path, monkeypatch):
 
 
 def test_use_libmpi_keeps_the_users_parameters(monkeypatch):
-    monkeypatch.setattr(environment.os, "environ", {"OMPI_MCA_btl": "self,sm"})
+    monkeypatch.setattr(os, "environ", {"OMPI_MCA_btl": "self,sm"})
     environment.use_libmpi(
         "/lib/libmpi.so", thread_level=3, parameters={"btl": "^ofi", "x": "1"}
     )

@@ -1,64 +1,52 @@
-"""How much longer do steps take while a checkpoint is written behind them?
+"""How much longer do steps take while a checkpoint is written in the background?
 
     mlxdist bench -n 2 background --json benchmarks/results/background.json
 
-The quickstart's transformer with sharded AdamW, on 2 ranks. A window is as many steps
-as a save takes, and one more; windows with a save behind them and windows with none
-take turns in one run. The call itself, which copies what this rank writes, is timed by
-itself: any save costs as much.
+The quickstart's transformer with sharded AdamW on 2 ranks. A window is as many steps as
+a save takes, plus one. Windows with a background save and windows without one are
+interleaved. The call of `save_checkpoint`, which copies what this rank writes, is timed
+separately: it takes the same time for any save.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import common
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from common.folder import shared_folder
-from common.progress import Progress
 from mlx.utils import tree_flatten
-
-sys.path.insert(0, str(common.ROOT / "launch"))
-from model import Transformer, loss_of
+from ranks.transformer import Transformer, loss_of
+from rich.console import Console
 
 import mlxdist
 from mlxdist.checkpoint import async_save
 
 RANKS = 2
 ROWS, CONTEXT = 6, 128
-KINDS = ("alone", "beside a save")
+ALONE, WITH_SAVE, CALL = "alone", "beside a save", "the call"
 
 
 def main() -> None:
     args = parse_arguments()
     world = mlxdist.init()
-    out = common.console() if world.is_root else None
-    with shared_folder(world, args.folder) as folder:
-        result = measure(Training(world, folder), args.rounds, out)
-    if not world.is_root:
-        return
-    show(out, result)
-    if args.json:
-        common.write_json(args.json, __doc__.splitlines()[0], result, world.size)
+    console = common.make_console() if world.is_root else None
+    with common.shared_folder(world, args.folder) as folder:
+        result = measure(Training(world, folder), args.rounds, console)
+    if console is not None:
+        show(console, result)
+        common.write_json(args.json, __doc__, result, world.size)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--rounds", type=common.positive, default=20, help="windows of each kind"
-    )
-    parser.add_argument("--folder", type=Path, default=Path(), help="on which disk")
-    common.add_options(parser)
+    parser = common.make_parser(__doc__)
+    common.add_rounds(parser, default=20)
+    common.add_folder(parser)
     args = parser.parse_args()
     if args.quick:
         args.rounds = 2
@@ -66,30 +54,30 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Training:
-    """Steps of this rank, and saves."""
+    """Training steps and saves of this rank; all times are those of the slowest."""
 
-    def __init__(self, world: Any, folder: Path):
+    def __init__(self, world: mlxdist.World, folder: Path):
         self.world, self._folder, self._saves = world, folder, 0
         world.seed(0)
         self.model = Transformer()
         self.optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-4), shard=True)
         self.optimizer.init(self.model)
-        self._gradients_of = nn.value_and_grad(self.model, loss_of)
-        numbers = np.random.default_rng(world.rank)
-        self._rows = mx.array(numbers.integers(0, 255, (ROWS, CONTEXT + 1)))
+        self._value_and_grad = nn.value_and_grad(self.model, loss_of)
+        random = np.random.default_rng(world.rank)
+        self._rows = mx.array(random.integers(0, 255, (ROWS, CONTEXT + 1)))
 
     def steps(self, count: int) -> float:
-        """Seconds of so many steps, on the slowest rank."""
+        """Return the seconds of `count` steps."""
         self.world.barrier()
         began = time.perf_counter()
         for _ in range(count):
-            loss, gradients = self._gradients_of(self.model, self._rows)
+            loss, gradients = self._value_and_grad(self.model, self._rows)
             self.optimizer.update(self.model, gradients)
             mx.eval(loss, self.model.parameters(), self.optimizer.state)
         return self._slowest(time.perf_counter() - began)
 
-    def save(self, *, whole: bool) -> float:
-        """Seconds until it is written, or until training may go on."""
+    def save(self, *, background: bool) -> float:
+        """Return the seconds until `save_checkpoint` returns."""
         self._saves += 1
         self.world.barrier()
         began = time.perf_counter()
@@ -99,53 +87,51 @@ class Training:
             self.model,
             self.optimizer,
             keep=1,
-            background=not whole,
+            background=background,
         )
         return self._slowest(time.perf_counter() - began)
 
-    def written(self) -> None:
-        """Waits for the save behind the steps."""
-        failed = async_save.wait(self.world)
-        assert failed is None, failed
+    def wait_for_save(self) -> None:
+        """Return when the background save is complete."""
+        error = async_save.wait(self.world)
+        assert error is None, error
 
     def _slowest(self, seconds: float) -> float:
-        own = mx.array(seconds)
-        return float(mx.distributed.all_max(own, group=self.world.group).item())
+        return common.slowest(self.world, [seconds])[0]
 
 
-def measure(training: Training, rounds: int, out: Any) -> dict[str, Any]:
+def measure(training: Training, rounds: int, console: Console | None) -> common.Result:
     training.steps(5)
-    training.save(whole=True)
-    save, step = training.save(whole=True), training.steps(5) / 5
+    training.save(background=False)
+    save, step = training.save(background=False), training.steps(5) / 5
     count = math.ceil(save / step) + 1
-    samples: dict[str, list[float]] = {kind: [] for kind in (*KINDS, "the call")}
-    with Progress(out, 2 * rounds) as progress:
+    windows = (ALONE, WITH_SAVE)
+    samples: dict[str, list[float]] = {name: [] for name in (*windows, CALL)}
+    with common.show_progress(console, 2 * rounds) as progress:
         for number in range(rounds):
-            for kind in common.order_of(KINDS, number):
-                if kind != "alone":
-                    samples["the call"].append(training.save(whole=False))
-                samples[kind].append(training.steps(count))
-                training.written()
-                progress.advance(kind)
+            for window in common.round_order(windows, number):
+                if window == WITH_SAVE:
+                    samples[CALL].append(training.save(background=True))
+                samples[window].append(training.steps(count))
+                training.wait_for_save()
+                progress.advance(window)
     leaves = tree_flatten(training.model.parameters())
-    held = sum(leaf.nbytes for _, leaf in leaves)
+    parameter_bytes = sum(leaf.nbytes for _, leaf in leaves)
+    state_bytes = training.optimizer.describe().state_bytes_unsharded
     return {
         "steps in a window": count,
-        "bytes": held + training.optimizer.describe().state_bytes_unsharded,
+        "bytes": parameter_bytes + state_bytes,
         "seconds of a save in front": save,
-        **common.record(samples, [(KINDS[1], KINDS[0])]),
+        **common.record(samples, [(WITH_SAVE, ALONE)]),
     }
 
 
-def show(out: Any, result: dict[str, Any]) -> None:
-    rows = [
-        (name, f"{1e3 * one['median']:.1f}") for name, one in result["summary"].items()
-    ]
+def show(console: Console, result: common.Result) -> None:
+    rows = [(n, f"{1e3 * s['median']:.1f}") for n, s in result["summary"].items()]
     title = f"{result['steps in a window']} steps, {result['bytes'] / 1e6:.0f} MB saved"
-    common.print_table(out, title, ["", "median ms"], rows)
-    (ratio,) = result["ratios"].values()
-    low, high = ratio["interval"]
-    out.print(f"beside / alone: {ratio['ratio']:.3f} ({low:.3f} to {high:.3f})")
+    common.print_table(console, title, ["", "median ms"], rows)
+    for pair, ratio in result["ratios"].items():
+        console.print(f"{pair}: {common.format_ratio(ratio)}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import common
 from common import step_cases
 from common.jobs import mpi_job, running
-from common.progress import Progress
+from rich.console import Console
 
-RANK_PROGRAM = common.BENCHMARKS / "ranks" / "compare_rank.py"
+SCRIPT = common.RANK_PROGRAMS / "compare_rank.py"
 CONTENDERS = ("before", "after")
 WARMUP = 1  # steps before the samples of each round
 
@@ -42,24 +42,21 @@ class Case(NamedTuple):
 
 def main() -> None:
     args = parse_arguments()
-    out = common.console()
+    console = common.make_console()
     checkouts = {"before": args.against, "after": common.ROOT}
-    result: dict[str, Any] = {
+    result: common.Result = {
         "checkouts": {name: commit_of(path) for name, path in checkouts.items()},
         "cases": {},
     }
     for case in args.cases:
         case = case._replace(rounds=args.rounds or case.rounds)
-        result["cases"][case.name] = measure(out, case, checkouts, args.n)
-        if args.json:
-            common.write_json(args.json, __doc__.splitlines()[0], result)
-    show(out, result["cases"])
+        result["cases"][case.name] = measure(console, case, checkouts, args.n)
+        common.write_json(args.json, __doc__, result)
+    show(console, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.make_parser(__doc__)
     parser.add_argument(
         "--against", type=checkout, required=True, metavar="PATH", help="a checkout"
     )
@@ -74,8 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         help="cases whose names contain one of these, such as '50M float32', sharded "
         "or transformer",
     )
-    parser.add_argument("--rounds", type=common.positive, help="of each case")
-    common.add_options(parser)
+    common.add_rounds(parser)
     args = parser.parse_args()
     args.cases = cases(args.only, quick=args.quick)
     if not args.cases:
@@ -117,19 +113,22 @@ def cases(only: list[str], *, quick: bool) -> list[Case]:
 
 
 def measure(
-    out: Any, case: Case, checkouts: dict[str, Path], ranks: int
-) -> dict[str, Any]:
+    console: Console, case: Case, checkouts: dict[str, Path], ranks: int
+) -> common.Result:
     """Return the samples of both contenders, round by round, and their ratio."""
     samples: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     load = common.other_load()
     contenders = [
-        mpi_job(name, ranks, RANK_PROGRAM, *case.arguments, checkout=checkouts[name])
+        mpi_job(name, ranks, SCRIPT, *case.arguments, checkout=checkouts[name])
         for name in CONTENDERS
     ]
     total = case.rounds * len(CONTENDERS)
-    with running(contenders) as jobs, Progress(out, total, case.name) as progress:
+    with (
+        running(contenders) as jobs,
+        common.show_progress(console, total, case.name) as progress,
+    ):
         for number in range(case.rounds):
-            for name in common.order_of(CONTENDERS, number):
+            for name in common.round_order(CONTENDERS, number):
                 replies = jobs.request(name, steps=case.steps, warmup=WARMUP)
                 seconds = (reply["seconds"] for reply in replies)
                 samples[name] += map(max, zip(*seconds, strict=True))
@@ -156,7 +155,7 @@ def check_package(name: str, path: Path, replies: list[dict[str, Any]]) -> None:
             )
 
 
-def show(out: Any, measured: dict[str, Any]) -> None:
+def show(console: Console, measured: common.Result) -> None:
     rows = []
     for name, case in measured.items():
         (ratio,) = case["ratios"].values()
@@ -166,7 +165,7 @@ def show(out: Any, measured: dict[str, Any]) -> None:
         same = "yes" if case["identical"] else "NO"
         rows.append([name, *medians, f"{ratio['ratio']:.3f}", interval, same])
     columns = ["case", "before ms", "after ms", "after / before", "19 in 20"]
-    common.print_table(out, "two checkouts", [*columns, "same bits"], rows)
+    common.print_table(console, "two checkouts", [*columns, "same bits"], rows)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
-"""How much of the wire's time does a step hide behind its backward pass?
+"""How much of its communication does a step hide behind the backward pass?
 
     mlxdist bench overlap --json benchmarks/results/overlap.json
 
 A transformer of 7.9 million parameters with AdamW on virtual hosts
-(launch/virtual_cluster), one rank each, with so many rows in a batch that computing
-takes about as long as the wire. Timed in turns, in one launch for each contender:
+(tests/support/virtual_cluster), with one rank each and as many rows in a batch as make
+compute and communication equally long. Timed in interleaved rounds, for each contender:
 
     forward    the loss
     compute    loss and gradients
-    wire       `update` with gradients that are there: exchange and optimizer
-    step       all of it, as one writes it: gradients go into `update` unevaluated
-    in a row   gradients are evaluated before `update`: nothing is hidden
+    wire       `update` with evaluated gradients: communication and optimizer
+    step       a training step as users write it: `update` gets unevaluated gradients
+    in a row   gradients are evaluated before `update`: nothing overlaps
 
-The figure is step / max(compute, wire). Where nothing of a step runs beside the next,
-it is at least (forward + max(backward, wire)) / max(compute, wire), "possible": nothing
-can travel before the first gradient is there. Hosts share this machine's cores: what
-sending costs the processor stands in the way of computing, more so on a faster wire.
+The result is step / max(compute, wire). If steps do not overlap each other, it is at
+least (forward + max(backward, wire)) / max(compute, wire), "possible": communication
+cannot start before the first gradient is ready. The hosts share this machine's cores,
+so sending takes processor time from computing, and more of it on a faster link.
 
-Contenders: ours, sharded and replicated, that over "native" too; `nn.average_gradients`
-and MLX's AdamW over MPI as installed, and over its ring. Needs root on Linux, iproute2.
+The contenders are mlxdist, sharded and replicated, the latter over "native" as well;
+`nn.average_gradients` and MLX's AdamW over MPI as installed ("mpi"), and over MLX's
+ring ("ring"). Needs root on Linux, and iproute2.
 """
 
 from __future__ import annotations
@@ -32,126 +33,122 @@ from typing import Any
 
 import common
 from common import plots
-from common.cluster_jobs import (
-    VirtualCluster,
-    mpi_on_hosts,
-    plain_mlx_on_hosts,
-    ring_on_hosts,
-)
+from common.cluster_jobs import VirtualCluster, cluster_job
 from common.jobs import RunningJobs, running
-from common.progress import Progress
+from rich.console import Console
 
-SCRIPT = common.BENCHMARKS / "ranks" / "overlap_rank.py"
-PLAYERS = {
-    "sharded": "ours",
-    "replicated": "ours",
-    "replicated native": "ours",
+SCRIPT = common.RANK_PROGRAMS / "overlap_rank.py"
+JOBS = {  # of each contender
+    "sharded": "mlxdist",
+    "replicated": "mlxdist",
+    "replicated native": "mlxdist",
     "mpi": "mpi",
     "ring": "ring",
 }
-STARTS = {"ours": mpi_on_hosts, "mpi": plain_mlx_on_hosts, "ring": ring_on_hosts}
 PARTS = ("forward", "compute", "wire", "step", "in_a_row")
-ROUNDS = 2  # samples in one turn
-MOST_ROWS = 512
+SAMPLES = 2  # of each part in a round
+MAX_ROWS = 512
 
 
 def main() -> None:
     args = parse_arguments()
-    out = common.console()
-    result: dict[str, Any] = {"cases": {}}
+    console = common.make_console()
+    result: common.Result = {"cases": {}}
     for rate in args.rates:
         name = f"{args.hosts} hosts, {rate}"
-        result["cases"][name] = measure(out, name, rate, args)
-        show(out, name, result["cases"][name])
-        if args.json:
-            common.write_json(args.json, __doc__.splitlines()[0], result)
+        result["cases"][name] = measure(console, name, rate, args)
+        show(console, name, result["cases"][name])
+        common.write_json(args.json, __doc__, result)
     if args.json:
         with contextlib.suppress(ImportError):
             draw(args.json, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--hosts", type=common.several, default=2, metavar="N")
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=common.rate,
-        default=["1gbit", "200mbit"],
-        metavar="RATE",
-    )
+    parser = common.make_parser(__doc__)
+    common.add_hosts(parser, 2)
+    common.add_rates(parser, ["1gbit", "200mbit"])
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=list(PLAYERS),
-        default=list(PLAYERS),
+        choices=list(JOBS),
+        default=list(JOBS),
         metavar="NAME",
-        help=f"contenders, of {', '.join(PLAYERS)}",
+        help=f"contenders, of {', '.join(JOBS)}",
     )
-    parser.add_argument("--turns", type=common.positive, help="of each contender")
-    common.add_options(parser)
+    common.add_rounds(parser, "--turns")
     args = parser.parse_args()
-    args.turns = args.turns or (1 if args.quick else 5)
+    args.rounds = args.rounds or (1 if args.quick else 5)
     return args
 
 
-def measure(out: Any, name: str, rate: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One cluster, on which all contenders take turns."""
-    wanted = [(who, what) for who in args.only for what in PARTS]
-    samples: dict[str, list[float]] = {f"{who} {what}": [] for who, what in wanted}
+def measure(
+    console: Console, name: str, rate: str, args: argparse.Namespace
+) -> common.Result:
+    """Return a case: the samples of all contenders on one cluster."""
+    contenders = args.only
+    samples: dict[str, list[float]] = {
+        f"{c} {p}": [] for c in contenders for p in PARTS
+    }
     with VirtualCluster(args.hosts, rate=rate) as cluster:
-        players = [
-            STARTS[player](cluster, player, SCRIPT, player)
-            for player in dict.fromkeys(PLAYERS[who] for who in args.only)
-        ]
-        total = args.turns * len(wanted)
-        with running(players) as jobs, Progress(out, total, name) as progress:
-            rows = balanced_rows(jobs, args.only[0])
-            for number in range(args.turns):
-                for who in common.order_of(args.only, number):
-                    for what in common.order_of(PARTS, number):
-                        samples[f"{who} {what}"] += ask(jobs, who, what, rows)
-                        progress.advance(f"{who} {what}")
-    case = common.record(samples, pairs(args.only))
+        kinds = dict.fromkeys(JOBS[contender] for contender in contenders)
+        cluster_jobs = [cluster_job(cluster, kind, SCRIPT) for kind in kinds]
+        total = args.rounds * len(samples)
+        with (
+            running(cluster_jobs) as jobs,
+            common.show_progress(console, total, name) as progress,
+        ):
+            rows = balanced_rows(jobs, contenders[0])
+            for number in range(args.rounds):
+                for contender in common.round_order(contenders, number):
+                    for part in common.round_order(PARTS, number):
+                        seconds = take_samples(jobs, contender, part, rows)
+                        samples[f"{contender} {part}"] += seconds
+                        progress.advance(f"{contender} {part}")
+    case = common.record(samples, pairs(contenders))
     case["rows"] = rows
     case["step_by_the_larger_part"] = {
-        who: shares(who, case["summary"]) for who in args.only
+        contender: relative_times(contender, case["summary"])
+        for contender in contenders
     }
     return case
 
 
-def ask(jobs: RunningJobs, who: str, what: str, rows: int) -> list[float]:
-    """Samples of the slowest rank, in seconds."""
-    parts = [(who, what)]
-    told = jobs.request(PLAYERS[who], parts=parts, rows=rows, rounds=ROUNDS)
-    return list(map(max, zip(*(reply["seconds"][0] for reply in told), strict=True)))
+def take_samples(
+    jobs: RunningJobs, contender: str, part: str, rows: int
+) -> list[float]:
+    """Return samples of the slowest rank, in seconds."""
+    parts = [(contender, part)]
+    replies = jobs.request(JOBS[contender], parts=parts, rows=rows, samples=SAMPLES)
+    seconds = (reply["seconds"][0] for reply in replies)
+    return list(map(max, zip(*seconds, strict=True)))
 
 
-def balanced_rows(jobs: RunningJobs, who: str) -> int:
-    """How many rows take as long to compute as the wire takes."""
-    wire = statistics.median(ask(jobs, who, "wire", 1) + ask(jobs, who, "wire", 1))
+def balanced_rows(jobs: RunningJobs, contender: str) -> int:
+    """Return the number of rows for which compute takes as long as communication."""
+    wire = statistics.median(
+        [s for _ in range(2) for s in take_samples(jobs, contender, "wire", 1)]
+    )
     rows = 4
-    for _ in range(4):  # what a row costs depends on how many there are
-        computing = statistics.median(ask(jobs, who, "compute", rows))
-        rows = min(MOST_ROWS, max(1, round(rows * wire / computing)))
+    for _ in range(4):  # the time of a row depends on their number
+        compute = statistics.median(take_samples(jobs, contender, "compute", rows))
+        rows = min(MAX_ROWS, max(1, round(rows * wire / compute)))
     return rows
 
 
-def pairs(only: Sequence[str]) -> list[tuple[str, str]]:
-    ours = [(f"{who} step", f"{who} {part}") for who in only for part in PARTS[1:3]]
-    others = [
-        (f"{who} step", f"{other} step")
-        for who in ("sharded", "replicated", "replicated native")
+def pairs(contenders: Sequence[str]) -> list[tuple[str, str]]:
+    parts = [(f"{c} step", f"{c} {part}") for c in contenders for part in PARTS[1:3]]
+    upstream = [
+        (f"{contender} step", f"{other} step")
+        for contender in ("sharded", "replicated", "replicated native")
         for other in ("mpi", "ring")
     ]
-    return [*ours, *others]
+    return [*parts, *upstream]
 
 
-def shares(who: str, summary: dict[str, Any]) -> dict[str, float]:
-    """What the contender's times are, in units of its larger part."""
-    times = {what: summary[f"{who} {what}"]["median"] for what in PARTS}
+def relative_times(contender: str, summary: dict[str, Any]) -> dict[str, float]:
+    """Return a contender's times in units of max(compute, wire)."""
+    times = {part: summary[f"{contender} {part}"]["median"] for part in PARTS}
     backward = times["compute"] - times["forward"]
     larger = max(times["compute"], times["wire"])
     possible = times["forward"] + max(backward, times["wire"])
@@ -162,63 +159,53 @@ def shares(who: str, summary: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def show(out: Any, name: str, case: dict[str, Any]) -> None:
+def show(console: Console, name: str, case: common.Result) -> None:
     rows = []
-    for who, share in case["step_by_the_larger_part"].items():
-        times = [
-            f"{1e3 * case['summary'][f'{who} {what}']['median']:.0f}" for what in PARTS
-        ]
-        figures = (f"{share[each]:.3f}" for each in ("step", "in_a_row", "possible"))
-        rows.append([who, *times, *figures])
+    for contender, relative in case["step_by_the_larger_part"].items():
+        times = [f"{median_ms(case, contender, part):.0f}" for part in PARTS]
+        figures = (f"{relative[key]:.3f}" for key in ("step", "in_a_row", "possible"))
+        rows.append([contender, *times, *figures])
     title = f"{name}, {case['rows']} rows: ms, and in units of max(compute, wire)"
-    parts = [what.replace("_", " ") for what in PARTS]
+    parts = [part.replace("_", " ") for part in PARTS]
     columns = ["contender", *parts, "step /", "in a row /", "possible /"]
-    common.print_table(out, title, columns, rows)
+    common.print_table(console, title, columns, rows)
     for pair, ratio in case["ratios"].items():
         if pair.count("step") == 2:
-            low, high = ratio["interval"]
-            out.print(f"{pair}: {ratio['ratio']:.3f} ({low:.3f} to {high:.3f})")
-    out.print()
+            console.print(f"{pair}: {common.format_ratio(ratio)}")
+    console.print()
 
 
-def draw(path: Path, cases: dict[str, Any]) -> None:
-    """For each contender its parts, stacked, beside its step."""
-    title = "A step beside what it is made of"
-    with plots.picture(path, title, columns=len(cases), size=(10, 4.5)) as made:
+def median_ms(case: common.Result, contender: str, part: str) -> float:
+    return 1e3 * float(case["summary"][f"{contender} {part}"]["median"])
+
+
+def draw(path: Path, cases: common.Result) -> None:
+    """Draw each contender's compute and communication, stacked, next to its step."""
+    title = "A step and its parts"
+    with plots.figure(path, title, columns=len(cases), size=(10, 4.5)) as columns:
         for axes, (name, case) in zip(
-            made if len(cases) > 1 else [made], cases.items(), strict=True
+            columns if len(cases) > 1 else [columns], cases.items(), strict=True
         ):
             _draw_case(axes, case)
             axes.set_title(f"{name}, {case['rows']} rows", fontsize=10)
 
 
-def _draw_case(axes: Any, case: dict[str, Any]) -> None:
-    def times(what: str) -> list[float]:
-        return [1e3 * case["summary"][f"{who} {what}"]["median"] for who in everyone]
-
-    everyone = list(case["step_by_the_larger_part"])
-    places = range(len(everyone))
-    computing = times("compute")
-    left = [place - 0.4 for place in places]
-    axes.bar(left, computing, 0.38, align="edge", color=plots.OTHERS, label="compute")
+def _draw_case(axes: Any, case: common.Result) -> None:
+    relative = case["step_by_the_larger_part"]
+    times = {part: [median_ms(case, c, part) for c in relative] for part in PARTS}
+    x = range(len(relative))
+    left = [each - 0.4 for each in x]
+    width: dict[str, Any] = {"width": 0.38, "align": "edge"}
+    compute, wire = times["compute"], times["wire"]
+    axes.bar(left, compute, color=plots.GRAY, label="compute", **width)
     axes.bar(
-        left,
-        times("wire"),
-        0.38,
-        bottom=computing,
-        align="edge",
-        color=plots.THEIRS_TOO,
-        label="wire",
+        left, wire, bottom=compute, color=plots.LIGHT_ORANGE, label="wire", **width
     )
-    bars = axes.bar(
-        places, times("step"), 0.38, align="edge", color=plots.OURS, label="step"
-    )
-    labels = [
-        f"{each['step']:.2f}" for each in case["step_by_the_larger_part"].values()
-    ]
+    bars = axes.bar(x, times["step"], color=plots.BLUE, label="step", **width)
+    labels = [f"{each['step']:.2f}" for each in relative.values()]
     axes.bar_label(bars, labels, fontsize=8, padding=2)
-    axes.set_xticks(places, everyone)
-    axes.set_ylabel("ms; over a step, its ratio to the larger part")
+    axes.set_xticks(x, list(relative))
+    axes.set_ylabel("ms; above a step, its ratio to the larger part")
     axes.legend(frameon=False, ncols=3, loc="upper left")
     axes.margins(y=0.2)
 

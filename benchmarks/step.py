@@ -1,22 +1,23 @@
-"""How long from gradients ready to parameters ready, beside what one would use instead?
+"""How long is a step from gradients ready to parameters ready, against alternatives?
 
     mlxdist bench step --json benchmarks/results/step.json
 
-AdamW on 2 ranks, one thread each. Contenders take turns, each a job of its own that
-sleeps meanwhile: ours; upstream, which is `nn.average_gradients` and MLX's optimizer
-compiled, as installed and tuned, with our allocator setting; and PyTorch, where it is
-installed, with gloo and either fused AdamW or ZeroRedundancyOptimizer. A sample is the
-time of the slowest rank, from gradients evaluated to parameters and state evaluated.
+AdamW on 2 ranks, with one thread each. The contenders are mlxdist; upstream, which is
+`nn.average_gradients` and MLX's optimizer compiled, as installed and "tuned" with the
+allocator setting of mlxdist; and PyTorch, where it is installed, with gloo and either
+fused AdamW or ZeroRedundancyOptimizer. Each is a separate job, and their samples are
+interleaved. A sample is the time of the slowest rank, from gradients evaluated to
+parameters and state evaluated.
 
-With 50M and 200M, memory is measured in the same launch by STREAM's copy and add on all
-ranks at once, and set against the bytes that an ideal sharded step moves. For G bytes
-of float32 gradients on 2 ranks, each rank
-    reads the other's half of its gradients, G/2, and writes it where that one can
-    read it, G/2, reads there what it gets, G/2, and its own half, G/2;
+With 50M and 200M, the memory bandwidth is measured in the same launch, by STREAM's copy
+and add on all ranks at once, and compared with the bytes that an ideal sharded step
+moves. For G bytes of float32 gradients on 2 ranks, each rank
+    reads the other rank's half of its gradients, G/2, writes it to shared memory, G/2,
+    reads what it receives there, G/2, and its own half, G/2;
     reads parameters and both moments of its half, 3/2 G, and writes them, 3/2 G;
-    writes its new parameters where the other can read them, G/2, reads there what it
-    gets, G/2, and writes that among its own, G/2:
-6.5 G in all. Where what is passed on stays in a shared cache, 4.5 G are left.
+    writes its new parameters to shared memory, G/2, reads what it receives there, G/2,
+    and writes that to the parameters, G/2:
+6.5 G in all. If shared memory stays in a shared cache, 4.5 G are left.
 """
 
 from __future__ import annotations
@@ -29,45 +30,37 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import step_cases as plan
-from common import step_report as report
-from common.jobs import mpi_job, running
-from common.progress import Progress
+from common import step_cases, step_report
+from common.jobs import RunningJobs, mpi_job, running
+from common.step_cases import MLXDIST, STREAM, TORCH, Case, Launch
 from ranks.single_rank import PAIRS
+from rich.console import Console
 
 WORLD_OF_ONE = "world of one"
-SOLO_ROUNDS = {"1M": 200, "10M": 60, "50M": 20}
-SOLO_SIZES = tuple(SOLO_ROUNDS)
+WORLD_OF_ONE_ROUNDS = {"1M": 200, "10M": 60, "50M": 20}
+REQUESTS = 5  # in which the rounds of a world of one are divided, to show progress
 
 
 def main() -> None:
     args = parse_arguments()
-    out = common.console()
-    result = report.so_far(args.json) if args.only else {}
-    result = {"cases": {}, WORLD_OF_ONE: {}, **result}
-    room = report.available_memory() * 9 // 10
-    for case in plan.cases(args.only, quick=args.quick):
-        case = case._replace(rounds=args.turns or case.rounds)
-        launches = plan.launches(case, args.contenders, args.n, room)
-        for number, launch in enumerate(launches, 1):
-            name = case.name if number == 1 else f"{case.name}, launch {number}"
-            result["cases"][name] = measured = measure(out, case, launch, args.n)
-            report.print_case(out, name, measured)
-            save(args.json, result)
+    console = common.make_console()
+    result: common.Result = {"cases": {}, WORLD_OF_ONE: {}}
+    if args.only:
+        result |= step_report.earlier_cases(args.json)
+    measure_cases(console, args, result)
     if not args.only or WORLD_OF_ONE in args.only:
-        for tensors in SOLO_SIZES[: 1 if args.quick else None]:
-            rounds = 10 if args.quick else SOLO_ROUNDS[tensors]
-            result[WORLD_OF_ONE][tensors] = solo = measure_solo(out, tensors, rounds)
-            report.print_solo(out, tensors, solo)
-            save(args.json, result)
+        for tensors in list(WORLD_OF_ONE_ROUNDS)[: 1 if args.quick else None]:
+            rounds = 10 if args.quick else WORLD_OF_ONE_ROUNDS[tensors]
+            measured = measure_world_of_one(console, tensors, rounds)
+            result[WORLD_OF_ONE][tensors] = measured
+            step_report.print_world_of_one(console, tensors, measured)
+            common.write_json(args.json, __doc__, result)
     if args.json:
-        report.draw(args.json, result)
+        step_report.draw(args.json, result)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.make_parser(__doc__)
     parser.add_argument(
         "-n", type=common.positive, default=2, help="how many ranks (default: 2)"
     )
@@ -77,107 +70,147 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         metavar="WORD",
         help="cases whose names contain one of these, such as 50M, bfloat16, "
-        f"'10M float32', 2000x1000 or '{WORLD_OF_ONE}'; FILE keeps the others",
+        f"'10M float32', 2000x1000 or '{WORLD_OF_ONE}'; other cases in FILE stay",
     )
     parser.add_argument(
         "--contenders", nargs="+", default=[], metavar="NAME", help="only some"
     )
-    parser.add_argument(
-        "--turns", type=common.positive, help="of each contender in each case"
-    )
-    common.add_options(parser)
+    common.add_rounds(parser, "--turns")
     args = parser.parse_args()
     try:
-        args.contenders = plan.contenders(args.contenders)
+        args.contenders = step_cases.contenders(args.contenders)
     except ValueError as error:
         parser.error(str(error))
-    if not plan.cases(args.only, quick=args.quick) and WORLD_OF_ONE not in args.only:
+    args.cases = step_cases.cases(args.only, quick=args.quick)
+    if not args.cases and WORLD_OF_ONE not in args.only:
         parser.error(f"no case has any of {args.only} in its name")
     return args
 
 
-def measure(out: Any, case: plan.Case, launch: plan.Launch, ranks: int) -> Any:
-    """One launch: turns of all contenders, then phases, and the speed of memory."""
-    names, load = launch.names, common.other_load()
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    norms: dict[str, float] = {}
-    phases: dict[str, Any] = {}
-    stream: dict[str, list[float]] = {"copy": [], "add": []}
-    warmup = 3 if launch.trim else 1
-    ours = [name for name in names if name in plan.MLXDIST]
-    measures_memory = case.nbytes > 100e6 and case.dtype == "float32"
+def measure_cases(
+    console: Console, args: argparse.Namespace, result: common.Result
+) -> None:
+    available = common.available_memory() * 9 // 10
+    for case in args.cases:
+        case = case._replace(rounds=args.rounds or case.rounds)
+        launches = step_cases.launches(case, args.contenders, args.n, available)
+        for number, launch in enumerate(launches, 1):
+            name = case.name if number == 1 else f"{case.name}, launch {number}"
+            measured = measure(console, case, launch, args.n)
+            result["cases"][name] = measured
+            step_report.print_case(console, name, measured)
+            common.write_json(args.json, __doc__, result)
+
+
+def measure(console: Console, case: Case, launch: Launch, ranks: int) -> common.Result:
+    """Return the samples of a launch's contenders, their phases and the bandwidth."""
+    load = common.other_load()
+    with_stream = case.nbytes > 100e6 and case.dtype == "float32"
     with tempfile.TemporaryDirectory(prefix="mlxdist-bench-") as folder:
-        everyone = [*names, plan.STREAM] if measures_memory else names
-        players = [plan.job(n, case, ranks, Path(folder)) for n in everyone]
-        total = case.rounds * len(names) + len(ours)
-        with running(players) as jobs, Progress(out, total, case.name) as progress:
-            ask = {"steps": case.steps, "warmup": warmup, "trim": launch.trim}
-            for number in range(case.rounds):
-                for name in common.order_of(names, number):
-                    told = jobs.request(name, **ask, phases=False)
-                    every = (reply["seconds"] for reply in told)
-                    samples[name] += map(max, zip(*every, strict=True))
-                    norms[name] = told[0].get("norm", 0.0)
-                    progress.advance(name)
-                if measures_memory:
-                    for told in jobs.request(plan.STREAM, steps=1):
-                        for kind, rates in told.items():
-                            stream[kind] += rates
-            for name in ours:
-                steps = max(5, case.steps)
-                told = jobs.request(name, **{**ask, "steps": steps}, phases=True)
-                phases[name] = median_phases(told[0]["phases"])
-                progress.advance(name)
-    check_that_all_did_the_same(norms)
+        names = [*launch.names, STREAM] if with_stream else launch.names
+        contenders = [step_cases.job(n, case, ranks, Path(folder)) for n in names]
+        with running(contenders) as jobs:
+            launched = LaunchedCase(case, launch, jobs, with_stream=with_stream)
+            launched.take_samples(console)
+            phases = launched.phases()
     result = {
         "command": common.command(),
         "ranks": ranks,
         "load_before": load,
         "parameters": case.parameters,
         "bytes": case.nbytes,
-        **common.record(samples, plan.pairs(case, names)),
+        **common.record(launched.samples, step_cases.pairs(case, launch.names)),
         "phases": phases,
     }
-    if measures_memory:
-        result["memory"] = report.memory_limit(case.nbytes, stream, result["summary"])
+    if with_stream:
+        result["memory"] = step_report.memory_limit(
+            case.nbytes, launched.stream, result["summary"]
+        )
     return result
 
 
+class LaunchedCase:
+    """The running contenders of a case, and the samples taken of them."""
+
+    def __init__(
+        self, case: Case, launch: Launch, jobs: RunningJobs, *, with_stream: bool
+    ):
+        self.samples: dict[str, list[float]] = {name: [] for name in launch.names}
+        self.stream: dict[str, list[float]] = {"copy": [], "add": []}
+        self._case, self._names, self._jobs = case, launch.names, jobs
+        self._with_stream = with_stream
+        self._norms: dict[str, float] = {}
+        # After a trim, memory is allocated again in the first steps.
+        self._settings = {"warmup": 3 if launch.trim else 1, "trim": launch.trim}
+
+    def take_samples(self, console: Console) -> None:
+        total = self._case.rounds * len(self._names)
+        with common.show_progress(console, total, self._case.name) as progress:
+            for number in range(self._case.rounds):
+                for name in common.round_order(self._names, number):
+                    self._sample(name)
+                    progress.advance(name)
+                if self._with_stream:
+                    self._sample_stream()
+        check_equal_results(self._norms)
+
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Return the median seconds of each phase of mlxdist's steps, on rank 0."""
+        phases = {}
+        for name in self._names:
+            if name in MLXDIST:
+                steps = max(5, self._case.steps)
+                replies = self._request(name, steps=steps, phases=True)
+                phases[name] = median_phases(replies[0]["phases"])
+        return phases
+
+    def _sample(self, name: str) -> None:
+        replies = self._request(name, steps=self._case.steps, phases=False)
+        seconds = (reply["seconds"] for reply in replies)
+        self.samples[name] += map(max, zip(*seconds, strict=True))
+        if name not in TORCH:
+            self._norms[name] = replies[0]["norm"]
+
+    def _sample_stream(self) -> None:
+        for reply in self._jobs.request(STREAM, steps=1):
+            for kind, rates in reply.items():
+                self.stream[kind] += rates
+
+    def _request(self, name: str, **request: Any) -> list[dict[str, Any]]:
+        return self._jobs.request(name, **self._settings, **request)
+
+
 def median_phases(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Median seconds of each phase, on rank 0."""
     names = dict.fromkeys(name for step in steps for name in step)
     return {
         name: statistics.median(step.get(name, 0.0) for step in steps) for name in names
     }
 
 
-def check_that_all_did_the_same(norms: dict[str, float]) -> None:
-    """Those that use MLX took the same steps, and so came to the same parameters."""
-    same = {name: norm for name, norm in norms.items() if name not in plan.TORCH}
-    middle = statistics.median(same.values())
-    for name, norm in same.items():
-        if abs(norm - middle) > 0.02 * middle:
-            sys.exit(f"step: error: {name} computed something else: {norms}")
+def check_equal_results(norms: dict[str, float]) -> None:
+    """Exit with an error where contenders that use MLX have different parameters."""
+    if not norms:
+        return
+    median = statistics.median(norms.values())
+    for name, norm in norms.items():
+        if abs(norm - median) > 0.02 * median:
+            sys.exit(f"step: error: {name} has other parameters, by norm: {norms}")
 
 
-def measure_solo(out: Any, tensors: str, rounds: int) -> dict[str, Any]:
-    script = plan.RANKS / "single_rank.py"
+def measure_world_of_one(console: Console, tensors: str, rounds: int) -> common.Result:
+    script = common.RANK_PROGRAMS / "single_rank.py"
+    job = mpi_job(WORLD_OF_ONE, 1, script, tensors, "float32")
+    samples: dict[str, list[float]] = {}
     with (
-        running([mpi_job(WORLD_OF_ONE, 1, script, tensors, "float32")]) as jobs,
-        Progress(out, 5, WORLD_OF_ONE) as progress,
+        running([job]) as jobs,
+        common.show_progress(console, REQUESTS, WORLD_OF_ONE) as progress,
     ):
-        samples: dict[str, list[float]] = {}
-        for _ in range(5):
-            (told,) = jobs.request(WORLD_OF_ONE, rounds=max(1, rounds // 5))
-            for name, seconds in told.items():
+        for _ in range(REQUESTS):
+            (reply,) = jobs.request(WORLD_OF_ONE, rounds=max(1, rounds // REQUESTS))
+            for name, seconds in reply.items():
                 samples.setdefault(name, []).extend(seconds)
             progress.advance(tensors)
     return common.record(samples, PAIRS)
-
-
-def save(path: Path | None, result: dict[str, Any]) -> None:
-    if path:
-        common.write_json(path, __doc__.splitlines()[0], result)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
-"""How close to the wire's limit is the exchange of a step, between 2 and 4 hosts?
+"""How close to the link's limit is the communication of a step, on 2 and 4 hosts?
 
     mlxdist bench wire --json benchmarks/results/wire.json
 
-Virtual hosts (launch/virtual_cluster) of one rank each, on wires of 1 and 10 Gbit/s,
-and 32 MB of float32 gradients in the tensors of a transformer. An exact all-reduce of S
-bytes sends at least 2(N-1)/N S from each rank: the bound is that over the rate. Headers
-of Ethernet, IP and TCP alone cost 1.046 of it.
+Virtual hosts (tests/support/virtual_cluster) of one rank each, on links of 1 and 10
+Gbit/s, and 32 MB of float32 gradients in the tensors of a transformer. An exact
+all-reduce of S bytes sends at least 2(N-1)/N S from each rank: the bound is that over
+the rate. The headers of Ethernet, IP and TCP alone take 1.046 times the bound.
 
     sharded exchange     gradients ready -> their mean on every rank, by an optimizer
-                         that makes it the parameters: host transport
+                         that makes it the parameters; over the host transport
     sharded step         the same with SGD: gradients ready -> parameters ready
-    replicated ...       the same, replicated, native transport
-    mpi all_sum          MLX over MPI as installed, the gradients in one flat array
+    replicated ...       the same, replicated, over the native transport
+    mpi all_sum          MLX over MPI as installed, with the gradients in one array
     mpi average_gradients, mpi step
                          `nn.average_gradients`, and SGD after it
     ring ...             the same over MLX's ring
 
-Ours, MPI and the ring are jobs of their own that take turns on the same cluster. A
-sample is the time of the slowest rank. The hosts share this machine's cores, and so all
-of MPI yields when idle; no other setting is made. CPU is what a rank's process computes
-for, waiting by spinning included. Needs root on Linux, and iproute2.
+mlxdist, MPI and the ring are separate jobs on the same cluster, with interleaved
+samples. A sample is the time of the slowest rank. The hosts share this machine's cores,
+so MPI yields when idle, for all contenders; nothing else is set. CPU is a rank's
+processor time, including that of waiting by spinning. Needs root on Linux, and
+iproute2.
 """
 
 from __future__ import annotations
@@ -30,33 +31,24 @@ import itertools
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import common
 from common import plots
-from common.cluster_jobs import (
-    VirtualCluster,
-    mpi_on_hosts,
-    plain_mlx_on_hosts,
-    ring_on_hosts,
-)
+from common.cluster_jobs import VirtualCluster, cluster_job
 from common.jobs import running
-from common.progress import Progress
 from ranks.shapes import shapes_of
+from rich.console import Console
 
-SCRIPT = common.BENCHMARKS / "ranks" / "wire_rank.py"
+SCRIPT = common.RANK_PROGRAMS / "wire_rank.py"
 TENSORS = "8M"
-OURS = (
-    "sharded exchange",
-    "sharded step",
-    "replicated exchange",
-    "replicated step",
-)
-THEIRS = ("all_sum", "average_gradients", "step")
-PLAYERS = {
-    "ours": OURS,
-    "mpi": tuple(f"mpi {each}" for each in THEIRS),
-    "ring": tuple(f"ring {each}" for each in THEIRS),
+UPSTREAM = ("all_sum", "average_gradients", "step")
+JOBS = {  # of each contender
+    "sharded exchange": "mlxdist",
+    "sharded step": "mlxdist",
+    "replicated exchange": "mlxdist",
+    "replicated step": "mlxdist",
+    **{f"mpi {name}": "mpi" for name in UPSTREAM},
+    **{f"ring {name}": "ring" for name in UPSTREAM},
 }
 PAIRS = (
     ("sharded exchange", "mpi all_sum"),
@@ -68,45 +60,34 @@ PAIRS = (
     ("replicated step", "mpi step"),
 )
 COLORS = {
-    "sharded exchange": plots.OURS,
-    "replicated exchange": plots.OURS_TOO,
-    "mpi all_sum": plots.THEIRS,
-    "ring average_gradients": plots.THEIRS_TOO,
-    "ring all_sum": plots.OTHERS,
+    "sharded exchange": plots.BLUE,
+    "replicated exchange": plots.LIGHT_BLUE,
+    "mpi all_sum": plots.ORANGE,
+    "ring average_gradients": plots.LIGHT_ORANGE,
+    "ring all_sum": plots.GRAY,
 }
-ROUNDS = 2  # samples in one turn
+SAMPLES = 2  # of each contender in a round
 
 
 def main() -> None:
     args = parse_arguments()
-    out = common.console()
-    result: dict[str, Any] = {"bytes": nbytes_of(TENSORS), "cases": {}}
+    console = common.make_console()
+    result: common.Result = {"bytes": nbytes_of(TENSORS), "cases": {}}
     for rate, hosts in itertools.product(args.rates, args.hosts):
         name = f"{hosts} hosts, {rate}"
-        case = measure(out, name, hosts, rate, args, result["bytes"])
+        case = measure(console, name, hosts, rate, args)
         result["cases"][name] = case
-        show(out, name, case)
-        if args.json:
-            common.write_json(args.json, __doc__.splitlines()[0], result)
+        show(console, name, case)
+        common.write_json(args.json, __doc__, result)
     if args.json:
         with contextlib.suppress(ImportError):
             draw(args.json, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--hosts", nargs="+", type=common.several, default=[2, 4], metavar="N"
-    )
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=common.rate,
-        default=["1gbit", "10gbit"],
-        metavar="RATE",
-    )
+    parser = common.make_parser(__doc__)
+    common.add_hosts(parser, [2, 4])
+    common.add_rates(parser, ["1gbit", "10gbit"])
     parser.add_argument(
         "--only",
         nargs="+",
@@ -114,54 +95,47 @@ def parse_arguments() -> argparse.Namespace:
         metavar="WORD",
         help="contenders whose names contain one of these, such as sharded",
     )
-    parser.add_argument(
-        "--turns", type=common.positive, help="of each contender in each case"
-    )
-    common.add_options(parser)
+    common.add_rounds(parser, "--turns")
     args = parser.parse_args()
-    args.turns = args.turns or (1 if args.quick else 6)
+    args.rounds = args.rounds or (1 if args.quick else 6)
+    args.contenders = [
+        name for name in JOBS if not args.only or any(w in name for w in args.only)
+    ]
     return args
 
 
 def measure(
-    out: Any, name: str, hosts: int, rate: str, args: argparse.Namespace, nbytes: int
-) -> dict[str, Any]:
-    """One cluster, on which all contenders take turns."""
-    wanted = {
-        what: player
-        for player, every in PLAYERS.items()
-        for what in every
-        if not args.only or any(word in what for word in args.only)
-    }
-    samples: dict[str, list[float]] = {what: [] for what in wanted}
-    computing: dict[str, list[float]] = {what: [] for what in wanted}
+    console: Console, name: str, hosts: int, rate: str, args: argparse.Namespace
+) -> common.Result:
+    """Return a case: the samples of all contenders on one cluster."""
+    samples: dict[str, list[float]] = {c: [] for c in args.contenders}
+    cpu_seconds: dict[str, list[float]] = {c: [] for c in args.contenders}
     with VirtualCluster(hosts, rate=rate) as cluster:
-        starts = {
-            "ours": mpi_on_hosts,
-            "mpi": plain_mlx_on_hosts,
-            "ring": ring_on_hosts,
-        }
-        players = [
-            starts[player](cluster, player, SCRIPT, player, TENSORS)
-            for player in dict.fromkeys(wanted.values())
-        ]
-        total = args.turns * len(wanted)
-        with running(players) as jobs, Progress(out, total, name) as progress:
-            for number in range(args.turns):
-                for what in common.order_of(list(wanted), number):
-                    told = jobs.request(wanted[what], what=what, rounds=ROUNDS)
-                    seconds = (reply["seconds"] for reply in told)
-                    samples[what] += map(max, zip(*seconds, strict=True))
-                    computing[what] += [s for reply in told for s in reply["cpu"]]
-                    progress.advance(what)
-        bound = 2 * (hosts - 1) / hosts * nbytes * 8 / cluster.bits_per_second
+        kinds = dict.fromkeys(JOBS[contender] for contender in args.contenders)
+        cluster_jobs = [cluster_job(cluster, kind, SCRIPT, TENSORS) for kind in kinds]
+        total = args.rounds * len(args.contenders)
+        with (
+            running(cluster_jobs) as jobs,
+            common.show_progress(console, total, name) as progress,
+        ):
+            for number in range(args.rounds):
+                for contender in common.round_order(args.contenders, number):
+                    replies = jobs.request(
+                        JOBS[contender], name=contender, samples=SAMPLES
+                    )
+                    seconds = (reply["seconds"] for reply in replies)
+                    samples[contender] += map(max, zip(*seconds, strict=True))
+                    cpu_seconds[contender] += [s for r in replies for s in r["cpu"]]
+                    progress.advance(contender)
+        bound = 2 * (hosts - 1) / hosts * nbytes_of(TENSORS) * 8
+        bound /= cluster.bits_per_second
     case = common.record(samples, PAIRS)
     case["bound_seconds"] = bound
     case["times_the_bound"] = {
-        what: each["median"] / bound for what, each in case["summary"].items()
+        contender: each["median"] / bound for contender, each in case["summary"].items()
     }
     case["cpu_seconds_of_a_rank"] = {
-        what: statistics.median(each) for what, each in computing.items()
+        contender: statistics.median(each) for contender, each in cpu_seconds.items()
     }
     return case
 
@@ -170,43 +144,40 @@ def nbytes_of(tensors: str) -> int:
     return sum(4 * math.prod(shape) for shape in shapes_of(tensors).values())
 
 
-def show(out: Any, name: str, case: dict[str, Any]) -> None:
+def show(console: Console, name: str, case: common.Result) -> None:
     rows = []
-    for what, summary in case["summary"].items():
+    for contender, summary in case["summary"].items():
         low, high = (1e3 * each for each in summary["quartiles"])
         rows.append(
             [
-                what,
+                contender,
                 f"{1e3 * summary['median']:.0f}",
                 f"{low:.0f} to {high:.0f}",
-                f"{case['times_the_bound'][what]:.3f}",
-                f"{1e3 * case['cpu_seconds_of_a_rank'][what]:.0f}",
+                f"{case['times_the_bound'][contender]:.3f}",
+                f"{1e3 * case['cpu_seconds_of_a_rank'][contender]:.0f}",
             ]
         )
     title = f"{name}: the bound is {1e3 * case['bound_seconds']:.0f} ms"
     columns = ["contender", "ms", "quartiles", "/ bound", "CPU ms"]
-    common.print_table(out, title, columns, rows)
+    common.print_table(console, title, columns, rows)
     for pair, ratio in case["ratios"].items():
-        low, high = ratio["interval"]
-        out.print(f"{pair}: {ratio['ratio']:.3f} ({low:.3f} to {high:.3f})")
-    out.print()
+        console.print(f"{pair}: {common.format_ratio(ratio)}")
+    console.print()
 
 
-def draw(path: Path, cases: dict[str, Any]) -> None:
-    """Bars: each contender's time as a multiple of the bound, case by case."""
+def draw(path: Path, cases: common.Result) -> None:
+    """Draw each contender's time as a multiple of the bound, as bars."""
     width = 0.85 / len(COLORS)
-    with plots.picture(path, "One exchange of 32 MB against the wire's limit") as axes:
-        for number, (what, color) in enumerate(COLORS.items()):
-            heights = [case["times_the_bound"].get(what, 0) for case in cases.values()]
-            places = [
-                place + (number - len(COLORS) / 2) * width
-                for place in range(len(heights))
-            ]
+    with plots.figure(path, "One exchange of 32 MB against the link's limit") as axes:
+        for number, (contender, color) in enumerate(COLORS.items()):
+            heights = [c["times_the_bound"].get(contender, 0) for c in cases.values()]
+            offset = (number - len(COLORS) / 2) * width
+            left = [x + offset for x in range(len(heights))]
             bars = axes.bar(
-                places, heights, width, align="edge", color=color, label=what
+                left, heights, width, align="edge", color=color, label=contender
             )
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-        axes.axhline(1, color=plots.LINE, linewidth=0.8)
+        axes.axhline(1, color=plots.BLACK, linewidth=0.8)
         labels = [
             f"{name}\n{1e3 * case['bound_seconds']:.0f} ms"
             for name, case in cases.items()

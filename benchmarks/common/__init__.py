@@ -1,41 +1,63 @@
-"""What the benchmarks share: sampling, statistics, the record of a run, its pictures.
+"""Code that the benchmarks share: options, jobs, sampling, summaries, results, plots.
 
-Each script of this folder answers one question, which is its docstring's first line.
-One that all ranks run says `RANKS = 2`; one without it starts its jobs by itself.
+Each script of benchmarks/ answers one question, the first line of its docstring. The
+words of all of them: a case is one setting to measure; contenders are compared in it; a
+round takes samples of every contender, one after the other, so that all of them meet
+the same noise of the machine.
+
+A script that all ranks run says `RANKS = 2`; one without it starts its own jobs.
 """
 
-from .environment import BENCHMARKS, ROOT, command, environment, other_load
-from .record import (
-    add_options,
-    console,
+from .environment import BENCHMARKS, RANK_PROGRAMS, ROOT, command, environment
+from .options import (
+    add_folder,
+    add_hosts,
+    add_rates,
+    add_rounds,
+    make_parser,
     positive,
+)
+from .progress import Progress, show_progress
+from .record import (
+    Result,
+    format_ratio,
+    make_console,
     print_table,
-    rate,
     record,
-    several,
     write_json,
 )
-from .sampling import interleave, order_of
+from .sampling import interleave, round_order, shared_folder, slowest
 from .summary import Ratio, Summary, ratio_of, summarize
+from .system import available_memory, other_load
 
 __all__ = [
     "BENCHMARKS",
+    "RANK_PROGRAMS",
     "ROOT",
+    "Progress",
     "Ratio",
+    "Result",
     "Summary",
-    "add_options",
+    "add_folder",
+    "add_hosts",
+    "add_rates",
+    "add_rounds",
+    "available_memory",
     "command",
-    "console",
     "environment",
+    "format_ratio",
     "interleave",
-    "order_of",
+    "make_console",
+    "make_parser",
     "other_load",
     "positive",
     "print_table",
-    "rate",
     "ratio_of",
     "record",
-    "several",
+    "round_order",
+    "shared_folder",
+    "show_progress",
+    "slowest",
     "summarize",
     "write_json",
 ]

@@ -1,4 +1,4 @@
-"""Jobs that take turns on a virtual cluster, one rank on each host."""
+"""Jobs of contenders on a virtual cluster, with one rank on each host."""
 
 from __future__ import annotations
 
@@ -8,57 +8,47 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT
-from common.jobs import FORWARDED, Job
-from mlxdist.launcher import openmpi
+from .environment import ROOT
+from .jobs import FORWARDED, Job, upstream_environment
 
 sys.path.insert(0, os.fspath(ROOT))
-from tests.support.cluster import VirtualCluster
+from tests.support.cluster import VirtualCluster, bits_per_second
 
-__all__ = ["VirtualCluster", "mpi_on_hosts", "plain_mlx_on_hosts", "ring_on_hosts"]
+__all__ = ["VirtualCluster", "bits_per_second", "cluster_job"]
 
 _RING_PORT = 5000
 
 
-def mpi_on_hosts(
-    cluster: VirtualCluster, name: str, script: Path, *arguments: str, **setting: str
+def cluster_job(
+    cluster: VirtualCluster, kind: str, script: Path, *arguments: str
 ) -> Job:
-    """A player that mpirun starts on the first host: with an environment of its own.
+    """Return a job of one rank per host, which is given its kind and the arguments.
 
-    What other hosts get is what ssh would leave of it, so it is passed on by name.
+    Args:
+        kind: the job's name and what its ranks use: "mlxdist"; "mpi", MLX over MPI as
+            installed; or "ring", MLX over its ring.
     """
+    program = [sys.executable, os.fspath(script), kind, *arguments]
+    if kind == "ring":
+        return _ring_job(cluster, program)
+    library = upstream_environment() if kind == "mpi" else {}
+    # Other hosts have the environment of a login by ssh, so mpirun forwards variables.
+    forwarded = [word for name in FORWARDED for word in ("-x", name)]
     ranks = len(cluster.hosts)
-    passed = [word for variable in FORWARDED for word in ("-x", variable)]
-    command = cluster.mpirun(
-        ranks, _python(script, arguments), environment=setting, arguments=passed
-    )
-    return Job(name, ranks, [command])
+    command = cluster.mpirun(ranks, program, environment=library, arguments=forwarded)
+    return Job(kind, ranks, [command])
 
 
-def plain_mlx_on_hosts(
-    cluster: VirtualCluster, name: str, script: Path, *arguments: str
-) -> Job:
-    """The same for MLX over MPI as installed: it is told where libmpi is, no more."""
-    library = openmpi.find_libmpi() or ""
-    return mpi_on_hosts(cluster, name, script, *arguments, MLX_MPI_LIBNAME=library)
-
-
-def ring_on_hosts(
-    cluster: VirtualCluster, name: str, script: Path, *arguments: str
-) -> Job:
-    """A player over MLX's ring, whose ranks are started one by one."""
-    ring = cluster.folder / f"ring-{name.replace(' ', '-')}.json"
+def _ring_job(cluster: VirtualCluster, program: Sequence[str]) -> Job:
+    """Return a job over MLX's ring, whose ranks are started one by one."""
+    ring = cluster.folder / "ring.json"
     ring.write_text(json.dumps([[f"{h.address}:{_RING_PORT}"] for h in cluster.hosts]))
     commands = [
         cluster.command(
-            _python(script, arguments),
+            program,
             host=rank,
             environment={"MLX_RANK": str(rank), "MLX_HOSTFILE": str(ring)},
         )
         for rank in range(len(cluster.hosts))
     ]
-    return Job(name, len(cluster.hosts), commands)
-
-
-def _python(script: Path, arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, os.fspath(script), *arguments]
+    return Job("ring", len(cluster.hosts), commands)

@@ -40,9 +40,10 @@ FORWARDED = (SOCKET_VARIABLE, JOB_VARIABLE, "PYTHONPATH", "OMP_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Job:
-    """The commands that start a contender's ranks: one mpirun, or one for each rank.
+    """The commands that start the ranks of a job: one mpirun, or one for each rank.
 
-    `checkout` is the source tree whose mlxdist the ranks import.
+    One job serves one contender, or several that can share a process. `checkout` is
+    the source tree whose mlxdist the ranks import.
     """
 
     name: str
@@ -59,7 +60,7 @@ def mpi_job(
     *arguments: str,
     cluster: Any = None,
     checkout: Path = ROOT,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Job:
     """Return a job whose ranks mpirun starts, with one thread each.
 
@@ -71,12 +72,12 @@ def mpi_job(
     """
     program = [sys.executable, os.fspath(script), *arguments]
     if cluster is not None:
-        names = (*FORWARDED, *environment)
+        names = (*FORWARDED, *(environment or {}))
         exports = [word for name in names for word in ("-x", name)]
         command = cluster.mpirun(ranks, program, arguments=exports)
     else:
         command = [*mpirun(ranks), *program]
-    return Job(name, ranks, [command], environment, checkout)
+    return Job(name, ranks, [command], environment or {}, checkout)
 
 
 def mpirun(ranks: int) -> list[str]:
@@ -85,6 +86,11 @@ def mpirun(ranks: int) -> list[str]:
     command += ["--bind-to", "none", "--stdin", "none"]
     command += ["--mca", "mpi_yield_when_idle", "1"] * (ranks > (os.cpu_count() or 1))
     return command + ["--allow-run-as-root"] * (os.geteuid() == 0)
+
+
+def upstream_environment() -> dict[str, str]:
+    """Return what MLX needs to find MPI without mlxdist."""
+    return {"MLX_MPI_LIBNAME": openmpi.find_libmpi() or ""}
 
 
 @contextmanager

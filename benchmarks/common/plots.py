@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG and SVG. Needs matplotlib, from mlxdist[plot]."""
+"""Plots of results, as PNG and SVG. Need matplotlib, from mlxdist[plot]."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-OURS = "#1f5fa8"
-OURS_TOO = "#6aa5e0"
-THEIRS = "#d9632b"
-THEIRS_TOO = "#eeb193"
-OTHERS = "#8a8f98"
-LINE = "#2f2f2f"
+BLUE, LIGHT_BLUE, PALE_BLUE = "#1f5fa8", "#6aa5e0", "#a9cbee"  # mlxdist
+ORANGE, LIGHT_ORANGE = "#d9632b", "#eeb193"  # upstream
+GRAY, LIGHT_GRAY = "#8a8f98", "#c3c7cd"  # others
+BLACK = "#2f2f2f"
 
 
 @contextmanager
-def picture(
+def figure(
     path: Path,
     title: str,
     *,
@@ -24,14 +22,15 @@ def picture(
     columns: int = 1,
     grid: str = "both",
 ) -> Iterator[Any]:
-    """A figure's axes to draw into; `path` with .png and with .svg has it afterwards.
+    """Yield the axes of a figure, which is saved when the block ends without an error.
 
-    Yields the axes, or an array of them where there are several columns; `grid` is the
-    axis that has lines: "x", "y" or "both". Nothing is
-    written where the drawing fails, and an old picture stays until it is replaced.
+    Args:
+        path: saved with the suffixes .png and .svg in place of its own.
+        columns: with more than one, an array of axes is yielded.
+        grid: the axis with grid lines: "x", "y" or "both".
 
     Raises:
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     import matplotlib
 
@@ -39,23 +38,24 @@ def picture(
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": "mlxdist", "font.size": 10}):
-        figure, axes = pyplot.subplots(1, columns, figsize=size, layout="constrained")
+        plot, axes = pyplot.subplots(1, columns, figsize=size, layout="constrained")
         try:
             yield axes
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+            plot.suptitle(title, x=0.01, ha="left", fontsize=12)
             for each in axes if columns > 1 else [axes]:
                 each.grid(color="#ececec", axis=grid)
                 each.set_axisbelow(True)
                 each.spines[["top", "right"]].set_visible(False)
-            _save(figure, path)
+            _save(plot, path)
         finally:
-            pyplot.close(figure)
+            pyplot.close(plot)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(plot: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, options in ((".png", {"dpi": 150}), (".svg", {})):
-        beside = path.with_name(f".{path.stem}.new{suffix}")
+        temporary = path.with_name(f".{path.stem}.new{suffix}")
+        # Without a date, equal results give equal files.
         metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(beside, metadata=metadata, **options)
-        beside.replace(path.with_suffix(suffix))
+        plot.savefig(temporary, metadata=metadata, **options)
+        temporary.replace(path.with_suffix(suffix))

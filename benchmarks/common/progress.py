@@ -1,63 +1,71 @@
-"""How far a benchmark is: a bar on a terminal, otherwise a line now and then."""
+"""Progress of a benchmark: a bar on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-PAUSE = 20.0  # seconds between lines where there is no terminal
-REDRAW = 0.2
+LINE_INTERVAL = 20.0  # seconds between lines without a terminal
+REDRAW_INTERVAL = 0.2
 
 
-class Progress:
-    """A bar that is redrawn between samples only: a thread would take their time.
+@contextmanager
+def show_progress(
+    console: Console | None, total: int, title: str = ""
+) -> Iterator[Progress]:
+    """Show a benchmark's progress while the block runs.
 
     Args:
         console: None shows nothing, as on ranks other than 0.
+        total: how often `advance` will be called.
     """
+    progress = Progress(console, total, title)
+    try:
+        yield progress
+    finally:
+        progress.stop()
 
-    def __init__(self, console: Console | None, total: int, title: str = ""):
-        self.console, self.total, self.title = console, total, title
-        self.done, self.began, self.shown = 0, time.monotonic(), time.monotonic()
-        self.bar: Bar | None = None
+
+class Progress:
+    """Redraws between samples only: a thread would take processor time from them."""
+
+    def __init__(self, console: Console | None, total: int, title: str):
+        self._console, self._total, self._title = console, total, title
+        self._done = 0
+        self._began = self._shown = time.monotonic()
+        self._bar: Bar | None = None
         if console is not None and console.is_terminal:
             columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             text = TextColumn("{task.description}")
-            self.bar = Bar(
+            self._bar = Bar(
                 *columns, text, console=console, auto_refresh=False, transient=True
             )
-            self.task = self.bar.add_task(title, total=total)
+            self._task = self._bar.add_task(title, total=total)
+            self._bar.start()
 
-    def __enter__(self) -> Progress:
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def advance(self, what: str = "") -> None:
-        """One more is done; shows it where the last time is long enough ago."""
-        self.done += 1
+    def advance(self, step: str = "") -> None:
+        """Count one more step as done, and show it if the last output is old enough."""
+        self._done += 1
         now = time.monotonic()
-        if self.console is None or now - self.shown < (REDRAW if self.bar else PAUSE):
+        interval = REDRAW_INTERVAL if self._bar else LINE_INTERVAL
+        if self._console is None or now - self._shown < interval:
             return
-        self.shown = now
-        text = f"{self.title} {what}".strip()
-        if self.bar:
-            self.bar.update(
-                self.task, completed=self.done, description=text, refresh=True
+        self._shown = now
+        text = f"{self._title} {step}".strip()
+        if self._bar:
+            self._bar.update(
+                self._task, completed=self._done, description=text, refresh=True
             )
             return
-        left = (now - self.began) / self.done * max(0, self.total - self.done)
-        self.console.print(f"{self.done} of {self.total}, {left:.0f} s left: {text}")
+        left = (now - self._began) / self._done * max(0, self._total - self._done)
+        self._console.print(f"{self._done} of {self._total}, {left:.0f} s left: {text}")
+
+    def stop(self) -> None:
+        """Remove the bar from the terminal."""
+        if self._bar:
+            self._bar.stop()

@@ -1,12 +1,9 @@
-"""What a benchmark leaves behind: a table on the terminal and a JSON file."""
+"""The output of a benchmark: tables on the terminal, and a JSON file."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,98 +11,65 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlxdist.launcher import environment as variables
+
 from .environment import command, environment
 from .summary import ratio_of, summarize
 
-WITHOUT_TERMINAL = 110  # columns of a table that goes to a file
+FILE_WIDTH = 110  # columns of a table that is not printed on a terminal
+
+Result = dict[str, Any]  # a part of the JSON file
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every benchmark has."""
-    parser.add_argument(
-        "--json",
-        type=_new_file,
-        metavar="FILE",
-        help="write all samples and what was run there, and a picture beside it",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer and smaller cases; rough"
-    )
-    sys.excepthook = _end_quietly
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted at least 1")
-    return number
-
-
-def several(text: str) -> int:
-    """A whole number of at least 2, for argparse."""
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted at least 2")
-    return int(text)
-
-
-def rate(text: str) -> str:
-    """What a wire can be shaped to, for argparse."""
-    if not re.fullmatch(r"[1-9]\d*(\.\d+)?[kmg]bit", text):
-        raise argparse.ArgumentTypeError(f"found {text}, wanted such as 1gbit")
-    return text
-
-
-def _new_file(text: str) -> Path:
-    if not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder for {text}")
-    return Path(text)
-
-
-def _end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-
-
-def console() -> Console:
-    """A console that knows what `mlxdist run` says about the terminal."""
-    told = os.environ.get("MLXDIST_TERMINAL") == "1"
-    terminal = told if "OMPI_COMM_WORLD_SIZE" in os.environ else None
-    columns = os.environ.get("MLXDIST_COLUMNS")
+def make_console() -> Console:
+    """Return a console; under `mlxdist run`, one that knows the user's terminal."""
+    terminal = None
+    if variables.started_by_mpirun():
+        terminal = os.environ.get(variables.TERMINAL) == "1"
+    columns = os.environ.get(variables.COLUMNS)
     width = int(columns) if columns else None
-    made = Console(force_terminal=terminal, width=width, highlight=False)
-    if not made.is_terminal and not width:
-        made.width = WITHOUT_TERMINAL
-    return made
+    console = Console(force_terminal=terminal, width=width, highlight=False)
+    if not console.is_terminal and not width:
+        console.width = FILE_WIDTH
+    return console
 
 
 def print_table(
-    out: Console,
+    console: Console,
     title: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
 ) -> None:
-    """A table whose first column is text and whose others are numbers."""
+    """Print a table whose first column is text and whose other columns are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    console.print(table)
+
+
+def format_ratio(ratio: Mapping[str, Any]) -> str:
+    """Return a ratio with its interval, such as "0.98 (0.95 to 1.01)"."""
+    low, high = ratio["interval"]
+    return f"{ratio['ratio']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def record(
     samples: Mapping[str, Sequence[float]], pairs: Iterable[tuple[str, str]] = ()
-) -> dict[str, Any]:
-    """Samples in seconds with what they amount to; ratios of the pairs that are there.
+) -> Result:
+    """Return samples with their summaries, and the ratios of those pairs that exist.
+
+    Args:
+        samples: seconds by contender.
 
     Returns:
         {"summary": {name: Summary}, "ratios": {"a / b": Ratio}, "samples": {name: [s]}}
     """
     ratios = {
-        f"{one} / {other}": ratio_of(samples[one], samples[other])
-        for one, other in pairs
-        if one in samples and other in samples
+        f"{a} / {b}": ratio_of(samples[a], samples[b])
+        for a, b in pairs
+        if a in samples and b in samples
     }
     return {
         "summary": {n: summarize(s)._asdict() for n, s in samples.items()},
@@ -115,27 +79,34 @@ def record(
 
 
 def write_json(
-    path: Path, question: str, result: Mapping[str, Any], ranks: int | None = None
+    path: Path | None,
+    description: str,
+    result: Mapping[str, Any],
+    ranks: int | None = None,
 ) -> None:
-    """Writes a result with the environment and the exact command: whole, or not at all.
+    """Write a result with the environment and the command line, atomically.
 
     Args:
-        ranks: how many ran the script; None where it started its jobs by itself.
+        path: None writes nothing.
+        description: the benchmark's docstring, whose first line is its question.
+        ranks: how many ran the script; None where it starts its own jobs.
     """
-    whole = {
-        "question": question,
+    if path is None:
+        return
+    document = {
+        "question": description.splitlines()[0],
         "command": command(ranks),
         "environment": environment(),
         **result,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(_dump(whole) + "\n")
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(_dump(document) + "\n")
+    temporary.replace(path)
 
 
 def _dump(value: Any, indent: str = "") -> str:
-    """JSON with a list of numbers on one line: samples are many."""
+    """Return JSON with each list on one line, because there are many samples."""
     deeper = indent + " "
     if isinstance(value, Mapping) and value:
         lines = (f"{json.dumps(str(k))}: {_dump(v, deeper)}" for k, v in value.items())

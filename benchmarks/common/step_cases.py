@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 from ranks.shapes import shapes_of
 
-from mlxdist.launcher import openmpi
+from .environment import RANK_PROGRAMS
+from .jobs import Job, mpi_job, upstream_environment
 
-from .environment import BENCHMARKS
-from .jobs import Job, mpi_job
-
-RANKS = BENCHMARKS / "ranks"
 SIZES = ("1M", "10M", "50M", "200M", "2000x1000", "2000x1")
 QUICK_SIZES = ("1M", "100x1000")
 DTYPES = ("float32", "bfloat16")
@@ -129,8 +126,7 @@ def memory(case: Case, names: Sequence[str], ranks: int, *, trim: bool) -> int:
     """Estimate the bytes that the jobs of these contenders take at once.
 
     Each job holds parameters and state all the time. During its samples it takes about
-    as much again, and keeps that unless it trims, or is upstream without our allocator
-    setting.
+    as much again, and keeps that unless it trims or is upstream as installed.
     """
     resident = {"sharded": 1 + 2 / ranks, "torch": 4.0, "torch zero": 2 + 2 / ranks}
     working = {name: 0.0 if name in TORCH else 4.0 for name in names}
@@ -143,18 +139,17 @@ def memory(case: Case, names: Sequence[str], ranks: int, *, trim: bool) -> int:
 def job(name: str, case: Case, ranks: int, folder: Path) -> Job:
     """Return a contender's job; in `folder` PyTorch's ranks find each other."""
     if name == STREAM:
-        return mpi_job(name, ranks, RANKS / "stream_rank.py")
+        return mpi_job(name, ranks, RANK_PROGRAMS / "stream_rank.py")
     if name in TORCH:
         return _torch_job(name, case, ranks, folder)
-    environment = {}
-    if name in (UPSTREAM, UPSTREAM_TUNED):
-        environment["MLX_MPI_LIBNAME"] = openmpi.find_libmpi() or ""
     arguments = (name, case.tensors, case.dtype)
-    return mpi_job(name, ranks, RANKS / "step_rank.py", *arguments, **environment)
+    environment = {} if name in MLXDIST else upstream_environment()
+    script = RANK_PROGRAMS / "step_rank.py"
+    return mpi_job(name, ranks, script, *arguments, environment=environment)
 
 
 def _torch_job(name: str, case: Case, ranks: int, folder: Path) -> Job:
-    script = str(RANKS / "torch_rank.py")
+    script = str(RANK_PROGRAMS / "torch_rank.py")
     command = [sys.executable, script, name, case.tensors, case.dtype]
     environment = {
         "WORLD_SIZE": str(ranks),

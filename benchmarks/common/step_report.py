@@ -1,11 +1,9 @@
-"""What `step` shows: its tables, its share of the memory's speed, its picture."""
+"""Tables and plot of `step`, and its times as multiples of the memory bandwidth's."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,114 +11,112 @@ from typing import Any
 
 from rich.console import Console
 
-import common
-from common import plots
-from common.step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_TUNED
+from . import plots
+from .record import Result, print_table
+from .step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_TUNED
 
-IDEAL = 6.5  # bytes moved for each byte of gradients: see step.py
-IDEAL_CACHED = 4.5
+# Bytes that an ideal step moves for each byte of gradients: see step.py.
+BYTES_MOVED = 6.5
+BYTES_MOVED_CACHED = 4.5
+
+COLORS = {
+    "sharded": plots.BLUE,
+    "replicated native": plots.LIGHT_BLUE,
+    "replicated host": plots.PALE_BLUE,
+    UPSTREAM: plots.ORANGE,
+    UPSTREAM_TUNED: plots.LIGHT_ORANGE,
+    "torch": plots.GRAY,
+    "torch zero": plots.LIGHT_GRAY,
+}
 
 
-def so_far(path: Path | None) -> dict[str, Any]:
-    """What a file holds of cases measured before."""
+def earlier_cases(path: Path | None) -> Result:
+    """Return the cases that a JSON file has from an earlier run."""
     if path is None or not path.exists():
         return {}
-    before = json.loads(path.read_text())
-    return {key: before[key] for key in ("cases", "world of one") if key in before}
-
-
-def available_memory() -> int:
-    """Bytes that new processes can have."""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/meminfo").read_text()
-        if found := re.search(r"MemAvailable:\s+(\d+) kB", text):
-            return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    result = json.loads(path.read_text())
+    return {key: result[key] for key in ("cases", "world of one") if key in result}
 
 
 def memory_limit(
     nbytes: int, stream: Mapping[str, Sequence[float]], summary: Mapping[str, Any]
-) -> dict[str, Any]:
-    """How far a sharded step is from what memory's speed allows; rates are bytes/s."""
+) -> Result:
+    """Return the time that memory bandwidth allows, and each contender's multiple.
+
+    Args:
+        nbytes: of the gradients.
+        stream: bytes per second and rank of STREAM's operations.
+    """
     rates = {kind: statistics.median(samples) for kind, samples in stream.items()}
     best = max(rates.values())
     limits = {
-        "seconds": IDEAL * nbytes / best,
-        "seconds_passing_through_cache": IDEAL_CACHED * nbytes / best,
-    }
-    times = {
-        name: summary[name]["median"] / limits["seconds"]
-        for name in MLXDIST
-        if name in summary
+        "seconds": BYTES_MOVED * nbytes / best,
+        "seconds_passing_through_cache": BYTES_MOVED_CACHED * nbytes / best,
     }
     return {
         "bytes_per_second_and_rank": rates,
         "samples": {kind: list(samples) for kind, samples in stream.items()},
         **limits,
-        "times_the_limit": times,
+        "times_the_limit": {
+            name: summary[name]["median"] / limits["seconds"]
+            for name in MLXDIST
+            if name in summary
+        },
     }
+
+
+def print_case(console: Console, name: str, case: Result) -> None:
+    others = [UPSTREAM, UPSTREAM_TUNED, *TORCH]
+    others = [other for other in others if other in case["summary"]]
+    rows = []
+    for contender, summary in case["summary"].items():
+        low, high = map(milliseconds, summary["quartiles"])
+        pairs = (f"{contender} / {other}" for other in others)
+        ratios = [_ratio(case["ratios"].get(pair)) for pair in pairs]
+        median = milliseconds(summary["median"])
+        rows.append([contender, median, f"{low} to {high}", *ratios])
+    columns = ["contender", "ms", "quartiles", *(f"/ {other}" for other in others)]
+    print_table(console, name, columns, rows)
+    if memory := case.get("memory"):
+        _print_memory(console, memory)
+    for contender, phases in case["phases"].items():
+        text = ", ".join(f"{n} {milliseconds(s)}" for n, s in phases.items())
+        console.print(f"{contender}, ms: {text}")
+    console.print()
+
+
+def _ratio(ratio: Mapping[str, float] | None) -> str:
+    return f"{ratio['ratio']:.3f}" if ratio else ""
+
+
+def _print_memory(console: Console, memory: Result) -> None:
+    rates = memory["bytes_per_second_and_rank"]
+    multiples = memory["times_the_limit"].items()
+    text = ", ".join(f"{name} {multiple:.2f}" for name, multiple in multiples)
+    console.print(
+        f"memory: copy {rates['copy'] / 1e9:.1f}, add {rates['add'] / 1e9:.1f} GB/s a "
+        f"rank; limit {milliseconds(memory['seconds'])} ms; {text} times that"
+    )
+
+
+def print_world_of_one(console: Console, tensors: str, result: Result) -> None:
+    rows = []
+    for pair, ratio in result["ratios"].items():
+        names = pair.split(" / ")
+        medians = (milliseconds(result["summary"][n]["median"]) for n in names)
+        low, high = ratio["interval"]
+        rows.append([pair, *medians, _ratio(ratio), f"{low:.3f} to {high:.3f}"])
+    columns = ["world of one", "ms", "bare ms", "ratio", "19 in 20"]
+    print_table(console, f"{tensors} float32", columns, rows)
+    console.print()
 
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.2f}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
 
-def print_case(out: Console, name: str, case: Mapping[str, Any]) -> None:
-    def ratio(one: str, other: str) -> str:
-        found = case["ratios"].get(f"{one} / {other}")
-        return f"{found['ratio']:.3f}" if found else ""
-
-    rivals = [UPSTREAM, UPSTREAM_TUNED, *TORCH]
-    rivals = [rival for rival in rivals if rival in case["summary"]]
-    rows = []
-    for contender, summary in case["summary"].items():
-        low, high = summary["quartiles"]
-        spread = f"{milliseconds(low)} to {milliseconds(high)}"
-        ratios = [ratio(contender, rival) for rival in rivals]
-        rows.append([contender, milliseconds(summary["median"]), spread, *ratios])
-    columns = ["contender", "ms", "quartiles", *(f"/ {rival}" for rival in rivals)]
-    common.print_table(out, name, columns, rows)
-    if memory := case.get("memory"):
-        shares = memory["times_the_limit"].items()
-        told = ", ".join(f"{name} {times:.2f}" for name, times in shares)
-        limit = milliseconds(memory["seconds"])
-        rates = memory["bytes_per_second_and_rank"]
-        out.print(
-            f"memory: copy {rates['copy'] / 1e9:.1f}, add {rates['add'] / 1e9:.1f} "
-            f"GB/s a rank; limit {limit} ms; {told} times that"
-        )
-    for contender, phases in case["phases"].items():
-        told = ", ".join(f"{n} {milliseconds(s)}" for n, s in phases.items())
-        out.print(f"{contender}, ms: {told}")
-    out.print()
-
-
-def print_solo(out: Console, tensors: str, solo: Mapping[str, Any]) -> None:
-    rows = []
-    for pair, ratio in solo["ratios"].items():
-        one, other = (solo["summary"][name]["median"] for name in pair.split(" / "))
-        low, high = ratio["interval"]
-        spread = f"{low:.3f} to {high:.3f}"
-        figures = milliseconds(one), milliseconds(other), f"{ratio['ratio']:.3f}"
-        rows.append([pair, *figures, spread])
-    columns = ["world of one", "ms", "bare ms", "ratio", "19 in 20"]
-    common.print_table(out, f"{tensors} float32", columns, rows)
-    out.print()
-
-
-COLORS = {
-    "sharded": plots.OURS,
-    "replicated native": plots.OURS_TOO,
-    "replicated host": "#a9cbee",
-    UPSTREAM: plots.THEIRS,
-    UPSTREAM_TUNED: plots.THEIRS_TOO,
-    "torch": plots.OTHERS,
-    "torch zero": "#c3c7cd",
-}
-
-
-def draw(path: Path, result: Mapping[str, Any]) -> None:
-    """Bars: each contender's time against upstream's as installed, case by case."""
+def draw(path: Path, result: Result) -> None:
+    """Draw each contender's time relative to upstream's as installed, as bars."""
     cases = {
         name: case
         for name, case in result["cases"].items()
@@ -131,28 +127,31 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
     title = "From gradients ready to parameters ready, AdamW"
     with (
         contextlib.suppress(ImportError),
-        plots.picture(path, title, size=(10, 5.5), grid="y") as axes,
+        plots.figure(path, title, size=(10, 5.5), grid="y") as axes,
     ):
         _draw_bars(axes, cases)
 
 
 def _draw_bars(axes: Any, cases: Mapping[str, Any]) -> None:
+    baselines = [case["summary"][UPSTREAM]["median"] for case in cases.values()]
     width = 0.9 / len(COLORS)
     for offset, (contender, color) in enumerate(COLORS.items()):
-        at, heights = [], []
-        for place, case in enumerate(cases.values()):
-            if contender in case["summary"]:
-                base = case["summary"][UPSTREAM]["median"]
-                at.append(place + (offset - len(COLORS) / 2) * width)
-                heights.append(case["summary"][contender]["median"] / base)
-        if at:
-            axes.bar(at, heights, width, align="edge", color=color, label=contender)
-    axes.axhline(1, color=plots.LINE, linewidth=0.8)
+        bars = [
+            (x + (offset - len(COLORS) / 2) * width, summary["median"] / baseline)
+            for x, (case, baseline) in enumerate(
+                zip(cases.values(), baselines, strict=True)
+            )
+            if (summary := case["summary"].get(contender))
+        ]
+        if bars:
+            left, heights = zip(*bars, strict=True)
+            axes.bar(left, heights, width, align="edge", color=color, label=contender)
+    axes.axhline(1, color=plots.BLACK, linewidth=0.8)
     labels = [
-        f"{name}\n{milliseconds(case['summary'][UPSTREAM]['median'])} ms"
-        for name, case in cases.items()
+        f"{name}\n{milliseconds(baseline)} ms"
+        for name, baseline in zip(cases, baselines, strict=True)
     ]
-    turned = {"rotation": 35, "ha": "right"} if len(cases) > 6 else {}
-    axes.set_xticks(range(len(cases)), labels, **turned)
+    rotation = {"rotation": 35, "ha": "right"} if len(cases) > 6 else {}
+    axes.set_xticks(range(len(cases)), labels, **rotation)
     axes.set_ylabel("time / upstream's as installed (below)")
     axes.figure.legend(frameon=False, ncols=4, loc="outside lower center")

@@ -1,4 +1,4 @@
-"""Medians, ratios and their spread."""
+"""Medians of samples, and ratios of medians with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLINGS = 2000
+RESAMPLES = 2000
 
 
 class Summary(NamedTuple):
-    """What samples amount to, in their unit."""
+    """Order statistics of samples, in their unit."""
 
     median: float
     quartiles: tuple[float, float]
@@ -20,14 +20,10 @@ class Summary(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """The ratio of two medians and the interval that holds it 19 times in 20."""
+    """A ratio of two medians with its 95% interval."""
 
     ratio: float
     interval: tuple[float, float]
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.ratio:.3f} ({low:.3f} to {high:.3f})"
 
 
 def summarize(samples: Sequence[float]) -> Summary:
@@ -36,20 +32,21 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(float(median), (float(low), float(high)), extremes, len(samples))
 
 
-def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """median(ours) / median(theirs), of samples taken in turns.
+def ratio_of(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
+    """Return median(numerator) / median(denominator) of interleaved samples.
 
     The interval is a bootstrap over rounds: sample i of both belongs to one round, so
-    that they are drawn together (Efron, Tibshirani, An Introduction to the Bootstrap,
-    1993). Where the counts differ, each is drawn by itself.
+    they are resampled in pairs (Efron, Tibshirani, An Introduction to the Bootstrap,
+    1993). Where the counts differ, each is resampled independently.
     """
-    one, other = np.asarray(ours, float), np.asarray(theirs, float)
-    numbers = np.random.default_rng(0)
-    drawn = numbers.integers(0, one.size, (RESAMPLINGS, one.size))
-    paired = one.size == other.size
-    also = (
-        drawn if paired else numbers.integers(0, other.size, (RESAMPLINGS, other.size))
+    a, b = np.asarray(numerator, float), np.asarray(denominator, float)
+    random = np.random.default_rng(0)
+    chosen_a = random.integers(0, a.size, (RESAMPLES, a.size))
+    chosen_b = (
+        chosen_a
+        if a.size == b.size
+        else random.integers(0, b.size, (RESAMPLES, b.size))
     )
-    ratios = np.median(one[drawn], axis=1) / np.median(other[also], axis=1)
+    ratios = np.median(a[chosen_a], axis=1) / np.median(b[chosen_b], axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Ratio(float(np.median(one) / np.median(other)), (float(low), float(high)))
+    return Ratio(float(np.median(a) / np.median(b)), (float(low), float(high)))

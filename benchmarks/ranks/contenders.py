@@ -24,6 +24,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 UPSTREAM = ("upstream", "upstream tuned")
 
 
+def group_barrier(group: mx.distributed.Group) -> None:
+    """Return when every rank of an MLX group has called it."""
+    mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
+
+
 class Contender:
     """A model and its optimizer; `barrier` synchronizes the ranks."""
 
@@ -65,7 +70,7 @@ class Upstream(Contender):
         group = mx.distributed.init(strict=multiple, backend="mpi")
         if name == "upstream tuned":
             _keep_freed_memory()
-        self.rank = group.rank()
+        self.rank, self.barrier = group.rank(), partial(group_barrier, group)
         self.model = make_model(tensors, dtype)
         self.optimizer = optim.AdamW(1e-3)
         self.optimizer.init(self.model.trainable_parameters())
@@ -77,9 +82,6 @@ class Upstream(Contender):
             self.optimizer.update(self.model, gradients)
 
         self.update = update
-
-    def barrier(self) -> None:
-        mx.eval(mx.distributed.all_sum(mx.array(1.0)))
 
     def step(self, gradients: Any) -> None:
         self.update(nn.average_gradients(gradients))

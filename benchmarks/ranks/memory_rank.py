@@ -1,6 +1,6 @@
-"""One rank of `memory`: what its process holds before, during and after steps.
+"""One rank of `memory`: the memory of its process before, during and after steps.
 
-memory_rank.py KIND TENSORS, under mpirun. Linux only, since it reads /proc.
+memory_rank.py CONTENDER TENSORS, under mpirun. Linux only, because it reads /proc.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ranks.tensors import fresh_gradients
 
 
 def main() -> None:
-    kind, tensors = sys.argv[1:]
-    small = make_contender(kind, "10x10", "float32")
+    name, tensors = sys.argv[1:]
+    small = make_contender(name, "10x10", "float32")
     step(small, 0)
     del small
-    bare = held()
-    made = make_contender(kind, tensors, "float32")
+    bare = process_memory()
+    contender = make_contender(name, tensors, "float32")
 
-    def turn(steps: int) -> dict[str, Any]:
-        step(made, 0)  # makes what lives as long as the optimizer
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    def handle(steps: int) -> dict[str, Any]:
+        step(contender, 0)  # allocates what lives as long as the optimizer
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         mx.reset_peak_memory()
         for number in range(steps):
-            step(made, number)
-        peak = held()
+            step(contender, number)
+        peak = process_memory()
         return {
             "bare": bare["private"],
             "peak": peak["peak"] - peak["shared"],
@@ -41,28 +41,28 @@ def main() -> None:
             "mpi_shared": peak["shared"],
             "mlx_peak": mx.get_peak_memory(),
             "mlx_active": mx.get_active_memory(),
-            "parameters": bytes_of(made.model.parameters()),
-            "state": bytes_of(made.optimizer.state),
+            "parameters": nbytes_of(contender.model.parameters()),
+            "state": nbytes_of(contender.optimizer.state),
         }
 
-    serve_requests(made.rank, turn)
+    serve_requests(contender.rank, handle)
 
 
-def step(made: Contender, number: int) -> None:
-    gradients = fresh_gradients(made.model, number, made.rank)
-    made.barrier()
-    made.step(gradients)
+def step(contender: Contender, number: int) -> None:
+    gradients = fresh_gradients(contender.model, number, contender.rank)
+    contender.barrier()
+    contender.step(gradients)
 
 
-def bytes_of(tree: Any) -> int:
+def nbytes_of(tree: Any) -> int:
     return sum(leaf.nbytes for _, leaf in tree_flatten(tree))
 
 
-def held() -> dict[str, int]:
-    """Bytes that this process holds now, and its peak since that was last forgotten.
+def process_memory() -> dict[str, int]:
+    """Return the bytes of this process, and its peak since that was last reset.
 
-    "private" is what is resident without memory shared with other processes through
-    MPI, which is "shared"; "proportional" counts what is shared by its sharers.
+    "shared" is memory that MPI shares between processes; "private" is what is resident
+    without it; "proportional" divides shared memory by the number of its processes.
     """
     status = Path("/proc/self/status").read_text()
     rollup = Path("/proc/self/smaps_rollup").read_text()
@@ -76,9 +76,9 @@ def held() -> dict[str, int]:
 
 
 def _kilobytes(name: str, text: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
-    assert found, f"the kernel doesn't tell {name}"
-    return 1024 * int(found[1])
+    field = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    assert field, f"/proc has no {name}"
+    return 1024 * int(field[1])
 
 
 if __name__ == "__main__":

@@ -1,31 +1,34 @@
-"""Where the time of an update goes, by what the flight recorder is told."""
+"""Time of each phase of an update, from the calls of the flight recorder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxdist.comm.flight_recorder import Recorder
 
 START = "before the exchange"
 END = "evaluation afterwards"
 
 
 class PhaseClock:
-    """Times the phases of `update` as the recorder hears of them, while it runs.
+    """Times the phases that an update reports to a flight recorder.
 
-    Time that a rank waits for others is counted apart, as "waiting", and is a part of
-    the phase in which it waits.
+    Time that a rank waits for others is counted as "waiting" as well as in the phase in
+    which it waits.
     """
 
-    def __init__(self, recorder: Any):
+    def __init__(self, recorder: Recorder):
         self._recorder = recorder
-        self._taken: list[dict[str, float]] = []
+        self._steps: list[dict[str, float]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """For one step: phases are timed within the block, and not elsewhere."""
-        recorder = self._recorder
+        """Time the phases of one step, which the block takes."""
+        recorder: Any = self._recorder
         spent: dict[str, float] = {}
         phase, call, waiting = recorder.phase, recorder.call, recorder.waiting
         name, since = START, time.perf_counter()
@@ -36,12 +39,12 @@ class PhaseClock:
             spent[name] = spent.get(name, 0.0) + now - since
             name, since = new, now
 
-        def told(new: str) -> None:
+        def timed_phase(new: str) -> None:
             enter(new)
             phase(new)
 
         @contextmanager
-        def calling(*arguments: Any) -> Iterator[None]:
+        def timed_call(*arguments: Any) -> Iterator[None]:
             outermost = not recorder.status.call
             with call(*arguments):
                 yield
@@ -55,15 +58,16 @@ class PhaseClock:
                 yield
             spent["waiting"] = spent.get("waiting", 0.0) + time.perf_counter() - began
 
-        recorder.phase, recorder.call, recorder.waiting = told, calling, timed_waiting
+        recorder.phase, recorder.call = timed_phase, timed_call
+        recorder.waiting = timed_waiting
         try:
             yield
             enter(START)
         finally:
             del recorder.phase, recorder.call, recorder.waiting
-        self._taken.append(spent)
+        self._steps.append(spent)
 
     def take(self) -> list[dict[str, float]]:
-        """Seconds by phase of each step since the last time."""
-        taken, self._taken = self._taken, []
-        return taken
+        """Return the seconds of each phase by step, since the last call of this."""
+        steps, self._steps = self._steps, []
+        return steps

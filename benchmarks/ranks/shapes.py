@@ -1,4 +1,4 @@
-"""Which tensors a size stands for: pure integers."""
+"""Shapes of a model's tensors, from the name of its size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes_of(tensors: str) -> Shapes:
-    """The tensors that a name stands for, by path.
+    """Return the tensors that a name stands for, by path.
 
     "50M" is a transformer of about 50 million parameters: an embedding, and layers of
     query-key-value, output and MLP matrices with two vectors of norms each. "2000x1000"
     is 2000 tensors of 1000 elements.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the name is neither.
     """
     if match := re.fullmatch(r"(\d+)x(\d+)", tensors):
         count, size = map(int, match.groups())
@@ -27,7 +27,10 @@ def shapes_of(tensors: str) -> Shapes:
 
 
 def _transformer(parameters: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Three quarters in layers that get wider as models do, the rest in embeddings."""
+    """Yield layers with three quarters of the parameters, and an embedding.
+
+    Larger models have wider layers.
+    """
     width = 64 * max(1, round((3 * parameters) ** (1 / 3) / 64))
     layer = 12 * width**2 + 2 * width
     layers = max(1, round(0.75 * parameters / layer))

@@ -1,4 +1,4 @@
-"""A world of one: ours against the bare optimizer, called in the same two ways.
+"""A world of one: mlxdist and the bare optimizer, each plain and inside mx.compile.
 
 single_rank.py TENSORS DTYPE. All four share this process, and so its allocator.
 """
@@ -25,45 +25,49 @@ def main() -> None:
     tensors, dtype = sys.argv[1:]
     world = mlxdist.init()
     gradients: list[Any] = []
-
-    def contender(*, ours: bool, compiled: bool) -> Callable[[], None]:
-        model, bare = make_model(tensors, dtype), optim.AdamW(1e-3)
-        optimizer = mlxdist.DistributedOptimizer(bare) if ours else bare
-        optimizer.init(model if ours else model.trainable_parameters())
-        state = [model.state, optimizer.state]
-        mx.eval(state)
-
-        def update(gradients: Any) -> None:
-            optimizer.update(model, gradients)
-
-        if compiled:
-            update = partial(mx.compile, inputs=state, outputs=state)(update)
-
-        def step() -> None:
-            update(gradients[0])
-            mx.eval(model.parameters(), optimizer.state)
-
-        return step
-
     contenders = {
-        ("ours" if ours else "bare") + (", compiled" if compiled else ""): contender(
-            ours=ours, compiled=compiled
-        )
-        for compiled in (False, True)
-        for ours in (True, False)
+        name: make_contender(name, tensors, dtype, gradients)
+        for pair in PAIRS
+        for name in pair
     }
-    source, steps = make_model(tensors, dtype), 0
+    source, count = make_model(tensors, dtype), 0
 
     def compute() -> None:
-        nonlocal steps
-        steps += 1
-        gradients[:] = []
-        gradients.append(fresh_gradients(source, steps, 0))
+        nonlocal count
+        count += 1
+        gradients.clear()
+        gradients.append(fresh_gradients(source, count, 0))
 
-    def turn(rounds: int) -> dict[str, Any]:
+    def handle(rounds: int) -> dict[str, Any]:
         return common.interleave(world, contenders, rounds=rounds, before=compute)
 
-    serve_requests(world.rank, turn)
+    serve_requests(world.rank, handle)
+
+
+def make_contender(
+    name: str, tensors: str, dtype: str, gradients: list[Any]
+) -> Callable[[], None]:
+    """Return a function that takes a step with the only element of `gradients`."""
+    model, optimizer = make_model(tensors, dtype), optim.AdamW(1e-3)
+    if name.startswith("ours"):
+        optimizer = mlxdist.DistributedOptimizer(optimizer)
+        optimizer.init(model)
+    else:
+        optimizer.init(model.trainable_parameters())
+    state = [model.state, optimizer.state]
+    mx.eval(state)
+
+    def update(gradients: Any) -> None:
+        optimizer.update(model, gradients)
+
+    if name.endswith("compiled"):
+        update = partial(mx.compile, inputs=state, outputs=state)(update)
+
+    def step() -> None:
+        update(gradients[0])
+        mx.eval(model.parameters(), optimizer.state)
+
+    return step
 
 
 if __name__ == "__main__":

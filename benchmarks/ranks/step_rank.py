@@ -1,6 +1,6 @@
-"""One rank of a contender of `step` that uses MLX: ours or upstream.
+"""One rank of a contender of `step` that uses MLX: mlxdist or upstream.
 
-step_rank.py KIND TENSORS DTYPE, under mpirun; takes turns with the other contenders.
+step_rank.py CONTENDER TENSORS DTYPE, under mpirun.
 """
 
 from __future__ import annotations
@@ -20,38 +20,40 @@ from ranks.tensors import fresh_gradients
 
 
 def main() -> None:
-    kind, tensors, dtype = sys.argv[1:]
-    made = make_contender(kind, tensors, dtype)
-    done = 0
+    name, tensors, dtype = sys.argv[1:]
+    contender = make_contender(name, tensors, dtype)
+    count = 0
 
-    def turn(steps: int, warmup: int, trim: bool, phases: bool) -> dict[str, Any]:
-        nonlocal done
+    def handle(steps: int, warmup: int, trim: bool, phases: bool) -> dict[str, Any]:
+        nonlocal count
         seconds = []
         for number in range(-warmup, steps):
-            gradients = fresh_gradients(made.model, done, made.rank)
-            done += 1
-            made.barrier()
+            gradients = fresh_gradients(contender.model, count, contender.rank)
+            count += 1
+            contender.barrier()
             began = time.perf_counter()
             if phases and number >= 0:
-                assert made.clock is not None
-                with made.clock.running():
-                    made.step(gradients)
+                assert contender.clock is not None
+                with contender.clock.running():
+                    contender.step(gradients)
             else:
-                made.step(gradients)
+                contender.step(gradients)
             if number >= 0:
                 seconds.append(time.perf_counter() - began)
             del gradients
         if trim:
             mx.clear_cache()
             ctypes.CDLL(None).malloc_trim(0)
-        told = {"phases": made.clock.take()} if made.clock and phases else {}
-        return {"seconds": seconds, "norm": norm_of(made.model), **told}
+        result = {"seconds": seconds, "norm": norm_of(contender.model)}
+        if contender.clock and phases:
+            result["phases"] = contender.clock.take()
+        return result
 
-    serve_requests(made.rank, turn)
+    serve_requests(contender.rank, handle)
 
 
 def norm_of(model: nn.Module) -> float:
-    """For telling that contenders do the same: of the first tensor alone, for speed."""
+    """Return a norm to compare contenders by: of some elements only, for speed."""
     _, first = tree_flatten(model.parameters())[0]
     return float(mx.linalg.norm(first.reshape(-1)[:1000].astype(mx.float32)))
 

@@ -1,4 +1,4 @@
-"""Models that are only their tensors: what an optimizer's step works on."""
+"""Models without layers, only tensors, and their gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ranks.shapes import shapes_of
 
 
 def make_model(tensors: str, dtype: str) -> nn.Module:
-    """A module of these tensors, filled alike in every process."""
+    """Return a module with these tensors, which are equal in every process."""
     flat = []
     for path, shape in shapes_of(tensors).items():
         count = mx.arange(math.prod(shape), dtype=mx.float32)
@@ -37,7 +37,7 @@ def _as_module(tree: Any) -> Any:
 
 
 def fresh_gradients(model: nn.Module, number: int, rank: int) -> Any:
-    """Gradients in arrays of their own, evaluated, as a backward pass leaves them."""
+    """Return evaluated gradients in new arrays, as a backward pass leaves them."""
     scale = 1.0 + 0.25 * (number % 5) + 0.5 * rank
     gradients = tree_map(lambda p: p * scale, model.trainable_parameters())
     mx.eval(gradients)

@@ -1,8 +1,8 @@
-"""One rank of PyTorch's contenders of `step`: gloo and AdamW.
+"""One rank of a contender of `step` that uses PyTorch, with gloo and AdamW.
 
-torch_rank.py KIND TENSORS DTYPE, with the rank in its environment. As
-DistributedDataParallel leaves them, gradients are views of flat buckets of 25 MB,
-which are divided and all-reduced in place.
+torch_rank.py CONTENDER TENSORS DTYPE, with RANK in the environment. Gradients are views
+of flat buckets of 25 MB, as in DistributedDataParallel. The buckets are divided and
+all-reduced in place.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from ranks.protocol import serve_requests
 from ranks.shapes import Shapes, shapes_of
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's default
-KINDS = ("torch", "torch zero")
 
 
 def main() -> None:
-    kind, tensors, dtype = sys.argv[1:]
+    name, tensors, dtype = sys.argv[1:]
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = f"file://{os.environ['TORCH_STORE']}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     parameters, buckets = make_parameters(shapes_of(tensors), getattr(torch, dtype))
     optimizer: Any
-    if kind == "torch":
+    if name == "torch":
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     else:
         optimizer = ZeroRedundancyOptimizer(
@@ -51,7 +50,7 @@ def main() -> None:
             work.wait()
         optimizer.step()
 
-    def turn(steps: int, warmup: int, **_: Any) -> dict[str, Any]:
+    def handle(steps: int, warmup: int, **_: Any) -> dict[str, Any]:
         seconds = []
         for number in range(-warmup, steps):
             for bucket in buckets:
@@ -63,27 +62,27 @@ def main() -> None:
                 seconds.append(time.perf_counter() - began)
         return {"seconds": seconds}
 
-    serve_requests(rank, turn)
+    serve_requests(rank, handle)
     dist.destroy_process_group()
 
 
 def make_parameters(
     shapes: Shapes, dtype: torch.dtype
 ) -> tuple[list[torch.nn.Parameter], list[torch.Tensor]]:
-    """Parameters, and the flat buckets of their gradients, last ones first."""
+    """Return parameters and the flat buckets of their gradients, last layers first."""
     parameters = [
         torch.nn.Parameter(torch.full(shape, 0.02, dtype=dtype))
         for shape in shapes.values()
     ]
     groups: list[list[torch.nn.Parameter]] = [[]]
-    room = BUCKET_BYTES
+    available = BUCKET_BYTES
     for parameter in reversed(parameters):
         nbytes = parameter.numel() * parameter.element_size()
-        if groups[-1] and nbytes > room:
+        if groups[-1] and nbytes > available:
             groups.append([])
-            room = BUCKET_BYTES
+            available = BUCKET_BYTES
         groups[-1].append(parameter)
-        room -= nbytes
+        available -= nbytes
     return parameters, [_share_bucket(group) for group in groups]
 
 

@@ -1,6 +1,6 @@
-"""One rank of `train`: the quickstart's transformer on text, ours or upstream.
+"""One rank of `train`: trains the quickstart's transformer on text.
 
-train_rank.py KIND WIDTH LAYERS TABLE ROWS CONTEXT, under mpirun.
+train_rank.py CONTENDER WIDTH LAYERS TABLE ROWS CONTEXT, under mpirun.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import common
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -19,94 +18,90 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlxdist
+from ranks.contenders import group_barrier
 from ranks.protocol import serve_requests
-
-sys.path.insert(0, str(common.ROOT / "launch"))
-from corpus import read_corpus, windows
-from model import Transformer, loss_of
-
-KINDS = ("ours", "ours replicated", "upstream", "upstream plain")
+from ranks.transformer import Transformer, loss_of, read_corpus, windows
 
 
 def main() -> None:
-    kind = sys.argv[1]
+    name = sys.argv[1]
     width, layers, table, rows, context = map(int, sys.argv[2:])
-    ours = kind.startswith("ours")
-    group = mlxdist.init().group if ours else mx.distributed.init(strict=True)
+    upstream = name.startswith("upstream")
+    group = mx.distributed.init(strict=True) if upstream else mlxdist.init().group
     mx.random.seed(0)
     tables, heads = (table // 2, table, table), width // 64
     model = Transformer(width=width, heads=heads, layers=layers, table_sizes=tables)
     mx.eval(model.parameters())
-    loss_and_gradients = nn.value_and_grad(model, loss_of)
-    take_step = make_ours(kind, model) if ours else make_upstream(kind, model)
+    value_and_grad = nn.value_and_grad(model, loss_of)
+    update = upstream_update(name, model) if upstream else mlxdist_update(name, model)
     text = windows(read_corpus().train, context)
-    numbers = np.random.default_rng(group.rank())
+    random = np.random.default_rng(group.rank())
 
     def batch() -> mx.array:
-        return mx.array(text[numbers.integers(0, len(text), rows)])
+        return mx.array(text[random.integers(0, len(text), rows)])
 
-    sample = batch()  # for compute alone, so that all train on the same text
+    # For compute alone, so that all contenders train on the same batches.
+    fixed_batch = batch()
 
     def train() -> float:
-        loss, gradients = loss_and_gradients(model, batch())
-        take_step(gradients)
+        loss, gradients = value_and_grad(model, batch())
+        update(gradients)
         return float(loss)
 
     def compute() -> float:
-        loss, gradients = loss_and_gradients(model, sample)
+        loss, gradients = value_and_grad(model, fixed_batch)
         mx.eval(loss, gradients)
         return float(loss)
 
-    def turn(steps: int, what: str) -> dict[str, Any]:
-        do = {"train": train, "compute": compute}[what]
-        do()  # wakes it up
-        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
+    def handle(steps: int, part: str) -> dict[str, Any]:
+        run = {"train": train, "compute": compute}[part]
+        run()  # the first step after a pause is slow
+        group_barrier(group)
         began = time.perf_counter()
-        losses = [do() for _ in range(steps)]
+        losses = [run() for _ in range(steps)]
         seconds = (time.perf_counter() - began) / steps
         return {
             "seconds": seconds,
             "loss": sum(losses) / steps,
-            "bytes": bytes_of(model),
+            "bytes": nbytes_of(model),
         }
 
-    serve_requests(group.rank(), turn)
+    serve_requests(group.rank(), handle)
 
 
-def make_ours(kind: str, model: nn.Module) -> Callable[[Any], None]:
+def mlxdist_update(name: str, model: nn.Module) -> Callable[[Any], None]:
     optimizer = mlxdist.DistributedOptimizer(
-        optim.AdamW(1e-3), shard=kind != "ours replicated"
+        optim.AdamW(1e-3), shard=name != "ours replicated"
     )
     optimizer.init(model)
 
-    def take_step(gradients: Any) -> None:
+    def update(gradients: Any) -> None:
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state)
 
-    return take_step
+    return update
 
 
-def make_upstream(kind: str, model: nn.Module) -> Callable[[Any], None]:
+def upstream_update(name: str, model: nn.Module) -> Callable[[Any], None]:
     optimizer = optim.AdamW(1e-3)
     optimizer.init(model.trainable_parameters())
     state = [model.state, optimizer.state]
 
-    def update(gradients: Any) -> None:
+    def apply(gradients: Any) -> None:
         optimizer.update(model, gradients)
 
-    if kind != "upstream plain":
-        update = partial(mx.compile, inputs=state, outputs=state)(update)
+    if name != "upstream plain":
+        apply = partial(mx.compile, inputs=state, outputs=state)(apply)
 
-    def take_step(gradients: Any) -> None:
-        update(nn.average_gradients(gradients))
+    def update(gradients: Any) -> None:
+        apply(nn.average_gradients(gradients))
         mx.eval(state)
 
-    return take_step
+    return update
 
 
-def bytes_of(model: nn.Module) -> int:
-    leaves = tree_flatten(model.trainable_parameters())
-    return sum(leaf.nbytes for _, leaf in leaves)
+def nbytes_of(model: nn.Module) -> int:
+    return sum(leaf.nbytes for _, leaf in tree_flatten(model.trainable_parameters()))
 
 
 if __name__ == "__main__":

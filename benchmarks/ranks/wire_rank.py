@@ -1,6 +1,6 @@
-"""One rank of `wire`: exchanges gradients over a wire, one way or another.
+"""One rank of `wire`: exchanges of gradients over a network.
 
-wire_rank.py KIND TENSORS, where KIND is ours, mpi or ring; takes turns with the others.
+wire_rank.py KIND TENSORS, where KIND is mlxdist, mpi or ring.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,20 +17,21 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 import mlxdist
+from ranks.contenders import group_barrier
 from ranks.protocol import serve_requests
 from ranks.tensors import make_model
 
-# Each makes one of what it does: it returns arrays to evaluate and to look at.
-Work = Callable[[], Any]
+# Starts one exchange and returns its result, which is not evaluated.
+Exchange = Callable[[], Any]
 
 
-class Take(optim.Optimizer):
-    """Parameters become the averaged gradients: an exchange, and no arithmetic."""
+class CopyGradients(optim.Optimizer):
+    """Makes the averaged gradients the parameters: an exchange without arithmetic."""
 
     elementwise = True
 
     def init_single(self, parameter: mx.array, state: dict[str, Any]) -> None:
-        """There is no state."""
+        """Add nothing: there is no state."""
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, Any]
@@ -37,35 +39,33 @@ class Take(optim.Optimizer):
         return gradient
 
 
-def ours(tensors: str) -> tuple[Any, dict[str, Work]]:
-    world = mlxdist.init()
-    work: dict[str, Work] = {}
-    kinds = {"sharded": ("elements", "host"), "replicated": (False, "native")}
-    for kind, (shard, transport) in kinds.items():
-        for name, optimizer in (("exchange", Take()), ("step", optim.SGD(1e-6))):
-            work[f"{kind} {name}"] = _update(
-                make_model(tensors, "float32"),
-                mlxdist.DistributedOptimizer(
-                    optimizer, shard=shard, transport=transport
-                ),
-                world.rank,
+def mlxdist_exchanges(world: mlxdist.World, tensors: str) -> dict[str, Exchange]:
+    exchanges: dict[str, Exchange] = {}
+    variants = {"sharded": ("elements", "host"), "replicated": (False, "native")}
+    for variant, (shard, transport) in variants.items():
+        for name, inner in (("exchange", CopyGradients()), ("step", optim.SGD(1e-6))):
+            optimizer = mlxdist.DistributedOptimizer(
+                inner, shard=shard, transport=transport
             )
-    return world, work
+            model = make_model(tensors, "float32")
+            exchanges[f"{variant} {name}"] = _update(model, optimizer, world.rank)
+    return exchanges
 
 
-def _update(model: nn.Module, optimizer: Any, rank: int) -> Work:
+def _update(model: nn.Module, optimizer: optim.Optimizer, rank: int) -> Exchange:
     optimizer.init(model)
     gradients = _gradients(model, rank)
 
-    def work() -> Any:
+    def update() -> Any:
         optimizer.update(model, gradients)
         return model.parameters()
 
-    return work
+    return update
 
 
-def upstream(backend: str, tensors: str) -> tuple[Any, dict[str, Work]]:
-    group = mx.distributed.init(strict=True, backend=backend)
+def upstream_exchanges(
+    group: mx.distributed.Group, backend: str, tensors: str
+) -> dict[str, Exchange]:
     model = make_model(tensors, "float32")
     gradients = _gradients(model, group.rank())
     flat = mx.concatenate([g.reshape(-1) for _, g in tree_flatten(gradients)])
@@ -77,7 +77,7 @@ def upstream(backend: str, tensors: str) -> tuple[Any, dict[str, Work]]:
         optimizer.update(model, nn.average_gradients(gradients, group))
         return model.parameters()
 
-    return group, {
+    return {
         f"{backend} all_sum": lambda: mx.distributed.all_sum(flat, group=group),
         f"{backend} average_gradients": lambda: nn.average_gradients(gradients, group),
         f"{backend} step": step,
@@ -90,45 +90,48 @@ def _gradients(model: nn.Module, rank: int) -> Any:
     return gradients
 
 
-def check(what: str, result: Any, tensors: str, size: int) -> None:
-    """The mean, or sum, of what ranks have: their number from 1 times the model."""
-    if what.endswith("step"):
+def check(name: str, result: Any, tensors: str, size: int) -> None:
+    """Assert that a result is the mean, or the sum, of the gradients of all ranks.
+
+    Those of rank r are r + 1 times the model's parameters.
+    """
+    if name.endswith("step"):
         return
     path, first = tree_flatten(make_model(tensors, "float32").parameters())[0]
-    ranks = size * (size + 1) / 2
+    factors = size * (size + 1) / 2
     if isinstance(result, mx.array):
-        found, wanted = result[: first.size], first.reshape(-1) * ranks
+        actual, expected = result[: first.size], first.reshape(-1) * factors
     else:
-        found, wanted = dict(tree_flatten(result))[path], first * (ranks / size)
-    assert mx.allclose(found, wanted, rtol=1e-5, atol=0), f"{what} is wrong"
+        actual, expected = dict(tree_flatten(result))[path], first * (factors / size)
+    assert mx.allclose(actual, expected, rtol=1e-5, atol=0), f"{name} is wrong"
 
 
 def main() -> None:
     kind, tensors = sys.argv[1:]
-    world, every = ours(tensors) if kind == "ours" else upstream(kind, tensors)
-    if kind == "ours":
+    if kind == "mlxdist":
+        world = mlxdist.init()
+        exchanges = mlxdist_exchanges(world, tensors)
         rank, size, barrier = world.rank, world.size, world.barrier
     else:
-        rank, size = world.rank(), world.size()
+        group = mx.distributed.init(strict=True, backend=kind)
+        exchanges = upstream_exchanges(group, kind, tensors)
+        rank, size, barrier = group.rank(), group.size(), partial(group_barrier, group)
 
-        def barrier() -> None:
-            mx.eval(mx.distributed.all_sum(mx.array(1.0), group=world))
-
-    def turn(what: str, rounds: int) -> dict[str, Any]:
-        seconds, computing = [], []
-        for number in range(-1, rounds):
+    def handle(name: str, samples: int) -> dict[str, Any]:
+        seconds, cpu_seconds = [], []
+        for number in range(-1, samples):
             barrier()
-            began, ran = time.perf_counter(), time.process_time()
-            result = every[what]()
+            began, cpu_began = time.perf_counter(), time.process_time()
+            result = exchanges[name]()
             mx.eval(result)
             if number >= 0:
                 seconds.append(time.perf_counter() - began)
-                computing.append(time.process_time() - ran)
+                cpu_seconds.append(time.process_time() - cpu_began)
             else:
-                check(what, result, tensors, size)
-        return {"seconds": seconds, "cpu": computing}
+                check(name, result, tensors, size)
+        return {"seconds": seconds, "cpu": cpu_seconds}
 
-    serve_requests(rank, turn)
+    serve_requests(rank, handle)
 
 
 if __name__ == "__main__":

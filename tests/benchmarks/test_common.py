@@ -10,10 +10,10 @@ import mlxdist
 from tests.support.jobs import ROOT
 
 
-def test_order_of_puts_every_contender_first_and_last_equally_often():
+def test_round_order_puts_every_contender_first_and_last_equally_often():
     for count in (1, 2, 3, 5):
         names = "abcde"[:count]
-        rounds = [common.order_of(names, number) for number in range(2 * count)]
+        rounds = [common.round_order(names, number) for number in range(2 * count)]
         assert all(sorted(order) == sorted(names) for order in rounds)
         for name in names:
             assert sum(order[0] == name for order in rounds) == 2

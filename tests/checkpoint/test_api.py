@@ -25,9 +25,8 @@ from tests.support.examples import (
 pytestmark = pytest.mark.mpi
 
 
-# Each class in one mode, and AdamW in all; the files are the same for all of them.
 def cases():
-    """Each class in one mode, and AdamW in all; the files are alike for all of them."""
+    """Return every class and mode; without --long each class in one, AdamW in all."""
     for index, name in enumerate(CLASSES):
         modes = shard_modes(name)
         for shard in modes:
@@ -75,7 +74,7 @@ def test_load_on_any_number_of_ranks_and_shard_mode_gives_the_same_bits(
     ranks = range(1, world.size + 1)
     for step, (saving, loading) in enumerate(itertools.product(ranks, ranks)):
         before, after = modes[step % len(modes)], modes[(step // 2 + 1) % len(modes)]
-        # The other ranks do the same among themselves, in a folder of their params.
+        # The other ranks do the same among themselves, in a folder of their own.
         part = world.split(int(world.rank >= saving))
         folder = shared_folder / f"{step}-{int(world.rank < saving)}"
         _, writer = make_run(part, name, before)
@@ -97,15 +96,15 @@ def test_save_writes_each_byte_once_in_files_of_equal_size(world, shared_folder)
     path = save_checkpoint(shared_folder, 1, params, optimizer)
     sizes = [file.stat().st_size for file in path.glob("rank-*.safetensors")]
     assert len(sizes) == world.size
-    wanted = 3 * 4 * (99_900 + 77)
-    assert wanted < sum(sizes) < wanted + 2000 * world.size
+    nbytes = 3 * 4 * (99_900 + 77)
+    assert nbytes < sum(sizes) < nbytes + 2000 * world.size
     assert max(sizes) - min(sizes) < 2000
     arrays = {}
     for file in path.glob("rank-*.safetensors"):
-        found = mx.load(str(file))  # MLX's params reader takes them
-        assert not arrays.keys() & found.keys()
-        arrays |= found
-    assert sum(array.size for array in arrays.values()) == wanted // 4 + 2
+        loaded = mx.load(str(file))
+        assert not arrays.keys() & loaded.keys()
+        arrays |= loaded
+    assert sum(array.size for array in arrays.values()) == nbytes // 4 + 2
     world.barrier()
 
 
@@ -114,7 +113,7 @@ def test_load_resumes_the_sampler_on_another_number_of_ranks(world, shared_folde
     data = Examples(world)
     before = gather_sorted(world, data.take(3))
     save_checkpoint(shared_folder, 3, params, optimizer, sampler=data.sampler)
-    # All ranks but one go on; the one does so too, alone.
+    # All ranks but the last resume; the last one does so alone.
     part = world.split(int(world.rank >= max(1, world.size - 1)))
     tree, other = make_run(part)
     data = Examples(part)
@@ -144,16 +143,16 @@ def test_load_restores_extra_counters_and_random_keys(world, shared_folder):
     loaded = load_checkpoint(shared_folder, tree, other)
     assert mx.random.normal((4,)).tolist() == drawn
     assert other.skipped == 1
-    found = loaded.extra
+    restored = loaded.extra
     for name in ("none", "numbers", "pair"):
-        assert found[name] == extra[name]
-        assert type(found[name]) is type(extra[name])
-    assert_same_bits({"a": found["mlx"]}, {"a": extra["mlx"]})
-    assert found["empty"]["list"] == []
-    assert found["empty"]["array"].shape == (0, 2)
+        assert restored[name] == extra[name]
+        assert type(restored[name]) is type(extra[name])
+    assert_same_bits({"a": restored["mlx"]}, {"a": extra["mlx"]})
+    assert restored["empty"]["list"] == []
+    assert restored["empty"]["array"].shape == (0, 2)
     for name in ("numpy", "scalar"):
-        assert found[name].dtype == extra[name].dtype
-        np.testing.assert_array_equal(found[name], extra[name], strict=True)
+        assert restored[name].dtype == extra[name].dtype
+        np.testing.assert_array_equal(restored[name], extra[name], strict=True)
 
 
 def test_load_gives_new_ranks_random_keys_of_their_own(world, shared_folder):
@@ -180,7 +179,7 @@ def test_load_restores_frozen_layers_and_root_buffers_of_a_module(world, shared_
     x, y = batch(0, 4)
     _, grads = nn.value_and_grad(model, loss)(model, x, y)
     optimizer.update(model, grads)
-    # As running statistics do, which each rank takes of its params batches.
+    # Running statistics differ, since each rank has its own batches.
     model.batch_norm.running_mean = mx.full((6,), float(world.rank))
     path = save_checkpoint(shared_folder, 1, model, optimizer)
     if world.size > 1 and world.is_root:
@@ -189,14 +188,14 @@ def test_load_restores_frozen_layers_and_root_buffers_of_a_module(world, shared_
         assert [piece[2] for piece in mean["pieces"]] == [0]
     mx.random.seed(4)
     other = WithBuffer()
-    again = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
-    load_checkpoint(shared_folder, other, again)  # initializes it
+    resumed = mlxdist.DistributedOptimizer(optim.AdamW(1e-2), shard=True, world=world)
+    load_checkpoint(shared_folder, other, resumed)  # initializes it
     model.batch_norm.running_mean = mx.zeros((6,))  # rank 0's
     assert_same_bits(other.parameters(), model.parameters())
-    assert_same_bits(again.gather_state(), optimizer.gather_state())
-    assert "frozen" not in again.state
+    assert_same_bits(resumed.gather_state(), optimizer.gather_state())
+    assert "frozen" not in resumed.state
     _, grads = nn.value_and_grad(other, loss)(other, x, y)
-    again.update(other, grads)
+    resumed.update(other, grads)
 
 
 def test_load_without_an_optimizer_loads_the_model(world, shared_folder):
@@ -223,7 +222,7 @@ def test_save_keeps_the_newest_and_updates_latest(world, shared_folder):
     assert (
         load_checkpoint(shared_folder, params, optimizer, step=2).path.name == names[2]
     )
-    # Back to step 2, and on from there: what is saved last counts.
+    # Back to step 2: the newest checkpoint is the one saved last.
     world.barrier()
     save_checkpoint(shared_folder, 2, params, optimizer, {"step": "again"}, keep=3)
     loaded = load_checkpoint(shared_folder, params, optimizer)

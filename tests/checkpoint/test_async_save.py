@@ -21,7 +21,7 @@ def test_background_save_has_the_state_at_the_call(world, shared_folder):
         wanted, state = params, optimizer.gather_state()
         save_checkpoint(shared_folder, step, params, optimizer, background=True, keep=2)
     params = train(params, optimizer, world, range(4, 8))
-    save_checkpoint(shared_folder, 8, params, optimizer)  # waits for the one before
+    save_checkpoint(shared_folder, 8, params, optimizer)  # waits for the save before
     restored, other = make_run(world)
     load_checkpoint(shared_folder, restored, other, step=3)
     assert_same_bits(restored, wanted)

@@ -20,14 +20,13 @@ def test_reader_reads_what_writer_wrote(nbytes, tmp_path):
         hashlib.sha256(data[start : start + BLOCK].tobytes()).hexdigest()
         for start in range(0, nbytes, BLOCK)
     )
-    reader = Reader(tmp_path / "x", digests, nbytes)
-    draw = np.random.default_rng(1)
-    for _ in range(9):
-        start, stop = sorted(draw.integers(0, nbytes + 1, 2))
-        out = np.empty(stop - start, np.uint8)
-        reader.read(int(start), out)
-        np.testing.assert_array_equal(out, data[start:stop])
-    reader.close()
+    with Reader(tmp_path / "x", digests, nbytes) as reader:
+        draw = np.random.default_rng(1)
+        for _ in range(9):
+            start, stop = sorted(draw.integers(0, nbytes + 1, 2))
+            out = np.empty(stop - start, np.uint8)
+            reader.read(int(start), out)
+            np.testing.assert_array_equal(out, data[start:stop])
 
 
 def test_reader_finds_a_flipped_bit_in_the_blocks_it_reads(tmp_path):
@@ -35,31 +34,28 @@ def test_reader_finds_a_flipped_bit_in_the_blocks_it_reads(tmp_path):
     digests = write_blocks(tmp_path / "x", data)
     data[BLOCK + 7] ^= 1
     (tmp_path / "x").write_bytes(data.tobytes())
-    reader = Reader(tmp_path / "x", digests, data.nbytes)
-    reader.read(0, np.empty(BLOCK, np.uint8))
-    reader.read(2 * BLOCK, np.empty(9, np.uint8))
-    for offset, count in ((BLOCK, BLOCK), (BLOCK + 9, 1), (BLOCK - 1, 2)):
-        with pytest.raises(DamagedError, match=f"bytes {BLOCK} to {2 * BLOCK}"):
-            reader.read(offset, np.empty(count, np.uint8))
-    reader.close()
+    with Reader(tmp_path / "x", digests, data.nbytes) as reader:
+        reader.read(0, np.empty(BLOCK, np.uint8))
+        reader.read(2 * BLOCK, np.empty(9, np.uint8))
+        for offset, count in ((BLOCK, BLOCK), (BLOCK + 9, 1), (BLOCK - 1, 2)):
+            with pytest.raises(DamagedError, match=f"bytes {BLOCK} to {2 * BLOCK}"):
+                reader.read(offset, np.empty(count, np.uint8))
 
 
 def test_reader_finds_a_file_that_shrinks(tmp_path):
     write_blocks(tmp_path / "x", random_bytes(1000))
-    reader = Reader(tmp_path / "x")
-    os.truncate(tmp_path / "x", 10)
-    with pytest.raises(DamagedError, match="ends at byte 10"):
-        reader.read(0, np.empty(100, np.uint8))
-    reader.close()
+    with Reader(tmp_path / "x") as reader:
+        os.truncate(tmp_path / "x", 10)
+        with pytest.raises(DamagedError, match="ends at byte 10"):
+            reader.read(0, np.empty(100, np.uint8))
 
 
 def test_writer_raises_on_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    writer = Writer(tmp_path / "x")
     monkeypatch.setattr(os, "pwrite", full)
-    writer.write(random_bytes(BLOCK).data)
-    with pytest.raises(OSError, match="No space left"):
-        writer.finish()
-    writer.close()
+    with Writer(tmp_path / "x") as writer:
+        writer.write(random_bytes(BLOCK).data)
+        with pytest.raises(OSError, match="No space left"):
+            writer.finish()

@@ -1,4 +1,4 @@
-"""Jobs that are killed while they save: what they had saved before is whole."""
+"""Jobs that are killed while they save: the checkpoints before that are intact."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -18,7 +19,7 @@ import pytest
 import mlxdist
 from tests.support.jobs import ROOT, end_session, mpi_job, mpirun, processes, run, start
 
-# Parameters and state that tell the step: SGD with momentum 1 and gradients of 1.
+# Parameters and state give away the step: SGD with momentum 1 and gradients of 1.
 JOB = """
 import sys
 import mlx.core as mx, mlx.optimizers as optim
@@ -27,19 +28,25 @@ import mlxdist
 folder, size, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 world = mlxdist.init(timeout=20)
 optimizer = mlxdist.DistributedOptimizer(optim.SGD(-1.0, momentum=1.0), shard=True)
-own = {"w": mx.zeros(size), "b": mx.zeros((7, 3))}
-optimizer.init(own)
-loaded = mlxdist.load_checkpoint(folder, own, optimizer, missing_ok=True)
+params = {"w": mx.zeros(size), "b": mx.zeros((7, 3))}
+optimizer.init(params)
+loaded = mlxdist.load_checkpoint(folder, params, optimizer, missing_ok=True)
 step = loaded.step if loaded else 0
 ones = {"w": mx.ones(size), "b": mx.ones((7, 3))}
 while step < steps:
     step += 1
-    own = optimizer.apply_gradients(ones, own)
-    mx.eval(own)
+    params = optimizer.apply_gradients(ones, params)
+    mx.eval(params)
     background = step % 3 == 0 and "--background" in sys.argv
     try:
         mlxdist.save_checkpoint(
-            folder, step, own, optimizer, {"step": step}, keep=2, background=background
+            folder,
+            step,
+            params,
+            optimizer,
+            {"step": step},
+            keep=2,
+            background=background,
         )
         world.print("saves" if background else "saved", step)
     except mlxdist.CheckpointError as error:
@@ -47,35 +54,35 @@ while step < steps:
 """
 
 
-def check(folder, size):
-    """The step of the last checkpoint, which is whole, as its values say."""
-    own = {"w": mx.zeros(size), "b": mx.zeros((7, 3))}
-    ours = mlxdist.DistributedOptimizer(optim.SGD(-1.0, momentum=1.0))
-    loaded = mlxdist.load_checkpoint(folder, own, ours)
+def check_newest(folder, size):
+    """Assert that the newest checkpoint is intact, and return its step."""
+    params = {"w": mx.zeros(size), "b": mx.zeros((7, 3))}
+    optimizer = mlxdist.DistributedOptimizer(optim.SGD(-1.0, momentum=1.0))
+    loaded = mlxdist.load_checkpoint(folder, params, optimizer)
     assert loaded.skipped == ()
     step = loaded.step
     assert loaded.extra == {"step": step}
-    assert ours.step.item() == step
+    assert optimizer.step.item() == step
     for path in ("w", "b"):
-        assert mx.all(own[path] == step * (step + 1) / 2)
-        assert mx.all(ours.state[path]["v"] == step)
+        assert mx.all(params[path] == step * (step + 1) / 2)
+        assert mx.all(optimizer.state[path]["v"] == step)
     return step
 
 
 def kill_while_saving(tmp_path, draw, size, ranks=2):
-    """Starts the job, kills a rank or mpirun at some moment; the steps it told of."""
+    """Kill a rank or mpirun of the job at a random time; return the steps saved."""
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    words = [tmp_path / "saves", size, 10**6, "--background"]
+    arguments = [tmp_path / "saves", size, 10**6, "--background"]
     launcher = mpirun(ranks) if ranks > 1 else []
-    job = start([*launcher, sys.executable, str(script), *map(str, words)])
+    job = start([*launcher, sys.executable, str(script), *map(str, arguments)])
     try:
-        told = [job.stdout.readline()]
-        assert told[0].startswith("save"), job.stderr.read()
+        lines = [job.stdout.readline()]
+        assert lines[0].startswith("save"), job.stderr.read()
         time.sleep(draw.uniform(0, 0.4))
-        ranks = [pid for pid in processes(job.pid) if is_rank(pid)]
-        os.kill(draw.choice([job.pid, *ranks]), signal.SIGKILL)
-        told += job.stdout.read().splitlines()
+        pids = [pid for pid in processes(job.pid) if is_rank(pid)]
+        os.kill(draw.choice([job.pid, *pids]), signal.SIGKILL)
+        lines += job.stdout.read().splitlines()
         deadline = time.monotonic() + 20
         while processes(job.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -85,69 +92,56 @@ def kill_while_saving(tmp_path, draw, size, ranks=2):
         job.stdout.close()
         job.stderr.close()
         job.wait()
-    return [
-        int(line.split()[1]) for line in told if re.fullmatch(r"saved \d+\n?", line)
-    ]
+    matches = (re.fullmatch(r"saved (\d+)\n?", line) for line in lines)
+    return [int(match[1]) for match in matches if match]
 
 
 def is_rank(pid):
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return b"job.py" in file.read() and b"mpirun" not in open_words(pid)
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"job.py" in command and b"mpirun" not in command.split(b"\0")[0]
     return False
 
 
-def open_words(pid):
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read().split(b"\0")[0]
-
-
-def many_kills(tmp_path, seed, ranks, size):
-    """Kills jobs of so many ranks each; how many were killed within a save."""
+def kill_jobs(tmp_path, seed, ranks, size):
+    """Kill jobs of so many ranks each; return how many were killed during a save."""
     draw = random.Random(seed)
-    halves = 0
+    killed_in_save = 0
     for count in ranks:
-        told = kill_while_saving(tmp_path, draw, size, count)
-        step = check(tmp_path / "saves", size)
-        # A save that was told is there; one more may have become whole.
-        assert step >= max(told, default=1)
-        halves += any(path.name[0] == "." for path in (tmp_path / "saves").iterdir())
-    return halves
+        saved = kill_while_saving(tmp_path, draw, size, count)
+        step = check_newest(tmp_path / "saves", size)
+        # A save that was reported is there; one more may be complete.
+        assert step >= max(saved, default=1)
+        unfinished = [p for p in (tmp_path / "saves").iterdir() if p.name[0] == "."]
+        killed_in_save += bool(unfinished)
+    return killed_in_save
 
 
-def test_kills_while_saving(tmp_path):
+def test_kill_during_saves_leaves_the_newest_checkpoint_intact(tmp_path):
     ranks = [2, 1] * 5  # one rank is the same code, and starts faster
-    assert many_kills(tmp_path, 1, ranks, 3_000_000)  # some hit a save under way
+    assert kill_jobs(tmp_path, 1, ranks, 3_000_000) > 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(4))
-def test_200_kills_while_saving(seed, tmp_path):
+def test_200_kills_during_saves_leave_the_newest_checkpoint_intact(seed, tmp_path):
     size = random.Random(seed).randrange(4_000_000)
-    halves = many_kills(tmp_path, 10 + seed, [2] * 50, size)
-    print(f"\n50 of 50 loaded; {halves} had hit a save under way")
+    killed_in_save = kill_jobs(tmp_path, 10 + seed, [2] * 50, size)
+    print(f"\n50 of 50 loaded; {killed_in_save} were killed during a save")
 
 
-def test_without_a_kill_the_job_saves(tmp_path):
-    """The other cases prove nothing if this fails."""
+def test_job_without_a_kill_saves_every_step(tmp_path):
+    """The other tests prove nothing if this fails."""
     done = mpi_job(2, JOB, tmp_path / "saves", 1000, 4, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == [
-        "saved",
-        "1",
-        "saved",
-        "2",
-        "saved",
-        "3",
-        "saved",
-        "4",
-    ]
-    assert check(tmp_path / "saves", 1000) == 4
+    assert done.stdout.splitlines() == [f"saved {step}" for step in range(1, 5)]
+    assert check_newest(tmp_path / "saves", 1000) == 4
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 24 MB."""
+    """Return a folder on a disk of 24 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
@@ -158,16 +152,18 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("background", [(), ("--background",)])
-def test_a_full_disk(background, small_disk, tmp_path):
+def test_save_on_a_full_disk_fails_and_leaves_the_older_checkpoint(
+    background, small_disk, tmp_path
+):
     """One checkpoint of 16 MB fits, two don't."""
     done = mpi_job(
         2, JOB, small_disk, 2_000_000, 3, *background, folder=tmp_path, timeout=60
     )
     assert done.stdout.startswith("saved 1\nfailed 2 the checkpoint of step 2 was not")
     assert "No space left on device" in done.stdout
-    assert check(small_disk, 2_000_000) == 1
+    assert check_newest(small_disk, 2_000_000) == 1
     names = [path.name for path in small_disk.iterdir() if path.name != "latest"]
-    assert names == ["save-00001-step-00000001"]  # and nothing half written
+    assert names == ["save-00001-step-00000001"]
     if background:  # the last one failed while the program ended
         assert done.returncode != 0
         assert "the checkpoint of step 3 was not saved" in done.stderr
@@ -175,8 +171,10 @@ def test_a_full_disk(background, small_disk, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+# -- jobs that mlxdist run starts again
+
 RUN = [sys.executable, "-m", "mlxdist.cli", "run", "-n", "2"]
-# Dropout, a schedule, a sampler in the middle of an epoch, gradients of real numbers.
+# With dropout, a schedule, and a sampler in mid-epoch.
 TRAINING = """
 import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim
 import mlxdist
@@ -196,14 +194,14 @@ step = 0
 if world.restarts:
     loaded = mlxdist.load_checkpoint("saves", model, optimizer, sampler=sampler)
     step = loaded.step
-    world.print("goes on from", step)
+    world.print("resumes from", step)
 else:
     mlxdist.save_checkpoint("saves", 0, model, optimizer, sampler=sampler)
 while step < 30:
     for batch in sampler:
         step += 1
-        own = mx.array(batch)
-        loss, grads = nn.value_and_grad(model, loss_of)(model, x[own], y[own])
+        rows = mx.array(batch)
+        loss, grads = nn.value_and_grad(model, loss_of)(model, x[rows], y[rows])
         optimizer.update(model, grads, weight=len(batch))
         world.print("step", step, world.mean(loss, weight=len(batch)).item().hex())
         if step % 4 == 0:
@@ -213,7 +211,7 @@ while step < 30:
         if step == 30:
             break
 """
-# Kills rank 1 in the first starts, in the steps that are named.
+# Runs a script, and kills rank 1 once in each of the given steps.
 KILLER = """
 import os, runpy, signal, sys
 import mlxdist
@@ -232,43 +230,43 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def killed_twice(script, options, steps, folder, timeout):
-    """Runs a script that is killed in two steps, and started again each time."""
+def run_with_two_kills(script, options, steps, folder, timeout):
+    """Run a script that is killed in two steps, and started again each time."""
     (folder / "killer.py").write_text(KILLER)
     command = [*RUN, "--max-restarts", "2", "killer.py", f"{steps[0]},{steps[1]}"]
     done = run([*command, script, *options], cwd=folder, timeout=timeout)
-    told = f"killed in {steps}\n{done.stdout}\n{done.stderr}"
-    assert done.returncode == 0, told
-    assert "mlxdist run: starts it again, 2 of 2" in done.stderr, told
-    return done, told
+    report = f"killed in {steps}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, report
+    assert "2 of 2" in done.stderr, report
+    return done, report
 
 
-def test_a_killed_run_is_restarted_and_ends_with_the_same_loss(tmp_path):
+def test_restarted_run_ends_with_the_losses_of_an_uninterrupted_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
         (folder / "training.py").write_text(TRAINING)
     done = run([*RUN, "training.py"], cwd=whole)
     assert done.returncode == 0, done.stderr
-    wanted = dict(re.findall(r"^step (\d+) (\S+)$", done.stdout, re.M))
-    assert len(wanted) == 30
+    losses_by_step = dict(re.findall(r"^step (\d+) (\S+)$", done.stdout, re.M))
+    assert len(losses_by_step) == 30
     draw = random.Random()
     steps = draw.randint(1, 14), draw.randint(15, 30)
-    done, told = killed_twice("training.py", [], steps, killed, timeout=60)
-    again = re.findall(r"^step (\d+) (\S+)$", done.stdout, re.M)
-    assert len(again) > 30, told  # some steps were taken twice
-    assert all(wanted[step] == loss for step, loss in again), told
+    done, report = run_with_two_kills("training.py", [], steps, killed, timeout=60)
+    steps = re.findall(r"^step (\d+) (\S+)$", done.stdout, re.M)
+    assert len(steps) > 30, report  # some steps were repeated
+    assert all(losses_by_step[step] == loss for step, loss in steps), report
 
 
 def losses(folder):
     lines = (folder / "runs" / "lm" / "metrics.jsonl").read_text().splitlines()
-    entries = map(json.loads, lines)
-    return [(one["step"], one.get("loss"), one.get("val_loss")) for one in entries]
+    keys = ("step", "loss", "val_loss")
+    return [tuple(map(json.loads(line).get, keys)) for line in lines]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_the_main_job_is_killed_and_ends_with_the_same_losses(tmp_path):
+def test_restarted_main_job_ends_with_the_losses_of_an_uninterrupted_one(tmp_path):
     whole, killed, data = (tmp_path / name for name in ("whole", "killed", "data"))
     for folder in (whole, killed, data):
         folder.mkdir()
@@ -281,18 +279,14 @@ def test_the_main_job_is_killed_and_ends_with_the_same_losses(tmp_path):
     assert done.returncode == 0, done.stderr
     draw = random.Random()
     steps = draw.randint(1, 7), draw.randint(8, 14)
-    _, told = killed_twice(script, options, steps, killed, timeout=200)
-    assert losses(killed) == losses(whole), told
+    _, report = run_with_two_kills(script, options, steps, killed, timeout=200)
+    assert losses(killed) == losses(whole), report
 
 
-def test_restarts_come_to_an_end(tmp_path):
+def test_restarts_end_after_max_restarts(tmp_path):
     (tmp_path / "fail.py").write_text("import sys; print('on'); sys.exit(3)")
     done = run([*RUN, "--max-restarts", "2", "fail.py"], cwd=tmp_path)
     assert done.returncode == 3
-    assert done.stdout.count("on") in (
-        3,
-        4,
-        5,
-        6,
-    )  # each start, until one rank ended it
+    # Two ranks at each of three starts, unless one ended the job before the other.
+    assert 3 <= done.stdout.count("on") <= 6
     assert done.stderr.count("starts it again") == 2

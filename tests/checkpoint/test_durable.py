@@ -12,26 +12,26 @@ from tests.support.checkpoints import random_bytes, write_blocks
 
 
 def test_write_all_falls_back_where_direct_writes_fail(tmp_path, monkeypatch):
-    real, direct = os.pwrite, getattr(os, "O_DIRECT", 0)
+    pwrite, direct = os.pwrite, getattr(os, "O_DIRECT", 0)
 
-    def picky(file, data, offset):
+    def pwrite_without_direct(file, data, offset):
         if direct and fcntl.fcntl(file, fcntl.F_GETFL) & direct:
             raise OSError(22, "Invalid argument")
-        return real(file, data[:100_001], offset)  # and no more at once
+        return pwrite(file, data[:100_001], offset)  # a short write
 
-    monkeypatch.setattr(os, "pwrite", picky)
+    monkeypatch.setattr(os, "pwrite", pwrite_without_direct)
     data = random_bytes(BLOCK + 5)
     write_blocks(tmp_path / "x", data)
     assert (tmp_path / "x").read_bytes() == data.tobytes()
     monkeypatch.undo()
-    opened = os.open
+    os_open = os.open
 
-    def no_direct(path, flags, *mode):
+    def open_without_direct(path, flags, *mode):
         if direct and flags & direct:
             raise OSError(22, "Invalid argument")
-        return opened(path, flags, *mode)
+        return os_open(path, flags, *mode)
 
-    monkeypatch.setattr(os, "open", no_direct)
+    monkeypatch.setattr(os, "open", open_without_direct)
     write_blocks(tmp_path / "y", data)
     assert (tmp_path / "y").read_bytes() == data.tobytes()
 

@@ -46,7 +46,7 @@ def test_consolidate_writes_files_that_mlx_and_load_checkpoint_read(
     other = mlxdist.DistributedOptimizer(
         make("MultiOptimizer"), shard=True, world=world
     )
-    again = Net()
-    load_checkpoint(target, again, other)
+    restored = Net()
+    load_checkpoint(target, restored, other)
     assert_same_bits(other.gather_state(), full)
-    assert_same_bits(again.parameters(), model.parameters())
+    assert_same_bits(restored.parameters(), model.parameters())

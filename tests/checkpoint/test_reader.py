@@ -1,4 +1,4 @@
-"""Checkpoints on the hosts' own disks, which other ranks have to read for a host."""
+"""Checkpoints on the hosts' own disks: a rank reads for those that lack a file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mpi
 
 
 def test_save_and_load_on_separate_disks(world, shared_folder, monkeypatch):
-    """Each rank in a folder that no other rank looks into."""
+    """Each rank has a folder of its own as its host's disk."""
     params, optimizer = make_run(world)
     params = train(params, optimizer, world, range(2))
     home = shared_folder / f"host-{world.rank}"

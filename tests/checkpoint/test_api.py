@@ -198,6 +198,35 @@ def test_load_restores_frozen_layers_and_root_buffers_of_a_module(world, shared_
     resumed.update(other, grads)
 
 
+def test_load_restores_state_of_one_number_a_slice(world, shared_folder):
+    """As many elements as ranks and one more: some slices have one element too."""
+
+    class Counting(optim.Optimizer):
+        elementwise = True
+
+        def init_single(self, parameter, state):
+            state["count"] = mx.zeros(1)
+
+        def apply_single(self, gradient, parameter, state):
+            state["count"] = state["count"] + 1
+            return parameter - gradient
+
+    def make_counting_run():
+        params = {"w": mx.zeros(world.size + 1)}
+        optimizer = mlxdist.DistributedOptimizer(
+            Counting(), shard="elements", world=world
+        )
+        optimizer.init(params)
+        return params, optimizer
+
+    params, optimizer = make_counting_run()
+    params = optimizer.apply_gradients(params, params)
+    save_checkpoint(shared_folder, 1, params, optimizer)
+    restored, other = make_counting_run()
+    load_checkpoint(shared_folder, restored, other)
+    assert other.state["w"]["count"].tolist() == [1]
+
+
 def test_load_without_an_optimizer_loads_the_model(world, shared_folder):
     params, optimizer = make_run(world)
     save_checkpoint(shared_folder, 1, params, optimizer)

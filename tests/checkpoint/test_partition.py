@@ -78,6 +78,19 @@ def test_lay_out_writes_every_element_once(listed, ranks, strategy, bucket_size)
         assert saved.shape == (plan.by_path[path].shape if key == "m" else ())
 
 
+def test_assign_sharded_prefers_a_whole_array_to_slices():
+    """A state of one number looks like a slice on a rank with one element."""
+    reports = [
+        [LocalPart("w", "count", "float32", (3,), 0, 1)],
+        [LocalPart("w", "count", "float32", (1,), 0, 1)],
+    ]
+    first, second = partition.assign_sharded(reports, ["w"])
+    assert first == []
+    assert second == [
+        Part(SavedArray("optimizer", "w", "count", "float32", (1,)), 0, 1)
+    ]
+
+
 @given(
     st.lists(st.integers(0, 1000), min_size=1, max_size=8),
     st.lists(st.integers(1, 400), max_size=9),

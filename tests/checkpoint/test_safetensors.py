@@ -55,6 +55,6 @@ def test_header_and_tensors_of_agree_with_mlx(tmp_path):
 )
 def test_tensors_of_refuses_what_is_not_a_safetensors_file(content, tmp_path):
     (tmp_path / "x").write_bytes(content)
-    with Reader(tmp_path / "x") as reader:
-        with pytest.raises(DamagedError, match="is not a safetensors file"):
-            safetensors.tensors_of(reader)
+    refused = pytest.raises(DamagedError, match="is not a safetensors file")
+    with Reader(tmp_path / "x") as reader, refused:
+        safetensors.tensors_of(reader)

@@ -15,7 +15,7 @@ from .collective import CheckpointError
 from .commit import SaveJob
 from .manifest import Json
 from .open_checkpoint import Opened, open_newest
-from .save import SaveRequest, agree_to_save, data_of
+from .save import SaveRequest, agree_to_save, data_of_parts
 from .targets import LoadTarget
 from .user_data import Sampler
 
@@ -88,7 +88,7 @@ def _save(
     world = optimizer.world
     failed = async_save.wait(world)
     snapshot, plan = agree_to_save(request, optimizer, model, extra, sampler, failed)
-    data = data_of(plan.layout.parts[world.rank], snapshot)
+    data = data_of_parts(plan.layout.parts[world.rank], snapshot)
     job = SaveJob(plan, data, world.control)
     if request.background:
         job.copy_data()

@@ -105,7 +105,7 @@ def _list_saves(folder: Path, comm: Collectives) -> list[Save]:
     failure = f"{folder} can't be read"
     listing = _Listing(saves)
     listings = require_success(comm.all_gather_bytes, failure, problem, listing)
-    return sorted({save for one in listings for save in one.saves}, reverse=True)
+    return sorted({save for each in listings for save in each.saves}, reverse=True)
 
 
 def _examine(
@@ -131,7 +131,7 @@ def _examine(
     except DamagedError as error:
         problem = str(error)
     reports = require_success(comm.all_gather_bytes, failure, problem, report)
-    known = [rank for rank, one in enumerate(reports) if one.sha256 is not None]
+    known = [rank for rank, each in enumerate(reports) if each.sha256 is not None]
     if not known:
         raise CheckpointError(f"{failure}: it was removed")
     if len({reports[rank].sha256 for rank in known}) != 1:

@@ -125,15 +125,15 @@ class ArrayReader:
         block is read and hashed once.
         """
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for file, seers in enumerate(self._ranks_with):
-            blocks = range(len(self._files[file].sha256))
-            groups.setdefault(seers, []).extend((file, b) for b in blocks)
+        for file, ranks in enumerate(self._ranks_with):
+            indices = range(len(self._files[file].sha256))
+            groups.setdefault(ranks, []).extend((file, index) for index in indices)
         try:
-            for ranks, every in groups.items():
+            for ranks, blocks in groups.items():
                 if self.comm.rank in ranks:
-                    index, count = ranks.index(self.comm.rank), len(ranks)
-                    first, last = (i * len(every) // count for i in (index, index + 1))
-                    self._verify(every[first:last])
+                    turn, count = ranks.index(self.comm.rank), len(ranks)
+                    first, last = (t * len(blocks) // count for t in (turn, turn + 1))
+                    self._verify(blocks[first:last])
         except (DamagedError, OSError) as error:
             return str(error)
         return None

@@ -236,7 +236,7 @@ def _manifest(
     )
 
 
-def data_of(parts: Sequence[Part], snapshot: Snapshot) -> Iterator[Raw]:
+def data_of_parts(parts: Sequence[Part], snapshot: Snapshot) -> Iterator[Raw]:
     """Yield the bytes of a rank's parts in order, as views where possible."""
     arrays: Mapping[tuple[str, str, str], Array] = {
         **snapshot.replicated,

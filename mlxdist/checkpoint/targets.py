@@ -97,9 +97,9 @@ def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[s
         else:
             shape = tuple(array.shape)
             targets[identity] = Target(0, array.size, shape, _setter(model, path))
-    for extra in contents.arrays:
-        if extra.kind == "parameters" and extra.path not in parameters:
-            found = f"{extra.path} {extra.dtype}{list(extra.shape)}"
+    for surplus in contents.arrays:
+        if surplus.kind == "parameters" and surplus.path not in parameters:
+            found = f"{surplus.path} {surplus.dtype}{list(surplus.shape)}"
             yield f"it has parameter {found}, which the model lacks"
 
 

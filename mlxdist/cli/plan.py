@@ -37,8 +37,8 @@ copy the data, are assumptions; --measured replaces them by figures of your own 
 Activations are not counted.
 """
 
-_RANKS = (1, 2, 4, 8, 16, 32, 64)
-_MOST = 4096  # hosts, as with `mlxdist run`
+_DEFAULT_HOSTS = (1, 2, 4, 8, 16, 32, 64)
+_MAX_HOSTS = 4096  # hosts, as with `mlxdist run`
 
 
 def add_parser(commands: Commands) -> None:
@@ -79,7 +79,7 @@ def add_parser(commands: Commands) -> None:
         action="append",
         metavar="N",
         help="number of hosts; may be repeated (default: "
-        f"{', '.join(map(str, _RANKS))})",
+        f"{', '.join(map(str, _DEFAULT_HOSTS))})",
     )
     _add_time_options(parser)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -127,14 +127,14 @@ def _run(parsed: argparse.Namespace) -> int:
     local, update = parsed.step_time or 0.0, parsed.update_time or 0.0
     if update > local:
         raise ValueError("--update-time is a part of --step-time, and not above it")
-    if max(parsed.n or [1]) > _MOST:
-        raise ValueError(f"-n {max(parsed.n)}: wanted at most {_MOST}")
+    if max(parsed.n or [1]) > _MAX_HOSTS:
+        raise ValueError(f"-n {max(parsed.n)}: wanted at most {_MAX_HOSTS}")
     links = _links(parsed)
     predictions = [
         planner.predict(
             model, ranks, links, local=local, update=update, available=parsed.memory
         )
-        for ranks in parsed.n or _RANKS
+        for ranks in parsed.n or _DEFAULT_HOSTS
     ]
     if parsed.json:
         print(json.dumps([plan_report.to_json(each) for each in predictions], indent=1))

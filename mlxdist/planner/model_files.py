@@ -49,7 +49,7 @@ def _read_header(path: Path) -> tuple[list[Entry], int]:
         entry = Entry(tensor.name, tensor.shape, tensor.dtype)
         if tensor.nbytes != entry.nbytes:
             raise ValueError(
-                f"{path} is no safetensors file: {entry} has {tensor.nbytes} bytes"
+                f"{path} is not a safetensors file: {entry} has {tensor.nbytes} bytes"
             )
         entries.append(entry)
     return entries, sum(t.nbytes for t in tensors if t.dtype not in _FLOATS)

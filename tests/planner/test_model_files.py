@@ -70,5 +70,5 @@ def tensor(dtype, shape):
 )
 def test_model_of_files_without_float_tensors_or_damaged_is_refused(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ValueError, match=r"is no safetensors|no float tensor"):
+    with pytest.raises(ValueError, match=r"is not a safetensors|no float tensor"):
         model_of_files([tmp_path / "x"], "adamw", bucket_size=MB)

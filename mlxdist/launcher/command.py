@@ -22,7 +22,7 @@ _KEEPALIVE = {
     "oob_tcp_keepalive_probes": "5",
 }
 _AGENT = "plm_ssh_agent"  # the program by which mpirun reaches a host
-AGENT_VARIABLE = f"PRTE_MCA_{_AGENT}"
+AGENT_VARIABLE = environment.PRTE_PARAMETER + _AGENT
 # mpirun's files are named after its process id. A killed mpirun leaves them behind, and
 # a later one with the same id then fails: "listener thread failed to start". So each
 # job gets a folder of its own for them.

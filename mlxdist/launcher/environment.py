@@ -27,6 +27,7 @@ JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1,
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
 LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
+PRTE_PARAMETER = "PRTE_MCA_"  # before the name of a parameter of mpirun
 
 _RANK = "OMPI_COMM_WORLD_RANK"
 _RANK_VARIABLES = (_RANK, "PMIX_RANK", "PMIX_NAMESPACE")

@@ -12,6 +12,7 @@ from mlxdist.launcher import environment
 
 PACKAGE = Path(mlxdist.__file__).parent
 OWNER = "launcher/environment.py"
+PREFIXES = (environment.PREFIX, *environment.MPI_PREFIXES)
 # Files that have still to move. No file may be added, and one that has moved goes.
 STILL_READ_IT = {
     "world/world.py",
@@ -27,31 +28,35 @@ def package_files():
 
 
 def reads_environment(tree):
+    """Return whether a module uses `os.environ`, or imports it from `os`."""
+    names = {"environ", "getenv", "putenv"}
     return any(
-        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv")
+        (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.alias) and node.name in names)
         for node in ast.walk(tree)
     )
 
 
 def names_variables(tree):
-    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    """Return whether a module has a variable's name in a string but its docstrings."""
+    docstrings = {id(x.value) for x in ast.walk(tree) if isinstance(x, ast.Expr)}
     return any(
         isinstance(node, ast.Constant)
         and isinstance(node.value, str)
-        and node.value.startswith("MLXDIST_")
-        and id(node) not in texts
+        and node.value.startswith(PREFIXES)
+        and id(node) not in docstrings
         for node in ast.walk(tree)
     )
 
 
 def test_environment_is_touched_in_one_module():
-    found = {name for name, tree in package_files() if reads_environment(tree)}
-    assert found <= {OWNER, *STILL_READ_IT}
+    modules = {name for name, tree in package_files() if reads_environment(tree)}
+    assert modules <= {OWNER, *STILL_READ_IT}
 
 
 def test_environment_variables_are_named_in_one_module():
-    found = {name for name, tree in package_files() if names_variables(tree)}
-    assert found <= {OWNER, *STILL_NAME_VARIABLES}
+    modules = {name for name, tree in package_files() if names_variables(tree)}
+    assert modules <= {OWNER, *STILL_NAME_VARIABLES}
 
 
 @pytest.mark.parametrize("arguments", [[], ["a b", "é"], ["x" * 200_000]])
@@ -66,14 +71,14 @@ def test_take_job_after_job_variables_returns_the_job(arguments, monkeypatch):
 
 
 def test_without_mpi_keeps_the_users_variables():
-    own = {"PATH": "p", "MLXDIST_RESTARTS": "1", "MLXDIST_TIMELINE": "t"}
+    of_user = {"PATH": "p", "MLXDIST_RESTARTS": "1", "MLXDIST_TIMELINE": "t"}
     launchers = {
         "OMPI_COMM_WORLD_RANK": "1",
         "PMIX_ID": "2",
         "PRTE_X": "3",
         "MLXDIST_RUN_DIR": "r",
     }
-    assert environment.without_mpi({**own, **launchers}) == own
+    assert environment.without_mpi({**of_user, **launchers}) == of_user
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ def test_script_finds_what_python_gives_it(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     path = str(tmp_path / "script.py")
-    shown = [json.loads(line) for line in done.stdout.splitlines()]
-    assert shown == 2 * [[[path, *arguments], str(tmp_path), "__main__", path, ""]]
+    ranks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ranks == 2 * [[[path, *arguments], str(tmp_path), "__main__", path, ""]]
 
 
 def test_module_finds_what_python_gives_it(run_command, tmp_path):

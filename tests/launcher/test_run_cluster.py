@@ -193,8 +193,8 @@ def test_run_over_hosts_uses_the_network_that_reaches_all(
             for end in ("eth9", "end"):
                 host.space.run("ip", "link", "set", end, "up")
             host.space.run("ip", "addr", "add", f"10.99.0.{number}/24", "dev", "eth9")
-        shown = run_on(cluster, "--dry-run", "-H", "node1,node2", "train.py")
-        assert "btl_tcp_if_include 10.77.0.0/24" in shown.stdout
+        dry_run = run_on(cluster, "--dry-run", "-H", "node1,node2", "train.py")
+        assert "btl_tcp_if_include 10.77.0.0/24" in dry_run.stdout
         done = run_on(cluster, "-H", "node1,node2", "train.py")
         assert done.returncode == 0, done.stderr
         command = [
@@ -206,7 +206,7 @@ def test_run_over_hosts_uses_the_network_that_reaches_all(
             "node1,node2",
             "x.py",
         ]
-        shown = subprocess.run(
+        dry_run = subprocess.run(
             cluster.command(command), capture_output=True, text=True, check=True
         )
-        assert "btl_tcp_if_include 10.99.0.0/24" in shown.stdout
+        assert "btl_tcp_if_include 10.99.0.0/24" in dry_run.stdout

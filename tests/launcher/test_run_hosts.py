@@ -33,9 +33,9 @@ def test_ranks_on_hosts_find_arguments_variables_and_folder(run_on_hosts, tmp_pa
     arguments = ["--map-by", ":", "", "a b", "$HOME", "'\"", "é\n;"]
     done = run_on_hosts(SHOW, *arguments, options=["--env", "KEY=a; $b\n'\"é"])
     assert done.returncode == 0, done.stderr
-    shown = sorted(map(json.loads, done.stdout.splitlines()))
+    ranks = sorted(map(json.loads, done.stdout.splitlines()))
     common = ["a; $b\n'\"é", "3", arguments, str(tmp_path)]
-    assert shown == [
+    assert ranks == [
         [h, r, *common] for h, r in (("h1", "0"), ("h1", "1"), ("h2", "2"))
     ]
     # Nothing is left of the lines by which the ranks say that they have finished.
@@ -164,11 +164,11 @@ import os, sys
 text = os.environ["OMPI_COMM_WORLD_RANK"] * 80 + "\\n"
 for _ in range(1000):
     os.write(2, text.encode())
-os.write(2, b"\\x1e own control byte, and no end")
+os.write(2, b"\\x1e control byte of the job, and no end")
 """
     done = run_on_hosts(source, names="h1:2,h2:2")
     assert done.returncode == 0, done.stderr[-500:]
     assert "\x1emlxdist" not in done.stderr
-    assert done.stderr.count("\x1e own control byte") == 4
+    assert done.stderr.count("\x1e control byte of the job") == 4
     for rank in range(4):
         assert done.stderr.count(str(rank)) >= 80_000

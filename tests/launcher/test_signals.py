@@ -99,13 +99,13 @@ def test_run_whose_mpirun_is_killed_kills_the_ranks(sleeping, tmp_path):
 
 
 def parent_of(pid):
-    listed = subprocess.run(
+    ps = subprocess.run(
         ["ps", "-o", "ppid=", "-p", str(pid)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(listed.stdout)
+    return int(ps.stdout)
 
 
 # A terminal
@@ -124,30 +124,30 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
         os.chdir(tmp_path)
         env = jobs.clean_environment({"COLUMNS": "91"})
         os.execve(sys.executable, [*run_command, "-n", "2", "script.py"], env)
-    shown = ""
+    output = ""
     try:
-        shown = read_until(master, "'91']")
+        output = read_until(master, "'91']")
         os.write(master, b"typed\n")
-        shown += read_until(master, "read typed")
+        output += read_until(master, "read typed")
     finally:
         code = wait_or_kill(child)
         os.close(master)
-    assert "['1', '91']" in shown
-    assert "read typed" in shown, shown
+    assert "['1', '91']" in output
+    assert "read typed" in output, output
     assert code == 0
 
 
 def read_until(master, text, timeout=30):
-    shown, deadline = "", time.monotonic() + timeout
-    while text not in shown and time.monotonic() < deadline:
+    output, deadline = "", time.monotonic() + timeout
+    while text not in output and time.monotonic() < deadline:
         if select.select([master], [], [], 0.5)[0]:
             try:
-                shown += os.read(master, 4096).decode()
+                output += os.read(master, 4096).decode()
             except OSError as error:
                 if error.errno != errno.EIO:  # Linux: the other end is closed
                     raise
                 break
-    return shown
+    return output
 
 
 def wait_or_kill(pid, timeout=10):

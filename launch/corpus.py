@@ -1,4 +1,4 @@
-"""The text to train on: Python's standard library, or the text files of a folder."""
+"""Text to train on: Python's standard library, or the text files of a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 import mlxdist
 
-# Tests, and modules that are tables of data rather than something to read.
+# Tests, and modules that are tables of data.
 SKIPPED_FOLDERS = {
     "__pycache__",
     "dist-packages",
@@ -26,15 +26,15 @@ SKIPPED_FOLDERS = {
     "test",
     "tests",
 }
-HELD_OUT_OF_256 = 13  # 5% of the files are for validation only
+HELD_OUT_OF_256 = 13  # files: 5% are for validation only
 
 
 class Corpus(NamedTuple):
-    """Bytes to train on and bytes held out, each file ended by a zero byte."""
+    """Bytes to train on and bytes held out, with a zero byte after each file."""
 
     train: np.ndarray
     held_out: np.ndarray
-    prompt: str  # what a sample of generated text begins with
+    prompt: str  # the beginning of generated text
 
 
 class Rows(NamedTuple):
@@ -53,13 +53,19 @@ def read_rows(
     needed: int,
     validation_rows: int = 60,
 ) -> Rows:
-    """Reads the text on every rank. Where one of them can't, all ranks end."""
+    """Read the text on every rank; exit on all ranks if one of them cannot.
+
+    Args:
+        context: bytes that the model sees.
+        needed: rows of one step, which the text must have at least.
+        validation_rows: at most so many held-out rows are used.
+    """
     problem = None
     try:
         corpus = read_corpus(folder)
         train, held_out = (windows(text, context) for text in corpus[:2])
         if len(train) < needed:
-            raise ValueError(f"{len(train)} rows of text, but a step takes {needed}")
+            raise ValueError(f"found {len(train)} rows of text, wanted {needed} a step")
     except ValueError as error:
         problem = error
     failed = world.mean(float(problem is not None))
@@ -72,18 +78,18 @@ def read_rows(
             "train_lm.py: error: the ranks read different text", file=sys.stderr
         )
         sys.exit(2)
-    few = held_out[:: max(1, len(held_out) // validation_rows)]
-    return Rows(train, mx.array(few), corpus.prompt)
+    stride = max(1, len(held_out) // validation_rows)
+    return Rows(train, mx.array(held_out[::stride]), corpus.prompt)
 
 
 def read_corpus(folder: str | None = None) -> Corpus:
-    """Reads the standard library's source, or every text file below `folder`.
+    """Return the standard library's source, or every text file below `folder`.
 
-    The path of a file, relative to the folder, decides whether it is held out, so that
-    every rank and every run draw the same line.
+    A hash of a file's relative path decides whether it is held out: the same files on
+    every rank and in every run.
 
     Raises:
-        ValueError: there is no such folder, or not enough text in it.
+        ValueError: the folder does not exist, or has no text.
     """
     if folder is None:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -98,11 +104,11 @@ def read_corpus(folder: str | None = None) -> Corpus:
         text = path.read_bytes()
         if is_text(text):
             name = path.relative_to(root).as_posix().encode()
-            held = hashlib.sha256(name).digest()[0] < HELD_OUT_OF_256
-            (held_out if held else train).append(text + b"\0")
+            is_held_out = hashlib.sha256(name).digest()[0] < HELD_OUT_OF_256
+            (held_out if is_held_out else train).append(text + b"\0")
     if not train and not held_out:
-        raise ValueError(f"{root} holds no text files: UTF-8, and no zero bytes")
-    if not train or not held_out:  # a few files only: hold out the end of the text
+        raise ValueError(f"{root} has no text files: UTF-8 without zero bytes")
+    if not train or not held_out:  # few files: hold out the end of the text
         text = b"".join(train + held_out)
         cut = len(text) - len(text) * HELD_OUT_OF_256 // 256
         train, held_out = [text[:cut]], [text[cut:]]
@@ -111,14 +117,14 @@ def read_corpus(folder: str | None = None) -> Corpus:
 
 
 def standard_library(root: Path) -> Iterator[Path]:
-    """The modules of the standard library, without its tests."""
+    """Yield the modules of the standard library, without its tests."""
     for path in root.rglob("*.py"):
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts):
             yield path
 
 
 def visible_files(root: Path) -> Iterator[Path]:
-    """All files below a folder, but none that a leading dot hides."""
+    """Yield all files below a folder, except those that a leading dot hides."""
     for path in root.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if path.is_file() and not hidden:
@@ -126,7 +132,7 @@ def visible_files(root: Path) -> Iterator[Path]:
 
 
 def is_text(data: bytes) -> bool:
-    """Whether a file's bytes are UTF-8 text."""
+    """Return whether a file's bytes are UTF-8 text without zero bytes."""
     try:
         return bool(data) and "\0" not in data.decode()
     except UnicodeDecodeError:
@@ -134,16 +140,18 @@ def is_text(data: bytes) -> bool:
 
 
 def as_array(texts: list[bytes]) -> np.ndarray:
-    """Texts as one array of bytes."""
+    """Return texts as one uint8 array."""
     return np.frombuffer(b"".join(texts), np.uint8)
 
 
 def windows(text: np.ndarray, context: int) -> Any:
-    """The text as rows of `context + 1` bytes, one row's last the next one's first.
+    """Return a view of the text as rows of `context + 1` bytes.
+
+    The last byte of a row is the first one of the next row.
 
     Raises:
-        ValueError: the text is shorter than that.
+        ValueError: the text is shorter than a row.
     """
     if len(text) <= context:
-        raise ValueError(f"{len(text)} bytes of text, but {context + 1} are needed")
+        raise ValueError(f"found {len(text)} bytes of text, wanted {context + 1}")
     return np.lib.stride_tricks.sliding_window_view(text, context + 1)[::context]

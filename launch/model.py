@@ -1,4 +1,4 @@
-"""A small byte-level transformer, what to train it with, and how it writes text."""
+"""A small byte-level transformer, its optimizers, and generation of text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LEARNING_RATES = {
 
 
 class NgramEmbedding(nn.Module):
-    """A vector for each byte, plus one for the last 2, the last 3 and the last 4 bytes.
+    """Byte embeddings plus hashed embeddings of the last 2, 3 and 4 bytes.
 
-    Those are looked up by a hash. Most of the model's parameters are in these tables:
-    they cost memory and hardly any time, which suits a small machine.
+    Most of the model's parameters are in the hash tables. They take memory but little
+    time, so the model learns quickly on a CPU.
     """
 
     def __init__(self, width: int, table_sizes: tuple[int, ...]):
@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width)
         self.mlp_in = nn.Linear(width, 4 * width, bias=False)
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
-        # A block that adds nothing at first makes deep models easy to start.
+        # Blocks that add nothing at first make the start of deep models stable.
         for layer in (self.attention_out, self.mlp_out):
             layer.weight = mx.zeros_like(layer.weight)
 
@@ -101,14 +101,14 @@ class Transformer(nn.Module):
 
 
 def is_hidden_matrix(path: str, parameter: mx.array) -> bool:
-    """Whether a parameter is one of the matrices that Muon is made for."""
+    """Return whether a parameter is a matrix that Muon is meant for."""
     return path.startswith("blocks.") and parameter.ndim == 2
 
 
 def make_optimizer(
     name: str, steps: int, learning_rate: float | None = None
 ) -> optim.Optimizer:
-    """An optimizer of MLX whose rate rises for a tenth of the steps, then falls."""
+    """Return an MLX optimizer: a tenth of the steps is warmup, then cosine decay."""
     peak = learning_rate or LEARNING_RATES[name]
     warmup = max(1, steps // 10)
     rise = optim.linear_schedule(peak / warmup, peak, warmup)
@@ -131,9 +131,13 @@ def make_optimizer(
 
 
 def loss_of(model: nn.Module, x: mx.array) -> mx.array:
-    """Mean loss in nats a byte, each row of `x` predicting itself byte after byte."""
+    """Return the mean cross-entropy of the next byte, in nats.
+
+    Args:
+        x: (batch, length) of bytes.
+    """
     if not x.size:
-        return mx.array(0.0)  # a rank's share of the last rows may be empty
+        return mx.array(0.0)  # a rank may have none of the last rows
     logits = model(x[:, :-1]).astype(mx.float32)
     return nn.losses.cross_entropy(logits, x[:, 1:], reduction="mean")
 
@@ -147,7 +151,7 @@ def generate(
     temperature: float = 0.8,
     seed: int = 0,
 ) -> str:
-    """Continues a prompt by `length` bytes, without those that upset a terminal."""
+    """Return a prompt with `length` sampled bytes, of which printable ones are kept."""
     key = mx.random.key(seed)
     text = list(prompt.encode())
     for _ in range(length):

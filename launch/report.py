@@ -1,4 +1,4 @@
-"""Rank 0's account of a run: on the screen, in metrics.jsonl and in loss.png."""
+"""Report of a run by rank 0: on the screen, in metrics.jsonl and in loss.png."""
 
 import contextlib
 import json
@@ -17,7 +17,11 @@ from rich.text import Text
 
 
 class Report:
-    """Rank 0's account of the run: on the screen, in metrics.jsonl and in loss.png."""
+    """The report of a run, which rank 0 makes.
+
+    Args:
+        done: steps that an earlier run of the same name has taken.
+    """
 
     def __init__(self, args, model, optimizer, done):
         self.optimizer, self.steps, self.done = optimizer, args.steps, done
@@ -26,12 +30,13 @@ class Report:
         self.folder = Path("runs", args.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = self.open_metrics(self.folder / "metrics.jsonl")
-        # A rank can't see the terminal through mpirun; `mlxdist run` tells of it.
-        told = os.environ.get("MLXDIST_TERMINAL") == "1"
-        terminal = told if "OMPI_COMM_WORLD_SIZE" in os.environ else None
+        # A rank's output goes through mpirun; `mlxdist run` says if it has a terminal.
+        terminal = None
+        if "OMPI_COMM_WORLD_SIZE" in os.environ:
+            terminal = os.environ.get("MLXDIST_TERMINAL") == "1"
         width = min(88, int(os.environ.get("MLXDIST_COLUMNS", 88)))
         self.console = Console(force_terminal=terminal, width=width, highlight=False)
-        # Redrawn by show(), since a display that refreshes itself needs a thread.
+        # Redrawn by show(): automatic refreshing would need a thread.
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         if self.console.is_terminal:
             self.live.start()
@@ -40,26 +45,29 @@ class Report:
         self.began, self.shown = time.perf_counter(), 0.0
 
     def describe(self, args, model, optimizer) -> None:
-        about = optimizer.describe()
-        held, unsharded = about.state_bytes / 1e6, about.state_bytes_unsharded / 1e6
-        self.state = f"{held:.2f} MB a rank, unsharded {unsharded:.2f} MB"
+        description = optimizer.describe()
+        sharded = description.state_bytes / 1e6
+        unsharded = description.state_bytes_unsharded / 1e6
+        self.state = f"{sharded:.2f} MB a rank, unsharded {unsharded:.2f} MB"
         inner = getattr(optimizer.optimizer, "optimizers", [optimizer.optimizer])
-        names = " + ".join(type(one).__name__ for one in inner)
+        names = " + ".join(type(each).__name__ for each in inner)
         ranks = optimizer.world.size
         self.ranks = f"{ranks} rank{'s' * (ranks > 1)}"
         size = sum(x.size for _, x in tree_flatten(model.parameters()))
         self.model = f"transformer of {size:,} parameters, {args.dtype}"
         millions = f"{size / 1e6:.2f} M parameters"
         split = (
-            f"sharded by {optimizer.strategy}" if about.plan.sharded else "replicated"
+            f"sharded by {optimizer.strategy}"
+            if description.plan.sharded
+            else "replicated"
         )
         self.title = f"{millions} · {self.ranks} · {names}, {split}"
 
     def open_metrics(self, path: Path):
-        """The file of metrics, with what a run that is resumed had written of them."""
-        old = path.read_text().splitlines() if self.done and path.exists() else []
-        whole = [json.loads(line) for line in old if line.endswith("}")]
-        entries = [entry for entry in whole if entry["step"] <= self.done]
+        """Open the file of metrics; a resumed run keeps its earlier entries."""
+        lines = path.read_text().splitlines() if self.done and path.exists() else []
+        complete = [json.loads(line) for line in lines if line.endswith("}")]
+        entries = [entry for entry in complete if entry["step"] <= self.done]
         for entry in entries:
             if "val_loss" in entry:
                 self.held_out.append((entry["step"], entry["val_loss"]))
@@ -116,7 +124,7 @@ class Report:
         )
         body = Group(bar, figures, Text(f"optimizer state {self.state}", style="dim"))
         panel = Panel(body, title=self.title, title_align="left")
-        # mpirun passes on whole lines only, so the panel must not be the last one.
+        # mpirun forwards whole lines only, so an empty line must follow the panel.
         self.live.update(Group(panel, ""), refresh=True)
 
     def finish(self, sample: str, identical: bool) -> None:
@@ -144,7 +152,7 @@ class Report:
 
 
 def plot(path: Path, title: str, losses: list, held_out: list) -> None:
-    """Draws the losses, beside the old picture first, which it then replaces."""
+    """Plot the losses; replaces an older plot when the new one is complete."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,6 +173,6 @@ def plot(path: Path, title: str, losses: list, held_out: list) -> None:
     axes.grid(color="#ececec")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    beside = path.with_suffix(".new.png")
-    figure.savefig(beside, dpi=150)
-    beside.replace(path)
+    temporary = path.with_suffix(".new.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)

@@ -5,24 +5,24 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=%x-%j.log
 #
-# Trains on the nodes that Slurm gives, a rank for each task:
+# Runs a script on the nodes of a Slurm job, one rank for each task:
 #
 #   sbatch launch/slurm.sh launch/train_lm.py --steps 1000
 #   sbatch --nodes=4 --gres=gpu:1 launch/slurm.sh my_script.py
 #
-# The checkout, with its .venv (launch/setup), lies on a disk that all nodes see. Open
-# MPI's daemons are started by srun. Slurm ends the job's ranks where its time is over;
-# with --checkpoint-every and --max-restarts a script goes on after a rank has died.
+# The checkout, with its .venv (launch/setup), must be on a disk that all nodes share.
+# srun starts Open MPI's daemons. Slurm ends the ranks at the time limit; a job whose
+# rank died continues with --max-restarts, from the script's last checkpoint.
 set -euo pipefail
 
-root=${SLURM_SUBMIT_DIR:?this is for sbatch} # Slurm runs a copy of this file
+root=${SLURM_SUBMIT_DIR:?start this script with sbatch} # Slurm runs a copy of this file
 bin=$root/.venv/bin
 [ -x "$bin/mlxdist" ] || {
-    echo "there is no $bin/mlxdist: call sbatch in the checkout, after launch/setup" >&2
+    echo "found no $bin/mlxdist: run launch/setup, and call sbatch in the checkout" >&2
     exit 2
 }
 [ $# -gt 0 ] || {
-    echo 'which script? sbatch launch/slurm.sh launch/train_lm.py' >&2
+    echo 'no script given; example: sbatch launch/slurm.sh launch/train_lm.py' >&2
     exit 2
 }
 

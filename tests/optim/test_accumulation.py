@@ -1,206 +1,190 @@
 """Micro-batches: accumulate=K and no_sync(), weighted, clipped, scheduled."""
 
-from functools import partial
-
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_map
 
 import mlxdist
 from mlxdist import MismatchError
-from tests.support import examples
 from tests.support.examples import (
-    Net,
     assert_same_bits,
     batch,
-    gradients,
+    distributed,
+    each_shard,
+    each_transport,
+    full_like,
+    gradients_of_ranks,
     largest_difference,
-    loss,
+    loss_and_gradients,
     mean_of,
     parameters,
+    seeded_net,
 )
 
 pytestmark = pytest.mark.mpi
-SHARDS = [False, "elements", "tensors"]
-wrap = partial(examples.distributed, bucket_size=256)
 
 
-def mean_over_rows(model, x, y, rows):
-    """The loss and gradients of some rows; zeros for none, as a rank may have."""
+def gradients_of_rows(model, x, y, rows):
+    """Return the gradients of some rows of a batch; zeros for none."""
     if not rows.size:
-        return tree_map(mx.zeros_like, model.trainable_parameters())
-    return nn.value_and_grad(model, loss)(model, x[rows], y[rows])[1]
+        return full_like(model.trainable_parameters(), 0)
+    return loss_and_gradients(model, x[rows], y[rows])[1]
 
 
-def uneven(step, ranks, micro_batches):
-    """Rows of each micro-batch of each rank, of any number, one rank without any."""
-    numbers = np.random.default_rng(step)
-    sizes = numbers.integers(0, 7, ranks * micro_batches)
+def split_rows(step, ranks, micro_batches):
+    """Return the number of rows of a batch, and those of each micro-batch by rank.
+
+    Micro-batches have 0 to 6 rows; the first has 3, and the last none.
+    """
+    sizes = np.random.default_rng(step).integers(0, 7, ranks * micro_batches)
     sizes[-1] = 0
     sizes[0] = 3
     cuts = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
     parts = [mx.array(cut.astype(np.int32)) for cut in cuts]
-    own = [parts[r * micro_batches : (r + 1) * micro_batches] for r in range(ranks)]
-    return int(sizes.sum()), own
+    by_rank = [
+        parts[rank * micro_batches : (rank + 1) * micro_batches]
+        for rank in range(ranks)
+    ]
+    return int(sizes.sum()), by_rank
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-@pytest.mark.parametrize("transport", ["native", "host"])
+@each_shard
+@each_transport
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_uneven_micro_batches_are_one_batch(shard, transport, micro_batches, world):
+def test_micro_batches_of_any_size_train_as_one_batch(
+    micro_batches, transport, shard, world
+):
     """Equal to one process on the concatenated batch, clipped and scheduled."""
-    mx.random.seed(5)
-    model, twin = Net(), Net()
-    twin.update(model.parameters())
+    model, twin = seeded_net(5), seeded_net(5)
     schedule = optim.linear_schedule(0.2, 0.01, 6)
-    ours = wrap(
+    optimizer = distributed(
         world,
         optim.SGD(schedule, momentum=0.9),
         shard=shard,
         transport=transport,
+        bucket_size=256,
         max_norm=0.5,
         accumulate=micro_batches,
     )
-    plain = optim.SGD(schedule, momentum=0.9)
-    ours.init(model)
+    reference = optim.SGD(schedule, momentum=0.9)
+    optimizer.init(model)
     for step in range(5):
-        rows, own = uneven(step, world.size, micro_batches)
-        x, y = batch(step, rows)
-        for part in own[world.rank]:
-            ours.update(model, mean_over_rows(model, x, y, part), weight=part.size)
-        _, full = nn.value_and_grad(twin, loss)(twin, x, y)
-        full, norm = optim.clip_grad_norm(full, 0.5)
-        plain.update(twin, full)
-        assert ours.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
-        assert ours.learning_rate.item() == plain.learning_rate.item()
-    assert ours.step.item() == 5
+        count, by_rank = split_rows(step, world.size, micro_batches)
+        x, y = batch(step, count)
+        for rows in by_rank[world.rank]:
+            grads = gradients_of_rows(model, x, y, rows)
+            optimizer.update(model, grads, weight=rows.size)
+        _, grads = loss_and_gradients(twin, x, y)
+        grads, norm = optim.clip_grad_norm(grads, 0.5)
+        reference.update(twin, grads)
+        assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+        assert optimizer.learning_rate.item() == reference.learning_rate.item()
+    assert optimizer.step.item() == 5
     assert largest_difference(model.parameters(), twin.parameters()) < 1e-6
     assert world.identical(model)
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-@pytest.mark.parametrize("transport", ["native", "host"])
-def test_no_sync_sends_nothing_and_then_all(shard, transport, world):
-    ours = wrap(world, optim.SGD(0.5), shard=shard, transport=transport)
-    own = start = parameters()
-    ours.init(own)
-    wire = world.native if transport == "native" else world.host_transport
-    every = []
-    with ours.no_sync():
+@each_shard
+@each_transport
+def test_no_sync_sends_nothing_until_the_next_update(shard, transport, world):
+    optimizer = distributed(
+        world, optim.SGD(0.5), shard=shard, transport=transport, bucket_size=256
+    )
+    tree = start = parameters()
+    optimizer.init(tree)
+    every = [gradients_of_ranks(tree, step, world.size) for step in range(4)]
+
+    def bytes_sent():
+        transports = (world.native, world.host_transport)
+        return [comm.traffic.bytes_sent for comm in transports]
+
+    before = bytes_sent()
+    with optimizer.no_sync():
         for step in range(3):
-            sent = wire.traffic.bytes_sent, world.host_transport.traffic.bytes_sent
-            grads = [gradients(own, step, r) for r in range(world.size)]
-            every += grads
-            own = ours.apply_gradients(grads[world.rank], own)
-            assert sent == (
-                wire.traffic.bytes_sent,
-                world.host_transport.traffic.bytes_sent,
-            )
-            assert_same_bits(own, start)
-    assert ours.step.item() == 0
-    grads = [gradients(own, 3, r) for r in range(world.size)]
-    own = ours.apply_gradients(grads[world.rank], own)
-    wanted = optim.SGD(0.5).apply_gradients(mean_of([*every, *grads]), start)
-    assert ours.step.item() == 1
-    assert_same_bits(own, wanted)
+            tree = optimizer.apply_gradients(every[step][world.rank], tree)
+            assert_same_bits(tree, start)
+    assert bytes_sent() == before
+    assert optimizer.step.item() == 0
+    tree = optimizer.apply_gradients(every[3][world.rank], tree)
+    mean = mean_of([grads for step in every for grads in step])
+    expected = optim.SGD(0.5).apply_gradients(mean, start)
+    assert optimizer.step.item() == 1
+    assert_same_bits(tree, expected)
 
 
-@pytest.mark.parametrize("transport", ["native", "host"])
-def test_sums_of_16_bit_gradients_are_float32(transport, world):
+@each_transport
+def test_micro_batches_of_16_bits_are_added_in_float32(transport, world):
     """256 + 1 + 1 is 256 in bfloat16."""
-    own = {"w": mx.zeros(3, mx.bfloat16)}
-    ours = wrap(world, optim.SGD(1.0), accumulate=3, transport=transport, shard=True)
-    ours.init(own)
+    tree = {"w": mx.zeros(3, mx.bfloat16)}
+    optimizer = distributed(
+        world, optim.SGD(1.0), accumulate=3, transport=transport, shard=True
+    )
+    optimizer.init(tree)
     for value in (256.0, 1.0, 1.0):
-        own = ours.apply_gradients({"w": mx.full((3,), value, mx.bfloat16)}, own)
-    assert own["w"].tolist() == [-86.0] * 3
+        grads = {"w": mx.full((3,), value, mx.bfloat16)}
+        tree = optimizer.apply_gradients(grads, tree)
+    assert tree["w"].tolist() == [-86.0] * 3
 
 
-def test_a_micro_batch_without_weight_may_be_nan(world):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0), accumulate=2)
-    ours.init(own)
-    own = ours.apply_gradients({"w": mx.full((3,), float("nan"))}, own, weight=0)
-    own = ours.apply_gradients({"w": mx.ones(3)}, own, weight=2)
-    assert own["w"].tolist() == [-1.0] * 3
+def build_pairs(world, **options):
+    """Return an optimizer that accumulates two micro-batches, and its parameters."""
+    optimizer = distributed(world, optim.SGD(1.0), accumulate=2, **options)
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    return optimizer, tree
 
 
-def test_a_wrong_micro_batch_is_refused_on_all_ranks(world):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0), accumulate=2)
-    ours.init(own)
-    wrong = {"w": mx.ones(4 if world.rank == world.size - 1 else 3)}
+def test_micro_batch_of_weight_0_may_be_nan(world):
+    optimizer, tree = build_pairs(world)
+    bad = {"w": mx.full((3,), float("nan"))}
+    tree = optimizer.apply_gradients(bad, tree, weight=0)
+    tree = optimizer.apply_gradients({"w": mx.ones(3)}, tree, weight=2)
+    assert tree["w"].tolist() == [-1.0] * 3
 
-    def both():
-        ours.apply_gradients(wrong, own)
-        ours.apply_gradients({"w": mx.ones(3)}, own)
 
+def test_micro_batch_of_another_shape_on_one_rank_is_refused_at_the_step(world):
+    optimizer, tree = build_pairs(world)
+    ones = {"w": mx.ones(3)}
+    is_last = world.rank == world.size - 1
+    optimizer.apply_gradients({"w": mx.ones(4)} if is_last else ones, tree)
     with pytest.raises(MismatchError, match=r"micro-batch 1: the gradient of w"):
-        both()
-    # It begins anew, on all ranks.
-    for _ in range(2):
-        result = ours.apply_gradients({"w": mx.ones(3)}, own)
+        optimizer.apply_gradients(ones, tree)
+    for _ in range(2):  # a new step, on all ranks
+        result = optimizer.apply_gradients(ones, tree)
     assert result["w"].tolist() == [-1.0] * 3
 
 
 @pytest.mark.mpi(min_size=2)
-def test_ranks_with_other_numbers_of_micro_batches_are_told(world):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0))
-    ours.init(own)
-    with ours.no_sync():
+def test_micro_batches_of_another_number_on_one_rank_are_refused(world):
+    tree = ones = {"w": mx.ones(3)}
+    optimizer = distributed(world, optim.SGD(1.0))
+    optimizer.init(tree)
+    with optimizer.no_sync():
         for _ in range(1 + world.rank % 2):
-            ours.apply_gradients({"w": mx.ones(3)}, own)
+            optimizer.apply_gradients(ones, tree)
     with pytest.raises(MismatchError, match="2 micro-batches before"):
-        ours.apply_gradients({"w": mx.ones(3)}, own)
+        optimizer.apply_gradients(ones, tree)
 
 
-def test_a_sum_that_is_not_finite_is_skipped_whole(world):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0), accumulate=2, skip_nonfinite=True)
-    ours.init(own)
-    for value in (float("inf"), 1.0, 2.0, 4.0):
-        bad = value if world.rank == world.size - 1 else 1.0
-        own = ours.apply_gradients({"w": mx.full((3,), bad)}, own)
-    others = world.size - 1
-    assert ours.skipped == 1
-    assert own["w"][0].item() == pytest.approx(-(6 + 2 * others) / (2 * world.size))
-
-
-def test_accumulating_inside_compile_is_refused(world):
-    ours = wrap(world, optim.SGD(1.0), accumulate=2)
-    own = {"w": mx.zeros(4)}
-    ours.init(own)
-    step = mx.compile(lambda grads: ours.apply_gradients(grads, own))
-    with pytest.raises(ValueError, match="compile what computes loss and gradients"):
-        step({"w": mx.ones(4)})
-
-
-@pytest.mark.parametrize("shard", SHARDS)
+@each_shard
 def test_save_between_micro_batches_is_refused_on_all_ranks(
     shard, world, shared_folder
 ):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0), shard=shard, accumulate=2)
-    ours.init(own)
-    ours.apply_gradients({"w": mx.ones(3)}, own)
+    optimizer, tree = build_pairs(world, shard=shard)
+    optimizer.apply_gradients({"w": mx.ones(3)}, tree)
     with pytest.raises(MismatchError, match="after the step's last update"):
-        mlxdist.save_checkpoint(shared_folder, 1, own, ours)
-    own = ours.apply_gradients({"w": mx.ones(3)}, own)
-    mlxdist.save_checkpoint(shared_folder, 1, own, ours)
+        mlxdist.save_checkpoint(shared_folder, 1, tree, optimizer)
+    tree = optimizer.apply_gradients({"w": mx.ones(3)}, tree)
+    mlxdist.save_checkpoint(shared_folder, 1, tree, optimizer)
 
 
 @pytest.mark.mpi(min_size=2)
-def test_save_between_micro_batches_of_some_ranks_is_refused_on_all(
+def test_save_between_micro_batches_of_one_rank_is_refused_on_all(
     world, shared_folder
 ):
-    own = {"w": mx.zeros(3)}
-    ours = wrap(world, optim.SGD(1.0), accumulate=2)
-    ours.init(own)
+    optimizer, tree = build_pairs(world)
     if world.is_root:
-        ours.apply_gradients({"w": mx.ones(3)}, own)
+        optimizer.apply_gradients({"w": mx.ones(3)}, tree)
     with pytest.raises(MismatchError, match=r"(?s)rank 0: .*last update.*: ready"):
-        mlxdist.save_checkpoint(shared_folder, 1, own, ours)
+        mlxdist.save_checkpoint(shared_folder, 1, tree, optimizer)

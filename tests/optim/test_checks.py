@@ -1,6 +1,7 @@
-"""What the ranks check together in a step: finite gradients, and drift."""
+"""Checks of each update: gradients, state and parameters that differ on a rank.
 
-import math
+A mismatch is an error on all ranks, and nothing has changed.
+"""
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -8,124 +9,186 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-import mlxdist
-from mlxdist import MismatchError, NonFiniteError
-from tests.support.examples import assert_same_bits, gradients, parameters
-
-pytestmark = pytest.mark.mpi
-MODES = pytest.mark.parametrize(
-    ("shard", "transport"),
-    [(s, t) for s in (False, "elements", "tensors") for t in ("native", "host")],
+from mlxdist import MismatchError
+from tests.support.examples import (
+    assert_same_bits,
+    distributed,
+    each_shard,
+    each_transport,
+    full_like,
+    gradients,
+    parameters,
 )
 
-
-def wrap(**options):
-    return mlxdist.DistributedOptimizer(optim.AdamW(0.1), **options)
+pytestmark = pytest.mark.mpi(min_size=2)
 
 
-def spoiled(tree, value):
-    """The tree with one element of `conv` replaced."""
-    flat = np.array(tree["conv"])
-    flat[1, 1, 1, 1] = value
-    return {**tree, "conv": mx.array(flat)}
+def is_last(world):
+    return world.rank == world.size - 1
 
 
-@MODES
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite_are_named(value, shard, transport, world):
-    if world.size == 1:
-        pytest.skip("a world of one is MLX as it is")
-    ours = wrap(shard=shard, transport=transport, bucket_size=128)
-    own = parameters()
-    ours.init(own)
-    grads = gradients(own, 0, world.rank)
-    own = ours.apply_gradients(grads, own)
-    before = tree_map(mx.array, ours.gather_state())
-    odd = world.rank == world.size - 1
-    with pytest.raises(NonFiniteError, match="conv has 1 of 24 elements") as refusal:
-        ours.apply_gradients(spoiled(grads, value) if odd else grads, own)
-    assert f"rank {world.size - 1}: conv" in str(refusal.value)
-    assert "all finite" in str(refusal.value)
-    assert_same_bits(ours.gather_state(), before)
-    assert ours.step.item() == 1
-    assert world.identical(ours.apply_gradients(grads, own))
+# -- gradients
 
 
-@MODES
-def test_steps_with_such_gradients_can_be_skipped(shard, transport, world):
-    ours = wrap(shard=shard, transport=transport, skip_nonfinite=True)
-    own = parameters()
-    ours.init(own)
-    good = gradients(own, 0, world.rank)
-    bad = spoiled(good, math.nan) if world.rank == 0 else good
-    same = ours.apply_gradients(bad, own)
-    assert_same_bits(same, own)
-    assert (ours.skipped, ours.step.item()) == (1, 0)
-    moved = ours.apply_gradients(good, own)
-    assert (ours.skipped, ours.step.item()) == (1, 1)
-    assert not mx.array_equal(moved["conv"], own["conv"])
+def without_conv(tree):
+    return {path: array for path, array in tree.items() if path != "conv"}
 
 
-def test_a_sum_that_overflows_is_found(world):
-    if world.size == 1:
-        pytest.skip("nothing is added")
-    ours = wrap(shard=True)
-    own = {"w": mx.zeros(4)}
-    ours.init(own)
-    with pytest.raises(NonFiniteError, match="finite, but their sum is not"):
-        ours.apply_gradients({"w": mx.full((4,), 3e38)}, own)
+def with_more(tree):
+    return {**tree, "more": mx.zeros(3)}
 
 
-def flip(array, bit):
+def with_flat_conv(tree):
+    return {**tree, "conv": tree["conv"].reshape(-1)}
+
+
+def with_bfloat16_conv(tree):
+    return {**tree, "conv": tree["conv"].astype(mx.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("shard", "transport"),
+    [(False, "native"), (False, "host"), ("elements", "host"), ("tensors", "native")],
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_conv, r"there is no gradient for conv float32\[3, 2, 2, 2\]"),
+        (with_more, "there is a gradient for more"),
+        (with_flat_conv, r"the gradient of conv is .*float32\[24\], wanted float32"),
+        (with_bfloat16_conv, r"the gradient of conv is .*bfloat16\[3, 2, 2, 2\],"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_update_with_another_gradient_on_one_rank_changes_nothing(
+    steps, change, message, shard, transport, world
+):
+    optimizer = distributed(world, optim.AdamW(0.1), shard=shard, transport=transport)
+    tree = parameters()
+    optimizer.init(tree)
+    grads = gradients(tree, 0, world.rank)
+    for _ in range(steps):  # at step 0 checksums are compared too
+        tree = optimizer.apply_gradients(grads, tree)
+    before = tree_map(mx.array, optimizer.gather_state())
+    local = change(grads) if is_last(world) else grads
+    with pytest.raises(MismatchError, match=message) as refusal:
+        optimizer.apply_gradients(local, tree)
+    assert f"rank {world.size - 1}: " in str(refusal.value)
+    assert "ready" in str(refusal.value)  # the state of the other ranks
+    assert "nothing was changed" in str(refusal.value)
+    assert_same_bits(optimizer.gather_state(), before)
+    assert world.identical(optimizer.apply_gradients(grads, tree))
+
+
+@each_shard
+@each_transport
+def test_update_without_gradients_on_one_rank_is_refused(shard, transport, world):
+    optimizer = distributed(world, optim.SGD(0.1), shard=shard, transport=transport)
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    with pytest.raises(MismatchError, match="update without gradients"):
+        optimizer.apply_gradients({} if is_last(world) else tree, tree)
+    optimizer.apply_gradients(tree, tree)
+
+
+# -- step and hyperparameters
+
+
+@each_shard
+@each_transport
+def test_update_with_another_learning_rate_on_one_rank_is_refused(
+    shard, transport, world
+):
+    optimizer = distributed(world, optim.SGD(0.1), shard=shard, transport=transport)
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    optimizer.learning_rate = 0.5
+    optimizer.apply_gradients(tree, tree)
+    if is_last(world):
+        optimizer.learning_rate = 0.25
+    with pytest.raises(MismatchError, match=r"learning_rate 0\.25"):
+        optimizer.apply_gradients(tree, tree)
+    assert optimizer.step.item() == 1
+
+
+def test_update_after_another_number_of_steps_on_one_rank_is_refused(world):
+    optimizer = distributed(world, optim.SGD(0.1))
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    if is_last(world):
+        optimizer.resumable_state("load").put_counters({"updates": 1})
+    with pytest.raises(MismatchError, match=r"rank \d: 1 steps done"):
+        optimizer.apply_gradients(tree, tree)
+
+
+# -- parameters and state that drift apart
+
+
+def flip_bit(array, bit):
     flat = np.array(array)
     flat.reshape(-1).view(np.uint32)[-1] ^= np.uint32(1 << bit)
     return mx.array(flat)
 
 
-@MODES
+@each_shard
+@each_transport
 @pytest.mark.parametrize("bit", [0, 31])
-def test_a_flipped_bit_is_found_within_k_steps(bit, shard, transport, world):
-    if world.size == 1:
-        pytest.skip("there is nobody to compare with")
-    # A sharded optimizer gets each parameter anew from its owner at every step: what
-    # goes wrong between two checks is mended, or spread, before the next.
-    every = 1 if shard else 5
-    ours = wrap(shard=shard, transport=transport, check_every=every)
-    own = parameters()
-    ours.init(own)
+def test_checksum_of_parameters_finds_a_flipped_bit(bit, shard, transport, world):
+    # With sharded state each step sends all parameters again, so corruption between
+    # two checks may be overwritten or spread to all ranks before the second one.
+    check_every = 1 if shard else 5
+    optimizer = distributed(
+        world,
+        optim.AdamW(0.1),
+        shard=shard,
+        transport=transport,
+        check_every=check_every,
+    )
+    start = parameters()
+    optimizer.init(start)
 
     def train(tree):
         for step in range(8):
-            if step == 2 and world.rank == world.size - 1:
-                tree = {**tree, "conv": flip(tree["conv"], bit)}
+            if step == 2 and is_last(world):
+                tree = {**tree, "conv": flip_bit(tree["conv"], bit)}
             grads = gradients(tree, step, world.rank)
-            tree = ours.apply_gradients(grads, tree)
+            tree = optimizer.apply_gradients(grads, tree)
 
     with pytest.raises(MismatchError, match="conv with crc32") as refusal:
-        train(own)
+        train(start)
     assert f"rank {world.size - 1}: " in str(refusal.value)
-    assert ours._updates == (2 if shard else 5)
+    assert optimizer.step.item() == (2 if shard else 5)
 
 
-def test_drift_of_replicated_state_is_found(world):
-    if world.size == 1:
-        pytest.skip("there is nobody to compare with")
-    ours = wrap(check_every=3)
-    own = parameters()
-    ours.init(own)
-    grads = tree_map(mx.zeros_like, own)
-    ours.apply_gradients(grads, own)
+def test_checksum_of_replicated_state_finds_drift(world):
+    optimizer = distributed(world, optim.AdamW(0.1), check_every=3)
+    tree = parameters()
+    optimizer.init(tree)
+    grads = full_like(tree, 0)
+    optimizer.apply_gradients(grads, tree)
     if world.rank == 1:
-        ours.state["two"]["m"] = ours.state["two"]["m"] + 1e-3
+        optimizer.state["two"]["m"] = optimizer.state["two"]["m"] + 1e-3
     for _ in range(2):
-        ours.apply_gradients(grads, own)
+        optimizer.apply_gradients(grads, tree)
     with pytest.raises(MismatchError, match=r"two\.m with crc32"):
-        ours.apply_gradients(grads, own)
+        optimizer.apply_gradients(grads, tree)
 
 
-def test_checks_can_be_turned_off(world):
-    ours = wrap(check_every=0)
-    own = {"w": mx.zeros(3)}
-    ours.init(own)
+def differing_parameters(world, check_every):
+    """Return an optimizer, gradients, and parameters that differ on each rank."""
+    optimizer = distributed(world, optim.SGD(1.0), check_every=check_every)
+    optimizer.init({"w": mx.zeros(3)})
+    return optimizer, {"w": mx.ones(3)}, {"w": mx.full((3,), float(world.rank))}
+
+
+def test_checksums_with_check_every_1_are_compared_at_each_step(world):
+    optimizer, grads, tree = differing_parameters(world, 1)
+    with pytest.raises(MismatchError, match="w with crc32"):
+        optimizer.apply_gradients(grads, tree)
+
+
+def test_checksums_with_check_every_0_are_not_compared(world):
+    optimizer, grads, tree = differing_parameters(world, 0)
     for _ in range(3):
-        ours.apply_gradients(own, {"w": mx.full((3,), float(world.rank))})
+        tree = optimizer.apply_gradients(grads, tree)
+    assert tree["w"].tolist() == [world.rank - 3.0] * 3

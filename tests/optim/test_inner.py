@@ -1,69 +1,208 @@
-"""Which optimizers may be cut into slices, and what their tensors cost."""
+"""The wrapped optimizer: how its state may be cut, what it costs, who gets what."""
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
-from mlxdist.layout.entries import Entry
-from mlxdist.layout.sharding import make_plan
-from mlxdist.optim.costs import costs, work
-from mlxdist.optim.inner import ELEMENTWISE, is_elementwise, resolve_filters
-from tests.support.examples import CLASSES, bits, make
+import mlxdist
+from tests.support.examples import (
+    CLASSES,
+    apply_steps,
+    assert_same_bits,
+    bits,
+    distributed,
+    each_shard,
+    full_like,
+    make,
+)
+
+pytestmark = pytest.mark.mpi
 
 
-def step_by_step(optimizer, parameter, pieces):
-    """A parameter after some steps, updated in slices of it; and their state."""
-    flat = [parameter.reshape(-1)[a:b] for a, b in pieces]
-    if len(pieces) == 1:
-        flat = [parameter]
-    own = {str(f"piece{i}"): piece for i, piece in enumerate(flat)}
-    optimizer.init(own)
+def train_in_slices(optimizer, parameter, bounds):
+    """Return a parameter after some steps on slices of it, each by itself."""
+
+    def cut(array):
+        if len(bounds) == 1:
+            return {"0": array}
+        flat = array.reshape(-1)
+        return {str(i): flat[start:stop] for i, (start, stop) in enumerate(bounds)}
+
+    tree = cut(parameter)
+    optimizer.init(tree)
     for step in range(4):
-        grad = mx.random.normal(parameter.shape, key=mx.random.key(step))
-        parts = [grad.reshape(-1)[a:b] for a, b in pieces]
-        parts = [grad] if len(pieces) == 1 else parts
-        own = optimizer.apply_gradients(
-            {f"piece{i}": part for i, part in enumerate(parts)}, own
-        )
-    return mx.concatenate([piece.reshape(-1) for piece in own.values()])
+        gradient = mx.random.normal(parameter.shape, key=mx.random.key(step))
+        tree = optimizer.apply_gradients(cut(gradient), tree)
+    return mx.concatenate([piece.reshape(-1) for piece in tree.values()])
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES.keys() - {"MultiOptimizer"}))
-def test_the_list_of_elementwise_optimizers_is_right(name):
-    """A probe of every class of MLX: the same bits in slices, or else not listed."""
+def test_strategy_of_each_class_is_elements_where_slices_give_the_same_bits(
+    name, world
+):
     parameter = mx.random.normal((6, 8), key=mx.random.key(9))
-    whole = step_by_step(make(name), parameter, [(0, 48)])
-    cut = step_by_step(make(name), parameter, [(0, 5), (5, 31), (31, 48)])
+    whole = train_in_slices(make(name), parameter, [(0, 48)])
+    cut = train_in_slices(make(name), parameter, [(0, 5), (5, 31), (31, 48)])
     same = bool((bits(whole) == bits(cut)).all())
-    assert same == (CLASSES[name] in ELEMENTWISE)
-    assert same == is_elementwise(make(name))
+    strategy = distributed(world, make(name), shard=True).strategy
+    assert strategy == ("elements" if same else "tensors")
 
 
-def test_matrices_for_muon_cost_more_than_their_bytes():
-    square, thin = Entry("a", (512, 512), "float32"), Entry("b", (8, 32768), "float32")
-    muon, adam = optim.Muon(0.1), optim.AdamW(0.1)
-    assert work(adam, square) == work(adam, thin) == 512 * 512
-    assert work(muon, square) > 20 * work(muon, thin)
-    assert work(muon, Entry("c", (512,), "float32")) == 512
+def test_strategy_of_a_subclass_of_a_known_class_is_tensors(world):
+    class Changed(optim.Adam):
+        pass
+
+    assert distributed(world, Changed(0.1), shard=True).strategy == "tensors"
+    with pytest.raises(ValueError, match="elementwise = True"):
+        distributed(world, Changed(0.1), shard="elements")
+    with pytest.raises(ValueError, match="Muon"):
+        distributed(world, optim.Muon(0.1), shard="elements")
 
 
-def test_tensors_are_balanced_by_what_they_cost():
-    """Four expensive matrices and many cheap ones: one of the four for each rank."""
-    entries = [Entry(f"square{i}", (512, 512), "float32") for i in range(4)]
-    entries += [Entry(f"thin{i}", (4, 65536), "float32") for i in range(16)]
-    chosen = optim.MultiOptimizer(
-        [optim.Muon(0.1), optim.AdamW(0.1)], [lambda path, x: "square" in path]
+def owned_paths(optimizer, ranks):
+    plan = optimizer.describe().plan
+    return [list(plan.shard(rank)) for rank in range(ranks)]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_cost_of_muon_gives_each_rank_as_many_square_matrices(world):
+    """A square matrix costs it more than a thin one of as many elements."""
+    n = world.size
+    tree = {f"square{i}": mx.zeros((128, 128)) for i in range(n)}
+    tree |= {f"thin{i}": mx.zeros((4, 4096)) for i in range(4 * n)}
+    optimizer = distributed(world, optim.Muon(0.1), shard=True)
+    optimizer.init(tree)
+    for paths in owned_paths(optimizer, n):
+        assert sum("square" in path for path in paths) == 1
+        assert sum("thin" in path for path in paths) == 4
+
+
+@pytest.mark.mpi(min_size=2)
+def test_cost_of_a_multi_optimizer_is_that_of_each_parameters_own(world):
+    n = world.size
+    tree = {f"muon{i}": mx.zeros((128, 128)) for i in range(n)}
+    tree |= {f"adam{i}": mx.zeros((128, 128)) for i in range(4 * n)}
+    inner = optim.MultiOptimizer(
+        [optim.Muon(0.1), optim.AdamW(0.1)], [lambda path, x: "muon" in path]
     )
-    arrays = {e.path: mx.zeros((1, 1)) for e in entries}
-    resolved = resolve_filters(chosen, arrays)
-    plan = make_plan(
-        entries,
-        4,
-        strategy="tensors",
-        bucket_size=2**20,
-        costs=costs(resolved, entries),
+    optimizer = distributed(world, inner, shard="tensors")
+    optimizer.init(tree)
+    for paths in owned_paths(optimizer, n):
+        assert sum("muon" in path for path in paths) == 1
+        assert sum("adam" in path for path in paths) == 4
+
+
+@pytest.mark.parametrize("shard", [False, "tensors"])
+def test_filters_of_a_multi_optimizer_see_whole_parameters(shard, world):
+    inner = optim.MultiOptimizer(
+        [optim.SGD(0.5), optim.SGD(0.25), optim.SGD(0.125)],
+        [lambda path, x: x.ndim == 2, lambda path, x: path.startswith("first")],
     )
-    for rank in range(4):
-        owned = plan.shard(rank)
-        assert sum("square" in path for path in owned) == 1
-        assert sum("thin" in path for path in owned) == 4
+    tree = {"first": [mx.zeros((10, 4)), mx.zeros((1,))], "second": mx.zeros((3, 1))}
+    tree["third"] = mx.zeros(2)
+    result = distributed(world, inner, shard=shard).apply_gradients(
+        full_like(tree, 1), tree
+    )
+    assert result["first"][0][0, 0].item() == -0.5
+    assert result["first"][1].item() == -0.25
+    assert result["second"][0].item() == -0.5
+    assert result["third"][0].item() == -0.125
+
+
+# -- optimizers that users write
+
+
+class UserSign(optim.Optimizer):
+    """A user's own optimizer, with state that MLX's do not have."""
+
+    def __init__(self, learning_rate):
+        super().__init__()
+        self._maybe_schedule("learning_rate", learning_rate)
+
+    def init_single(self, parameter, state):
+        state["count"] = mx.array(0)
+        state["nested"] = {"last": mx.zeros_like(parameter)}
+
+    def apply_single(self, gradient, parameter, state):
+        state["count"] = state["count"] + 1
+        state["nested"]["last"] = gradient
+        return parameter - self.learning_rate * mx.sign(gradient - gradient.mean())
+
+
+class ElementwiseSign(UserSign):
+    elementwise = True
+
+    def apply_single(self, gradient, parameter, state):
+        state["nested"]["last"] = gradient
+        return parameter - self.learning_rate * mx.sign(gradient)
+
+
+class LateState(optim.Optimizer):
+    """Makes its state at the first step, and not before."""
+
+    elementwise = True
+
+    def init_single(self, parameter, state):
+        pass
+
+    def apply_single(self, gradient, parameter, state):
+        state["m"] = 0.5 * state.get("m", mx.zeros_like(gradient)) + gradient
+        return parameter - 0.125 * state["m"]
+
+
+class MatricesOnly(optim.Optimizer):
+    """Takes matrices alone, and draws from MLX's random numbers."""
+
+    def init_single(self, parameter, state):
+        state["rows"] = mx.zeros((1, parameter.shape[1]))
+
+    def apply_single(self, gradient, parameter, state):
+        return parameter - 0.125 * gradient + mx.random.normal(parameter.shape)
+
+
+def matrices():
+    return {"a": mx.arange(24.0).reshape(4, 6), "b": mx.ones((3, 5))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [(UserSign, "tensors"), (ElementwiseSign, "elements")]
+)
+def test_user_defined_optimizer_gives_the_bits_of_one_process(kind, strategy, world):
+    optimizer, reference = distributed(world, kind(0.1), shard=True), kind(0.1)
+    start = {"a": mx.ones((7, 3)), "b": {"c": mx.zeros(5)}}
+    optimizer.init(start)
+    reference.init(start)
+    assert optimizer.strategy == strategy
+    tree = apply_steps(optimizer, start, range(3))
+    assert_same_bits(tree, apply_steps(reference, start, range(3)))
+    assert_same_bits(optimizer.gather_state(), reference.state)
+
+
+@each_shard
+def test_user_defined_state_made_at_the_first_step_is_resumed(
+    shard, world, shared_folder
+):
+    def build():
+        optimizer = distributed(world, LateState(), shard=shard)
+        tree = matrices()
+        optimizer.init(tree)
+        return tree, optimizer
+
+    tree, optimizer = build()
+    tree = apply_steps(optimizer, tree, range(2))
+    mlxdist.save_checkpoint(shared_folder, 2, tree, optimizer)
+    other, resumed = build()
+    mlxdist.load_checkpoint(shared_folder, other, resumed)
+    assert_same_bits(
+        apply_steps(resumed, other, range(2, 3)),
+        apply_steps(optimizer, tree, range(2, 3)),
+    )
+
+
+@pytest.mark.usefixtures("compiled_always")
+@pytest.mark.parametrize("shard", [False, "tensors"])
+def test_user_defined_optimizer_is_not_run_to_compile_kernels(shard, world):
+    mx.random.seed(3)
+    before = mx.random.state[0].tolist()
+    distributed(world, MatricesOnly(), shard=shard).init(matrices())
+    assert mx.random.state[0].tolist() == before

@@ -1,4 +1,4 @@
-"""The loss scale: agreed by all ranks, halved where gradients overflow."""
+"""The loss scale: the same on all ranks, halved where gradients overflow."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -7,83 +7,109 @@ import pytest
 
 import mlxdist
 from mlxdist.optim import loss_scale
-from tests.support.examples import Net, batch, largest_difference, loss
-from tests.support.examples import distributed_with_masters as wrap
+from tests.support.examples import distributed_with_masters as distributed
+from tests.support.examples import (
+    each_shard,
+    each_transport,
+    largest_difference,
+    loss,
+    rank_batch,
+    seeded_net,
+    update,
+)
 
 pytestmark = pytest.mark.mpi
-SHARDS = [False, "elements", "tensors"]
-TRANSPORTS = ["native", "host"]
 
 
-def scaled(model, ours, x, y):
-    def scaled_loss(m, x, y):
-        return loss(m, x, y).astype(mx.float32) * ours.loss_scale
+def update_scaled(model, optimizer, x, y):
+    """Take a training step with the loss multiplied by the optimizer's scale."""
 
-    return nn.value_and_grad(model, scaled_loss)(model, x, y)[1]
+    def scaled_loss(model, x, y):
+        return loss(model, x, y).astype(mx.float32) * optimizer.loss_scale
+
+    _, grads = nn.value_and_grad(model, scaled_loss)(model, x, y)
+    optimizer.update(model, grads)
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("option", ["dynamic", 512])
-def test_a_scaled_loss_trains_the_same(shard, transport, option, world):
-    mx.random.seed(5)
-    model, twin = Net(), Net()
-    twin.update(model.parameters())
+@each_shard
+@each_transport
+@pytest.mark.parametrize("scale", ["dynamic", 512])
+def test_loss_scale_on_a_scaled_loss_trains_the_same(scale, transport, shard, world):
+    model, twin = seeded_net(5), seeded_net(5)
     options = {"shard": shard, "transport": transport, "max_norm": 0.5}
-    ours = wrap(world, loss_scale=option, **options)
-    other = wrap(world, **options)
-    ours.init(model)
-    other.init(twin)
+    optimizer = distributed(world, loss_scale=scale, **options)
+    unscaled = distributed(world, **options)
+    optimizer.init(model)
+    unscaled.init(twin)
     for step in range(3):
-        x, y = batch(step * world.size + world.rank, 4)
-        ours.update(model, scaled(model, ours, x, y))
-        other.update(twin, nn.value_and_grad(twin, loss)(twin, x, y)[1])
-        assert ours.grad_norm.item() == pytest.approx(other.grad_norm.item(), rel=1e-4)
+        x, y = rank_batch(world, step)
+        update_scaled(model, optimizer, x, y)
+        update(twin, unscaled, x, y)
+        norm = unscaled.grad_norm.item()
+        assert optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-4)
     assert largest_difference(model.parameters(), twin.parameters()) < 1e-5
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-def test_an_overflow_skips_the_step_on_all_ranks(shard, world, shared_folder):
-    own = {"w": mx.ones(5, mx.float16)}
-    ours = wrap(world, optim.SGD(0.5), shard=shard, loss_scale="dynamic")
-    ours.init(own)
-    assert ours.loss_scale.item() == 65536
-    small = 2.0**-20  # nothing in fp16 once it is added up with others, but scaled
-    for bad, halvings in ((True, 1), (True, 2), (False, 2)):
-        scale = ours.loss_scale.item()
-        value = float("inf") if bad and world.rank == world.size - 1 else small * scale
-        own = ours.apply_gradients({"w": mx.full((5,), value, mx.float16)}, own)
-        assert ours.loss_scale.item() == 65536 / 2**halvings
-        assert ours.step.item() == (0 if bad else 1)
-    assert ours.skipped == 2
-    master = ours.gather_state()["w"]["master"]
+def build_dynamic(world, **options):
+    optimizer = distributed(world, optim.SGD(0.5), loss_scale="dynamic", **options)
+    optimizer.init({"w": mx.ones(5, mx.float16)})
+    return optimizer
+
+
+@each_shard
+def test_loss_scale_on_an_overflow_is_halved_and_the_step_skipped(shard, world):
+    tree = {"w": mx.ones(5, mx.float16)}
+    optimizer = build_dynamic(world, shard=shard)
+    assert optimizer.loss_scale.item() == 65536
+    small = 2.0**-20  # below the smallest of fp16 unless it is scaled
+    for overflows, halvings in ((True, 1), (True, 2), (False, 2)):
+        scale = optimizer.loss_scale.item()
+        is_last = world.rank == world.size - 1
+        value = float("inf") if overflows and is_last else small * scale
+        tree = optimizer.apply_gradients({"w": mx.full((5,), value, mx.float16)}, tree)
+        assert optimizer.loss_scale.item() == 65536 / 2**halvings
+        assert optimizer.step.item() == (0 if overflows else 1)
+    assert optimizer.skipped == 2
+    master = optimizer.gather_state()["w"]["master"]
     assert master.tolist() == [1 - small / 2] * 5
-    # It goes on from there.
-    mlxdist.save_checkpoint(shared_folder, 1, own, ours)
-    other = wrap(world, optim.SGD(0.5), shard=shard, loss_scale="dynamic")
-    mlxdist.load_checkpoint(shared_folder, own, other)
-    assert other.loss_scale.item() == 65536 / 4
-    assert other._loss_scale.good == 1
 
 
-def test_the_scale_grows_after_a_while(world, monkeypatch):
+def test_loss_scale_after_steps_without_an_overflow_doubles(world, monkeypatch):
     monkeypatch.setattr(loss_scale, "GROWS_AFTER", 2)
-    own = {"w": mx.ones(5)}
-    ours = wrap(world, optim.SGD(0.5), loss_scale="dynamic")
-    ours.init(own)
+    tree = {"w": mx.ones(5)}
+    optimizer = distributed(world, optim.SGD(0.5), loss_scale="dynamic")
+    optimizer.init(tree)
     for _ in range(4):
-        own = ours.apply_gradients({"w": mx.ones(5)}, own)
-    assert ours.loss_scale.item() == 65536 * 4
+        tree = optimizer.apply_gradients({"w": mx.ones(5)}, tree)
+    assert optimizer.loss_scale.item() == 65536 * 4
 
 
-def test_nan_whatever_the_scale_is_told(world):
-    own = {"w": mx.ones(5)}
-    ours = wrap(world, optim.SGD(0.5), loss_scale="dynamic")
-    ours.init(own)
+def test_loss_scale_and_its_count_of_steps_are_resumed(
+    world, shared_folder, monkeypatch
+):
+    monkeypatch.setattr(loss_scale, "GROWS_AFTER", 3)
+    tree, ones = {"w": mx.ones(5, mx.float16)}, {"w": mx.ones(5, mx.float16)}
+    optimizer = build_dynamic(world)
+    overflow = {"w": mx.full((5,), float("inf"), mx.float16)}
+    tree = optimizer.apply_gradients(overflow, tree)
+    for _ in range(2):
+        tree = optimizer.apply_gradients(ones, tree)
+    mlxdist.save_checkpoint(shared_folder, 2, tree, optimizer)
+    resumed = build_dynamic(world)
+    mlxdist.load_checkpoint(shared_folder, tree, resumed)
+    assert resumed.loss_scale.item() == 32768
+    resumed.apply_gradients(ones, tree)  # the third good step
+    assert resumed.loss_scale.item() == 65536
+
+
+def test_loss_scale_with_nan_at_any_scale_raises_at_1(world):
+    tree = {"w": mx.ones(5)}
+    optimizer = distributed(world, optim.SGD(0.5), loss_scale="dynamic")
+    optimizer.init(tree)
     bad = {"w": mx.full((5,), float("nan"))}
     for _ in range(16):
-        own = ours.apply_gradients(bad, own)
+        tree = optimizer.apply_gradients(bad, tree)
     with pytest.raises(mlxdist.NonFiniteError, match="w has 5 of 5"):
-        ours.apply_gradients(bad, own)
-    assert ours.skipped == 16
-    assert ours.loss_scale.item() == 1
+        optimizer.apply_gradients(bad, tree)
+    assert optimizer.skipped == 16
+    assert optimizer.loss_scale.item() == 1

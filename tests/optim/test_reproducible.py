@@ -1,13 +1,18 @@
-"""The same bits on any number of ranks, however state is cut, on either transport."""
+"""reproducible=True: the same bits on any number of ranks, shard and transport."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
 
 import mlxdist
 from mlxdist import MismatchError
-from tests.support.examples import Net, assert_same_bits, batch, loss
+from tests.support.examples import (
+    assert_same_bits,
+    batch,
+    distributed,
+    loss_and_gradients,
+    seeded_net,
+)
 
 pytestmark = pytest.mark.mpi
 INNER = {
@@ -26,48 +31,51 @@ CASES = [
 ]
 
 
-def micro_batches(world):
-    """How many there are in a step: they can be split over all parts of the world."""
+class Run:
+    """A model and its optimizer on a part of the world, which train together.
+
+    Args:
+        part: the ranks that train.
+        micro_batches: those of a step, over all ranks of the part.
+    """
+
+    def __init__(self, part, micro_batches, name="AdamW", dtype=mx.float32, **options):
+        self.part = part
+        self.per_rank = micro_batches // part.size
+        self.model = seeded_net(5)
+        self.model.set_dtype(dtype)
+        self.optimizer = distributed(
+            part,
+            INNER[name](),
+            accumulate=self.per_rank,
+            **{"bucket_size": 256, "max_norm": 0.3, "reproducible": True, **options},
+        )
+        self.optimizer.init(self.model)
+
+    def train(self, steps):
+        """Take steps on micro-batches of 1 to 3 rows; the second has weight 0.
+
+        The weights are no integers, so that the order in which they are added counts.
+        """
+        dtype = self.model.gain.dtype
+        for step in steps:
+            for index in range(self.per_rank):
+                number = self.part.rank * self.per_rank + index
+                x, y = batch(1000 * step + number, 1 + number % 3)
+                _, grads = loss_and_gradients(self.model, x.astype(dtype), y)
+                weight = 0.0 if number == 1 else 0.1 * (1 + number)
+                self.optimizer.update(self.model, grads, weight=weight)
+        mx.eval(self.model.parameters())
+        return self
+
+
+def count_micro_batches(world):
+    """Return a number that all parts of the world divide."""
     return 12 if world.size == 3 else max(8, world.size)
 
 
-def begun(part, every, name, shard, transport, dtype=mx.float32, **options):
-    mx.random.seed(5)
-    model = Net()
-    model.set_dtype(dtype)
-    ours = mlxdist.DistributedOptimizer(
-        INNER[name](),
-        world=part,
-        shard=shard,
-        transport=transport,
-        bucket_size=256,
-        max_norm=0.3,
-        accumulate=every // part.size,
-        reproducible=options.pop("reproducible", True),
-        **options,
-    )
-    ours.init(model)
-    return model, ours
-
-
-def train(model, ours, steps):
-    """Micro-batches of 1, 2 or 3 rows, some of no weight."""
-    part, each = ours.world, ours._accumulation.every
-    for step in steps:
-        for own in range(each):
-            number = part.rank * each + own
-            rows = 1 + number % 3
-            x, y = batch(1000 * step + number, rows)
-            _, grads = nn.value_and_grad(model, loss)(
-                model, x.astype(model.gain.dtype), y
-            )
-            ours.update(model, grads, weight=0 if number == 1 else rows)
-    mx.eval(model.parameters())
-    return model, ours
-
-
 def parts_of(world):
-    """The whole world, and worlds of fewer ranks, each rank being in one of each."""
+    """Return the world, and worlds of fewer ranks; each rank is in one of each size."""
     sizes = [n for n in (1, 2, 3, 4, 8) if world.size % n == 0]
     return [world.split(world.rank // size) for size in sizes]
 
@@ -80,85 +88,97 @@ def parts_of(world):
         pytest.param("AdamW", mx.bfloat16, marks=pytest.mark.long),
         pytest.param("Muon", mx.float32, marks=pytest.mark.long),
     ],
+    ids=str,
 )
-def test_bits_do_not_depend_on_the_ranks(name, dtype, world):
-    every = micro_batches(world)
+def test_reproducible_steps_on_any_ranks_give_the_same_bits(name, dtype, world):
     masters = None if dtype == mx.float32 else mx.float32
-    first = None
-    for part in parts_of(world):
-        for shard, transport in CASES:
-            if name == "Muon" and shard == "elements":
-                continue
-            model, ours = begun(
-                part, every, name, shard, transport, dtype, master_dtype=masters
-            )
-            train(model, ours, range(4))
-            first = first or (model.parameters(), ours.grad_norm)
-            where = f"{part.size} ranks, {shard}, {transport}"
-            assert ours.grad_norm.item() == first[1].item(), where
-            assert_same_bits(model.parameters(), first[0])
-    assert world.identical(first[0])
+    cases = [case for case in CASES if name != "Muon" or case[0] != "elements"]
+    runs = {
+        (part.size, shard, transport): Run(
+            part,
+            count_micro_batches(world),
+            name,
+            dtype,
+            shard=shard,
+            transport=transport,
+            master_dtype=masters,
+        ).train(range(4))
+        for part in parts_of(world)
+        for shard, transport in cases
+    }
+    first = next(iter(runs.values()))
+    norm = first.optimizer.grad_norm.item()
+    for case, run in runs.items():
+        assert run.optimizer.grad_norm.item() == norm, case
+        assert_same_bits(run.model.parameters(), first.model.parameters())
+    assert world.identical(first.model.parameters())
 
 
 @pytest.mark.mpi(min_size=4)
-def test_without_it_bits_differ(world):
-    """That the test above can fail."""
-    every = micro_batches(world)
+def test_steps_that_are_not_reproducible_give_other_bits(world):
+    """So that the test above can fail."""
     norms = set()
     for part in parts_of(world):
-        model, ours = begun(
-            part, every, "AdamW", "elements", "host", reproducible=False
+        run = Run(
+            part,
+            count_micro_batches(world),
+            shard="elements",
+            transport="host",
+            reproducible=False,
         )
-        train(model, ours, range(4))
-        norms.add(ours.grad_norm.item())
+        norms.add(run.train(range(4)).optimizer.grad_norm.item())
     assert len(norms) > 1
 
 
-def test_a_run_goes_on_with_the_same_bits_on_fewer_ranks(world, shared_folder):
-    every = micro_batches(world)
-    model, ours = begun(world, every, "AdamW", True, "host")
-    train(model, ours, range(2))
-    mlxdist.save_checkpoint(shared_folder, 2, model, ours)
-    train(model, ours, range(2, 4))
+def test_reproducible_run_resumed_on_fewer_ranks_gives_the_same_bits(
+    world, shared_folder
+):
+    count = count_micro_batches(world)
+    run = Run(world, count, shard=True, transport="host").train(range(2))
+    mlxdist.save_checkpoint(shared_folder, 2, run.model, run.optimizer)
+    run.train(range(2, 4))
     for part in parts_of(world):
-        other, resumed = begun(part, every, "AdamW", "tensors", "native")
-        mlxdist.load_checkpoint(shared_folder, other, resumed)
-        train(other, resumed, range(2, 4))
-        assert_same_bits(other.parameters(), model.parameters())
+        resumed = Run(part, count, shard="tensors", transport="native")
+        mlxdist.load_checkpoint(shared_folder, resumed.model, resumed.optimizer)
+        resumed.train(range(2, 4))
+        assert_same_bits(resumed.model.parameters(), run.model.parameters())
 
 
-def test_traffic_is_what_the_plan_says(world):
-    for shard, transport in CASES:
-        model, ours = begun(world, world.size, "AdamW", shard, transport)
-        wire = world.native if transport == "native" else world.host_transport
-        before = wire.traffic.bytes_sent
-        train(model, ours, range(1))
-        sent = wire.traffic.bytes_sent - before
-        assert sent == ours.describe().traffic.bytes_sent, (shard, transport)
+@pytest.mark.parametrize(("shard", "transport"), CASES)
+def test_reproducible_step_sends_what_its_description_says(shard, transport, world):
+    run = Run(world, world.size, shard=shard, transport=transport)
+    comm = world.native if transport == "native" else world.host_transport
+    before = comm.traffic.bytes_sent
+    run.train(range(1))
+    sent = comm.traffic.bytes_sent - before
+    assert sent == run.optimizer.describe().traffic.bytes_sent
 
 
-def test_what_is_no_part_of_the_tree_is_refused(world):
-    wire = {"transport": "host", "wire_dtype": mx.bfloat16}
+def test_reproducible_with_a_wire_dtype_is_refused(world):
     with pytest.raises(ValueError, match="wire_dtype is"):
-        mlxdist.DistributedOptimizer(optim.SGD(0.1), reproducible=True, **wire)
-    if world.size == 1:
-        return
+        distributed(world, reproducible=True, transport="host", wire_dtype=mx.bfloat16)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_reproducible_with_other_than_a_power_of_two_micro_batches_is_refused(world):
     with pytest.raises(ValueError, match="a power of two a rank"):
-        mlxdist.DistributedOptimizer(optim.SGD(0.1), reproducible=True, accumulate=3)
-    ours = mlxdist.DistributedOptimizer(optim.SGD(0.1), reproducible=True)
-    own = {"w": mx.zeros(3)}
-    ours.init(own)
-    with ours.no_sync():
+        distributed(world, reproducible=True, accumulate=3)
+    optimizer = distributed(world, optim.SGD(0.1), reproducible=True)
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    with optimizer.no_sync():
         for _ in range(2):
-            ours.apply_gradients(own, own)
+            optimizer.apply_gradients(tree, tree)
     with pytest.raises(MismatchError, match="3 of them"):
-        ours.apply_gradients(own, own)
+        optimizer.apply_gradients(tree, tree)
 
 
-def test_saving_in_the_middle_is_refused(world, shared_folder):
-    ours = mlxdist.DistributedOptimizer(optim.SGD(0.1), reproducible=True, accumulate=2)
-    own = {"w": mx.zeros(3)}
-    ours.init(own)
-    ours.apply_gradients(own, own)
-    with pytest.raises(MismatchError, match="after the step's last update"):
-        mlxdist.save_checkpoint(shared_folder, 1, own, ours)
+def test_reproducible_checkpoint_in_the_middle_of_a_step_is_refused(
+    world, shared_folder
+):
+    optimizer = distributed(world, optim.SGD(0.1), reproducible=True, accumulate=2)
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    optimizer.apply_gradients(tree, tree)
+    with pytest.raises(ValueError, match="after the step's last update"):
+        mlxdist.save_checkpoint(shared_folder, 1, tree, optimizer)

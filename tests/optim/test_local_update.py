@@ -1,0 +1,77 @@
+"""Which kernels the local update runs on: compiled ones, or MLX's own."""
+
+import sys
+
+import pytest
+
+from tests.support import jobs
+from tests.support.examples import (
+    assert_as_eager,
+    distributed,
+    each_shard,
+    each_transport,
+    rank_batch,
+    seeded_net,
+    update,
+)
+
+
+@pytest.mark.mpi
+@each_shard
+@each_transport
+def test_compiled_update_of_a_model_with_frozen_layers_gives_the_bits_of_eager(
+    shard, transport, world, request
+):
+    def build():
+        model = seeded_net(3)
+        optimizer = distributed(
+            world, shard=shard, transport=transport, bucket_size=64, max_norm=1.0
+        )
+        optimizer.init(model)
+        return model, optimizer
+
+    eager_model, eager = build()
+    request.getfixturevalue("compiled_always")
+    model, optimizer = build()
+    frozen = model.frozen.weight
+    for step in range(4):
+        x, y = rank_batch(world, step)
+        update(eager_model, eager, x, y)
+        update(model, optimizer, x, y)
+    assert model.frozen.weight is frozen
+    assert "frozen" not in optimizer.gather_state()
+    assert_as_eager(model.parameters(), eager_model.parameters())
+    assert_as_eager(optimizer.gather_state(), eager.gather_state())
+    assert world.identical(model)
+
+
+TRAIN_WITHOUT_A_COMPILER = """
+import mlx.core as mx, mlx.optimizers as optim
+import mlxdist
+
+size = 2**18  # 1 MiB: large enough to be compiled where that works
+tree = {"w": mx.ones(size), "b": mx.ones(3)}
+optimizer = mlxdist.DistributedOptimizer(optim.SGD(0.5, momentum=0.5))
+optimizer.init(tree)
+for _ in range(2):
+    tree = optimizer.apply_gradients({"w": mx.ones(size), "b": mx.ones(3)}, tree)
+print(tree["w"][:1].tolist() + tree["b"].tolist())
+"""
+
+BROKEN_COMPILER = """#!/bin/sh
+[ "$1" = --version ]
+"""
+
+
+@pytest.mark.parametrize("compiler", ["missing", "broken"])
+def test_update_without_a_cpp_compiler_trains_eagerly(compiler, tmp_path):
+    """MLX asks for g++ on PATH, and looks for compiled kernels in TMPDIR."""
+    if compiler == "broken":
+        (tmp_path / "g++").write_text(BROKEN_COMPILER)
+        (tmp_path / "g++").chmod(0o755)
+    ran = jobs.run(
+        [sys.executable, "-c", TRAIN_WITHOUT_A_COMPILER],
+        env={"PATH": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[0] == "[-0.25, -0.25, -0.25, -0.25]"

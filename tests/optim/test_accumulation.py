@@ -180,9 +180,7 @@ def test_save_between_micro_batches_is_refused_on_all_ranks(
 
 
 @pytest.mark.mpi(min_size=2)
-def test_save_between_micro_batches_of_one_rank_is_refused_on_all(
-    world, shared_folder
-):
+def test_save_between_micro_batches_of_one_rank_is_refused_on_all(world, shared_folder):
     optimizer, tree = build_pairs(world)
     if world.is_root:
         optimizer.apply_gradients({"w": mx.ones(3)}, tree)

@@ -1,21 +1,33 @@
-"""ShardedSampler: which examples each rank trains on. Pure numpy, no MPI."""
+"""ShardedSampler: the examples that each rank trains on. Pure NumPy, no MPI."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-_STATE_KEYS = frozenset({"epoch", "position", "seed", "n", "shuffle"})
+
+class SamplerState(TypedDict):
+    """Position of a sampler in its data; JSON can hold it.
+
+    `position` counts the examples of the epoch that were handed out on all ranks, so
+    that it means the same in a world of another size.
+    """
+
+    epoch: int
+    position: int
+    seed: int
+    n: int
+    shuffle: bool
 
 
 class HasRankAndSize(Protocol):
-    """What the sampler needs of a World."""
+    """The part of a `World` that the sampler uses."""
 
     @property
     def rank(self) -> int: ...
@@ -25,7 +37,7 @@ class HasRankAndSize(Protocol):
 
 
 class ShardedSampler:
-    """Index batches for this rank: every example exactly once per epoch over all ranks.
+    """Batches of indices for this rank; an epoch has every example exactly once.
 
     ::
 
@@ -35,33 +47,39 @@ class ShardedSampler:
                 loss, grads = loss_and_grad(model, x[batch], y[batch])
                 optimizer.update(model, grads, weight=len(batch))
 
-    One pass (`for batch in sampler`) hands out what is left of an epoch, and the next
-    pass begins the next epoch. The order of an epoch is a permutation that depends on
-    `seed` and the epoch's number alone: not on the ranks, the platform or the version
-    of numpy. Global batch k is the k-th run of `batch_size * size` examples of that
-    order, whatever the number of ranks, and each rank gets an equal, contiguous share.
+    Each pass (`for batch in sampler`) yields the rest of the current epoch, and the
+    next pass starts the next epoch. The order of an epoch is a permutation that depends
+    only on `seed` and the epoch's number, not on the ranks, the platform or the version
+    of NumPy. Global batch k is the k-th run of `batch_size * size` examples in that
+    order, for any number of ranks; each rank takes an equal, contiguous part of it.
 
     Nothing is padded, repeated or dropped. The last global batch of an epoch is split
-    as evenly as it goes: its shares differ by one example at most and may be EMPTY.
-    All ranks get the same number of batches, so that collectives pair up: an empty
-    batch is no reason to skip a step. Call `update` with `weight=len(batch)`, which is
-    right for every batch; with weight 0 the gradients themselves don't count.
+    evenly: the parts differ by at most one example, and some may be EMPTY. All ranks
+    get the same number of batches, so that their collectives match: do not skip a step
+    because its batch is empty. Call `update` with `weight=len(batch)`; it is right for
+    every batch, and with weight 0 the gradients are ignored.
 
-    A batch counts as consumed once it has been handed out. A checkpoint saved in the
-    loop's body, after training on batch k, therefore resumes with batch k + 1. Saved
-    in the body of an epoch's last batch, it resumes with a pass of no batches, so that
-    whatever follows the loop (a validation) is done for that epoch exactly once. A
-    pass that is left early (`break`) is continued by the next one. Where batches are
-    fetched ahead of training, take `state_dict()` when a batch is fetched and save the
-    one that belongs to the last batch trained on.
+    A batch counts as consumed once it has been yielded. A checkpoint saved in the body
+    of the loop, after training on batch k, resumes with batch k + 1. Saved in the body
+    of an epoch's last batch, it resumes with a pass of no batches, so that the code
+    after the loop (a validation) runs exactly once for that epoch. The next pass
+    continues one that was left by `break`. If batches are prefetched, take
+    `state_dict()` with each batch, and save the one of the last batch trained on.
 
-    All ranks must pass the same arguments; nothing is sent to verify it. A shuffled
-    pass holds the epoch's order in memory, 8 bytes per example.
+    All ranks must pass the same arguments; nothing is communicated to verify it. A
+    shuffled pass holds the order of the epoch in memory: 8 bytes per example.
+
+    Args:
+        n: number of examples.
+        world: gives the rank and the number of ranks.
+        seed: of the permutations.
+        shuffle: False yields the examples in order.
+        batch_size: examples per rank and batch.
 
     Raises:
-        ValueError: `n` or `seed` below 0, `batch_size` below 1, a rank outside the
-            world.
-        TypeError: where one of them is not an integer.
+        ValueError: `n` or `seed` is below 0, `batch_size` is below 1, or the rank is
+            outside the world.
+        TypeError: one of them is not an integer.
     """
 
     def __init__(
@@ -90,18 +108,18 @@ class ShardedSampler:
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch under way, or of the next to begin; from 0."""
+        """Number of the current epoch, or of the next one between passes; from 0."""
         return self._epoch
 
     @property
     def position(self) -> int:
-        """Examples of this epoch handed out so far, over all ranks."""
+        """Examples of this epoch yielded so far, on all ranks together."""
         return self._position
 
     def __len__(self) -> int:
-        """How many batches are left in this epoch: those of a whole one at its start.
+        """Number of batches left in this epoch, which the next pass yields.
 
-        The same on every rank, and just what the next pass hands out.
+        The same on every rank.
         """
         return -(-(self.n - self._position) // (self.batch_size * self.size))
 
@@ -115,28 +133,26 @@ class ShardedSampler:
         while self._position < self.n:
             start = self._position
             stop = min(start + self.batch_size * self.size, self.n)
-            self._position = stop  # before the hand-out: see the class's docstring
+            self._position = stop  # before the yield: a batch counts as consumed
             first, last = _share(start, stop, self.rank, self.size)
             if order is None:
                 yield np.arange(first, last, dtype=np.int64)
             else:
-                yield order[first:last].copy()  # a view would keep all of it alive
+                yield order[
+                    first:last
+                ].copy()  # a view would keep the whole order alive
             self._check_current(this_pass)
         self._epoch, self._position = self._epoch + 1, 0
 
     def _check_current(self, this_pass: int) -> None:
         if this_pass != self._passes:
             raise RuntimeError(
-                "This pass over the sampler is no longer current: another one was "
-                "begun, or a state was loaded. Use one sampler for each loop."
+                "this pass over the sampler is no longer current: another pass was "
+                "started, or a state was loaded. Use one sampler per loop."
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the data, the same on every rank; JSON can hold it.
-
-        `position` counts examples over all ranks, so that it means the same to a
-        world of another size.
-        """
+    def state_dict(self) -> SamplerState:
+        """Return the position in the data, the same on every rank."""
         return {
             "epoch": self._epoch,
             "position": self._position,
@@ -145,28 +161,29 @@ class ShardedSampler:
             "shuffle": self.shuffle,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to the place that `state_dict` named, and ends a pass under way.
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue at the position of a `state_dict`. A pass under way ends.
 
-        The number of ranks and the batch size may differ from those it was saved with,
-        also in the middle of an epoch: no example is seen twice or missed.
+        The number of ranks and the batch size may differ from those of the saved run,
+        even in the middle of an epoch: no example is repeated or missed.
 
         Raises:
-            ValueError: the state belongs to other data or another order (`n`, `seed`,
-                `shuffle`), or is no such state.
+            ValueError: `state` is not from `state_dict`, or is for other data or
+                another order (`n`, `seed`, `shuffle`).
         """
-        if set(state) != _STATE_KEYS:
+        if set(state) != SamplerState.__required_keys__:
             raise ValueError(
-                f"The sampler's state has the keys {sorted(state)}, wanted "
-                f"{sorted(_STATE_KEYS)}: pass what state_dict() returned."
+                f"the sampler's state has the keys {sorted(state)}, wanted "
+                f"{sorted(SamplerState.__required_keys__)}: pass the result of "
+                "state_dict()."
             )
         for name in ("n", "seed", "shuffle"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"The saved state has {name}={state[name]!r}, this sampler has "
+                    f"the saved state has {name}={state[name]!r}, this sampler has "
                     f"{name}={getattr(self, name)!r}: a position in one order means "
                     "nothing in another. Make the sampler with "
-                    f"{name}={state[name]!r}, or begin anew without loading."
+                    f"{name}={state[name]!r}, or start anew without loading."
                 )
         epoch = _integer("epoch of the state", state["epoch"], at_least=0)
         position = _integer("position of the state", state["position"], at_least=0)
@@ -179,12 +196,11 @@ class ShardedSampler:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Indices:
-    """The permutation of `range(n)` for one epoch.
+    """Return the permutation of `range(n)` for one epoch, as int64.
 
-    Sorts n random 64-bit keys, instead of numpy's own `permutation`, because numpy
-    promises the raw bits of PCG64 for ever but not what its generators make of them
-    (NEP 19): a run resumed under another numpy would otherwise see examples twice.
-    10 million examples take about 2 s.
+    It sorts n random 64-bit keys. NumPy guarantees the raw bits of PCG64 across
+    versions, but not the output of `Generator.permutation` (NEP 19), with which a run
+    resumed under another NumPy could repeat examples. 10 million take about 2 s.
     """
     seeds = np.random.SeedSequence(seed, spawn_key=(epoch,))
     keys = np.random.PCG64(seeds).random_raw(n)
@@ -192,18 +208,19 @@ def epoch_order(n: int, seed: int, epoch: int) -> Indices:
 
 
 def _share(start: int, stop: int, rank: int, size: int) -> tuple[int, int]:
+    """Return the bounds of this rank's part of the global batch [start, stop)."""
     # The first `extra` ranks get one example more than the others.
-    each, extra = divmod(stop - start, size)
-    first = start + rank * each + min(rank, extra)
-    return first, first + each + (rank < extra)
+    count, extra = divmod(stop - start, size)
+    first = start + rank * count + min(rank, extra)
+    return first, first + count + (rank < extra)
 
 
 def _integer(name: str, value: object, *, at_least: int) -> int:
-    wanted = f"wanted an integer of {at_least} or more"
+    expected = f"wanted an integer of {at_least} or more"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name}: found {value!r}, {wanted}") from None
+        raise TypeError(f"{name}: found {value!r}, {expected}") from None
     if number < at_least:
-        raise ValueError(f"{name}: found {number}, {wanted}")
+        raise ValueError(f"{name}: found {number}, {expected}")
     return number

@@ -1,4 +1,4 @@
-"""ShardedSampler: coverage, evenness, the same order for any N, resuming elsewhere."""
+"""ShardedSampler: coverage, even batches, the same order for any N, resuming."""
 
 import json
 from typing import NamedTuple
@@ -21,25 +21,25 @@ def samplers(n, size, **options):
 
 
 def run_epoch(ranks):
-    """Global batches of one pass: a list of each rank's share, for every batch."""
+    """Return the global batches of one pass, each as a list of the ranks' parts."""
     return list(zip(*[list(sampler) for sampler in ranks], strict=True))
 
 
 def take(ranks, batches):
-    """The first batches of a pass, leaving it by `break` as a training loop would."""
-    shares = []
+    """Return the first global batches of a pass, which is left by `break`."""
+    by_rank = []
     for sampler in ranks:
-        mine = []
+        parts = []
         for batch in sampler:
-            mine.append(batch)
-            if len(mine) == batches:
+            parts.append(batch)
+            if len(parts) == batches:
                 break
-        shares.append(mine)
-    return list(zip(*shares, strict=True))
+        by_rank.append(parts)
+    return list(zip(*by_rank, strict=True))
 
 
 def examples(global_batches):
-    return [int(i) for shares in global_batches for share in shares for i in share]
+    return [int(i) for parts in global_batches for part in parts for i in part]
 
 
 sizes = st.integers(1, 8)
@@ -51,7 +51,7 @@ seeds = st.integers(0, 2**70)
 @given(counts, sizes, batch_sizes, seeds, st.booleans())
 @example(n=1, size=8, batch_size=9, seed=0, shuffle=True)
 @example(n=17, size=4, batch_size=4, seed=0, shuffle=True)
-def test_every_example_once_and_the_same_number_of_batches(
+def test_sampler_epoch_has_every_example_once_and_equal_batch_counts(
     n, size, batch_size, seed, shuffle
 ):
     ranks = samplers(n, size, seed=seed, shuffle=shuffle, batch_size=batch_size)
@@ -65,19 +65,21 @@ def test_every_example_once_and_the_same_number_of_batches(
 
 
 @given(counts, sizes, batch_sizes)
-def test_shares_are_even_and_only_the_last_batch_is_short(n, size, batch_size):
+def test_sampler_only_the_last_batch_is_short_and_it_is_split_evenly(
+    n, size, batch_size
+):
     batches = run_epoch(samplers(n, size, batch_size=batch_size))
-    for shares in batches[:-1]:
-        assert {len(share) for share in shares} == {batch_size}
-    for shares in batches[-1:]:
-        lengths = [len(share) for share in shares]
+    for parts in batches[:-1]:
+        assert {len(part) for part in parts} == {batch_size}
+    for parts in batches[-1:]:
+        lengths = [len(part) for part in parts]
         assert max(lengths) - min(lengths) <= 1
         assert max(lengths) <= batch_size
         assert sum(lengths) == n - (len(batches) - 1) * batch_size * size
 
 
 @given(counts, batch_sizes, seeds, st.booleans())
-def test_global_batches_do_not_depend_on_the_number_of_ranks(
+def test_sampler_global_batches_are_equal_for_any_number_of_ranks(
     n, batch_size, seed, shuffle
 ):
     global_size = 8 * batch_size
@@ -86,7 +88,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(
         ranks = samplers(
             n, size, seed=seed, shuffle=shuffle, batch_size=global_size // size
         )
-        return [sorted(examples([shares])) for shares in run_epoch(ranks)]
+        return [sorted(examples([parts])) for parts in run_epoch(ranks)]
 
     assert sets(1) == sets(2) == sets(4) == sets(8)
 
@@ -99,7 +101,9 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(
     stops=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     shuffle=st.booleans(),
 )
-def test_resumes_at_any_size_and_batch_size(n, first, second, third, stops, shuffle):
+def test_sampler_resumed_with_other_ranks_and_batch_sizes_completes_the_epoch(
+    n, first, second, third, stops, shuffle
+):
     seen, state = [], None
     for (size, batch_size), stop in zip(
         (first, second, third), (*stops, None), strict=True
@@ -112,32 +116,32 @@ def test_resumes_at_any_size_and_batch_size(n, first, second, third, stops, shuf
         states = [sampler.state_dict() for sampler in ranks]
         assert all(s == states[0] for s in states)
         state = json.loads(json.dumps(states[0]))
-        if state["epoch"] == 1:  # a pass that came to its end
+        if state["epoch"] == 1:  # the pass is complete
             break
     assert sorted(seen) == list(range(n))
     expected = epoch_order(n, 3, 0).tolist() if shuffle else list(range(n))
-    assert seen == expected  # and in the epoch's order: rank by rank, batch by batch
+    assert seen == expected  # in the order of the epoch: batch by batch, rank by rank
 
 
-def test_a_state_saved_in_the_loop_resumes_at_the_next_batch():
+def test_state_dict_saved_in_the_loop_resumes_at_the_next_batch():
     def sampler():
         return ShardedSampler(20, world=FakeWorld(1, 2), seed=5, batch_size=3)
 
-    straight = [batch.tolist() for batch in sampler()]
-    for k in range(len(straight)):
-        saving = sampler()
-        for i, _batch in enumerate(saving):
-            if i == k:  # the loop's body has trained on batch k
-                state = saving.state_dict()
+    batches = [batch.tolist() for batch in sampler()]
+    for k in range(len(batches)):
+        saved = sampler()
+        for i, _batch in enumerate(saved):
+            if i == k:  # the body of the loop has trained on batch k
+                state = saved.state_dict()
                 break
         resumed = sampler()
         resumed.load_state_dict(state)
-        assert len(resumed) == len(straight) - k - 1
-        assert [batch.tolist() for batch in resumed] == straight[k + 1 :]
+        assert len(resumed) == len(batches) - k - 1
+        assert [batch.tolist() for batch in resumed] == batches[k + 1 :]
         assert resumed.epoch == 1
 
 
-def test_a_state_of_the_last_batch_ends_its_epoch_with_an_empty_pass():
+def test_state_dict_of_the_last_batch_resumes_with_an_empty_pass():
     sampler = ShardedSampler(4, world=FakeWorld(0, 1), batch_size=4)
     for _batch in sampler:
         state = sampler.state_dict()
@@ -152,7 +156,7 @@ def test_a_state_of_the_last_batch_ends_its_epoch_with_an_empty_pass():
     assert len(list(sampler)) == 1
 
 
-def test_breaking_off_and_going_on_loses_nothing():
+def test_sampler_next_pass_after_break_continues_the_epoch():
     sampler = ShardedSampler(10, world=FakeWorld(0, 1), batch_size=3)
     seen = []
     for batch in sampler:
@@ -164,7 +168,7 @@ def test_breaking_off_and_going_on_loses_nothing():
     assert sorted(seen) == list(range(10))
 
 
-def test_a_pass_that_was_overtaken_says_so():
+def test_sampler_outdated_pass_raises():
     sampler = ShardedSampler(10, world=FakeWorld(0, 1))
     first = iter(sampler)
     next(first)
@@ -177,7 +181,7 @@ def test_a_pass_that_was_overtaken_says_so():
         next(second)
 
 
-def test_epochs_and_seeds_differ_and_repeat():
+def test_sampler_order_depends_on_seed_and_epoch_only():
     def order(seed, epoch):
         sampler = ShardedSampler(100, world=FakeWorld(0, 1), seed=seed, batch_size=100)
         for _ in range(epoch):
@@ -190,22 +194,22 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert all(o != list(range(100)) for o in orders)
 
 
-def test_the_order_stays_what_it_is():
-    # Checkpoints hold positions in this order: changing it breaks runs under way.
+def test_epoch_order_is_the_same_in_every_version():
+    # Checkpoints hold positions in this order: a change would break resumed runs.
     assert epoch_order(12, 0, 0).tolist() == [6, 11, 3, 8, 1, 4, 5, 9, 2, 7, 10, 0]
     assert epoch_order(12, 7, 3).tolist() == [2, 1, 4, 8, 10, 9, 3, 5, 7, 6, 11, 0]
 
 
-def test_the_order_is_uniform():
-    # Where example 0 goes, over 6000 epochs: 6 places, 1000 times each.
-    places = [int(np.flatnonzero(epoch_order(6, 1, e) == 0)[0]) for e in range(6000)]
-    counted = np.bincount(places, minlength=6)
-    chi_square = float(((counted - 1000) ** 2 / 1000).sum())
+def test_epoch_order_is_uniform():
+    # Position of example 0 in 6000 epochs: each of 6 positions about 1000 times.
+    positions = [int(np.flatnonzero(epoch_order(6, 1, e) == 0)[0]) for e in range(6000)]
+    counts = np.bincount(positions, minlength=6)
+    chi_square = float(((counts - 1000) ** 2 / 1000).sum())
     assert chi_square < 25.7  # 5 degrees of freedom, p = 0.0001; the seed is fixed
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_are_int64_arrays_of_their_own(shuffle):
+def test_sampler_batches_are_writable_int64_copies(shuffle):
     sampler = ShardedSampler(9, world=FakeWorld(0, 2), shuffle=shuffle, batch_size=2)
     for batch in sampler:
         assert batch.dtype == np.int64
@@ -213,7 +217,7 @@ def test_batches_are_int64_arrays_of_their_own(shuffle):
         assert batch.flags.writeable
 
 
-def test_numpy_integers_become_plain_ones():
+def test_state_dict_of_numpy_arguments_is_json():
     sampler = ShardedSampler(np.int64(5), world=FakeWorld(0, 1), seed=np.int64(1))
     json.dumps(sampler.state_dict())
 
@@ -230,7 +234,7 @@ def test_numpy_integers_become_plain_ones():
         (ValueError, "world.size: found 0, wanted", {"world": FakeWorld(0, 0)}),
     ],
 )
-def test_arguments_are_checked(error, message, options):
+def test_sampler_invalid_argument_raises(error, message, options):
     arguments = {"n": 4, "world": FakeWorld(0, 1), **options}
     with pytest.raises(error, match=message):
         ShardedSampler(arguments.pop("n"), **arguments)
@@ -249,15 +253,17 @@ def test_arguments_are_checked(error, message, options):
         (ValueError, "found 11, wanted 0 to n=10", {"position": 11}),
         (ValueError, "epoch of the state: found -1", {"epoch": -1}),
         (TypeError, "position of the state: found 1.5", {"position": 1.5}),
-        (ValueError, "pass what state_dict", {"surprise": 1}),
+        (ValueError, "pass the result of state_dict", {"surprise": 1}),
     ],
 )
-def test_foreign_states_are_refused_and_change_nothing(error, message, change):
+def test_load_state_dict_of_another_sampler_raises_and_changes_nothing(
+    error, message, change
+):
     sampler = ShardedSampler(10, world=FakeWorld(0, 1), batch_size=4)
     next(iter(sampler))
     before = sampler.state_dict()
     with pytest.raises(error, match=message):
         sampler.load_state_dict({**before, **change})
-    with pytest.raises(ValueError, match="pass what state_dict"):
+    with pytest.raises(ValueError, match="pass the result of state_dict"):
         sampler.load_state_dict({"epoch": 0})
     assert sampler.state_dict() == before

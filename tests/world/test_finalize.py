@@ -1,0 +1,57 @@
+"""The end of the process: MPI_Finalize of ranks and of their forked children."""
+
+import pytest
+
+from tests.support.jobs import mpi_job
+
+# Groups and splits are alive at exit, and one collective has not been evaluated.
+PENDING_COLLECTIVES = """
+import mlx.core as mx
+import mlxdist
+world = mlxdist.init()
+group, part = world.group, world.split(0)
+users = mx.distributed.init().split(0) if world.size > 1 else world.group
+pending = mx.distributed.all_sum(mx.ones(3), group=users)
+lazy = mlxdist.average_gradients({"w": mx.ones(3)})
+mx.eval(pending)
+"""
+
+# Each rank forks a child for every way to end.
+FORKS = """
+import os, signal, sys, time, warnings
+import mlxdist
+world = mlxdist.init(timeout=10)
+warnings.simplefilter("ignore", DeprecationWarning)
+def fail():
+    raise KeyError("of the child")
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(9)
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+codes = []
+for end in (lambda: sys.exit(0), lambda: sys.exit(3), fail, terminate, kill):
+    if os.fork() == 0:
+        end()
+    codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
+    world.barrier()
+print("rank", world.rank, codes, flush=True)
+time.sleep(0.6)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_exit_with_pending_collectives_has_exit_code_0(ranks, tmp_path):
+    result = mpi_job(ranks, PENDING_COLLECTIVES, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_exit_of_forked_children_keeps_their_exit_codes_and_the_job(tmp_path):
+    """Data loaders fork. Their end must not end MPI, nor the job."""
+    result = mpi_job(2, FORKS, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    codes = [0, 3, 1, -15, -9]
+    lines = sorted(result.stdout.splitlines())
+    assert lines == [f"rank 0 {codes}", f"rank 1 {codes}"]
+    assert result.stderr.count("KeyError: 'of the child'") == 2
+    assert "the job ends" not in result.stderr

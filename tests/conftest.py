@@ -1,4 +1,4 @@
-"""Fixtures and options of the tests; spmd.py has what a run under mpirun needs."""
+"""Options and fixtures of the tests. support/spmd.py combines the ranks of a run."""
 
 import hashlib
 import os
@@ -8,12 +8,13 @@ import tempfile
 import hypothesis
 import pytest
 
-from tests.support.spmd import Spmd
+from tests.support import jobs
+from tests.support.fake_hosts import hosts  # noqa: F401
 
-SPMD = pytest.StashKey()
-TEMPORARY = pytest.StashKey()
+PLUGIN = pytest.StashKey()
+RANK_FOLDER = pytest.StashKey()
 
-# Ranks must try the same examples, or their collectives part.
+# All ranks must try the same examples, else their collectives do not match.
 hypothesis.settings.register_profile(
     "spmd", derandomize=True, database=None, deadline=None
 )
@@ -41,12 +42,12 @@ def pytest_configure(config):
         return
     import mlxdist
 
-    world = mlxdist.init()  # first: mpi4py starts nothing by itself from here on
-    if world.rank:  # one report file, rank 0's
+    world = mlxdist.init()  # starts MPI, before pytest-mpi imports mpi4py
+    if world.rank:  # only rank 0 writes a report file
         config.option.xmlpath = None
-    # pytest removes what earlier runs left, at which ranks get into each other's way.
-    config.stash[TEMPORARY] = tempfile.mkdtemp(prefix="mlxdist-tests-rank-")
-    config.option.basetemp = os.path.join(config.stash[TEMPORARY], "tmp")
+    # Ranks that shared pytest's folder would delete one another's files.
+    config.stash[RANK_FOLDER] = tempfile.mkdtemp(prefix="mlxdist-tests-rank-")
+    config.option.basetemp = os.path.join(config.stash[RANK_FOLDER], "tmp")
 
 
 @pytest.hookimpl(trylast=True)
@@ -54,22 +55,24 @@ def pytest_sessionstart(session):
     if session.config.getoption("--with-mpi"):
         from mpi4py import MPI
 
-        plugin = Spmd(session.config, MPI, MPI.COMM_WORLD.Dup())
-        session.config.stash[SPMD] = plugin
+        from tests.support.spmd import Spmd
+
+        plugin = Spmd(session.config, MPI.COMM_WORLD.Dup())
+        session.config.stash[PLUGIN] = plugin
         session.config.pluginmanager.register(plugin, "spmd")
 
 
 def pytest_unconfigure(config):
-    plugin = config.stash.get(SPMD, None)
+    plugin = config.stash.get(PLUGIN, None)
     if plugin is not None and plugin.rank == 0:
         shutil.rmtree(plugin.folder, ignore_errors=True)
-    if TEMPORARY in config.stash:
-        shutil.rmtree(config.stash[TEMPORARY], ignore_errors=True)
+    if RANK_FOLDER in config.stash:
+        shutil.rmtree(config.stash[RANK_FOLDER], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def world():
-    """The world of this run: of N ranks under mpirun, of one without."""
+    """The world of this run: N ranks under mpirun, one rank without it."""
     import mlxdist
 
     return mlxdist.init()
@@ -77,8 +80,8 @@ def world():
 
 @pytest.fixture
 def shared_folder(request, tmp_path):
-    """An empty folder that is the same on all ranks."""
-    plugin = request.config.stash.get(SPMD, None)
+    """An empty folder, the same one on all ranks."""
+    plugin = request.config.stash.get(PLUGIN, None)
     if plugin is None:
         return tmp_path
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
@@ -89,10 +92,9 @@ def shared_folder(request, tmp_path):
 
 @pytest.fixture
 def mpi_job(tmp_path):
-    """Starts a real job: see jobs.mpi_job, with a folder for the script's source."""
-    from tests.support.jobs import mpi_job
+    """`jobs.mpi_job` with the test's temporary folder."""
 
-    def start(n, script, *arguments, **options):
-        return mpi_job(n, script, *arguments, folder=tmp_path, **options)
+    def run(ranks, script, *arguments, **options):
+        return jobs.mpi_job(ranks, script, *arguments, folder=tmp_path, **options)
 
-    return start
+    return run

@@ -247,7 +247,7 @@ def test_common():
     )
     assert ran.rc == 2, ran.text
     assert "the ranks collected different tests" in ran.out
-    assert "rank 1: 2 tests; not everywhere: ['test_made.py::test_extra']" in ran.out
+    assert "rank 1: 2 tests; not on all ranks: ['test_made.py::test_extra']" in ran.out
     assert "PASSED" not in ran.out
 
 

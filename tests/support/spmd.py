@@ -1,15 +1,19 @@
-"""A pytest plugin: the ranks of a run under mpirun report as one.
+"""Pytest plugin for SPMD tests: the ranks of a run under mpirun report as one.
 
-Under `mpirun -n N python -m pytest --with-mpi` each rank runs the same tests in the
-same order. After each test the ranks tell one another how it went, so that
+Under `mpirun -n N python -m pytest --with-mpi` all ranks run the same tests in the same
+order. After each test they exchange their outcomes, so that
 
 - a test fails on all ranks if it fails on one, and rank 0 prints that rank's traceback;
-- the next test begins on all ranks together, and its collectives find their partners;
-- a rank that skips what others run is an error.
+- all ranks start the next test together, and its collectives find their partners;
+- a skip on some ranks only is an error.
 
-Rank 0 alone prints, and its exit code stands for all. A rank that is stuck is ended by
-pytest-timeout; one that failed while another waits for it in a collective ends the job
-after `spmd_grace` seconds, with its failure in print. mpirun then ends the others.
+Only rank 0 prints, and its exit code is that of the run. pytest-timeout ends a rank
+that hangs. A rank that fails while another waits for it in a collective prints its
+failure and ends the job after `spmd_grace` seconds; mpirun then ends the other ranks.
+
+The existing plugins do not fit. pytest-mpi adds the marks and options used here, but
+does not combine outcomes. mpi-pytest and pytest-isolate-mpi start one mpirun per test:
+about a second each, an hour for the tests of this package on 1 to 4 ranks.
 """
 
 from __future__ import annotations
@@ -24,254 +28,222 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from _pytest.config import create_terminal_writer
 from _pytest.runner import runtestprotocol
+from mpi4py import MPI
 
-COLLECTION_TIMEOUT = 120.0
-LONGEST_TEXT = 20_000
+from tests.support.outcomes import MAX_TEXT, Outcome, combine, outcome_of, ranks_text
+
+COLLECTION_TIMEOUT = 120.0  # seconds
+
+OnTimeout = Callable[[Sequence[int]], NoReturn]
 
 
-class Exchange:
-    """All ranks' messages to all ranks, as JSON bytes on a communicator of its own."""
+class Channel:
+    """All-gather of JSON messages, on a communicator of its own, with a timeout."""
 
-    def __init__(self, mpi, comm):
-        self.mpi, self.comm = mpi, comm
-        self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self.turn = 0
+    def __init__(self, comm: MPI.Intracomm):
+        self.comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self._round = 0
 
-    def gather(self, message, *, patience=None, late=None):
-        """Every rank's message, by rank; `late(missing)` is called after `patience` s.
+    def all_gather(
+        self,
+        message: Any,
+        *,
+        timeout: float = float("inf"),
+        on_timeout: OnTimeout | None = None,
+    ) -> list[Any]:
+        """Return every rank's message, by rank.
 
-        It polls rather than waits, so that it knows whom it waits for.
+        It polls, so that it knows which ranks are missing.
+
+        Args:
+            on_timeout: called with the missing ranks after `timeout` seconds.
         """
-        self.turn = (self.turn + 1) % 30_000
+        self._round = (self._round + 1) % 30_000
         data = json.dumps(message).encode()
         others = [rank for rank in range(self.size) if rank != self.rank]
         sends = [
-            self.comm.Isend([data, self.mpi.BYTE], dest=rank, tag=self.turn)
+            self.comm.Isend([data, MPI.BYTE], dest=rank, tag=self._round)
             for rank in others
         ]
-        answers = {self.rank: message}
-        deadline = None if patience is None else time.monotonic() + patience
-        while len(answers) < self.size or not self.mpi.Request.Testall(sends):
-            if not self._receive(answers):
+        messages = {self.rank: message}
+        deadline = time.monotonic() + timeout
+        while len(messages) < self.size or not MPI.Request.Testall(sends):
+            if not self._receive(messages):
                 time.sleep(0.0005)
-            if deadline is not None and time.monotonic() > deadline:
-                late([rank for rank in others if rank not in answers] or others)
-        return [answers[rank] for rank in range(self.size)]
+            if on_timeout is not None and time.monotonic() > deadline:
+                on_timeout([rank for rank in others if rank not in messages] or others)
+        return [messages[rank] for rank in range(self.size)]
 
-    def _receive(self, answers):
-        status = self.mpi.Status()
-        if not self.comm.Iprobe(tag=self.turn, status=status):
+    def _receive(self, messages: dict[int, Any]) -> bool:
+        status = MPI.Status()
+        if not self.comm.Iprobe(tag=self._round, status=status):
             return False
-        data = bytearray(status.Get_count(self.mpi.BYTE))
+        data = bytearray(status.Get_count(MPI.BYTE))
         source = status.Get_source()
-        self.comm.Recv([data, self.mpi.BYTE], source=source, tag=self.turn)
-        answers[source] = json.loads(data)
+        self.comm.Recv([data, MPI.BYTE], source=source, tag=self._round)
+        messages[source] = json.loads(data)
         return True
 
 
-class Muted(io.TextIOBase):
-    """The terminal of a rank other than 0. What a timeout prints still gets through."""
+class MutedTerminal(io.TextIOBase):
+    """Terminal of the ranks other than 0. Only the report of a timeout is printed."""
 
-    def __init__(self, rank):
-        self.rank = rank
-        self.said = False
+    def __init__(self, rank: int):
+        self._rank = rank
+        self._has_printed = False
 
-    def write(self, text):
-        # pytest-timeout prints from a thread of its own, and then ends the process.
+    def write(self, text: str) -> int:
+        # pytest-timeout prints from its own thread, and then ends the process.
         if threading.current_thread() is not threading.main_thread():
-            if not self.said:
-                self.said = True
-                text = f"\nrank {self.rank}:\n{text}"
+            if not self._has_printed:
+                self._has_printed = True
+                text = f"\nrank {self._rank}:\n{text}"
+            assert sys.__stderr__ is not None
             sys.__stderr__.write(text)
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
+        assert sys.__stderr__ is not None
         sys.__stderr__.flush()
 
 
 class Spmd:
-    """The hooks. Registered by conftest.py in a run with --with-mpi."""
+    """Hooks of the plugin. Registered by conftest.py in a run with --with-mpi."""
 
-    def __init__(self, config, mpi, comm):
+    def __init__(self, config: pytest.Config, comm: MPI.Intracomm):
         self.config = config
-        self.exchange = Exchange(mpi, comm)
-        self.rank, self.size = self.exchange.rank, self.exchange.size
+        self.channel = Channel(comm)
+        self.rank = self.channel.rank
         self.grace = float(config.getini("spmd_grace"))
-        # Beyond a test's own timeout: by then its stuck ranks have ended themselves.
+        # On top of a test's own timeout: pytest-timeout ends ranks that hang first.
         self.slack = float(config.getini("spmd_slack"))
-        self.collection_errors = []
+        self.collection_errors: list[str] = []
         self.deadline = float("inf")
         self.stderr = os.dup(2)
-        self.end_after(2 * COLLECTION_TIMEOUT)
-        own = tempfile.mkdtemp(prefix="mlxdist-tests-") if self.rank == 0 else ""
-        folders = self.exchange.gather(own, patience=COLLECTION_TIMEOUT, late=self.late)
-        self.folder = Path(folders[0])  # shared by all ranks
+        self.exit_after(2 * COLLECTION_TIMEOUT)
+        folder = tempfile.mkdtemp(prefix="mlxdist-tests-") if self.rank == 0 else ""
+        self.folder = Path(self._all_gather(folder)[0])  # shared by all ranks
         if self.rank:
             reporter = config.pluginmanager.get_plugin("terminalreporter")
-            reporter._tw = create_terminal_writer(config, Muted(self.rank))
+            assert reporter is not None
+            reporter._tw = create_terminal_writer(config, MutedTerminal(self.rank))
 
-    def end_after(self, seconds):
-        """A last resort that no lock of Python's can stop. Each call replaces the last.
+    def exit_after(self, seconds: float) -> None:
+        """End this process after a time; replaces the time that was set before.
 
-        pytest-timeout speaks first and says more, but it needs the interpreter.
+        A last resort, in C: pytest-timeout, which reports more, needs Python's lock.
         """
         faulthandler.dump_traceback_later(seconds, exit=True, file=self.stderr)
 
-    def end_job(self, reason):
-        """Ends this rank at once, and mpirun thereby all others."""
+    def end_job(self, reason: str) -> NoReturn:
+        """End this rank at once, and through mpirun all others."""
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         if capture is not None:
             capture.suspend_global_capture(in_=False)
         print(f"\nrank {self.rank}: {reason}", file=sys.__stderr__, flush=True)
+        assert sys.__stdout__ is not None
         sys.__stdout__.flush()
         os._exit(1)
 
-    def late(self, missing):
-        self.end_job(f"nothing was heard from {ranks(missing)} in time; the run ends")
+    def _all_gather(self, message: Any) -> list[Any]:
+        return self.channel.all_gather(
+            message,
+            timeout=COLLECTION_TIMEOUT,
+            on_timeout=lambda missing: self.end_job(
+                f"no message from {ranks_text(missing)} in time; the run ends"
+            ),
+        )
 
-    # The same tests in the same order
+    # -- all ranks collect the same tests
 
-    def pytest_collectreport(self, report):
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.collection_errors.append(f"{report.nodeid}\n{report.longreprtext}")
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_finish(self, session):
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         names = [item.nodeid for item in session.items]
-        answers = self.exchange.gather(
-            {
-                "digest": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-                "count": len(names),
-                "errors": self.collection_errors,
-            },
-            patience=COLLECTION_TIMEOUT,
-            late=self.late,
-        )
-        for rank, answer in enumerate(answers):
-            if answer["errors"]:
-                text = "\n".join(answer["errors"])[:LONGEST_TEXT]
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        results = self._all_gather([digest, self.collection_errors])
+        for rank, (_, errors) in enumerate(results):
+            if errors:
+                text = "\n".join(errors)[:MAX_TEXT]
                 pytest.exit(f"rank {rank} could not collect:\n{text}", returncode=2)
-        if len({answer["digest"] for answer in answers}) > 1:
-            own = self.exchange.gather(names)
-            pytest.exit(describe_difference(own), returncode=2)
+        if len({digest for digest, _ in results}) > 1:
+            pytest.exit(describe_difference(self._all_gather(names)), returncode=2)
 
-    # The same outcome of each
+    # -- each test has one outcome
 
-    def pytest_timeout_set_timer(self, item, settings):
+    def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> None:
         seconds = (settings.timeout or 1e6) + self.slack
         self.deadline = time.monotonic() + seconds
-        self.end_after(seconds + self.slack)
+        self.exit_after(seconds + self.slack)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item, nextitem):
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool:
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
-        # This rank is no longer the one that may be stuck; let that one's timer speak.
+        # This rank has finished. The timer of a rank that hangs must fire instead.
         with contextlib.suppress(AttributeError):
-            item.cancel_timeout()
-        outcome, text = outcome_of(reports)
-        agree(reports, self._exchange_outcomes(item, outcome, text), self.rank)
+            item.cancel_timeout()  # type: ignore[attr-defined]
+        outcomes = self._exchange(outcome_of(item.nodeid, reports))
+        combine(reports, outcomes, self.rank)
         for report in reports:
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _exchange_outcomes(self, item, outcome, text):
-        patience = max(self.slack, self.deadline - time.monotonic())
-        if outcome in ("failed", "skipped"):
-            patience = min(patience, self.grace)
+    def _exchange(self, outcome: Outcome) -> list[Outcome]:
+        timeout = max(self.slack, self.deadline - time.monotonic())
+        if outcome.result in ("failed", "skipped"):
+            timeout = min(timeout, self.grace)
 
-        def late(missing):
+        def end(missing: Sequence[int]) -> NoReturn:
             self.end_job(
-                f"{item.nodeid} {outcome} here, and {ranks(missing)} did not come to "
-                f"the end of it within {patience:.0f} s; the run ends.\n{text}"
+                f"{outcome.test} {outcome.result} here, and {ranks_text(missing)} did "
+                f"not finish it within {timeout:.0f} s; the run ends.\n{outcome.text}"
             )
 
-        message = {"where": item.nodeid, "outcome": outcome, "text": text}
-        answers = self.exchange.gather(message, patience=patience, late=late)
-        self._check_step(answers)
-        return answers
+        messages = self.channel.all_gather(
+            asdict(outcome), timeout=timeout, on_timeout=end
+        )
+        self._check_in_step([message.get("test") for message in messages])
+        return [Outcome(**message) for message in messages]
 
-    def _check_step(self, answers):
-        steps = [answer.get("where") for answer in answers]
-        if len(set(steps)) > 1:
-            self.end_job(f"the ranks are out of step: {dict(enumerate(steps))}")
+    def _check_in_step(self, tests: list[str | None]) -> None:
+        if len(set(tests)) > 1:
+            self.end_job(f"the ranks are out of step: {dict(enumerate(tests))}")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session, exitstatus):
-        self.end_after(2 * COLLECTION_TIMEOUT)
-        answers = self.exchange.gather(
-            {"where": "the end", "status": int(exitstatus)},
-            patience=COLLECTION_TIMEOUT,
-            late=self.late,
-        )
-        self._check_step(answers)
-        worst = max(answer["status"] for answer in answers)
-        # mpirun kills the others once a rank exits with an error, and rank 0 still has
-        # to print its report.
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        self.exit_after(2 * COLLECTION_TIMEOUT)
+        messages = self._all_gather({"test": "the end", "exit": int(exitstatus)})
+        self._check_in_step([message.get("test") for message in messages])
+        # mpirun kills the other ranks once one exits with an error, and rank 0 has
+        # still to print its report.
+        worst = max(message["exit"] for message in messages)
         session.exitstatus = worst if self.rank == 0 else 0
 
 
-def outcome_of(reports):
-    """How a test went on this rank, and the text that tells why."""
-    for report in reports:
-        if report.failed:
-            where = "" if report.when == "call" else f"in its {report.when}:\n"
-            return "failed", where + report.longreprtext[-LONGEST_TEXT:]
-    for report in reports:
-        if hasattr(report, "wasxfail"):
-            return ("xfailed" if report.skipped else "xpassed"), report.wasxfail
-        if report.skipped:
-            return "skipped", str(report.longrepr[-1])
-    return "passed", ""
-
-
-def agree(reports, answers, rank):
-    """Makes this rank's reports say what is true of all ranks."""
-    outcomes = [answer["outcome"] for answer in answers]
-    if len(set(outcomes)) == 1 and outcomes[0] != "failed":
-        return
-    failed = [r for r, outcome in enumerate(outcomes) if outcome == "failed"]
-    others = {r: answers[r]["text"] for r in failed if r != rank}
-    if rank in failed:
-        report = next(report for report in reports if report.failed)
-        report.sections += [(f"rank {r}", text) for r, text in others.items()]
-        return
-    report = next((report for report in reports if report.when == "call"), reports[0])
-    report.outcome = "failed"
-    if hasattr(report, "wasxfail"):
-        del report.wasxfail
-    if failed:
-        first = others[failed[0]]
-        told = "\n\n".join(f"rank {r}:\n{text}" for r, text in others.items())
-        report.longrepr = f"failed on {ranks(failed)}: {gist(first)}\n\n{told}"
-    else:
-        each = ", ".join(f"{o} on rank {r}" for r, o in enumerate(outcomes))
-        report.longrepr = f"the ranks must take the same course, but it {each}"
-
-
-def gist(text):
-    """The line of a traceback that says what went wrong."""
-    errors = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
-    return errors[0] if errors else text.strip().splitlines()[-1]
-
-
-def ranks(numbers):
-    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-
-
-def describe_difference(collected):
-    """Which tests only some ranks collected, or where their order parts."""
+def describe_difference(collected: Sequence[Sequence[str]]) -> str:
+    """Return which tests only some ranks have collected, and the first difference."""
     lines = ["the ranks collected different tests:"]
     for rank, names in enumerate(collected):
-        own = [name for name in names if any(name not in o for o in collected)]
-        lines.append(f"rank {rank}: {len(names)} tests; not everywhere: {own[:10]}")
+        extra = [name for name in names if any(name not in o for o in collected)]
+        lines.append(f"rank {rank}: {len(names)} tests; not on all ranks: {extra[:10]}")
     for names in zip(*collected, strict=False):
         if len(set(names)) > 1:
             lines.append(f"first difference: {dict(enumerate(names))}")

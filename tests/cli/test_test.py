@@ -12,7 +12,6 @@ from mlxdist.doctor.subjob import JobResult
 from mlxdist.launcher import interfaces, network
 from tests.support import jobs, netns
 from tests.support.cluster import VirtualCluster
-from tests.support.fake_hosts import hosts  # noqa: F401
 
 TEST = [sys.executable, "-m", "mlxdist.cli", "test"]
 ALL_PASSED = [

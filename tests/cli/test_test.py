@@ -46,7 +46,7 @@ def test_test_over_hosts_passes(tmp_path, monkeypatch):
     assert "rank 1 on node2 was killed, exit code " in ran.stdout
 
 
-def test_test_over_an_unreachable_host_ends_after_the_first_job(hosts, tmp_path):  # noqa: F811
+def test_test_over_an_unreachable_host_ends_after_the_first_job(hosts, tmp_path):
     env = {**hosts, "UNREACHABLE": "h2"}
     ran = jobs.run([*TEST, "-H", "h1,h2"], env=env, cwd=tmp_path)
     assert ran.returncode == 1

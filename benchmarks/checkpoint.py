@@ -80,7 +80,7 @@ def measure(
     mx.eval(parameters, optimizer.state)
     sizes = [leaf.nbytes for _, leaf in tree_flatten(parameters)]
     state = optimizer.describe().state_bytes
-    rank_bytes = (sum(sizes) + world.size * state) // world.size
+    rank_bytes = sum(sizes) // world.size + state
     saves = folder / "saves"
     steps = iter(range(1, 1000))
 
@@ -94,12 +94,11 @@ def measure(
     memory = {"save": peak_growth(save), "load": peak_growth(load)}
     with DiskFile(folder / f"plain-{world.rank}", rank_bytes) as disk:
         contenders = disk_contenders(disk) | {"save": save, "load": load}
-        names = list(dict.fromkeys(name for pair in PAIRS for name in pair))
-        total = len(names) * (args.rounds + 1)
+        total = len(contenders) * (args.rounds + 1)
         with common.show_progress(console, total) as progress:
             samples = common.interleave(
                 world,
-                {name: contenders[name] for name in names},
+                contenders,
                 rounds=args.rounds,
                 before=drop_page_cache,
                 progress=progress,

@@ -27,7 +27,7 @@ from typing import Any
 import common
 from common import plots
 from common.cluster_jobs import VirtualCluster, bits_per_second
-from common.jobs import RunningJobs, mpi_job, running, upstream_environment
+from common.jobs import Job, RunningJobs, mpi_job, running, upstream_environment
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "train_rank.py"
@@ -102,16 +102,7 @@ def measure(
     cluster: VirtualCluster | None,
 ) -> common.Result:
     """Return a case: interleaved samples of all contenders, in seconds a step."""
-    model = map(str, (args.width, args.layers, args.table, args.rows, args.context))
-    arguments = tuple(model)
-    contenders = [
-        mpi_job(
-            *(name, args.n, SCRIPT, name, *arguments),
-            cluster=cluster,
-            environment=upstream_environment() if name in UPSTREAM else None,
-        )
-        for name in args.contenders
-    ]
+    contenders = [contender_job(name, args, cluster) for name in args.contenders]
     load = common.other_load()
     total = args.rounds * (len(contenders) + 1)
     training = TrainingSamples(args.contenders, args.steps)
@@ -145,6 +136,17 @@ def measure(
         "compute_samples": training.compute_seconds,
         "losses": training.losses,
     }
+
+
+def contender_job(
+    name: str, args: argparse.Namespace, cluster: VirtualCluster | None
+) -> Job:
+    settings = (args.width, args.layers, args.table, args.rows, args.context)
+    arguments = (name, *map(str, settings))
+    environment = upstream_environment() if name in UPSTREAM else None
+    return mpi_job(
+        name, args.n, SCRIPT, *arguments, cluster=cluster, environment=environment
+    )
 
 
 class TrainingSamples:

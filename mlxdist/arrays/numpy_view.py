@@ -1,33 +1,35 @@
-"""MLX arrays as numpy sees them: views of the same memory, and their numbers."""
+"""MLX arrays seen from numpy: views of their memory, and conversions of their bits."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
-from .types import Array
+from .types import Array, Dtype, Raw
 
-Raw = NDArray[Any]
-
-NUMPY: dict[Any, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[Dtype, np.dtype[np.generic]] = {
     mx.float32: np.dtype(np.float32),
     mx.float16: np.dtype(np.float16),
     mx.bfloat16: np.dtype(np.uint16),  # numpy has no bfloat16: its bits
     mx.float64: np.dtype(np.float64),
 }
 
+# Elements whose squares are summed at once: they stay in the second-level cache.
+BLOCK = 64 * 1024
 
-# Bytes from which on it takes longer to fill memory than to go round it.
-_WORTH_IT = 3 * 2**20
+# Above this many bytes, zero-filling costs more than the workaround in `uninitialized`.
+_ZEROS_UP_TO = 3 * 2**20
 
 
-def raw(array: Array, dtype: Any = np.uint8) -> Raw:
-    """A numpy view of an array's memory, writable, after evaluating it."""
+def raw(array: Array, dtype: DTypeLike = np.uint8) -> Raw:
+    """Return a writable numpy view of an array's memory, as `dtype`. Evaluates it."""
     mx.eval(array)
     if array.size == 0:
         return np.empty(0, dtype)
@@ -39,8 +41,8 @@ def raw(array: Array, dtype: Any = np.uint8) -> Raw:
     return np.frombuffer(view.cast("B"), dtype)
 
 
-def raw_all(arrays: list[Array], dtype: Any) -> Raw:
-    """Several arrays as one vector: a view of one, a copy of more."""
+def raw_all(arrays: list[Array], dtype: DTypeLike) -> Raw:
+    """Return arrays end to end: a view of one array, a copy of several."""
     if len(arrays) == 1:
         return raw(arrays[0], dtype)
     if not arrays:
@@ -49,60 +51,65 @@ def raw_all(arrays: list[Array], dtype: Any) -> Raw:
     return np.concatenate([raw(array, dtype) for array in arrays])
 
 
-def as_one(parts: list[Raw], dtype: Any) -> Array:
-    """A new flat array of the bits of some vectors."""
-    array = blank(sum(part.size for part in parts), dtype)
+def from_raw(parts: Sequence[Raw], dtype: Dtype) -> Array:
+    """Return a new flat array of `dtype` with the bits of some vectors, end to end."""
+    array = uninitialized(sum(part.size for part in parts), dtype)
     if array.size:
         np.concatenate(parts, out=raw(array, parts[0].dtype))
     return array
 
 
-def blank(size: int, dtype: Any) -> Array:
-    """An evaluated vector with whatever was in its memory before, to be written to.
+def uninitialized(size: int, dtype: Dtype) -> Array:
+    """Return an evaluated vector with arbitrary content, for the caller to fill.
 
-    MLX's own `empty` fills it with zeros, which costs as much as filling it with
-    something. `load` makes room and leaves the rest to the file: here to one that
-    leaves the room as it is.
+    MLX has no `empty` that skips zero-filling, which costs as much as the write that
+    follows. `mx.load` allocates and leaves the filling to its file: `_HeaderOnlyFile`
+    leaves the memory as it is. Where MLX no longer reads such a file, zeros are made.
     """
-    if size * dtype.size < _WORTH_IT or dtype == mx.float64:
-        with mx.stream(mx.cpu):
-            array = mx.zeros(size, dtype)
-    else:
+    array = None
+    if size * dtype.size >= _ZEROS_UP_TO and dtype != mx.float64:
         bits = np.dtype(f"u{dtype.size}")
-        file: Any = _NoFile(bits, size)
-        loaded: Any = mx.load(file, format="npy", stream=mx.cpu)
-        array = loaded.view(dtype)
-    mx.eval(array)
+        try:
+            file: Any = _HeaderOnlyFile(bits, size)
+            loaded: Array = mx.load(file, format="npy", stream=mx.cpu)
+            array = loaded.view(dtype)
+            mx.eval(array)
+        except (RuntimeError, ValueError, NotImplementedError):
+            array = None
+    if array is None:
+        array = mx.zeros(size, dtype, stream=mx.cpu)
+        mx.eval(array)
     return array
 
 
-class _NoFile:
-    """A file in numpy's format of which only the header can be read."""
+class _HeaderOnlyFile:
+    """A file in numpy's format whose data reads leave the reader's buffer unchanged."""
 
     closed = False
 
-    def __init__(self, dtype: np.dtype[Any], size: int):
+    def __init__(self, dtype: np.dtype[np.generic], size: int):
         file = io.BytesIO()
-        told = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
-        np.lib.format.write_array_header_1_0(file, told)
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+        np.lib.format.write_array_header_1_0(file, header)
         self._header = file.getvalue()
-        self._place = 0
+        self._position = 0
 
-    def readinto(self, room: Any) -> int:
-        part = self._header[self._place : self._place + len(room)]
-        room[: len(part)] = part
-        self._place += len(room)
-        return len(room)
+    def readinto(self, buffer: bytearray) -> int:
+        part = self._header[self._position : self._position + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(buffer)
+        return len(buffer)
 
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        self._place = place + (self._place if whence == os.SEEK_CUR else 0)
-        return self._place
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        start = self._position if whence == os.SEEK_CUR else 0
+        self._position = position + start
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def read(self, size: int) -> bytes:
-        raise NotImplementedError("MLX asks for what it reads with readinto")
+        raise NotImplementedError("MLX reads with readinto")
 
     def readable(self) -> bool:
         return True
@@ -111,8 +118,8 @@ class _NoFile:
         return True
 
 
-def decode(part: Raw, is_bfloat16: bool, dtype: Any) -> Raw:
-    """Numbers as they travelled -> numbers in which they are added."""
+def decode(part: Raw, is_bfloat16: bool, dtype: DTypeLike) -> Raw:
+    """Return received numbers in the dtype in which they are added."""
     if is_bfloat16:
         wide = part.astype(np.uint32)
         wide <<= 16
@@ -120,16 +127,16 @@ def decode(part: Raw, is_bfloat16: bool, dtype: Any) -> Raw:
     return part.astype(dtype, copy=False)
 
 
-def encode(numbers: Raw, dtype: Any, *, out: Raw) -> None:
-    """Numbers, rounded to an MLX dtype as MLX rounds them, into `out` as their bits.
+def encode(numbers: Raw, dtype: Dtype, *, out: Raw) -> None:
+    """Round numbers to an MLX dtype, as MLX rounds them, and write the bits to `out`.
 
-    What is not a number may become another thing that is not finite.
+    A nan may become another value that is not finite.
     """
     if dtype != mx.bfloat16:
         with np.errstate(over="ignore", invalid="ignore"):
-            out.view(NUMPY[dtype])[:] = numbers
+            out.view(NUMPY_DTYPES[dtype])[:] = numbers
         return
-    # Half of the last bit that is kept, and its evenness, carry into it.
+    # Round to nearest even: half of the last kept bit, and its evenness, carry into it.
     wide = numbers.astype(np.float32, copy=False).view(np.uint32)
     rounded = wide >> 16
     rounded &= 1
@@ -137,3 +144,13 @@ def encode(numbers: Raw, dtype: Any, *, out: Raw) -> None:
     rounded += wide
     rounded >>= 16
     out[:] = rounded
+
+
+def sum_of_squares(numbers: Raw) -> float:
+    """Return the sum of squares of a vector; inf where it is not finite."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, numbers.size, BLOCK):
+            block = numbers[start : start + BLOCK]
+            total += float(np.dot(block, block))
+    return total if math.isfinite(total) else math.inf

@@ -1,34 +1,43 @@
-"""Where the leaves of a tree are, found once, so that a step need not search for them.
+"""An index of a tree's leaves, made once, so that no step has to search for them.
 
-`tree_flatten` makes a string of each path at every call, which for thousands of small
+`tree_flatten` builds a string for each path at every call, which for thousands of small
 tensors costs more than their update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
-from .types import Tree
+from .types import Array, Flat, Tree
+
+Key = str | int
 
 
 @dataclass
 class _Container:
-    size: int = -1  # how many children it has, of any kind; -1 where it does not matter
-    keys: list[Any] = field(default_factory=list)  # of those children that are leaves
-    children: dict[Any, _Container] = field(default_factory=dict)
-    get: Callable[[Any], Sequence[Any]] = lambda _: ()
+    """A dict or list of the tree.
+
+    Attributes:
+        size: number of children of any kind; -1 where it need not be checked.
+        keys: of the children that are leaves.
+        get: returns those leaves.
+    """
+
+    size: int = -1
+    keys: list[Key] = field(default_factory=list)
+    children: dict[Key, _Container] = field(default_factory=dict)
+    get: Callable[[Tree], Sequence[Array]] = lambda _: ()
 
 
-class Structure:
-    """The places of some paths in trees of one structure.
+class TreeIndex:
+    """Positions of some paths in all trees of one structure.
 
     Args:
-        paths: dotted, as `tree_flatten` gives them; a number is a place in a list.
-        like: a tree; `leaves` then refuses all that have other children than it has.
+        paths: dotted, as `tree_flatten` gives them; a number is an index into a list.
+        like: a tree; trees with other children than it has are then refused.
     """
 
     def __init__(self, paths: Iterable[str], like: Tree = None):
@@ -36,87 +45,86 @@ class Structure:
         self._given = tuple(paths)
         for path in self._given:
             *parents, last = [int(p) if p.isdecimal() else p for p in path.split(".")]
-            place = self._root
+            container = self._root
             for part in parents:
-                place = place.children.setdefault(part, _Container())
-            place.keys.append(last)
-        _close(self._root, like)
+                container = container.children.setdefault(part, _Container())
+            container.keys.append(last)
+        _prepare(self._root, like)
         self.paths = tuple(_paths(self._root, ""))
 
-    def leaves(self, tree: Tree) -> list[Any]:
-        """What stands at the paths, in the order of `self.paths`.
+    def flat(self, tree: Tree) -> Flat:
+        """Return `{path: leaf}`.
 
         Raises:
             LookupError or TypeError: where the tree has another structure.
         """
-        found: list[Any] = []
-        _collect(self._root, tree, found)
-        return found
+        leaves: list[Array] = []
+        _collect(self._root, tree, leaves)
+        return dict(zip(self.paths, leaves, strict=True))
 
-    def flat(self, tree: Tree) -> dict[str, Any]:
-        """`{path: leaf}`. Raises as `leaves` does."""
-        return dict(zip(self.paths, self.leaves(tree), strict=True))
+    def slots(self, tree: Tree) -> dict[str, tuple[Tree, Key]]:
+        """Return `{path: (container, key)}`: where to write a leaf.
 
-    def places(self, tree: Tree) -> dict[str, tuple[Any, Any]]:
-        """`{path: (container, key)}`: where to write a leaf.
-
-        Of paths that lead to one place, as tied weights have, the last one given is in
-        it alone, as in MLX, where the last one written stays.
+        Where several paths lead to one slot, as tied weights do, only the last one
+        given is in it, since MLX keeps what was written last.
         """
-        found: list[tuple[Any, Any]] = []
-        _locate(self._root, tree, found)
-        every = dict(zip(self.paths, found, strict=True))
-        last = {(id(c), key): path for path in self._given for c, key in [every[path]]}
-        if len(last) == len(every):
-            return every
-        return {path: every[path] for path in last.values()}
+        slots: list[tuple[Tree, Key]] = []
+        _locate(self._root, tree, slots)
+        by_path = dict(zip(self.paths, slots, strict=True))
+        last = {
+            (id(c), key): path for path in self._given for c, key in [by_path[path]]
+        }
+        if len(last) == len(by_path):
+            return by_path
+        return {path: by_path[path] for path in last.values()}
 
-    def rebuilt(self, tree: Tree, leaves: Mapping[str, Any]) -> Tree:
-        """The tree, which has the structure of `like`, with other leaves."""
+    def rebuilt(self, tree: Tree, leaves: Mapping[str, Array]) -> Tree:
+        """Return `tree`, which has the structure of `like`, with other leaves."""
         return _rebuilt(self._root, tree, iter(map(leaves.__getitem__, self.paths)))
 
 
-def _close(place: _Container, like: Tree) -> None:
+def _prepare(container: _Container, like: Tree) -> None:
+    """Fix the expected sizes, and the fastest way to get the leaves."""
     if like is not None:
-        place.size = len(like)
+        container.size = len(like)
         keys = like.keys() if isinstance(like, dict) else range(len(like))
-        for key in set(keys) - place.children.keys() - set(place.keys):
-            place.children[key] = _Container()  # empty, and has to stay so
-    if len(place.keys) == 1:
-        place.get = partial(_only, place.keys[0])
-    elif place.keys:
-        place.get = itemgetter(*place.keys)
-    for key, child in place.children.items():
-        _close(child, None if like is None else like[key])
+        for key in set(keys) - container.children.keys() - set(container.keys):
+            container.children[key] = _Container()  # empty, and has to stay so
+    if len(container.keys) == 1:
+        container.get = partial(_only, container.keys[0])
+    elif container.keys:
+        container.get = itemgetter(*container.keys)
+    for key, child in container.children.items():
+        _prepare(child, None if like is None else like[key])
 
 
-def _only(key: Any, tree: Tree) -> tuple[Any]:
+def _only(key: Key, tree: Tree) -> tuple[Array]:
     return (tree[key],)
 
 
-def _paths(place: _Container, before: str) -> Iterable[str]:
-    yield from (f"{before}{key}" for key in place.keys)
-    for key, child in place.children.items():
-        yield from _paths(child, f"{before}{key}.")
+def _paths(container: _Container, prefix: str) -> Iterator[str]:
+    yield from (f"{prefix}{key}" for key in container.keys)
+    for key, child in container.children.items():
+        yield from _paths(child, f"{prefix}{key}.")
 
 
-def _collect(place: _Container, tree: Tree, found: list[Any]) -> None:
-    if place.size >= 0 and len(tree) != place.size:
+def _collect(container: _Container, tree: Tree, leaves: list[Array]) -> None:
+    if container.size >= 0 and len(tree) != container.size:
         raise LookupError("another number of children")
-    found.extend(place.get(tree))
-    for key, child in place.children.items():
-        _collect(child, tree[key], found)
+    leaves.extend(container.get(tree))
+    for key, child in container.children.items():
+        _collect(child, tree[key], leaves)
 
 
-def _locate(place: _Container, tree: Tree, found: list[tuple[Any, Any]]) -> None:
-    found.extend((tree, key) for key in place.keys)
-    for key, child in place.children.items():
-        _locate(child, tree[key], found)
+def _locate(container: _Container, tree: Tree, slots: list[tuple[Tree, Key]]) -> None:
+    slots.extend((tree, key) for key in container.keys)
+    for key, child in container.children.items():
+        _locate(child, tree[key], slots)
 
 
-def _rebuilt(place: _Container, tree: Tree, leaves: Any) -> Tree:
-    new = {key: next(leaves) for key in place.keys}
-    for key, child in place.children.items():
+def _rebuilt(container: _Container, tree: Tree, leaves: Iterator[Array]) -> Tree:
+    new: dict[Key, Tree] = {key: next(leaves) for key in container.keys}
+    for key, child in container.children.items():
         new[key] = _rebuilt(child, tree[key], leaves)
     if isinstance(tree, dict):
         return {key: new[key] for key in tree}

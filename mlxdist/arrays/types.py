@@ -1,12 +1,16 @@
-"""Names of the array types that all rooms above share."""
+"""Type names for arrays and trees, shared by every room above."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# mypy does not follow MLX's stubs, so an mx.array is Any to it. These names keep what
-# is meant readable.
+from numpy.typing import NDArray
+
+# mypy does not follow MLX's stubs, so it sees an mx.array, a dtype of MLX and a tree of
+# arrays as Any. These names say which one is meant.
 Array = Any  # an mx.array
-Tree = Any  # nested dicts, lists and tuples of arrays, as MLX's modules hold them
-Flat = dict[str, Array]  # path -> array
-Pieces = list[Array]  # a bucket's arrays, in the bucket's order
+Dtype = Any  # such as mx.float32
+Tree = Any  # nested dicts, lists and tuples of arrays, as a module's parameters
+Flat = dict[str, Array]  # {path: array}
+Pieces = list[Array]  # a rank's arrays of one bucket, in the bucket's order
+Raw = NDArray[Any]  # a numpy view of an array's memory

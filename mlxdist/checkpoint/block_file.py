@@ -18,7 +18,7 @@ from threading import Thread
 
 import numpy as np
 
-from ..arrays.numpy_view import Raw
+from ..arrays.types import Raw
 from .durable import DamagedError, create, flush, open_file, write_all
 
 BLOCK = 4 * 2**20  # bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ..arrays.numpy_view import Raw
+from ..arrays.types import Raw
 from ..comm.collectives import Collectives
 from . import directory
 from .block_file import Writer

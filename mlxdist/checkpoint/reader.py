@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..arrays.numpy_view import Raw, blank, raw
-from ..arrays.types import Array
+from ..arrays.numpy_view import raw, uninitialized
+from ..arrays.types import Array, Raw
 from ..comm.collectives import Collectives
 from ..layout.entries import split_counts
 from .block_file import BLOCK, THREADS, Reader
@@ -159,7 +159,7 @@ class ArrayReader:
         read for the others.
         """
         size = array.item_size
-        result = blank(stop - start, getattr(mx, array.dtype))
+        result = uninitialized(stop - start, getattr(mx, array.dtype))
         view = raw(result)
         for piece in array.pieces:
             low, high = max(piece.start, start), max(piece.start, min(piece.stop, stop))

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from ..arrays.numpy_view import Raw, raw
+from ..arrays.numpy_view import raw
 from ..arrays.trees import dtype_name
-from ..arrays.types import Array, Tree
+from ..arrays.types import Array, Raw, Tree
 from ..comm.agreement import OnAllRanks, agree
 from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
@@ -133,7 +133,7 @@ def agree_to_save(
         lambda: lines,
         number=serial,
         problem=problem,
-        hint=_DRIFT,
+        remedy=_DRIFT,
     )
     save = Save(int(max(serials)), request.step)
     return snapshot, _plan(request, save, snapshot, state)

@@ -1,8 +1,14 @@
-"""Collectives: two transports, one wire over them, one agreement protocol."""
+"""Collectives: two transports, one wire over them, one agreement protocol.
+
+A new transport implements `collectives.Collectives`; a new wire format is a matter of
+`reduction` (how numbers are added) and `exchange` (which bytes travel).
+"""
 
 from .agreement import MismatchError, OnAllRanks, agree
-from .collectives import Collectives, Pending, Traffic, Weights
+from .collectives import Collectives, Pending, Traffic
 from .flight_recorder import Recorder
+from .reduction import Weights
+from .wire import Wire
 
 __all__ = [
     "Collectives",
@@ -12,5 +18,6 @@ __all__ = [
     "Recorder",
     "Traffic",
     "Weights",
+    "Wire",
     "agree",
 ]

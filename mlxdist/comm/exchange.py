@@ -1,276 +1,261 @@
-"""The exchanges of the host transport: a sum-scatter, and an all-gather.
+"""Pairwise exchanges of one bucket: a reduce-scatter, and an all-gather.
 
-Each rank sends each owner its part as bytes, and owners add what they get: in float32,
-in rank order, whatever travelled. The gather is the same the other way round (pairwise
-exchange: Thakur, Rabenseifner, Gropp, IJHPCA 2005, section 4).
+In a reduce-scatter each rank sends each owner its part as bytes, and owners add what
+they receive: in float32, in rank order, whatever dtype travelled. An all-gather is the
+same the other way round (pairwise exchange: Thakur, Rabenseifner, Gropp, IJHPCA 2005,
+section 4).
 
-An exchange goes in rounds, so that what arrives is added while it is still in the
-cache, and so that buffers are bounded; progress.py says when.
+An exchange goes in rounds, so that what arrives is added while it is in the cache, and
+so that receive buffers are bounded. `progress.py` drives the rounds.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from ..arrays.numpy_view import NUMPY, Raw, blank, decode, encode, raw, raw_all
-from ..arrays.pairwise_sum import tree_sum
-from ..arrays.types import Array
+from ..arrays.numpy_view import (
+    NUMPY_DTYPES,
+    encode,
+    raw,
+    raw_all,
+    uninitialized,
+)
+from ..arrays.types import Array, Dtype, Raw
 from ..layout.entries import split_counts
-from .collectives import Traffic, Weights
+from ..layout.sharding import Bucket
 from .flight_recorder import Recorder
+from .reduction import Weights, combine
 
-# A round moves at most this much from each rank to each other one. It is added up, or
-# handed on, while it is in the second-level cache or not far from it.
+if TYPE_CHECKING:
+    from mpi4py.MPI import Request
+
+# Bytes that a round moves at most from each rank to each other one. They are added, or
+# handed on, while they are in the second-level cache or not far from it.
 MESSAGE_BYTES = 2**20
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 64 * 1024
 
 
-class Line(Protocol):
-    """What an exchange needs of its transport."""
+class Endpoint(Protocol):
+    """Point-to-point messages of one rank, and buffers to receive them in."""
 
     rank: int
     size: int
-    traffic: Traffic
     recorder: Recorder
 
     def peers(self) -> list[int]: ...
-    def send(self, part: Raw, peer: int) -> Any: ...
-    def receive(self, part: Raw, peer: int) -> Any: ...
-    def inbox(self, nbytes: int) -> Raw: ...
-    def give_back(self, inbox: Raw) -> None: ...
-    def finish(self, exchange: Exchange) -> None: ...
+    def send(self, part: Raw, peer: int) -> Request: ...
+    def receive(self, part: Raw, peer: int) -> Request: ...
+    def take_buffer(self, nbytes: int) -> Raw: ...
+    def return_buffer(self, buffer: Raw) -> None: ...
 
 
 @dataclass
 class Round:
-    """Part [start, stop) of every chunk, on its way."""
+    """Elements [start, stop) of every rank's span, in flight."""
 
     start: int
     stop: int
-    requests: list[Any]
-    inbox: dict[int, Raw] = field(default_factory=dict)
+    requests: list[Request]
+    received: dict[int, Raw] = field(default_factory=dict)
 
 
 class Exchange:
     """One bucket's exchange. Its arrays, laid end to end, may be lazy until `begin`."""
 
     name = ""
-    squares: float | None = None
 
-    def __init__(self, line: Line, arrays: list[Array], dtype: Any, bucket: Any):
-        self.line = line
+    def __init__(
+        self, endpoint: Endpoint, arrays: list[Array], dtype: Dtype, bucket: Bucket
+    ):
+        self.endpoint = endpoint
         self.arrays = arrays
         self.dtype = dtype
         self.bucket = bucket
         nbytes = sum(array.nbytes for array in arrays)
-        self.record = line.recorder.started(self.name, bucket.size, str(dtype), nbytes)
-        self.spans = [bucket.span(rank) for rank in range(line.size)]
-        self.own, self.end = self.spans[line.rank]
+        self.record = endpoint.recorder.started(
+            self.name, bucket.size, str(dtype), nbytes
+        )
+        self.squares: float | None = None
+        self.spans = [bucket.span(rank) for rank in range(endpoint.size)]
+        self.start, self.stop = self.spans[endpoint.rank]
         longest = max(stop - start for start, stop in self.spans)
         per_round = max(1, MESSAGE_BYTES // dtype.size)
-        self.todo = deque(split_counts(longest, per_round))
-        self.left = len(self.todo)
-        self._begun = False
+        self.rounds = deque(split_counts(longest, per_round))  # not posted yet
+        self.rounds_left = len(self.rounds)
         self.finished = threading.Event()
-        line.traffic.add(0)
+        self._prepared = False
 
     @property
-    def done(self) -> bool:
-        return self.left == 0
+    def complete(self) -> bool:
+        return self.rounds_left == 0
 
     @property
     def ready(self) -> bool:
-        """Whether what it sends is there, once its arrays are evaluated."""
+        """Whether its data is there, once its arrays are evaluated."""
         return True
 
-    def finish(self) -> Array:
-        """Waits for it, and returns what it was started for."""
-        raise NotImplementedError
-
     def begin(self) -> None:
-        """Called before each round, with the arrays evaluated; acts on the first."""
-        if not self._begun:
-            self._begun = True
+        """Look at the arrays' memory. Called before each round, arrays evaluated."""
+        if not self._prepared:
+            self._prepared = True
             self.prepare()
 
+    @property
+    def result(self) -> Array:
+        raise NotImplementedError
+
     def prepare(self) -> None:
-        """Looks at the arrays' memory, and makes room for the result."""
+        """View the arrays' memory, and allocate the result."""
         raise NotImplementedError
 
     def post(self, start: int, stop: int) -> Round:
-        """Starts to send and receive a round."""
+        """Start to send and receive a round."""
         raise NotImplementedError
 
     def take(self, arrived: Round) -> None:
-        """Does what is to be done with a round that has arrived."""
-        self.left -= 1
-        if self.done:
+        """Process a round that has arrived."""
+        self.rounds_left -= 1
+        if self.complete:
             self.record.end = time.time()
             self.finished.set()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
         """A round's part of a rank's span, in elements of the whole bucket."""
-        begin, end = self.spans[rank]
-        return min(begin + start, end), min(begin + stop, end)
+        first, end = self.spans[rank]
+        return min(first + start, end), min(first + stop, end)
 
 
-class SumScatter(Exchange):
+class ReduceScatter(Exchange):
     """This rank's span of the weighted mean, in float32, and its sum of squares."""
 
-    name = "sum_scatter"
+    name = "reduce_scatter"
 
     def __init__(
         self,
-        line: Line,
+        endpoint: Endpoint,
         arrays: list[Array],
-        dtype: Any,
-        bucket: Any,
+        bucket: Bucket,
         weights: Weights,
-        *,
-        measures: bool = True,
     ):
-        super().__init__(line, arrays, dtype, bucket)
-        self.measures = measures
-        self.is_bfloat16 = dtype == mx.bfloat16
-        self.wide = mx.float64 if dtype == mx.float64 else mx.float32
-        self.weights = weights
-        self.measured = 0.0
+        super().__init__(endpoint, arrays, arrays[0].dtype, bucket)
+        self.squares = 0.0
+        self._weights = weights
+        self._is_bfloat16 = self.dtype == mx.bfloat16
+        self._sum_dtype = mx.float64 if self.dtype == mx.float64 else mx.float32
+
+    @property
+    def result(self) -> Array:
+        return self._result
+
+    @property
+    def mean(self) -> Raw:
+        """The result as numpy sees it."""
+        return self._mean
 
     def prepare(self) -> None:
-        self.source = raw_all(self.arrays, NUMPY[self.dtype])
-        self.result = blank(self.end - self.own, self.wide)
-        self.mean = raw(self.result, NUMPY[self.wide])
+        self._source = raw_all(self.arrays, NUMPY_DTYPES[self.dtype])
+        self._result = uninitialized(self.stop - self.start, self._sum_dtype)
+        self._mean = raw(self._result, NUMPY_DTYPES[self._sum_dtype])
 
     def post(self, start: int, stop: int) -> Round:
-        own_start, own_stop = self.clip(self.line.rank, start, stop)
-        posted = Round(own_start - self.own, own_stop - self.own, [])
-        nbytes = (own_stop - own_start) * self.source.itemsize
-        for peer in reversed(self.line.peers()):
+        first, last = self.clip(self.endpoint.rank, start, stop)
+        posted = Round(first - self.start, last - self.start, [])
+        nbytes = (last - first) * self._source.itemsize
+        for peer in reversed(self.endpoint.peers()):
             if nbytes:
-                inbox = posted.inbox[peer] = self.line.inbox(nbytes)
-                posted.requests.append(self.line.receive(inbox[:nbytes], peer))
-        for peer in self.line.peers():
+                buffer = posted.received[peer] = self.endpoint.take_buffer(nbytes)
+                posted.requests.append(self.endpoint.receive(buffer[:nbytes], peer))
+        for peer in self.endpoint.peers():
             first, last = self.clip(peer, start, stop)
             if first < last:
-                posted.requests.append(self.line.send(self.source[first:last], peer))
+                part = self._source[first:last]
+                posted.requests.append(self.endpoint.send(part, peer))
         return posted
 
     def take(self, arrived: Round) -> None:
         size = arrived.stop - arrived.start
-        own = self.source[self.own + arrived.start : self.own + arrived.stop]
+        local = self._source[self.start + arrived.start : self.start + arrived.stop]
         parts = [
-            own
-            if rank == self.line.rank or not size
-            else arrived.inbox[rank][: own.nbytes].view(own.dtype)
-            for rank in range(self.line.size)
+            local
+            if rank == self.endpoint.rank or not size
+            else arrived.received[rank][: local.nbytes].view(local.dtype)
+            for rank in range(self.endpoint.size)
         ]
-        # What is not finite is found by its norm, and named.
+        # The norm finds what is not finite, and the error names it.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
-                block = self.mean[arrived.start + start : arrived.start + stop]
-                self.add(block, [part[start:stop] for part in parts])
-        for inbox in arrived.inbox.values():
-            self.line.give_back(inbox)
+                block = self._mean[arrived.start + start : arrived.start + stop]
+                self._add([part[start:stop] for part in parts], block)
+        for buffer in arrived.received.values():
+            self.endpoint.return_buffer(buffer)
         super().take(arrived)
 
-    def add(self, block: Raw, parts: Sequence[Raw]) -> None:
-        every, total = self.weights.every, self.weights.total
-        assert every is not None, "the host transport knows all weights"
-        wanted = [  # a rank without examples may well have sent nan
-            decode(part, self.is_bfloat16, block.dtype)
-            if weight == 1
-            else decode(part, self.is_bfloat16, block.dtype) * block.dtype.type(weight)
-            for part, weight in zip(parts, every, strict=True)
-            if weight
-        ]
-        if self.weights.in_tree:
-            wanted = [tree_sum(wanted)]
-        if len(wanted) == 1:
-            block[:] = wanted[0]
-        else:
-            np.add(wanted[0], wanted[1], out=block)
-        for numbers in wanted[2:]:
-            block += numbers
-        if total != 1:
-            block /= block.dtype.type(total)
-        if self.measures:
-            self.measured += sum_of_squares(block)
-
-    def finish(self) -> Array:
-        self.line.finish(self)
-        self.squares = self.measured if self.measures else None
-        return self.result
+    def _add(self, parts: Sequence[Raw], out: Raw) -> None:
+        assert self.squares is not None
+        self.squares += combine(
+            parts, self._weights, is_bfloat16=self._is_bfloat16, out=out
+        )
 
 
 class AllGather(Exchange):
-    """Every rank's span of a bucket: of arrays, or of the mean that `after` gives.
+    """Every rank's span of a bucket: of arrays, or of the mean of a reduce-scatter.
 
-    Then `squares` are those of the mean's own span, before it is rounded to `dtype`.
+    With `reduction`, `squares` are those of the mean before it is rounded to `dtype`.
     """
 
     name = "all_gather"
 
     def __init__(
         self,
-        line: Line,
+        endpoint: Endpoint,
         arrays: list[Array],
-        dtype: Any,
-        bucket: Any,
-        after: SumScatter | None = None,
+        dtype: Dtype,
+        bucket: Bucket,
+        reduction: ReduceScatter | None = None,
     ):
-        super().__init__(line, arrays, dtype, bucket)
-        self.after = after
+        super().__init__(endpoint, arrays, dtype, bucket)
+        self._reduction = reduction
 
     @property
     def ready(self) -> bool:
-        return self.after is None or self.after.done
+        return self._reduction is None or self._reduction.complete
+
+    @property
+    def result(self) -> Array:
+        return self._result
 
     def prepare(self) -> None:
         bits = np.dtype(f"u{self.dtype.size}")
-        self.result = blank(self.bucket.size, self.dtype)
-        self.full = raw(self.result, bits)
-        own = self.full[self.own : self.end]
-        if self.after is None:
-            own[:] = raw_all(self.arrays, bits)
+        self._result = uninitialized(self.bucket.size, self.dtype)
+        self._full = raw(self._result, bits)
+        local = self._full[self.start : self.stop]
+        if self._reduction is None:
+            local[:] = raw_all(self.arrays, bits)
         else:
-            encode(self.after.mean, self.dtype, out=own)
-            self.squares = self.after.measured if self.after.measures else None
-            self.after = None  # and the mean's memory with it
+            encode(self._reduction.mean, self.dtype, out=local)
+            self.squares = self._reduction.squares
+            self._reduction = None  # and the mean's memory with it
 
     def post(self, start: int, stop: int) -> Round:
         posted = Round(start, stop, [])
-        for peer in reversed(self.line.peers()):
+        for peer in reversed(self.endpoint.peers()):
             first, last = self.clip(peer, start, stop)
             if first < last:
-                inbox = self.full[first:last]
-                posted.requests.append(self.line.receive(inbox, peer))
-        first, last = self.clip(self.line.rank, start, stop)
-        for peer in self.line.peers():
+                part = self._full[first:last]
+                posted.requests.append(self.endpoint.receive(part, peer))
+        first, last = self.clip(self.endpoint.rank, start, stop)
+        for peer in self.endpoint.peers():
             if first < last:
-                posted.requests.append(self.line.send(self.full[first:last], peer))
+                part = self._full[first:last]
+                posted.requests.append(self.endpoint.send(part, peer))
         return posted
-
-    def finish(self) -> Array:
-        self.line.finish(self)
-        return self.result
-
-
-def sum_of_squares(numbers: Raw) -> float:
-    """Of a vector; inf where a number or a square is not finite."""
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, numbers.size, BLOCK):
-            block = numbers[start : start + BLOCK]
-            total += float(np.dot(block, block))
-    return total if math.isfinite(total) else math.inf

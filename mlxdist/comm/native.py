@@ -1,8 +1,8 @@
-"""The native transport: `mx.distributed` collectives, chained into one order.
+"""The native transport: lazy `mx.distributed` collectives, chained into one order.
 
 MLX matches collectives by arrival and runs them when something needs their result, so
-that two ranks that print different things swap sums. Here each collective's input
-depends on the one before it, whatever is evaluated first, and it starts at once.
+two ranks that print different things would swap sums. Here each collective's input
+depends on the collective before it, whatever is evaluated first, and starts at once.
 """
 
 from __future__ import annotations
@@ -10,35 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays.pairwise_sum import tree_sum
-from ..arrays.types import Array
+from ..arrays import device
+from ..arrays.pairwise_sum import pairwise_sum
+from ..arrays.types import Array, Dtype
+from ..layout import traffic
 from ..layout.entries import split_counts
 from ..layout.sharding import Bucket
-from .collectives import Pending, Traffic, Weights
+from .collectives import Pending, Traffic
 from .flight_recorder import Recorder
+from .reduction import Weights, weigh
 
-# MLX hands MPI the number of elements as a C int; more of them wrap around silently.
+# MLX passes the number of elements to MPI as a C int; larger numbers wrap silently.
 MAX_COUNT = 2**30
 _INTEGERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+_HAVE_REDUCE_SCATTER = ("nccl", "jaccl")
 
 
-def all_sum_bytes(nbytes: int, ranks: int) -> int:
-    """What each rank sends in the best all-reduce there is, which MPI is taken to use.
-
-    Patarasuk and Yuan, JPDC 2009.
-    """
-    return round(2 * (ranks - 1) / ranks * nbytes)
+Group = mx.distributed.Group
 
 
 @dataclass
 class Lazy:
-    """A collective that is already an array, evaluated when somebody looks at it."""
+    """A collective that is an array already, evaluated when something needs it."""
 
     array: Array
     squares: float | None = None
@@ -47,30 +45,31 @@ class Lazy:
         return self.array
 
 
-class Native:
+class NativeTransport:
     """Collectives of one `mx.distributed` group. See `Collectives` for the contract."""
 
     name = "native"
     overlaps = True
+    adds_in_rank_order = False
 
-    def __init__(self, group: Any, backend: str, recorder: Recorder):
+    def __init__(self, group: Group, backend: str, recorder: Recorder):
         self.group = group
-        self.rank: int = group.rank()
-        self.size: int = group.size()
+        self.rank = group.rank()
+        self.size = group.size()
         self.traffic = Traffic()
         self.recorder = recorder
-        self._scatters = backend in ("nccl", "jaccl")
-        # Over MPI a thread of its own, beside its own communicator: a user's collective
-        # that waits for another rank then holds none of ours up, nor they it.
+        self._has_reduce_scatter = backend in _HAVE_REDUCE_SCATTER
+        # Over MPI a stream of its own, as the communicator is its own: a user's
+        # collective that waits for another rank must not delay these, nor be delayed.
         self._stream = mx.new_stream(mx.cpu) if backend == "mpi" else None
         self._token: Array | None = None
         self._tracing = False
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """For the time in which `mx.compile` traces: a chain of its own.
+        """While `mx.compile` traces: use a chain of its own.
 
-        What is traced must not refer to arrays outside, nor be referred to.
+        Traced arrays and arrays outside of the trace must not depend on one another.
         """
         outside, self._token, self._tracing = self._token, None, True
         try:
@@ -79,34 +78,102 @@ class Native:
             self._token, self._tracing = outside, False
 
     def flush(self) -> None:
-        """Runs what is still pending, so that another transport may follow."""
+        """Run what is pending, so that another transport may follow."""
         if self._token is not None:
             with self.recorder.waiting():
                 mx.eval(self._token)
             self._token = None
 
-    def _chained(self, collective: Callable[..., Array], array: Array) -> Array:
-        name = collective.__name__
-        self.recorder.started(name, array.size, str(array.dtype), array.nbytes)
-        if self._token is not None:
-            array = mx.depends([array], [self._token])[0]
-        fenced = not self._tracing and mx.default_device() == mx.gpu
-        if fenced:
-            # Metal ends a command buffer that waits for seconds, as one does that is
-            # queued behind a collective. So nothing is: both sides are evaluated.
-            mx.eval(array)
-        result = collective(array, group=self.group, stream=self._stream)
-        self._token = mx.depends([mx.array(0, mx.uint8)], [result])[0]
-        if fenced:
-            mx.eval(result)
-        elif not self._tracing:
-            # Started now, not when somebody looks: a rank that looks at something else
-            # first must not keep the others waiting.
-            mx.async_eval(result)
+    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        gathered = self._all_gather(mx.array(words.view(np.uint32)))
+        with self.recorder.waiting():
+            return np.array(gathered).view(np.uint64)
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]
+        padded = np.zeros(int(lengths.max()), np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        rows = np.array(self._all_gather(mx.array(padded)))
+        return [row[: int(n)].tobytes() for row, n in zip(rows, lengths, strict=True)]
+
+    def broadcast(self, array: Array, root: int) -> Array:
+        # As integers: not every backend takes every dtype, and the bits stay as is.
+        flat = array.reshape(-1).view(_INTEGERS[array.itemsize])
+        row = self._all_gather(flat)[root]
+        result = row.view(array.dtype).reshape(array.shape)
+        mx.eval(result)
+        self.traffic.add(traffic.gather_whole_bytes(array.nbytes, self.size))
         return result
 
-    # Nothing travels for an array without elements, which is one on all ranks, and with
-    # which MLX's CUDA build ends in a segmentation fault where it depends on another.
+    def start_all_reduce(
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Dtype
+    ) -> Pending:
+        return Lazy(self._mean(parts, bucket, weights))
+
+    def start_reduce_scatter(
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+    ) -> Pending:
+        start, stop = bucket.span(self.rank)
+        if not self._reduces_by_scatter(bucket, pairwise=weights.pairwise):
+            return Lazy(self._mean(parts, bucket, weights)[start:stop])
+        flat = weigh(_joined(parts, bucket), weights)
+        padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))
+        self.traffic.add(
+            self.reduce_scatter_bytes(bucket, flat.itemsize, pairwise=False)
+        )
+        chunk = self._chained(mx.distributed.sum_scatter, padded)
+        return Lazy(chunk[: stop - start] / weights.total)
+
+    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
+        start, stop = bucket.span(self.rank)
+        chunk = _joined(parts, bucket)
+        self.traffic.add(self.all_gather_bytes_sent(bucket, chunk.itemsize))
+        if bucket.owners is None:
+            padded = mx.pad(chunk, (0, bucket.chunk - (stop - start)))
+            return Lazy(self._all_gather(padded).reshape(-1)[: bucket.size])
+        # Spans of any length: every rank adds its own to zeros. As integers, since
+        # -0.0 + 0.0 is 0.0.
+        bits = chunk.view(_INTEGERS[chunk.itemsize])
+        padded = mx.pad(bits, (start, bucket.size - stop))
+        return Lazy(self._all_sum(padded).view(chunk.dtype))
+
+    def sum_scalar(self, value: Array) -> Array:
+        return self._all_sum(value.reshape(1)).reshape(())
+
+    def all_reduce_bytes(
+        self, bucket: Bucket, item_size: int, mean_item_size: int, *, pairwise: bool
+    ) -> int:
+        nbytes = bucket.size * item_size
+        if pairwise:
+            return traffic.gather_whole_bytes(nbytes, self.size)
+        return traffic.all_reduce_bytes(nbytes, self.size)
+
+    def reduce_scatter_bytes(
+        self, bucket: Bucket, item_size: int, *, pairwise: bool
+    ) -> int:
+        if self._reduces_by_scatter(bucket, pairwise=pairwise):
+            return traffic.padded_all_gather_bytes(bucket, item_size)
+        return self.all_reduce_bytes(bucket, item_size, item_size, pairwise=pairwise)
+
+    def all_gather_bytes_sent(self, bucket: Bucket, item_size: int) -> int:
+        if bucket.owners is None:
+            return traffic.padded_all_gather_bytes(bucket, item_size)
+        return traffic.all_reduce_bytes(bucket.size * item_size, self.size)
+
+    def _reduces_by_scatter(self, bucket: Bucket, *, pairwise: bool) -> bool:
+        return self._has_reduce_scatter and bucket.owners is None and not pairwise
+
+    def _mean(self, parts: Sequence[Array], bucket: Bucket, weights: Weights) -> Array:
+        flat = weigh(_joined(parts, bucket), weights)
+        self.traffic.add(
+            self.all_reduce_bytes(bucket, flat.itemsize, 0, pairwise=weights.pairwise)
+        )
+        if weights.pairwise:
+            return pairwise_sum(list(self._all_gather(flat))) / weights.total
+        return self._all_sum(flat) / weights.total
+
+    # Nothing is sent for an array without elements, which is empty on all ranks. MLX's
+    # CUDA build crashes on a collective of an empty array that depends on another one.
 
     def _all_sum(self, flat: Array) -> Array:
         if flat.size == 0:
@@ -130,78 +197,25 @@ class Native:
         ]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
-    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        gathered = self._all_gather(mx.array(words.view(np.uint32)))
-        with self.recorder.waiting():
-            return np.array(gathered).view(np.uint64)
-
-    def all_gather_bytes(self, data: bytes) -> list[bytes]:
-        lengths = self.all_gather_words(np.array([len(data)], np.uint64))[:, 0]
-        padded = np.zeros(int(lengths.max()), np.uint8)
-        padded[: len(data)] = np.frombuffer(data, np.uint8)
-        rows = np.array(self._all_gather(mx.array(padded)))
-        return [row[: int(n)].tobytes() for row, n in zip(rows, lengths, strict=True)]
-
-    def broadcast(self, array: Array, root: int) -> Array:
-        # Sent as integers: not every backend takes every dtype, and bits stay bits.
-        flat = array.reshape(-1).view(_INTEGERS[array.itemsize])
-        row = self._all_gather(flat)[root]
-        result = row.view(array.dtype).reshape(array.shape)
-        mx.eval(result)
-        self.traffic.add((self.size - 1) * array.nbytes)
+    def _chained(self, collective: Callable[..., Array], array: Array) -> Array:
+        name = collective.__name__
+        self.recorder.started(name, array.size, str(array.dtype), array.nbytes)
+        if self._token is not None:
+            array = mx.depends([array], [self._token])[0]
+        # Metal kills a command buffer that waits for seconds, as one does that is
+        # queued behind a collective. So both sides are evaluated and nothing is queued.
+        fenced = not self._tracing and not device.on_cpu()
+        if fenced:
+            mx.eval(array)
+        result = collective(array, group=self.group, stream=self._stream)
+        self._token = mx.depends([mx.array(0, mx.uint8)], [result])[0]
+        if fenced:
+            mx.eval(result)
+        elif not self._tracing:
+            # Started now and not when it is needed: a rank that needs something else
+            # first must not keep the others waiting.
+            mx.async_eval(result)
         return result
-
-    def _weighted(self, flat: Array, weights: Weights) -> Array:
-        if weights.every is None:
-            own = weights.own.astype(flat.dtype)
-            # A rank without examples may well have nan for its gradients.
-            return mx.where(own == 0, mx.array(0, flat.dtype), flat * own)
-        if weights.own == 0:
-            return mx.zeros_like(flat)
-        return flat if weights.own == 1 else flat * mx.array(weights.own, flat.dtype)
-
-    def start_all_sum(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Any
-    ) -> Pending:
-        return Lazy(self._mean(parts, bucket, weights))
-
-    def _mean(self, parts: Sequence[Array], bucket: Bucket, weights: Weights) -> Array:
-        flat = self._weighted(_joined(parts, bucket), weights)
-        if weights.in_tree:
-            self.traffic.add((self.size - 1) * flat.nbytes)
-            return tree_sum(list(self._all_gather(flat))) / weights.total
-        self.traffic.add(all_sum_bytes(flat.nbytes, self.size))
-        return self._all_sum(flat) / weights.total
-
-    def start_sum_scatter(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
-    ) -> Pending:
-        start, stop = bucket.span(self.rank)
-        if not self._scatters or bucket.owners is not None or weights.in_tree:
-            whole = self._mean(parts, bucket, weights)
-            return Lazy(whole[start:stop])
-        flat = self._weighted(_joined(parts, bucket), weights)
-        padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))
-        self.traffic.add((self.size - 1) * bucket.chunk * flat.itemsize)
-        chunk = self._chained(mx.distributed.sum_scatter, padded)
-        return Lazy(chunk[: stop - start] / weights.total)
-
-    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
-        start, stop = bucket.span(self.rank)
-        chunk = _joined(parts, bucket)
-        if bucket.owners is None:
-            padded = mx.pad(chunk, (0, bucket.chunk - (stop - start)))
-            self.traffic.add((self.size - 1) * padded.nbytes)
-            return Lazy(self._all_gather(padded).reshape(-1)[: bucket.size])
-        # Chunks of any length: everybody adds its own to zeros, as integers, since
-        # -0.0 + 0.0 is another number.
-        bits = chunk.view(_INTEGERS[chunk.itemsize])
-        padded = mx.pad(bits, (start, bucket.size - stop))
-        self.traffic.add(all_sum_bytes(padded.nbytes, self.size))
-        return Lazy(self._all_sum(padded).view(chunk.dtype))
-
-    def sum_scalar(self, value: Array) -> Array:
-        return self._all_sum(value.reshape(1)).reshape(())
 
 
 def _joined(parts: Sequence[Array], bucket: Bucket) -> Array:

@@ -1,8 +1,8 @@
-"""Moves the host transport's exchanges along, in the one order that all ranks share.
+"""Progress of the MPI transport's exchanges, in the one order that all ranks share.
 
-MPI moves data only while somebody calls it, and gradients come while the backward pass
-still runs: MLX keeps whoever evaluates them waiting. So where there is something to
-hide, a thread looks after the exchanges meanwhile.
+MPI makes progress only inside MPI calls, and evaluating gradients blocks the main
+thread. Where communication can overlap the backward pass, a thread of its own drives
+it.
 """
 
 from __future__ import annotations
@@ -10,37 +10,42 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from .exchange import Exchange, Round
 from .flight_recorder import Recorder
 
-# Enough to keep the wire busy while one round is added up; each costs an inbox a peer.
+if TYPE_CHECKING:
+    from mpi4py.MPI import Request
+
+# Enough to keep the wire busy while one round is added up; each costs a buffer a peer.
 ROUNDS_IN_FLIGHT = 4
-# How long the thread sleeps where nothing has moved, each time half as long again. What
-# arrives meanwhile is in the system's buffers, and the core is the backward pass's, or
-# another rank's: short naps alone would take a good part of it, at 20 us a look.
-_SHORTEST, _LONGEST = 50e-6, 800e-6  # seconds
-_LOOK_FOR_ERRORS = 0.1  # seconds
-_SPIN = 100e-6  # seconds in which what is about to come does come
+# Seconds that the thread sleeps where nothing has moved, each time half as long again.
+# What arrives meanwhile waits in the system's buffers. Short sleeps alone would take a
+# good part of a core, at 20 us a look, from the backward pass or from another rank.
+_SHORTEST, _LONGEST = 50e-6, 800e-6
+_ERROR_CHECK = 0.1  # seconds between looks for an error of the thread
+_SPIN = 100e-6  # seconds in which a collective on one host is usually complete
 
 
 class Progress:
-    """The exchanges of one transport that are not finished, oldest first.
+    """The exchanges of one transport that are not complete, oldest first.
 
     Args:
-        mpi: mpi4py's MPI.
-        overlaps: whether computing and communicating can go on at the same time.
-        recorder: told while this rank waits for others.
+        overlaps: whether ranks can compute while they communicate: starts the thread.
+        recorder: notified while this rank waits for others.
     """
 
-    def __init__(self, mpi: Any, *, overlaps: bool, recorder: Recorder):
-        self._mpi = mpi
+    def __init__(self, *, overlaps: bool, recorder: Recorder):
+        from mpi4py import MPI
+
+        self._requests = MPI.Request
         self._recorder = recorder
         self._waiting: deque[Exchange] = deque()
-        self._under_way: deque[tuple[Exchange, Round]] = deque()
+        self._in_flight: deque[tuple[Exchange, Round]] = deque()
+        self._deferred: Exchange | None = None
         self._lock = threading.RLock()
         self._work = threading.Event()
         self._error: BaseException | None = None
@@ -52,83 +57,114 @@ class Progress:
             self._thread.start()
 
     def add(self, exchange: Exchange) -> None:
-        """Evaluates an exchange's arrays, and has it follow all those before it."""
-        mx.eval(exchange.arrays)
-        with self._lock:
-            self._waiting.append(exchange)
-            self._look()
-        self._work.set()
+        """Start an exchange behind all earlier ones."""
+        self._add_deferred()
+        self._enqueue(exchange)
 
-    def finish(self, exchange: Exchange) -> None:
-        """Returns when the exchange, and all before it, are done."""
+    def add_pair(self, first: Exchange, second: Exchange) -> None:
+        """Start `first`, and `second` once the next exchange has been started.
+
+        The next bucket's reduction keeps the wire busy until this one's is complete. It
+        is an order that all ranks share, whatever arrives first.
+        """
+        self._enqueue(first)
+        self._add_deferred()
+        self._deferred = second
+
+    def wait(self, exchange: Exchange) -> None:
+        """Return when the exchange, and all before it, are complete.
+
+        Raises:
+            the error of the progress thread.
+        """
+        if exchange is self._deferred:
+            self._add_deferred()
         with self._recorder.waiting():
-            while exchange.left:
+            while not exchange.complete:
                 if self._error is not None:
                     raise self._error
                 if self._thread is not None:
-                    exchange.finished.wait(_LOOK_FOR_ERRORS)
-                elif not self._look():
-                    self._mpi.Request.Waitall(self._under_way[0][1].requests)
+                    exchange.finished.wait(_ERROR_CHECK)
+                elif not self._advance():
+                    self._requests.Waitall(self._in_flight[0][1].requests)
 
     def drain(self) -> None:
-        """Finishes all there is, so that something else may use the transport."""
+        """Complete all exchanges, so that another collective may use the transport."""
+        self._add_deferred()
         with self._lock:
-            left = [*self._waiting, *(exchange for exchange, _ in self._under_way)]
+            left = [*self._waiting, *(exchange for exchange, _ in self._in_flight)]
         for exchange in left:
-            self.finish(exchange)
+            self.wait(exchange)
 
-    def _look(self) -> bool:
-        """Posts what there is room for and takes what has arrived; never waits."""
+    def _add_deferred(self) -> None:
+        exchange, self._deferred = self._deferred, None
+        if exchange is not None:
+            self._enqueue(exchange)
+
+    def _enqueue(self, exchange: Exchange) -> None:
+        mx.eval(exchange.arrays)
+        with self._lock:
+            self._waiting.append(exchange)
+            self._advance()
+        self._work.set()
+
+    def _advance(self) -> bool:
+        """Post the rounds that fit and take those that arrived. Never blocks.
+
+        Returns:
+            Whether anything moved.
+        """
         moved = self._post()
-        while self._under_way:
-            exchange, oldest = self._under_way[0]
-            if not self._mpi.Request.Testall(oldest.requests):
+        while self._in_flight:
+            exchange, oldest = self._in_flight[0]
+            if not self._requests.Testall(oldest.requests):
                 break
-            self._under_way.popleft()
-            self._post()  # the wire must not idle while this one is added up
+            self._in_flight.popleft()
+            self._post()  # the wire must not idle while this round is added up
             exchange.take(oldest)
             moved = True
         return moved
 
     def _post(self) -> bool:
         moved = False
-        while self._waiting and len(self._under_way) < ROUNDS_IN_FLIGHT:
+        while self._waiting and len(self._in_flight) < ROUNDS_IN_FLIGHT:
             exchange = self._waiting[0]
-            if not exchange.ready:  # a round ahead of it is under way
+            if not exchange.ready:  # rounds that it depends on are in flight
                 break
             exchange.begin()
-            self._under_way.append((exchange, exchange.post(*exchange.todo.popleft())))
-            if not exchange.todo:
+            bounds = exchange.rounds.popleft()
+            self._in_flight.append((exchange, exchange.post(*bounds)))
+            if not exchange.rounds:
                 self._waiting.popleft()
             moved = True
         return moved
 
     def _run(self) -> None:
-        nap = _SHORTEST
+        pause = _SHORTEST
         while True:
             self._work.wait()
             try:
                 with self._lock:
-                    moved = self._look()
-                    if not (self._waiting or self._under_way):
+                    moved = self._advance()
+                    if not (self._waiting or self._in_flight):
                         self._work.clear()
             except BaseException as error:
-                self._error = error  # raised where the exchange is waited for
+                self._error = error  # raised in `wait`
                 return
             if moved:
-                nap = _SHORTEST
+                pause = _SHORTEST
             else:
-                time.sleep(nap)
-                nap = min(1.5 * nap, _LONGEST)
+                time.sleep(pause)
+                pause = min(1.5 * pause, _LONGEST)
 
 
-def wait_for(request: Any) -> None:
-    """Waits for a collective, and leaves the core to ranks that still compute.
+def wait_for(request: Request) -> None:
+    """Wait for a collective, and leave the core to ranks that still compute.
 
     MPI itself would spin, which took a fifth of a step of four ranks on two cores.
     """
-    began, nap = time.perf_counter(), _SHORTEST
+    started, pause = time.perf_counter(), _SHORTEST
     while not request.Test():
-        if time.perf_counter() - began > _SPIN:
-            time.sleep(nap)
-            nap = min(1.5 * nap, _LONGEST)
+        if time.perf_counter() - started > _SPIN:
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST)

@@ -1,65 +1,31 @@
-"""Trees to buckets, over the wire, and back. Only this file concatenates and splits.
+"""Buckets on a transport: gradients in, mean gradients out; updated pieces in, whole
+parameters out.
 
-`reduce` takes every rank's gradients and gives the mean of what this rank steps with,
-as one flat chunk for each bucket. What the optimizer makes of them goes, bucket by
-bucket, through `gather`, and is whole on every rank again.
+`reduce` takes every rank's gradients and returns the mean of what this rank steps with,
+a chunk for each bucket. What the optimizer makes of a chunk goes into `gather`, and
+comes out whole on every rank.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
-from ..arrays.concat import Split
-from ..arrays.numpy_view import raw
+from ..arrays.concat import Chunk, Split
 from ..arrays.trees import dtype_name
-from ..arrays.types import Array, Flat, Pieces
+from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
 from ..layout.sharding import Bucket, Plan
-from . import norms
-from .collectives import Collectives, Pending, Traffic, Weights
-from .exchange import sum_of_squares
-from .native import all_sum_bytes
+from .collectives import Collectives, Pending, Traffic
+from .reduction import Weights
 
-Chunk = Array | Pieces  # flat, or the parts of it
-
-# Bytes of buckets whose exchange has been started and not finished: enough to keep the
-# wire busy while one is packed and one is unpacked, few enough to bound the memory.
+# Bytes of buckets whose collective is started and not finished: enough to keep the wire
+# busy while one is packed and one is unpacked, few enough to bound the memory.
 IN_FLIGHT = 8 * 2**20
-# Bytes of a tensor, on the mean, for which a look at each costs less than keeping it.
-_LARGE = 256 * 1024
-_FAR_FROM_OVERFLOW = 1e30
-
-
-class Means(NamedTuple):
-    """The mean gradients that this rank has, in the order of the buckets.
-
-    `chunks` are flat; where nothing travels, on one rank, there are lists of the
-    gradients themselves. `squares` is the sum of the squares of this rank's spans, inf
-    where it is not finite, None where it was not measured.
-    """
-
-    chunks: deque[Chunk] | Iterator[Chunk]
-    squares: float | None
-
-    def used_up(self) -> Iterator[tuple[int, Chunk]]:
-        """Each bucket's, which are let go of one by one."""
-        if not isinstance(self.chunks, deque):
-            yield from enumerate(self.chunks)
-            return
-        for index in range(len(self.chunks)):
-            yield index, self.chunks.popleft()
-
-    def arrays(self) -> Pieces:
-        """All of them, in no special form."""
-        parts = [part if isinstance(part, list) else [part] for part in self.chunks]
-        return [array for part in parts for array in part]
 
 
 class Wire:
@@ -68,11 +34,9 @@ class Wire:
     Args:
         plan: which bucket holds what.
         comm: the transport.
-        wire_dtype: what gradients travel as; their own dtype where it is None. "native"
-            adds in it too, and "host" in float32.
-        mean_dtype: what means come back as, where "host" adds up for replicated
-            state; the parameters' own dtype where it is None.
-        in_tree: whether the ranks are added in a binary tree.
+        wire_dtype: gradients travel as this dtype; as they are where it is None.
+        mean_dtype: means of replicated gradients come back as this dtype, over a
+            transport that adds by itself; the parameters' own where it is None.
     """
 
     def __init__(
@@ -80,195 +44,250 @@ class Wire:
         plan: Plan,
         comm: Collectives,
         *,
-        wire_dtype: Any = None,
-        mean_dtype: Any = None,
-        in_tree: bool = False,
+        wire_dtype: Dtype = None,
+        mean_dtype: Dtype = None,
     ):
         self.plan = plan
         self.comm = comm
-        self.wire_dtype = wire_dtype
-        self.mean_dtype = mean_dtype
-        self.in_tree = in_tree
         self.pieces = plan.pieces(comm.rank)
-        self._wholes = [
+        self._wire_dtype = wire_dtype
+        self._mean_dtype = mean_dtype
+        self._entries = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
         ]
+        self._pieces = [
+            Split(
+                [(p.offset, p.offset + p.stop - p.start) for p in bucket],
+                [p.shape(plan.strategy) for p in bucket],
+            )
+            for bucket in self.pieces
+        ]
 
-    def reduce(
-        self,
-        gradients: Flat,
-        weights: Weights,
-        *,
-        traced: bool = False,
-        streams: bool = False,
-    ) -> Means:
-        """The weighted mean over the ranks, of what this rank owns.
+    @property
+    def travels(self) -> bool:
+        """Whether there is another rank to exchange with."""
+        return self.comm.size > 1
+
+    def reduce(self, gradients: Flat, weights: Weights) -> Reduction:
+        """Start the weighted mean over the ranks, of what this rank steps with.
 
         Args:
             gradients: all of them, with the plan's paths and shapes, maybe lazy.
             weights: each rank's.
-            traced: whether `mx.compile` is tracing.
-            streams: whether a bucket may go on before all are reduced; they are then
-                exchanged as they are asked for, and their squares not measured.
 
         Returns:
             This rank's span of each bucket, or the whole bucket for replicated state.
-            Bytes on the wire: see `Collectives.start_sum_scatter` and `start_all_sum`.
+            `expected` gives the bytes on the wire.
         """
-        if self.comm.size == 1:
-            return Means(deque(self._parts(gradients)), None)
-        if weights.every is None:
+        if self.travels and weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.own))
-        comm = self.comm
+        return Reduction(self, gradients, weights)
 
-        def launch() -> Iterator[Pending]:
-            for bucket in self.plan.buckets:
-                dtype = getattr(mx, self._pack_dtype(bucket))
-                parts = [gradients[entry.path] for entry in bucket.entries]
-                if parts[0].dtype != dtype:
-                    parts = [part.astype(dtype) for part in parts]
-                if self.plan.sharded:
-                    yield comm.start_sum_scatter(parts, bucket, weights)
-                    continue
-                mean_dtype = getattr(mx, self._mean_dtype(bucket))
-                yield comm.start_all_sum(parts, bucket, weights, mean_dtype)
+    def gather(self) -> Gather:
+        """Start the way back: the updated pieces of each bucket, whole on all ranks."""
+        return Gather(self)
 
-        pending = self._pipeline(launch())
-        if streams:
-            return Means((one.finish() for one in pending), None)
-        means, squares = deque[Chunk](), []
-        for one in pending:
-            means.append(one.finish())
-            squares.append(one.squares)
-        measured = [square for square in squares if square is not None]
-        return Means(means, sum(measured) if measured else None)
+    def expected(self, dtype: str | None = None, *, pairwise: bool = False) -> Traffic:
+        """Traffic of one step of this rank, from the plan alone; `traffic` counts it.
 
-    def certainly_finite(self, gradients: Flat, weights: Weights) -> bool:
-        """Whether it can be told beforehand, cheaply, that the mean will be finite.
-
-        Then nothing need be kept until all of it is known, which is worth a look at
-        this rank's gradients where they are there already: with ranks on one host,
-        whose cores they compute and communicate on in turn. 8 bytes a rank travel.
+        Args:
+            dtype: of the gradients, where it is not the parameters'.
+            pairwise: whether ranks are added in pairs.
         """
-        entries = self.plan.entries
-        enough = sum(entry.nbytes for entry in entries) >= _LARGE * len(entries)
-        alone = (
-            self.comm.size > 1 and self.comm.name == "host" and not self.comm.overlaps
-        )
-        if not (alone and enough and all(e.dtype == "float32" for e in entries)):
-            return False
-        own = 0.0
-        if weights.own:
-            own = sum(sum_of_squares(raw(g, np.float32)) for g in gradients.values())
-        bound = float(self.comm.sum_scalar(mx.array(own * weights.own**2)))
-        return bound < _FAR_FROM_OVERFLOW
-
-    def gather(
-        self, stepped: Iterable[tuple[int, Chunk]], *, traced: bool
-    ) -> Iterator[tuple[Bucket, Pieces]]:
-        """Each bucket's entries, whole, from every rank's pieces.
-
-        Sends what a rank owns to each other rank.
-        """
-        buckets = self.plan.buckets
-        if not self.plan.sharded or self.comm.size == 1:
-            for index, chunk in stepped:
-                yield buckets[index], self.whole(index, chunk, traced=traced)
-            return
-
-        def launch() -> Iterator[Pending]:
-            for index, chunk in stepped:
-                parts = chunk if isinstance(chunk, list) else [chunk]
-                yield self.comm.start_all_gather(parts, buckets[index])
-
-        for index, pending in enumerate(self._pipeline(launch())):
-            yield buckets[index], self.whole(index, pending.finish(), traced=traced)
-
-    def whole(self, index: int, chunk: Chunk, *, traced: bool) -> Pieces:
-        """A bucket's entries in their shapes, from all of it."""
-        if not isinstance(chunk, list):
-            return self._wholes[index](chunk, traced=traced)
-        if self.plan.strategy != "elements":
-            return chunk
-        entries = zip(chunk, self.plan.buckets[index].entries, strict=True)
-        return [piece.reshape(entry.shape) for piece, entry in entries]
-
-    def expected(self) -> Traffic:
-        """What a step of this rank sends, from the plan alone; `traffic` counts it."""
-        traffic = Traffic()
-        ranks = self.plan.ranks
-        for bucket in self.plan.buckets if ranks > 1 else ():
-            item, wire_item = ITEM_SIZES[bucket.dtype], self._pack_size(bucket)
-            start, stop = bucket.span(self.comm.rank)
-            own = stop - start
-            if self.comm.name == "host":
-                traffic.add((bucket.size - own) * wire_item)
-                published = item if self.plan.sharded else self._mean_size(bucket)
-                traffic.add((ranks - 1) * own * published)
-                continue
-            nbytes = bucket.size * wire_item
-            every = (ranks - 1) * nbytes
-            traffic.add(every if self.in_tree else all_sum_bytes(nbytes, ranks))
-            if self.plan.strategy == "elements":
-                traffic.add((ranks - 1) * bucket.chunk * item)
-            elif self.plan.strategy == "tensors":
-                traffic.add(all_sum_bytes(bucket.size * item, ranks))
+        traffic, comm = Traffic(), self.comm
+        for bucket in self.plan.buckets if self.travels else ():
+            item = ITEM_SIZES[
+                _unless_wide(self._wire_dtype, bucket) or dtype or bucket.dtype
+            ]
+            stepped_item = ITEM_SIZES[bucket.dtype]
+            collectives = 2 if self.plan.sharded or comm.adds_in_rank_order else 1
+            if self.plan.sharded:
+                nbytes = comm.reduce_scatter_bytes(bucket, item, pairwise=pairwise)
+                nbytes += comm.all_gather_bytes_sent(bucket, stepped_item)
+            else:
+                mean = ITEM_SIZES[
+                    _unless_wide(self._mean_dtype, bucket) or bucket.dtype
+                ]
+                nbytes = comm.all_reduce_bytes(bucket, item, mean, pairwise=pairwise)
+            traffic.add(nbytes, collectives)
         return traffic
 
-    def _parts(self, gradients: Flat) -> Iterator[Pieces]:
-        for pieces in self.pieces:
-            yield [
-                gradients[p.entry.path].reshape(p.shape(self.plan.strategy))
-                for p in pieces
-            ]
+    # -- for Reduction and Gather
 
-    def _pipeline(self, started: Iterator[Pending]) -> Iterator[Pending]:
-        """Those that have been started, oldest first, with others under way."""
-        under_way: deque[Pending] = deque()
-        oldest, nbytes = 0, 0
-        buckets = self.plan.buckets
-        for newest, pending in enumerate(started):
-            under_way.append(pending)
-            nbytes += buckets[newest].nbytes
-            while nbytes > IN_FLIGHT and len(under_way) > 1:
-                nbytes -= buckets[oldest].nbytes
-                oldest += 1
-                yield under_way.popleft()
-        while under_way:
-            yield under_way.popleft()
+    def local_chunk(self, index: int, gradients: Flat) -> Chunk:
+        """This rank's pieces of a bucket, where nothing travels."""
+        pieces = [
+            gradients[p.entry.path].reshape(p.shape(self.plan.strategy))
+            for p in self.pieces[index]
+        ]
+        return Chunk(self._pieces[index], pieces=pieces)
 
-    def _pack_dtype(self, bucket: Bucket) -> str:
-        return _dtype_or(self.wire_dtype, bucket)
+    def stepped_chunk(self, index: int, pieces: Pieces) -> Chunk:
+        """This rank's updated pieces of a bucket, to be gathered."""
+        return Chunk(self._pieces[index], pieces=pieces)
 
-    def _pack_size(self, bucket: Bucket) -> int:
-        return ITEM_SIZES[self._pack_dtype(bucket)]
+    def reduced_chunk(self, index: int, flat: Array) -> Chunk:
+        return Chunk(self._pieces[index], flat=flat)
 
-    def _mean_dtype(self, bucket: Bucket) -> str:
-        return _dtype_or(self.mean_dtype, bucket)
+    def start_reduce(self, index: int, gradients: Flat, weights: Weights) -> Pending:
+        bucket = self.plan.buckets[index]
+        parts = [gradients[entry.path] for entry in bucket.entries]
+        dtype = getattr(mx, _unless_wide(self._wire_dtype, bucket) or "", None)
+        if dtype is not None and parts[0].dtype != dtype:
+            parts = [part.astype(dtype) for part in parts]
+        if self.plan.sharded:
+            return self.comm.start_reduce_scatter(parts, bucket, weights)
+        mean = getattr(mx, _unless_wide(self._mean_dtype, bucket) or bucket.dtype)
+        return self.comm.start_all_reduce(parts, bucket, weights, mean)
 
-    def _mean_size(self, bucket: Bucket) -> int:
-        return ITEM_SIZES[self._mean_dtype(bucket)]
+    def start_gather(self, index: int, chunk: Chunk) -> Pending:
+        return self.comm.start_all_gather(chunk.arrays, self.plan.buckets[index])
+
+    def entries(self, index: int, flat: Array) -> Pieces:
+        """Cut a whole bucket into its entries."""
+        return self._entries[index](flat)
+
+    def entries_of_chunk(self, index: int, chunk: Chunk) -> Pieces:
+        """The entries of a bucket whose pieces are all on this rank."""
+        if self.plan.strategy != "elements":
+            return chunk.pieces()
+        entries = zip(chunk.pieces(), self.plan.buckets[index].entries, strict=True)
+        return [piece.reshape(entry.shape) for piece, entry in entries]
 
 
-def _dtype_or(dtype: Any, bucket: Bucket) -> str:
-    # What is wider than float32 stays so.
-    if dtype is None or bucket.dtype == "float64":
-        return bucket.dtype
-    return dtype_name(dtype)
+class _Window:
+    """Collectives in flight, oldest first, bounded in bytes."""
+
+    def __init__(self, buckets: tuple[Bucket, ...]):
+        self._buckets = buckets
+        self._pending: deque[tuple[int, Pending]] = deque()
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def is_full(self) -> bool:
+        return self._nbytes > IN_FLIGHT and len(self._pending) > 1
+
+    def push(self, index: int, pending: Pending) -> None:
+        self._pending.append((index, pending))
+        self._nbytes += self._buckets[index].nbytes
+
+    def pop(self) -> tuple[int, Pending]:
+        index, pending = self._pending.popleft()
+        self._nbytes -= self._buckets[index].nbytes
+        return index, pending
 
 
-def measured(means: Means, wire: Wire, *, traced: bool) -> Array:
-    """The global norm of the mean gradients; not finite only where they are not."""
-    sharded = wire.plan.sharded
-    arrays = means.arrays()
-    norm = norms.global_norm(
-        arrays,
-        wire.comm,
-        parts=sharded or means.squares is not None,
-        squares=means.squares,
-        traced=traced,
-    )
-    if traced or math.isfinite(float(norm)):
-        return norm
-    return norms.scaled_norm(arrays, wire.comm, parts=sharded)
+class Reduction:
+    """The mean gradients of this rank, in the order of the buckets.
+
+    Iterated over, it gives `(index of the bucket, chunk)`, starts the collectives of
+    the buckets that follow, and keeps nothing. `collect` waits for all of them first.
+
+    Attributes:
+        squares: after `collect`, the sum of squares of this rank's spans; inf where it
+            is not finite, None where the transport did not measure it.
+    """
+
+    def __init__(self, wire: Wire, gradients: Flat, weights: Weights):
+        self._wire = wire
+        self._gradients = gradients
+        self._weights = weights
+        self._window = _Window(wire.plan.buckets)
+        self._next = 0  # bucket to start
+        self._collected: deque[tuple[int, Chunk]] | None = None
+        self.squares: float | None = None
+        if not wire.travels:
+            self.collect()
+
+    def collect(self) -> None:
+        """Wait for all buckets. The gradients may be dropped then."""
+        if self._collected is not None:
+            return
+        squares: list[float] = []
+        self._collected = deque(self._finish(squares))
+        self.squares = sum(squares) if squares else None
+
+    def release_gradients(self) -> None:
+        """Drop the gradients, where all buckets are reduced, to free their memory."""
+        if self._collected is not None:
+            self._gradients.clear()
+
+    def chunks(self) -> list[Chunk]:
+        """Wait for all buckets, and return them."""
+        self.collect()
+        return [chunk for _, chunk in self._collected or ()]
+
+    def arrays(self) -> Pieces:
+        """Wait for all buckets, and return their arrays as they lie in memory."""
+        return [array for chunk in self.chunks() for array in chunk.arrays]
+
+    def __iter__(self) -> Iterator[tuple[int, Chunk]]:
+        if self._collected is None:
+            yield from self._finish([])
+            return
+        while self._collected:
+            yield self._collected.popleft()
+
+    def _finish(self, squares: list[float]) -> Iterator[tuple[int, Chunk]]:
+        for index in range(len(self._wire.plan.buckets)):
+            if not self._wire.travels:
+                yield index, self._wire.local_chunk(index, self._gradients)
+                continue
+            self._start()
+            _, pending = self._window.pop()
+            chunk = self._wire.reduced_chunk(index, pending.finish())
+            if pending.squares is not None:
+                squares.append(pending.squares)
+            yield index, chunk
+
+    def _start(self) -> None:
+        """Start collectives until the window is full."""
+        while self._next < len(self._wire.plan.buckets) and not self._window.is_full:
+            index, self._next = self._next, self._next + 1
+            pending = self._wire.start_reduce(index, self._gradients, self._weights)
+            self._window.push(index, pending)
+
+
+class Whole(NamedTuple):
+    """A bucket's entries, whole on every rank."""
+
+    bucket: Bucket
+    arrays: Pieces
+
+
+class Gather:
+    """Updated pieces to whole parameters, a window of buckets at a time."""
+
+    def __init__(self, wire: Wire):
+        self._wire = wire
+        self._buckets = wire.plan.buckets
+        self._window = _Window(wire.plan.buckets)
+
+    def push(self, index: int, chunk: Chunk) -> list[Whole]:
+        """Send this rank's pieces of a bucket; return the buckets that are whole."""
+        if not self._wire.plan.sharded or not self._wire.travels:
+            entries = self._wire.entries_of_chunk(index, chunk)
+            return [Whole(self._buckets[index], entries)]
+        self._window.push(index, self._wire.start_gather(index, chunk))
+        whole = []
+        while self._window.is_full:
+            whole.append(self._pop())
+        return whole
+
+    def rest(self) -> list[Whole]:
+        """Return the buckets that are still in flight."""
+        return [self._pop() for _ in range(len(self._window))]
+
+    def _pop(self) -> Whole:
+        index, pending = self._window.pop()
+        entries = self._wire.entries(index, pending.finish())
+        return Whole(self._buckets[index], entries)
+
+
+def _unless_wide(dtype: Dtype, bucket: Bucket) -> str | None:
+    """The name of a dtype; None where there is none, or the bucket's is wider."""
+    return None if dtype is None or bucket.dtype == "float64" else dtype_name(dtype)

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..arrays.types import Flat
-from ..comm.collectives import Weights
 from ..comm.exchange import MESSAGE_BYTES
+from ..comm.reduction import Weights
 from ..comm.wire import Wire
 from ..launcher.probe import MARK
 from ..layout import Entry, make_plan

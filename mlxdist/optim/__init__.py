@@ -1,7 +1,18 @@
-"""`DistributedOptimizer`, and what it is composed of."""
+"""`DistributedOptimizer`, and the parts that it is composed of.
+
+A step is `step.py`; how each of its phases works is `pipeline.py`. State of another
+kind that goes with the parameters belongs into `weight_copies.py`, what MLX optimizers
+may be sharded into `inner.py`.
+"""
 
 from .averaging import average_gradients
-from .finite import NonFiniteError
+from .grad_norm import NonFiniteError
 from .optimizer import DistributedOptimizer
+from .resumable_state import ResumableState
 
-__all__ = ["DistributedOptimizer", "NonFiniteError", "average_gradients"]
+__all__ = [
+    "DistributedOptimizer",
+    "NonFiniteError",
+    "ResumableState",
+    "average_gradients",
+]

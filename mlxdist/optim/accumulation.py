@@ -1,167 +1,148 @@
-"""Micro-batches: their gradients are summed on this rank until the ranks exchange them.
-
-Sums are float32 whatever the gradients are, and weighted: a step is the mean over all
-micro-batches of all ranks, sum(weight * gradient) / sum(weight).
-"""
+"""Gradient accumulation: the weighted sums of a step's micro-batches on this rank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..arrays import device
 from ..arrays.trees import dtype_name
-from ..arrays.types import Array, Flat
+from ..arrays.types import Array, Dtype, Flat
 from ..comm.agreement import weight_problem
-from ..layout.sharding import Plan
 
 
 class Node(NamedTuple):
-    """The weighted sum of 2^level micro-batches, or of any number outside a tree."""
+    """The weighted sum of 2^level micro-batches; of any number where not pairwise."""
 
     level: int
     sums: Flat
     weight: float
 
 
-def is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
-
-
-class Accumulation:
+class MicroBatches:
     """The micro-batches of a step so far.
 
     Args:
         every: how many make a step.
-        in_tree: adds them in the one binary tree over all micro-batches of all ranks,
-            see binary_tree.py; holds log2 of their number as many sums.
+        pairwise: add them in pairs, over all micro-batches of all ranks, as
+            pairwise_sum.py does; holds up to log2 of their number of sums.
     """
 
-    def __init__(self, every: int, *, in_tree: bool):
+    def __init__(self, every: int, *, pairwise: bool):
         self.every = every
-        self.in_tree = in_tree
-        self.held = 0  # how many no_sync() there are around
-        self.drop()
-
-    def drop(self) -> None:
-        """Begins anew."""
+        self.pairwise = pairwise
         self.count = 0
         self.problem: str | None = None
+        self._no_sync_depth = 0
         self._nodes: list[Node] = []
 
-    @property
-    def waits(self) -> bool:
-        """Whether the next gradients are not the step's last ones."""
-        return self.held > 0 or self.count + 1 < self.every
+    def drop(self) -> None:
+        """Discard all micro-batches; the step begins anew."""
+        self.count = 0
+        self.problem = None
+        self._nodes = []
 
     @property
-    def sums_up(self) -> bool:
-        """Whether what the ranks exchange next are sums, and not gradients."""
-        return self.in_tree or self.count > 0 or self.every > 1
+    def expects_more(self) -> bool:
+        """Whether the next gradients are not the step's last ones."""
+        return self._no_sync_depth > 0 or self.count + 1 < self.every
+
+    @property
+    def active(self) -> bool:
+        """Whether the ranks exchange sums of micro-batches, and not gradients."""
+        return self.pairwise or self.count > 0 or self.every > 1
+
+    @property
+    def in_no_sync(self) -> bool:
+        return self._no_sync_depth > 0
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        self.held += 1
+    def no_sync(self) -> Iterator[None]:
+        """While in it, all gradients are accumulated."""
+        self._no_sync_depth += 1
         try:
             yield
         finally:
-            self.held -= 1
+            self._no_sync_depth -= 1
 
-    def refuse(self, problem: str) -> None:
-        """Keeps what is wrong with a micro-batch until all ranks can be told."""
-        self.problem = self.problem or f"micro-batch {self.count + 1}: {problem}"
-        self.count += 1
+    def add(
+        self, gradients: Flat, weight: float | None, problem: str | None = None
+    ) -> None:
+        """Add a micro-batch that is not the last one. Evaluates its gradients.
 
-    def add(self, gradients: Flat, weight: float | None) -> None:
-        """Adds a micro-batch that is not the last one. Evaluates its gradients."""
-        problem = weight_problem(weight)
+        A problem is kept until the step's last micro-batch, when all ranks meet.
+        """
+        problem = problem or weight_problem(weight)
         if problem is not None:
-            self.refuse(problem)
+            self.problem = self.problem or f"micro-batch {self.count + 1}: {problem}"
+            self.count += 1
             return
         self._push(gradients, _number(weight))
-        # On a CPU memory is taken when a task is given.
-        on_cpu = mx.default_device() == mx.cpu
-        (mx.eval if on_cpu else mx.async_eval)(self._nodes[-1].sums)
+        device.evaluate(self._nodes[-1].sums)
 
     def problem_with(self, last: float | None, ranks: int) -> str | None:
-        """What is wrong with this rank's micro-batches, the last one's weight too."""
+        """Return what is wrong with this rank's micro-batches and the last weight."""
         problem = self.problem or weight_problem(last)
-        alone = not self.in_tree or ranks == 1
-        if problem or alone or is_power_of_two(self.count + 1):
-            return problem
-        return tree_problem(self.count + 1, ranks)
+        if problem is None and self.pairwise and ranks > 1:
+            problem = pairwise_problem(self.count + 1, ranks)
+        return problem
 
     def weight_with(self, last: float | None) -> float:
-        """The weight of all micro-batches, with the last one."""
+        """Return the weight of all micro-batches, with the last one."""
         nodes = [Node(n.level, {}, n.weight) for n in self._nodes]
-        return _weight_of(_pushed(nodes, Node(0, {}, _number(last)), self.in_tree))
+        nodes = _pushed(nodes, Node(0, {}, _number(last)), self.pairwise)
+        return _merged(nodes).weight
 
     def finish(self, gradients: Flat, weight: float | None) -> Flat:
-        """The sums with the last micro-batch, lazy; the next step begins anew."""
+        """Return the sums with the last micro-batch, lazy, and begin a new step."""
         self._push(gradients, _number(weight))
-        while len(self._nodes) > 1:
-            _join(self._nodes)
-        sums = self._nodes.pop().sums
+        sums = _merged(self._nodes).sums
         self.drop()
         return sums
 
-    # -- checkpoints
-
-    def total(self, plan: Plan) -> tuple[Flat, float]:
-        """This rank's sums and weight so far, as a checkpoint has them."""
-        nodes = list(self._nodes)
-        sums = {e.path: mx.zeros(e.shape, sum_dtype(e.dtype)) for e in plan.entries}
-        for node in reversed(nodes):
-            sums = {path: node.sums[path] + array for path, array in sums.items()}
-        return sums, sum(node.weight for node in nodes)
-
-    def resume(self, sums: Flat, weight: float, count: int) -> None:
-        """Goes on from sums that were saved."""
-        self.drop()
-        self.count = count
-        self._nodes = [Node(0, sums, weight)]
-
-    # -- how
-
     def _push(self, gradients: Flat, weight: float) -> None:
         node = Node(0, _weighted(gradients, weight), weight)
-        self._nodes = _pushed(self._nodes, node, self.in_tree)
+        self._nodes = _pushed(self._nodes, node, self.pairwise)
         self.count += 1
 
 
-def _pushed(nodes: list[Node], node: Node, in_tree: bool) -> list[Node]:
-    """The nodes with one more, joined with its like; in a tree equals alone join."""
+def _pushed(nodes: list[Node], node: Node, pairwise: bool) -> list[Node]:
+    """Return the nodes with one more, merged; in pairs, only with its own level."""
     nodes = [*nodes, node]
-    while len(nodes) > 1 and (not in_tree or nodes[-1].level == nodes[-2].level):
-        _join(nodes)
+    while len(nodes) > 1 and (not pairwise or nodes[-1].level == nodes[-2].level):
+        _merge_last(nodes)
     return nodes
 
 
-def _join(nodes: list[Node]) -> None:
-    """Makes one of the last two."""
+def _merged(nodes: list[Node]) -> Node:
+    while len(nodes) > 1:
+        _merge_last(nodes)
+    return nodes[0]
+
+
+def _merge_last(nodes: list[Node]) -> None:
+    """Replace the last two nodes by their sum."""
     right, left = nodes.pop(), nodes.pop()
-    # Each left one is dropped as its sum is made, so that it can be made in place.
+    # Each left array is dropped as its sum is made, so that MLX can reuse its memory.
     sums = {path: left.sums.pop(path) + right.sums[path] for path in right.sums}
     nodes.append(Node(left.level + 1, sums, left.weight + right.weight))
 
 
-def _weight_of(nodes: list[Node]) -> float:
-    while len(nodes) > 1:
-        _join(nodes)
-    return nodes[0].weight
-
-
-def tree_problem(count: int, ranks: int) -> str:
+def pairwise_problem(count: int, ranks: int) -> str | None:
+    """Return why micro-batches on several ranks can't be added in pairs, or None."""
+    if count > 0 and count & (count - 1) == 0:
+        return None
     return (
-        f"reproducible=True adds micro-batches in one binary tree, and {count} of them "
-        f"on each of {ranks} ranks are no part of it: take a power of two a rank"
+        f"reproducible=True adds micro-batches in pairs; {count} on each of {ranks} "
+        "ranks don't pair up: use a power of two on each rank"
     )
 
 
-def sum_dtype(dtype: str) -> Any:
-    """In what gradients of a dtype are summed."""
+def sum_dtype(dtype: str) -> Dtype:
+    """Return the dtype in which gradients of a dtype are summed."""
     return mx.float64 if dtype == "float64" else mx.float32
 
 
@@ -171,7 +152,7 @@ def _weighted(gradients: Flat, weight: float) -> Flat:
 
 def _times(array: Array, weight: float) -> Array:
     wide = sum_dtype(dtype_name(array.dtype))
-    if weight == 0:  # a batch without examples may well have nan for its gradients
+    if weight == 0:  # a batch without examples may have nan gradients
         return mx.zeros(array.shape, wide)
     array = array.astype(wide)
     return array if weight == 1 else array * weight

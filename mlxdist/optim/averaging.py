@@ -1,4 +1,4 @@
-"""`average_gradients`: the mean over the ranks, for those who keep their optimizer."""
+"""`average_gradients`: the mean over the ranks, for users who keep their optimizer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from contextlib import nullcontext
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..arrays.trees import entries_of, rebuild
-from ..arrays.types import Tree
+from ..arrays import device
+from ..arrays.trees import dtype_problem, entries_of, rebuild
+from ..arrays.types import Flat, Tree
+from ..comm.reduction import Weights
 from ..comm.wire import Wire
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
-from ..layout.sharding import make_plan
+from ..layout.sharding import Plan, make_plan
 from ..world.join import current
 from ..world.world import World
-from .checks import agree_on_step, start
-from .setup import dtype_problem
+from .checks import agree_on_weights, traced_weights
 
 
 def average_gradients(
@@ -25,7 +26,7 @@ def average_gradients(
     weight: float | None = None,
     bucket_size: int = DEFAULT_BUCKET_SIZE,
 ) -> Tree:
-    """The mean of the gradients over the ranks; takes `nn.average_gradients`' place.
+    """Average gradients over the ranks; replaces `nn.average_gradients`.
 
     Buckets are made by path, so that dicts in another order do no harm, and for each
     dtype; 16-bit gradients are added in float32; and a tree that differs between ranks
@@ -33,9 +34,9 @@ def average_gradients(
 
     Args:
         gradients: a tree of floating-point arrays.
-        world: what `mlxdist.init()` gave; the one that was joined where it is None.
+        world: what `mlxdist.init()` returned; the one that was joined where it is None.
         weight: how much this rank's gradients count; 1 where it is None.
-        bucket_size: bytes that travel together.
+        bucket_size: bytes that are sent together.
 
     Returns:
         A tree of the same structure, lazy. Each rank sends 2(N-1)/N of its bytes, for
@@ -50,23 +51,41 @@ def average_gradients(
     plan = make_plan(
         entries, world.size, strategy="replicated", bucket_size=bucket_size
     )
-    traced = start(plan, flat)
-    weights = agree_on_step(
-        world.control,
+    traced = not device.start_evaluation(_first(plan, flat))
+    with world.native.tracing() if traced else nullcontext():
+        weights = _weights(world, plan, weight, traced)
+        return rebuild(gradients, _mean(world, plan, flat, weights))
+
+
+def _first(plan: Plan, flat: Flat) -> list[Tree]:
+    """The gradients of the bucket that is sent first."""
+    buckets = plan.buckets[:1]
+    return [flat[entry.path] for bucket in buckets for entry in bucket.entries]
+
+
+def _weights(world: World, plan: Plan, weight: float | None, traced: bool) -> Weights:
+    """All ranks' weights. While tracing, nobody knows whether other ranks trace too."""
+    problem = dtype_problem(plan.entries)
+    if traced:
+        if problem:
+            raise ValueError(problem)
+        return traced_weights(world, weight)
+    return agree_on_weights(
+        world,
         "average_gradients",
         plan.fingerprint,
-        lambda: list(map(str, entries)),
+        lambda: list(map(str, plan.entries)),
         weight=weight,
-        traced=traced,
-        retraced=traced,  # it can't be known whether other ranks trace as well
-        problem=dtype_problem(entries),
+        problem=problem,
     )
-    with world.native.tracing() if traced else nullcontext():
-        wire = Wire(plan, world.native, wire_dtype=mx.float32)
-        means = wire.reduce(flat, weights, traced=True)
-        full = {
-            entry.path: mean.astype(flat[entry.path].dtype)
-            for bucket, pieces in wire.gather(means.used_up(), traced=True)
-            for entry, mean in zip(bucket.entries, pieces, strict=True)
-        }
-    return rebuild(gradients, full)
+
+
+def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
+    wire = Wire(plan, world.native, wire_dtype=mx.float32)
+    dtypes = {path: array.dtype for path, array in flat.items()}
+    means: Flat = {}
+    for index, chunk in wire.reduce(flat, weights):
+        arrays = wire.entries_of_chunk(index, chunk)
+        for entry, mean in zip(plan.buckets[index].entries, arrays, strict=True):
+            means[entry.path] = mean.astype(dtypes[entry.path])
+    return means

@@ -1,90 +1,88 @@
-"""What a model changes while it computes, such as BatchNorm's running statistics.
+"""Synchronized buffers: arrays that a model changes in its forward pass.
 
-Arrays that are not trained and that some rank's forward passes have replaced since the
-last step. Frozen weights are not replaced, and so never travel.
+Such as BatchNorm's running statistics: arrays that are not trained and that the forward
+passes of some rank have replaced since the last step. Frozen weights are not replaced,
+and so are never sent.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from ..arrays.types import Flat
+from ..arrays.trees import put
+from ..arrays.types import Flat, Tree
 from ..world.world import World
 
 Mode = Literal["mean", "root"]
 
 
-def untrained(model: Module) -> Flat:
-    """The arrays of a model that are not trained, sorted by path."""
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    flat = dict(tree_flatten(model.parameters()))
-    return {path: flat[path] for path in sorted(flat.keys() - trained.keys())}
-
-
-class Buffers:
+class SyncedBuffers:
     """Keeps a model's buffers the same on all ranks.
 
     Args:
         mode: "mean" averages them over the ranks, with the weights of their gradients,
-            and takes rank 0's where they are integers; "root" takes rank 0's.
+            and takes rank 0's where they are integers; "root" takes rank 0's; None
+            leaves each rank its own.
     """
 
-    def __init__(self, mode: Mode, world: World):
+    def __init__(self, mode: Mode | None, world: World):
         self.mode, self._world = mode, world
-        self._seen: Flat = {}
+        self._synced: Flat = {}
 
-    def remember(self, model: Any) -> None:
-        """They are the same on all ranks now."""
-        self._seen = untrained(model) if isinstance(model, Module) else {}
+    def remember(self, model: Tree) -> None:
+        """Take note that the buffers are the same on all ranks."""
+        if self.mode is not None:
+            self._synced = _untrained(model) if isinstance(model, Module) else {}
 
     def sync(self, model: Module, weight: float) -> None:
-        """Makes them the same. Called by all ranks, after a step.
+        """Make the buffers the same. Called by all ranks, after a step.
 
-        A few bytes a step tell which have changed; then those travel: 8 bytes a number
+        A few bytes a step find which have changed; those are sent, 8 bytes a number
         with "mean".
         """
-        now = untrained(model)
-        paths = self._changed(now)
+        if self.mode is None:
+            return
+        buffers = _untrained(model)
+        paths = self._changed(buffers)
         if not paths:
             return
-        comm = self._world.control
         averaged = {
-            path: now[path]
+            path: buffers[path]
             for path in paths
-            if self.mode == "mean" and mx.issubdtype(now[path].dtype, mx.floating)
+            if self.mode == "mean" and mx.issubdtype(buffers[path].dtype, mx.floating)
         }
         means = self._world.mean(averaged, weight=weight) if averaged else {}
-        fresh = [
-            (path, means[path].astype(now[path].dtype))
-            if path in means
-            else (path, comm.broadcast(now[path], 0))
-            for path in paths
-        ]
-        # Not update(), which some modules have of their own.
-        for path, array in fresh:
-            _put(model, path, array)
-        self._seen = untrained(model)
+        for path in paths:
+            buffer = buffers[path]
+            if path in means:
+                synced = means[path].astype(buffer.dtype)
+            else:
+                synced = self._world.control.broadcast(buffer, 0)
+            # Not model.update(), which some modules define for themselves.
+            put(model, path, synced)
+        self._synced = _untrained(model)
 
-    def _changed(self, now: Flat) -> list[str]:
-        """Which of them some rank has replaced; sorted, the same on all ranks."""
-        own = np.array([a is not self._seen.get(path) for path, a in now.items()])
-        words = np.zeros(max(1, -(-own.size // 64)), np.uint64)
-        bits = np.packbits(own)
+    def _changed(self, buffers: Flat) -> list[str]:
+        """Paths that some rank has replaced; sorted, the same on all ranks."""
+        replaced = np.array(
+            [array is not self._synced.get(path) for path, array in buffers.items()]
+        )
+        words = np.zeros(max(1, -(-replaced.size // 64)), np.uint64)
+        bits = np.packbits(replaced)
         words.view(np.uint8)[: bits.size] = bits
-        every = self._world.control.all_gather_words(words)
-        either = np.bitwise_or.reduce(every, axis=0).view(np.uint8)
-        changed = np.unpackbits(either)[: own.size]
-        return [path for path, bit in zip(now, changed, strict=True) if bit]
+        gathered = self._world.control.all_gather_words(words)
+        either = np.bitwise_or.reduce(gathered, axis=0).view(np.uint8)
+        changed = np.unpackbits(either)[: replaced.size]
+        return [path for path, bit in zip(buffers, changed, strict=True) if bit]
 
 
-def _put(model: Module, path: str, array: Any) -> None:
-    *parents, last = path.split(".")
-    place: Any = model
-    for part in parents:
-        place = place[int(part)] if isinstance(place, list | tuple) else place[part]
-    place[int(last) if isinstance(place, list) else last] = array
+def _untrained(model: Module) -> Flat:
+    """The arrays of a model that are not trained, sorted by path."""
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    flat = dict(tree_flatten(model.parameters()))
+    return {path: flat[path] for path in sorted(flat.keys() - trained.keys())}

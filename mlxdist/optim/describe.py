@@ -1,12 +1,12 @@
-"""What an optimizer's plan amounts to, in words and figures."""
+"""A description of an optimizer's plan, in words and figures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..comm.collectives import Traffic
-from ..comm.wire import Wire
 from ..layout.sharding import Plan
+from .pipeline import Pipelines
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,10 @@ class Description:
 
     Attributes:
         plan: buckets and owners.
+        transport: "native" or "host".
         traffic: what this rank sends in a step.
-        state_bytes_by_rank: bytes of per-parameter state that each rank holds.
+        compiled: whether updates of elementwise optimizers run as compiled kernels.
+        state_bytes_by_rank: bytes of per-parameter state on each rank.
     """
 
     plan: Plan
@@ -24,6 +26,7 @@ class Description:
     transport: str
     rank: int
     traffic: Traffic
+    compiled: bool
     state_bytes_by_rank: tuple[int, ...]
 
     @property
@@ -33,7 +36,7 @@ class Description:
 
     @property
     def state_bytes_unsharded(self) -> int:
-        """What each rank would hold without sharding."""
+        """Bytes that each rank would hold without sharding."""
         if self.plan.sharded:
             return sum(self.state_bytes_by_rank)
         return self.state_bytes_by_rank[0]
@@ -41,34 +44,50 @@ class Description:
     def __str__(self) -> str:
         plan = self.plan
         elements = sum(entry.size for entry in plan.entries)
+        update = "compiled" if self.compiled else "not compiled"
         lines = [
-            f"{self.optimizer}, {plan.strategy}, {plan.ranks} ranks, {self.transport}",
+            f"{self.optimizer}, {plan.strategy}, {plan.ranks} ranks, {self.transport}, "
+            f"update {update}",
             f"{elements:,} parameters in {len(plan.entries)} tensors, "
             f"{len(plan.buckets)} buckets",
             f"rank {self.rank} sends {megabytes(self.traffic.bytes_sent)} MB a step in "
             f"{self.traffic.collectives} collectives",
             f"state unsharded: {megabytes(self.state_bytes_unsharded)} MB a rank",
         ]
-        for rank, held in enumerate(self.state_bytes_by_rank):
+        for rank, nbytes in enumerate(self.state_bytes_by_rank):
             shard = plan.shard(rank)
             owned = sum(stop - start for start, stop in shard.values())
             lines.append(
-                f"rank {rank}: {megabytes(held)} MB of state, {owned:,} elements of "
+                f"rank {rank}: {megabytes(nbytes)} MB of state, {owned:,} elements of "
                 f"{len(shard)} tensors"
             )
         return "\n".join(lines)
 
 
 def describe(
-    wire: Wire, optimizer: str, state_bytes_by_rank: tuple[int, ...]
+    pipelines: Pipelines,
+    *,
+    optimizer: str,
+    accumulates: bool,
+    pairwise: bool,
+    state_bytes_by_rank: tuple[int, ...],
 ) -> Description:
-    """What a plan on a transport amounts to, for an optimizer's name and state."""
+    """Describe a plan on its transport.
+
+    Args:
+        optimizer: the wrapped optimizer's name.
+        accumulates: whether sums of micro-batches are exchanged, which are float32.
+        pairwise: whether ranks are added in pairs.
+        state_bytes_by_rank: bytes of per-parameter state on each rank.
+    """
+    wire = pipelines.eager.wire
     return Description(
-        wire.plan,
+        plan=pipelines.plan,
         optimizer=optimizer,
         transport=wire.comm.name,
         rank=wire.comm.rank,
-        traffic=wire.expected(),
+        traffic=wire.expected("float32" if accumulates else None, pairwise=pairwise),
+        compiled=pipelines.eager.local.is_compiled,
         state_bytes_by_rank=state_bytes_by_rank,
     )
 

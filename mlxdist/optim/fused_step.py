@@ -1,134 +1,107 @@
-"""One leaf optimizer's step on its pieces of one bucket, compiled where it can be."""
+"""One leaf optimizer's step on its pieces of one bucket, compiled where that is faster.
+
+`PieceStep` steps each piece by itself. `FusedStep` steps many small pieces as one flat
+array: one kernel instead of thousands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from operator import is_
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..arrays.concat import Join, Split
-from ..arrays.numpy_view import as_one, raw
-from ..arrays.trees import dtype_name
-from ..arrays.types import Array, Flat, Pieces
+from ..arrays import device
+from ..arrays.concat import Chunk, Join, Split
+from ..arrays.numpy_view import from_raw, raw
+from ..arrays.trees import cut, dtype_name
+from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
 from ..layout.sharding import Piece, Plan, Strategy
-from .inner import ELEMENTWISE
-from .masters import Beside
+from .inner import InnerOptimizer, Leaf
+from .weight_copies import WeightCopies
 
-State = dict[str, Any]
-
-
-def cut_all(parameters: Flat, pieces: Sequence[tuple[Piece, ...]], plan: Plan) -> Flat:
-    """This rank's shard of arrays that every rank has whole; nothing travels."""
-    return {
-        piece.entry.path: cut(parameters[piece.entry.path], piece, plan.strategy)
-        for bucket in pieces
-        for piece in bucket
-    }
+State = dict[str, Array]
 
 
-def cut(array: Array, piece: Piece, strategy: Strategy) -> Array:
-    """A piece of a whole array: 1-D where the plan cuts elements."""
-    if strategy != "elements":
-        return array
-    return array.reshape(-1)[piece.start : piece.stop]
-
-
-def clipped(gradient: Array, dtype: Any, scale: Array | None) -> Array:
+def scaled(gradient: Array, dtype: Dtype, scale: Array | None) -> Array:
+    """Return a gradient in `dtype`, times the factor that clips and unscales it."""
     gradient = gradient.astype(dtype)
     return gradient if scale is None else (gradient * scale).astype(dtype)
 
 
-def compiling_pays(dtype: Any) -> bool:
-    """Whether one fused kernel is faster than MLX's own one by one.
+class PieceStep:
+    """A leaf optimizer's step on pieces of one bucket, one by one.
 
-    On a CPU it is a plain loop, which for 16-bit numbers, converted at each operation,
-    takes three times as long as the vectorized kernels take together.
+    Args:
+        strategy: how the plan cuts parameters.
+        pieces: those of the bucket that the leaf updates.
+        copies: master and EMA weights.
+        compiled: whether to compile the step, where the leaf is one of MLX's own
+            elementwise optimizers and one kernel is faster.
     """
-    return bool(dtype.size > 2) or mx.default_device() != mx.cpu
-
-
-class Step:
-    """One leaf optimizer's step on its pieces of one bucket."""
 
     def __init__(
         self,
-        leaf: Any,
+        leaf: Leaf,
         strategy: Strategy,
-        indices: list[int],
-        bucket: Sequence[Piece],
-        beside: Beside,
+        pieces: Sequence[Piece],
+        copies: WeightCopies,
+        *,
+        compiled: bool,
     ):
-        self.leaf = leaf
+        self._leaf = leaf.optimizer
         self._strategy = strategy
-        self._indices = indices
-        self._pieces = [bucket[index] for index in indices]
-        self._beside = beside
-        self._dtypes = [beside.wide(getattr(mx, p.entry.dtype)) for p in self._pieces]
-        self._compiled: Callable[..., Any] | None = None
-
-    @classmethod
-    def compile(cls, leaf: Any, dtype: str, beside: Beside, *, scales: bool) -> None:
-        """Takes a step with two elements, which compiles the kernel of all sizes."""
-        piece = Piece(Entry("", (2,), dtype), 0, 2, 0)
-        ones = mx.ones(2, getattr(mx, dtype))
-        state: dict[str, Any] = {}
-        leaf.init_single(ones.astype(beside.wide(ones.dtype)), state)
-        beside.add("", ones, state)
-        step = cls(leaf, "elements", [0], [piece], beside)
-        step.use_compiled()
-        scale = mx.array(1.0) if scales else None
-        stepped: Pieces = [None]
-        step([mx.ones(2)], [ones], [state], scale, stepped, traced=False)
-        mx.eval(stepped, state)
-
-    def use_compiled(self) -> None:
-        if type(self.leaf) in ELEMENTWISE and compiling_pays(self._dtypes[0]):
+        self._pieces = pieces
+        self._copies = copies
+        self._dtypes = [copies.update_dtype(getattr(mx, p.entry.dtype)) for p in pieces]
+        self._compiled: Callable[..., tuple[Pieces, list[State]]] | None = None
+        if compiled and leaf.is_known and device.fits_one_kernel(self._dtypes[0]):
             self._compiled = mx.compile(self._pure)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._compiled is not None
 
     def __call__(
         self,
         gradients: Pieces,
         parameters: Pieces,
-        states: Sequence[dict[str, Any]],
+        states: Sequence[State],
         scale: Array | None,
-        stepped: Pieces,
-        *,
-        traced: bool,
-    ) -> None:
-        indices = self._indices
-        given = [gradients[index] for index in indices]
-        own = [parameters[index] for index in indices]
-        held = [states[index] for index in indices]
-        if self._compiled is None or traced:
-            _place(stepped, indices, self._apply(given, own, held, scale))
-            return
-        scalars = {k: v for k, v in self.leaf.state.items() if isinstance(v, mx.array)}
-        pieces, new = self._compiled(given, own, held, scalars, scale)
-        _place(stepped, indices, pieces)
-        for state, arrays in zip(held, new, strict=True):
+    ) -> Pieces:
+        """Return the new values of the pieces, and update `states`.
+
+        Args:
+            gradients: the means of the pieces, in float32 or their own dtype.
+            parameters: whole ones.
+        """
+        if self._compiled is None:
+            return self._apply(gradients, parameters, states, scale)
+        scalars = {k: v for k, v in self._leaf.state.items() if isinstance(v, mx.array)}
+        stepped, new = self._compiled(gradients, parameters, states, scalars, scale)
+        for state, arrays in zip(states, new, strict=True):
             state.update(arrays)
+        return stepped
 
     def _apply(
         self,
         gradients: Pieces,
         parameters: Pieces,
-        states: Sequence[dict[str, Any]],
+        states: Sequence[State],
         scale: Array | None,
     ) -> Pieces:
-        apply, leaf, strategy = self._beside.apply, self.leaf, self._strategy
+        apply, leaf, strategy = self._copies.apply, self._leaf, self._strategy
         return [
             apply(
                 leaf,
-                clipped(gradient, dtype, scale),
-                cut(own, piece, strategy),
+                scaled(gradient, dtype, scale),
+                cut(parameter, piece, strategy),
                 state,
             )
-            for piece, dtype, gradient, own, state in zip(
+            for piece, dtype, gradient, parameter, state in zip(
                 self._pieces, self._dtypes, gradients, parameters, states, strict=True
             )
         ]
@@ -137,44 +110,41 @@ class Step:
         self,
         gradients: Pieces,
         parameters: Pieces,
-        states: Sequence[dict[str, Any]],
-        scalars: dict[str, Array],
+        states: Sequence[State],
+        scalars: State,
         scale: Array | None,
-    ) -> tuple[Pieces, list[dict[str, Any]]]:
-        """The same for mx.compile: without side effects, all arrays as arguments."""
-        held = [dict(state) for state in states]
-        kept, self.leaf._state = self.leaf._state, dict(scalars)
+    ) -> tuple[Pieces, list[State]]:
+        """`_apply` for mx.compile: no side effects, all arrays are arguments."""
+        new = [dict(state) for state in states]
+        saved, self._leaf._state = self._leaf._state, dict(scalars)
         try:
-            return self._apply(gradients, parameters, held, scale), held
+            return self._apply(gradients, parameters, new, scale), new
         finally:
-            self.leaf._state = kept
+            self._leaf._state = saved
 
 
-def _place(stepped: Pieces, indices: Sequence[int], pieces: Pieces) -> None:
-    for index, piece in zip(indices, pieces, strict=True):
-        stepped[index] = piece
+class FusedStep:
+    """A leaf optimizer's step on a whole bucket of small pieces as one flat array.
 
-
-class FlatStep:
-    """The step on many small pieces as if they were one.
-
-    For optimizers that treat each element by itself: one kernel instead of thousands.
-    State is kept flat; what the optimizer's own state holds for each path are views.
+    For elementwise optimizers. State is kept flat; the optimizer's own state has views
+    of it for each parameter.
     """
 
     def __init__(
-        self, leaf: Any, strategy: Strategy, bucket: Sequence[Piece], beside: Beside
+        self,
+        leaf: Leaf,
+        strategy: Strategy,
+        bucket: Sequence[Piece],
+        copies: WeightCopies,
     ):
         self._bucket = bucket
         self._strategy = strategy
-        dtype = bucket[0].entry.dtype
         bounds, size = [], 0
         for piece in bucket:
             bounds.append((size, size + piece.stop - piece.start))
             size = bounds[-1][1]
-        whole = Piece(Entry("", (size,), dtype), 0, size, 0)
-        self._step = Step(leaf, "replicated", [0], [whole], beside)
-        self._step.use_compiled()
+        whole = Piece(Entry("", (size,), bucket[0].entry.dtype), 0, size, 0)
+        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=True)
         self._joins: dict[str, Join] = {}
         self._split = Split(bounds, [piece.shape(strategy) for piece in bucket])
         self._flat: State = {}
@@ -182,49 +152,90 @@ class FlatStep:
 
     def __call__(
         self,
-        gradients: Array | Pieces,
+        mean: Chunk,
         parameters: Pieces,
         states: Sequence[State],
         scale: Array | None,
-    ) -> Array:
-        """The new values, flat; `states` get views of the new state."""
-        if isinstance(gradients, list):
-            gradients = self._joined(gradients)
-        state = {key: self._held(key, states) for key in states[0]}
-        stepped: Pieces = [None]
-        own = self._own(parameters)
-        self._step([gradients], [own], [state], scale, stepped, traced=False)
+    ) -> Chunk:
+        """Return the new values; `states` get views of the new state."""
+        gradient = mean.flat(self._join_of(mean.arrays))
+        state = {key: self._flat_state(key, states) for key in states[0]}
+        (stepped,) = self._step([gradient], [self._own(parameters)], [state], scale)
         self._flat = state
         for key, flat in state.items():
-            views = self._views[key] = self._split(flat, traced=False)
-            for held, view in zip(states, views, strict=True):
-                held[key] = view
-        return stepped[0]
+            views = self._views[key] = self._split(flat)
+            for piece_state, view in zip(states, views, strict=True):
+                piece_state[key] = view
+        return Chunk(self._split, flat=stepped)
 
-    def _held(self, key: str, states: Sequence[State]) -> Array:
-        """The flat state, made anew where somebody has put something else in place."""
+    def _flat_state(self, key: str, states: Sequence[State]) -> Array:
+        """The flat state; joined again where somebody has replaced a view."""
         parts = [state[key] for state in states]
         views = self._views.get(key)
         if views is not None and all(map(is_, parts, views)):
             return self._flat[key]
-        return self._joined(parts)
+        return self._join_of(parts)(parts)
 
-    def _joined(self, parts: Pieces) -> Array:
-        """In the dtype that they have, which is not the parameters' for all of them."""
+    def _join_of(self, parts: Pieces) -> Join:
+        """The join for the parts' dtype, which is not always the parameters'."""
         dtype = dtype_name(parts[0].dtype)
         if dtype not in self._joins:
             self._joins[dtype] = Join(dtype)
-        return self._joins[dtype](parts, traced=False)
+        return self._joins[dtype]
 
     def _own(self, parameters: Pieces) -> Array:
-        if mx.default_device() != mx.cpu:
+        """This rank's pieces of whole parameters, as one flat array."""
+        if not device.on_cpu():
             parts = map(cut, parameters, self._bucket, repeat(self._strategy))
             return mx.concatenate([part.reshape(-1) for part in parts])
-        # MLX copies each of them in a task of its own, which takes longer than to copy.
+        # MLX schedules one task per array; for small arrays that costs more than the
+        # copy.
         mx.eval(parameters)
         bits = np.dtype(f"u{parameters[0].itemsize}")
-        own = [
+        pieces = [
             raw(array, bits)[piece.start : piece.stop]
             for array, piece in zip(parameters, self._bucket, strict=True)
         ]
-        return as_one(own, parameters[0].dtype)
+        return from_raw(pieces, parameters[0].dtype)
+
+
+def compile_kernels(
+    inner: InnerOptimizer, plan: Plan, copies: WeightCopies, *, scales: bool
+) -> bool:
+    """Compile the kernels that steps will need, one for each leaf and dtype.
+
+    A step on two elements compiles the kernel of all sizes. On a CPU that calls a C++
+    compiler and takes about a second for each.
+
+    Args:
+        scales: whether steps multiply gradients by a factor.
+
+    Returns:
+        Whether it worked.
+    """
+    kinds = {(inner.owner(e.path).at, e.dtype): e.path for e in plan.entries}
+    try:
+        for (_, dtype), path in kinds.items():
+            leaf = inner.owner(path)
+            wide = copies.update_dtype(getattr(mx, dtype))
+            if leaf.is_known and device.fits_one_kernel(wide):
+                _compile(leaf, dtype, copies, scales=scales)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _compile(leaf: Leaf, dtype: str, copies: WeightCopies, *, scales: bool) -> None:
+    piece = Piece(Entry("", (2,), dtype), 0, 2, 0)
+    ones = mx.ones(2, getattr(mx, dtype))
+    state: State = {}
+    leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
+    copies.add("", ones, state)
+    step = PieceStep(leaf, "elements", [piece], copies, compiled=True)
+    scale = mx.array(1.0) if scales else None
+    mx.eval(step([mx.ones(2)], [ones], [state], scale), state)
+
+
+def select(items: Sequence[Array], indices: Iterable[int]) -> Pieces:
+    """Return the items at some indices."""
+    return [items[index] for index in indices]

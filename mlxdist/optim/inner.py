@@ -1,25 +1,24 @@
-"""What mlxdist has to know of the optimizer that it wraps.
-
-Whether it may be cut into slices, which of several optimizers a parameter belongs to,
-and which settings have to be the same on all ranks.
-"""
+"""The wrapped optimizer: the MLX optimizers that hold state, and their parameters."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
 
-from ..arrays.types import Flat
+from ..arrays.trees import nested
+from ..arrays.types import Array, Flat
 from ..layout.entries import Entry
 from ..layout.sharding import Strategy
 
-# Those whose update of one element depends on that element alone, so that a flat slice
-# gives the same bits as the tensor. Subclasses are not trusted to be: they may declare
-# it with a class attribute `elementwise = True`.
+# Optimizers whose update of one element depends on that element alone, so that a flat
+# slice gives the same bits as the tensor. Subclasses are not assumed to be: they may
+# declare it with a class attribute `elementwise = True`.
 ELEMENTWISE = frozenset(
     {
         optim.SGD,
@@ -32,125 +31,245 @@ ELEMENTWISE = frozenset(
         optim.Lion,
     }
 )
+# Arithmetic that takes as long as moving one element and its state through memory.
+_FLOPS_PER_ELEMENT = 64
 _SAMPLED_STEPS = (0, 1, 10, 100, 1000, 10000)
 
-
-def leaves(optimizer: Any) -> list[Any]:
-    """The optimizers that hold state: those inside a MultiOptimizer, or itself."""
-    if isinstance(optimizer, optim.MultiOptimizer):
-        return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
-    return [optimizer]
+Optimizer = Any  # an mlx.optimizers.Optimizer
+Filter = Callable[[str, Array], bool]
 
 
-def is_elementwise(optimizer: Any) -> bool:
-    """Whether all of an optimizer may work on slices."""
-    return all(
-        type(leaf) in ELEMENTWISE or vars(type(leaf)).get("elementwise", False)
-        for leaf in leaves(optimizer)
-    )
+@dataclass
+class Leaf:
+    """One MLX optimizer that holds state: the only one, or one of a MultiOptimizer's.
 
-
-def choose_strategy(optimizer: Any, shard: bool | str) -> Strategy:
-    """The strategy that a `shard=` stands for.
-
-    Raises:
-        ValueError: on another value, and on "elements" for an optimizer that needs
-            whole tensors.
+    Attributes:
+        at: prefix of its part of MLX's state tree: "" or "states.0.".
+        paths: the parameters that it updates, set by `InnerOptimizer.assign`.
     """
-    if shard is False:
-        return "replicated"
-    elementwise = is_elementwise(optimizer)
-    if shard is True:
-        return "elements" if elementwise else "tensors"
-    if shard == "tensors":
-        return "tensors"
-    if shard == "elements":
-        if elementwise:
-            return "elements"
-        names = [type(x).__name__ for x in leaves(optimizer) if not is_elementwise(x)]
-        raise ValueError(
-            f'shard="elements" cuts tensors into slices, and {", ".join(names)} may '
-            'need them whole; use shard="tensors" or shard=True. If the class updates '
-            "each element by itself, say so with a class attribute: elementwise = True"
+
+    optimizer: Optimizer
+    at: str
+    filters: tuple[tuple[Filter, ...], ...] = ()
+    paths: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its module and class."""
+        kind = type(self.optimizer)
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether it may work on flat slices."""
+        return self.is_known or bool(
+            vars(type(self.optimizer)).get("elementwise", False)
         )
-    raise ValueError(
-        f'shard is {shard!r}; it must be False, True, "elements" or "tensors"'
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is one of MLX's own elementwise optimizers, and no subclass."""
+        return type(self.optimizer) in ELEMENTWISE
+
+    @property
+    def steps_whole_trees(self) -> bool:
+        """Whether its class does more in `apply_gradients` than MLX's base class."""
+        base = optim.Optimizer.apply_gradients
+        return type(self.optimizer).apply_gradients is not base
+
+    def scalars(self) -> dict[str, Array]:
+        """Step, learning rate and the like, by name."""
+        state = self.optimizer.state
+        return {k: v for k, v in sorted(state.items()) if isinstance(v, mx.array)}
+
+    def settings(self) -> list[str]:
+        """Class and hyperparameters as text, to be compared across ranks."""
+        lines = [self.name]
+        for name, value in sorted(vars(self.optimizer).items()):
+            if not name.startswith("_"):
+                lines.append(f"{name} = {_text(value)}")
+        schedules = getattr(self.optimizer, "_schedulers", {})
+        lines += [
+            f"{name} = {_text(value)}" for name, value in sorted(schedules.items())
+        ]
+        rate = self.optimizer.state.get("learning_rate")
+        if rate is not None and "learning_rate" not in schedules:
+            lines.append(f"learning_rate = {_text(rate)}")
+        return lines
+
+    def tick(self) -> None:
+        """Do what `Optimizer.apply_gradients` does before it looks at a parameter."""
+        optimizer = self.optimizer
+        for name, schedule in optimizer._schedulers.items():
+            optimizer.state[name] = schedule(optimizer.step)
+        optimizer.state["step"] = optimizer.step + 1
+
+    def work(self, entry: Entry) -> float:
+        """Work of an update, in elements that are only read and written.
+
+        Muon's Newton-Schulz iteration on an (m, n) matrix, m <= n, takes 4 m^2 n + 2
+        m^3 multiplications and additions a step (Jordan et al., "Muon", 2024).
+        """
+        if not isinstance(self.optimizer, optim.Muon) or len(entry.shape) < 2:
+            return float(entry.size)
+        m, n = sorted((entry.shape[0], math.prod(entry.shape[1:])))
+        flops = int(self.optimizer.ns_steps) * (4.0 * m * m * n + 2.0 * m**3)
+        return entry.size + flops / _FLOPS_PER_ELEMENT
+
+
+class InnerOptimizer:
+    """The optimizer that a `DistributedOptimizer` wraps.
+
+    A MultiOptimizer is walked once, here. Its filters are asked once too, about full
+    parameters: one like `lambda path, x: x.ndim == 2` would see 1-D slices otherwise.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.leaves = tuple(_leaves(optimizer, "", ()))
+        self._owners: dict[str, Leaf] = {}
+
+    def assign(self, parameters: Flat) -> None:
+        """Find the leaf that updates each parameter, from full parameters."""
+        self._owners = {}
+        for leaf in self.leaves:
+            leaf.paths = []
+        for path, array in parameters.items():
+            leaf = next(leaf for leaf in self.leaves if _takes(leaf, path, array))
+            leaf.paths.append(path)
+            self._owners[path] = leaf
+
+    def owner(self, path: str) -> Leaf:
+        """Return the leaf that updates a path."""
+        return self._owners[path]
+
+    def init(self, shard: Flat) -> None:
+        """Make the state of the parameters, or slices of them, on this rank."""
+        for leaf in self.leaves:
+            part = {path: shard[path] for path in leaf.paths if path in shard}
+            leaf.optimizer.init(nested(part))
+
+    def apply_gradients(self, gradients: Flat, parameters: Flat) -> Flat:
+        """Step whole trees, each leaf with its own parameters, by path."""
+        stepped: Flat = {}
+        for leaf in self.leaves:
+            paths = [path for path in leaf.paths if path in gradients]
+            new = leaf.optimizer.apply_gradients(
+                nested({path: gradients[path] for path in paths}),
+                nested({path: parameters[path] for path in paths}),
+            )
+            stepped.update(tree_flatten(new))
+        return stepped
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether no user has put in another state since `init`."""
+        return all(leaf.optimizer._initialized for leaf in self.leaves)
+
+    @property
+    def is_elementwise(self) -> bool:
+        return all(leaf.is_elementwise for leaf in self.leaves)
+
+    def strategy(self, shard: bool | str) -> Strategy:
+        """Return the strategy that a `shard=` stands for.
+
+        Raises:
+            ValueError: on another value, and on "elements" for an optimizer that needs
+                whole tensors.
+        """
+        if shard is False:
+            return "replicated"
+        if shard is True:
+            return "elements" if self.is_elementwise else "tensors"
+        if shard == "tensors":
+            return "tensors"
+        if shard != "elements":
+            raise ValueError(
+                f'shard is {shard!r}; it must be False, True, "elements" or "tensors"'
+            )
+        names = [
+            type(leaf.optimizer).__name__
+            for leaf in self.leaves
+            if not leaf.is_elementwise
+        ]
+        if names:
+            raise ValueError(
+                f'shard="elements" cuts tensors into slices, and {", ".join(names)} '
+                'may need them whole; use shard="tensors" or shard=True. If the class '
+                "updates each element by itself, declare it with a class attribute: "
+                "elementwise = True"
+            )
+        return "elements"
+
+    def costs(self, entries: Sequence[Entry]) -> dict[str, float]:
+        """Each tensor's share of all work plus its share of all bytes.
+
+        Whole tensors are dealt out so that both even out over the ranks.
+        """
+        works = {e.path: self.owner(e.path).work(e) for e in entries}
+        all_work = sum(works.values()) or 1.0
+        all_bytes = sum(entry.nbytes for entry in entries) or 1
+        return {
+            e.path: works[e.path] / all_work + e.nbytes / all_bytes for e in entries
+        }
+
+    def settings(self) -> list[str]:
+        """Classes and hyperparameters as text, to be compared across ranks."""
+        if len(self.leaves) == 1:
+            return self.leaves[0].settings()
+        return [
+            f"optimizer {leaf.at.removeprefix('states.').rstrip('.')}: {line}"
+            for leaf in self.leaves
+            for line in leaf.settings()
+        ]
+
+    def scalar_lines(self) -> list[str]:
+        """Step, learning rate and the like as text. Waits for their values."""
+        return [
+            f"{name} {value.item()!r}"
+            for leaf in self.leaves
+            for name, value in leaf.scalars().items()
+            if value.size == 1
+        ]
+
+
+def _leaves(
+    optimizer: Optimizer, at: str, filters: tuple[tuple[Filter, ...], ...]
+) -> Iterator[Leaf]:
+    """Each leaf with its filters: those of all MultiOptimizers around it.
+
+    A tuple of filters belongs to one MultiOptimizer: the earlier ones must not take a
+    parameter, and the last one must.
+    """
+    if not isinstance(optimizer, optim.MultiOptimizer):
+        yield Leaf(optimizer, at, filters)
+        return
+    for index, inner in enumerate(optimizer.optimizers):
+        level = tuple(optimizer.filters[: index + 1])
+        yield from _leaves(inner, f"{at}states.{index}.", (*filters, level))
+
+
+def _takes(leaf: Leaf, path: str, array: Array) -> bool:
+    return all(
+        level[-1](path, array) and not any(wants(path, array) for wants in level[:-1])
+        for level in leaf.filters
     )
 
 
-class _By:
-    """A MultiOptimizer's filter, resolved: looks the path up, whatever its shape."""
-
-    def __init__(self, paths: frozenset[str]):
-        self.paths = paths
-
-    def __call__(self, path: str, _: Any) -> bool:
-        return path in self.paths
-
-
-def resolve_filters(optimizer: Any, parameters: Flat) -> Any:
-    """The optimizer with filters that answer as they do for the full parameters.
-
-    A filter such as `lambda path, x: x.ndim == 2` would see a 1-D slice otherwise.
-    The copy shares its optimizers, and so its state, with the original.
-    """
-    if not isinstance(optimizer, optim.MultiOptimizer):
-        return optimizer
-    resolved = copy.copy(optimizer)
-    left = dict(parameters)
-    resolved.filters, resolved.optimizers = [], []
-    for inner, wants in zip(optimizer.optimizers, optimizer.filters, strict=True):
-        taken = {path: array for path, array in left.items() if wants(path, array)}
-        left = {path: array for path, array in left.items() if path not in taken}
-        resolved.filters.append(_By(frozenset(taken)))
-        resolved.optimizers.append(resolve_filters(inner, taken))
-    return resolved
-
-
-def owner_of(optimizer: Any, path: str) -> Any:
-    """The optimizer that updates a path, of a resolved one."""
-    if not isinstance(optimizer, optim.MultiOptimizer):
-        return optimizer
-    for inner, wants in zip(optimizer.optimizers, optimizer.filters, strict=True):
-        if wants(path, None):
-            return owner_of(inner, path)
-    raise ValueError(f"no optimizer of the MultiOptimizer takes {path}")
-
-
-def settings(optimizer: Any) -> list[str]:
-    """Class and hyperparameters in words, to be compared across ranks."""
-    if isinstance(optimizer, optim.MultiOptimizer):
-        inner = [settings(one) for one in optimizer.optimizers]
-        return [
-            f"optimizer {i}: {line}" for i, part in enumerate(inner) for line in part
-        ]
-    kind = type(optimizer)
-    lines = [f"{kind.__module__}.{kind.__qualname__}"]
-    for name, value in sorted(vars(optimizer).items()):
-        if not name.startswith("_"):
-            lines.append(f"{name} = {_told(value)}")
-    schedules = getattr(optimizer, "_schedulers", {})
-    lines += [f"{name} = {_told(value)}" for name, value in sorted(schedules.items())]
-    rate = optimizer.state.get("learning_rate")
-    if rate is not None and "learning_rate" not in schedules:
-        lines.append(f"learning_rate = {_told(rate)}")
-    return lines
-
-
-def _told(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, mx.array):
         return str(value.tolist())
     if callable(value):
         name = getattr(value, "__qualname__", type(value).__qualname__)
         return f"{name} {_samples(value)}"
     if isinstance(value, list | tuple):
-        return str([_told(item) for item in value])
+        return str([_text(item) for item in value])
     if isinstance(value, bool | int | float | str | type(None)):
         return repr(value)
     return type(value).__qualname__
 
 
-def _samples(schedule: Any) -> str:
+def _samples(schedule: Callable[[Array], Array]) -> str:
     """A schedule's values at some steps; closures can't be compared otherwise."""
     try:
         values = [float(schedule(mx.array(step))) for step in _SAMPLED_STEPS]
@@ -159,6 +278,6 @@ def _samples(schedule: Any) -> str:
     return str([f"{value:.9g}" for value in values])
 
 
-def roots(entries: Sequence[Entry]) -> set[str]:
-    """The first parts of all paths: the keys of a state that hold the tree."""
-    return {entry.path.partition(".")[0] for entry in entries}
+def root_keys(paths: Iterable[str]) -> set[str]:
+    """Return the first parts of all paths: a state's keys that hold the tree."""
+    return {path.partition(".")[0] for path in paths}

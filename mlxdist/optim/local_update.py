@@ -1,221 +1,241 @@
-"""The wrapped optimizer's step on this rank's pieces, bucket by bucket.
+"""The wrapped optimizer's step on this rank's shard, bucket by bucket.
 
-What MLX does for a whole tree at once in `apply_gradients` is done here for the pieces
-of one bucket at a time, so that a bucket can be on its way to the other ranks while the
-next is computed, and so that one bucket's memory is enough for all. Optimizers that
-treat each element by itself are compiled, each bucket of them once.
+MLX's `apply_gradients` steps a whole tree at once. Here the pieces of one bucket are
+stepped at a time, so that a bucket can be on its way to the other ranks while the next
+one is computed, and so that one bucket's memory is enough for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-import mlx.core as mx
-import mlx.optimizers as optim
-from mlx.utils import tree_flatten
-
-from ..arrays.concat import Split
-from ..arrays.tree_index import Structure
-from ..arrays.trees import nested
+from ..arrays.concat import Chunk
+from ..arrays.tree_index import TreeIndex
+from ..arrays.trees import cut_all
 from ..arrays.types import Array, Flat, Pieces
-from ..layout.sharding import Piece, Plan
-from .fused_step import FlatStep, Step, clipped, compiling_pays, cut_all
-from .inner import ELEMENTWISE, leaves, owner_of
-from .masters import Beside
+from ..comm.wire import Wire
+from ..layout.sharding import Piece
+from .fused_step import FusedStep, PieceStep, State, scaled, select
+from .inner import InnerOptimizer, Leaf
+from .weight_copies import WeightCopies
 
-Chunk = Array | Pieces
+# Bytes of parameters from which on the update is compiled, which takes about a second
+# for each kernel. It depends on the model's whole size alone, so that it is the same on
+# any number of ranks: not all devices give the same bits compiled.
+COMPILED_FROM = 2**20
 
-# Compiling takes a second for each kind of kernel. Which models are is a question of
-# their whole size alone, so that it is the same on any number of ranks: not all
-# devices give the same bits compiled.
-COMPILED_FROM = 2**20  # bytes of parameters
+Stepped = list[tuple[int, Chunk]]  # (index of the bucket, its new pieces)
 
 
-class Update:
-    """An optimizer's step on the pieces of a plan that one rank holds.
+class ShardStep(Protocol):
+    """One step under way."""
 
-    Args:
-        optimizer: a resolved one, with its state set up.
-        plan: which bucket holds what.
-        pieces: this rank's, for each bucket.
-        beside: what is kept beside the optimizer's own state.
+    def add(self, index: int, mean: Chunk) -> Stepped:
+        """Take the mean gradients of a bucket; return the buckets that are stepped."""
+
+
+class LocalUpdate(Protocol):
+    """How the wrapped optimizer steps this rank's shard.
+
+    Attributes:
+        is_compiled: whether it runs compiled kernels.
     """
+
+    @property
+    def is_compiled(self) -> bool: ...
+
+    def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
+        """Step the schedules, and begin a step.
+
+        Args:
+            parameters: whole ones, by path; each is dropped once it was used.
+            scale: factor on the gradients, to clip and unscale them.
+        """
+
+
+def make_local_update(
+    inner: InnerOptimizer, wire: Wire, copies: WeightCopies, *, compiled: bool
+) -> LocalUpdate:
+    """Return the update for a wrapped optimizer: a class of a user's own that does more
+    than MLX in `apply_gradients` gets whole trees."""
+    if any(leaf.steps_whole_trees for leaf in inner.leaves):
+        return WholeTreeUpdate(inner, wire, copies)
+    return BucketUpdate(inner, wire, copies, compiled=compiled)
+
+
+class _Shard:
+    """This rank's pieces, and the optimizer's state of them by path."""
+
+    def __init__(self, inner: InnerOptimizer, wire: Wire, copies: WeightCopies):
+        self.inner = inner
+        self.wire = wire
+        self.copies = copies
+        paths = {p.entry.path for bucket in wire.pieces for p in bucket}
+        self._states = [
+            (leaf, TreeIndex(path for path in leaf.paths if path in paths))
+            for leaf in inner.leaves
+        ]
+
+    def initialize(self, parameters: Flat) -> None:
+        """Make state where a user has put in one that lacks it, as MLX does."""
+        if not self.inner.is_initialized:
+            own = cut_all(parameters, self.wire.pieces, self.wire.plan)
+            self.inner.init(self.copies.masters.widened(own))
+
+    def states(self) -> dict[str, State]:
+        found: dict[str, State] = {}
+        for leaf, index in self._states:
+            found.update(index.flat(leaf.optimizer.state))
+        return found
+
+
+class BucketUpdate:
+    """Steps bucket by bucket."""
 
     def __init__(
         self,
-        optimizer: Any,
-        plan: Plan,
-        pieces: Sequence[tuple[Piece, ...]],
-        beside: Beside,
+        inner: InnerOptimizer,
+        wire: Wire,
+        copies: WeightCopies,
+        *,
+        compiled: bool,
     ):
-        self._optimizer = optimizer
-        self._plan = plan
-        self._pieces = pieces
-        self._beside = beside
-        self._leaves = leaves(optimizer)
-        # A class that does more than MLX's base in apply_gradients gets all at once.
-        self._whole = any(
-            type(leaf).apply_gradients is not optim.Optimizer.apply_gradients
-            for leaf in self._leaves
-        )
-        self._states = {
-            id(leaf): Structure(
-                p.entry.path
-                for bucket in pieces
-                for p in bucket
-                if owner_of(optimizer, p.entry.path) is leaf
-            )
-            for leaf in self._leaves
-        }
+        self.shard = _Shard(inner, wire, copies)
+        self.steps = [
+            _BucketStep(self.shard, b, compiled=compiled) for b in wire.pieces
+        ]
+
+    @property
+    def is_compiled(self) -> bool:
+        return all(step.is_compiled for step in self.steps)
+
+    def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
+        self.shard.initialize(parameters)
+        for leaf in self.shard.inner.leaves:
+            leaf.tick()
+        return _BucketUpdateStep(self, parameters, self.shard.states(), scale)
+
+
+class _BucketUpdateStep(NamedTuple):
+    update: BucketUpdate
+    parameters: Flat
+    states: dict[str, State]
+    scale: Array | None
+
+    def add(self, index: int, mean: Chunk) -> Stepped:
+        bucket = self.update.shard.wire.pieces[index]
+        parameters = [self.parameters.pop(piece.entry.path) for piece in bucket]
+        states = [self.states[piece.entry.path] for piece in bucket]
+        step = self.update.steps[index]
+        stepped = step(mean, parameters, states, self.scale)
+        if isinstance(stepped, Chunk):
+            return [(index, stepped)]
+        return [(index, self.update.shard.wire.stepped_chunk(index, stepped))]
+
+
+class _BucketStep:
+    """The step of all leaves on one bucket."""
+
+    def __init__(self, shard: _Shard, bucket: Sequence[Piece], *, compiled: bool):
+        strategy = shard.wire.plan.strategy
+        groups = _by_leaf(shard.inner, bucket)
         self._steps = [
-            [
-                Step(leaf, plan.strategy, indices, bucket, beside)
-                for leaf, indices in self._by_leaf(bucket)
-            ]
-            for bucket in pieces
-        ]
-        self._flats: list[FlatStep | None] = [None] * len(self._steps)
-        self._splits = [
-            Split(
-                [(p.offset, p.offset + p.stop - p.start) for p in bucket],
-                [p.shape(plan.strategy) for p in bucket],
+            (
+                indices,
+                PieceStep(
+                    leaf,
+                    strategy,
+                    [bucket[index] for index in indices],
+                    shard.copies,
+                    compiled=compiled,
+                ),
             )
-            for bucket in pieces
+            for leaf, indices in groups
         ]
+        self.is_compiled = all(step.is_compiled for _, step in self._steps)
+        self._fused: FusedStep | None = None
+        if compiled and len(bucket) > 1 and len(groups) == 1 and groups[0][0].is_known:
+            self._fused = FusedStep(groups[0][0], strategy, bucket, shard.copies)
 
-    def compile(self, *, scales: bool) -> str | None:
-        """Makes the kernels that steps need, or says why they can't be made.
-
-        On a CPU that calls a C++ compiler.
-        """
-        kinds = {
-            (id(owner_of(self._optimizer, e.path)), e.dtype): e
-            for e in self._plan.entries
-        }
-        try:
-            for entry in kinds.values():
-                leaf = owner_of(self._optimizer, entry.path)
-                wide = self._beside.wide(getattr(mx, entry.dtype))
-                if type(leaf) not in ELEMENTWISE or not compiling_pays(wide):
-                    continue
-                Step.compile(leaf, entry.dtype, self._beside, scales=scales)
-        except RuntimeError as error:
-            return str(error)
-        return None
-
-    def use_compiled(self) -> None:
-        """From now on steps are compiled, and small pieces are stepped together."""
-        for index, steps in enumerate(self._steps):
-            for step in steps:
-                step.use_compiled()
-            bucket = self._pieces[index]
-            if (
-                len(bucket) > 1
-                and len(steps) == 1
-                and type(steps[0].leaf) in ELEMENTWISE
-            ):
-                leaf = steps[0].leaf
-                self._flats[index] = FlatStep(
-                    leaf, self._plan.strategy, bucket, self._beside
-                )
-
-    def _by_leaf(self, bucket: Sequence[Piece]) -> list[tuple[Any, list[int]]]:
-        groups: dict[int, list[int]] = {}
-        for index, piece in enumerate(bucket):
-            leaf = owner_of(self._optimizer, piece.entry.path)
-            groups.setdefault(id(leaf), []).append(index)
-        return [(x, groups[id(x)]) for x in self._leaves if id(x) in groups]
-
-    def each(
+    def __call__(
         self,
-        means: Iterable[tuple[int, Chunk]],
-        parameters: Flat,
+        mean: Chunk,
+        parameters: Pieces,
+        states: Sequence[State],
         scale: Array | None,
-        *,
-        traced: bool,
-    ) -> Iterator[tuple[int, Chunk]]:
-        """Steps each bucket as its gradients come.
+    ) -> Chunk | Pieces:
+        if self._fused is not None:
+            return self._fused(mean, parameters, states, scale)
+        gradients = mean.pieces()
+        stepped: Pieces = [None] * len(gradients)
+        for indices, step in self._steps:
+            new = step(
+                select(gradients, indices),
+                select(parameters, indices),
+                select(states, indices),
+                scale,
+            )
+            for index, piece in zip(indices, new, strict=True):
+                stepped[index] = piece
+        return stepped
 
-        Args:
-            means: for each bucket its index and the mean gradients of this rank's
-                pieces, flat or in a list, in float32 or their own dtype.
-            parameters: whole ones, by path; each is dropped once it was used.
-            scale: what gradients are multiplied with, to clip them.
-            traced: whether `mx.compile` is tracing.
 
-        Yields:
-            The index and the new values of the pieces, lazy, flat or in a list.
-        """
-        self._set_up(parameters)
-        if self._whole:
-            yield from self._at_once(means, parameters, scale, traced=traced)
-            return
-        for leaf in self._leaves:
-            _tick(leaf)
-        held: Flat = {}
-        for leaf in self._leaves:
-            held.update(self._states[id(leaf)].flat(leaf.state))
-        for index, chunk in means:
-            bucket = self._pieces[index]
-            own = [parameters.pop(piece.entry.path) for piece in bucket]
-            states = [held[piece.entry.path] for piece in bucket]
-            flat_step = self._flats[index]
-            if flat_step is not None and not traced:
-                yield index, flat_step(chunk, own, states, scale)
-                continue
-            gradients = self._parts(index, chunk, traced=traced)
-            stepped: Pieces = [None] * len(bucket)
-            for step in self._steps[index]:
-                step(gradients, own, states, scale, stepped, traced=traced)
-            del own, gradients, chunk
-            yield index, stepped
+def _by_leaf(
+    inner: InnerOptimizer, bucket: Sequence[Piece]
+) -> list[tuple[Leaf, list[int]]]:
+    groups: dict[str, list[int]] = {}
+    for index, piece in enumerate(bucket):
+        groups.setdefault(inner.owner(piece.entry.path).at, []).append(index)
+    return [(leaf, groups[leaf.at]) for leaf in inner.leaves if leaf.at in groups]
 
-    def _parts(self, index: int, chunk: Chunk, *, traced: bool) -> Pieces:
-        if isinstance(chunk, list):
-            return chunk
-        return self._splits[index](chunk, traced=traced)
 
-    def _set_up(self, parameters: Flat) -> None:
-        # As MLX does at the next step, where the user has set another state.
-        if all(leaf._initialized for leaf in self._leaves):
-            return
-        own = cut_all(parameters, self._pieces, self._plan)
-        self._optimizer.init(nested(self._beside.widened(own)))
+class WholeTreeUpdate:
+    """Waits for all buckets, and calls the optimizer's `apply_gradients` once."""
 
-    def _at_once(
-        self,
-        means: Iterable[tuple[int, Chunk]],
-        parameters: Flat,
-        scale: Array | None,
-        *,
-        traced: bool,
-    ) -> Iterator[tuple[int, Chunk]]:
-        own = cut_all(parameters, self._pieces, self._plan)
+    is_compiled = False
+
+    def __init__(self, inner: InnerOptimizer, wire: Wire, copies: WeightCopies):
+        self.shard = _Shard(inner, wire, copies)
+
+    def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
+        shard = self.shard
+        shard.initialize(parameters)
+        own = cut_all(parameters, shard.wire.pieces, shard.wire.plan)
         parameters.clear()
-        mean: Flat = {}
-        for index, chunk in means:
-            parts = self._parts(index, chunk, traced=traced)
-            for piece, gradient in zip(self._pieces[index], parts, strict=True):
-                path = piece.entry.path
-                dtype = self._beside.wide(own[path].dtype)
-                mean[path] = clipped(gradient, dtype, scale)
-        held: Flat = {}
-        for leaf in self._leaves:
-            held.update(self._states[id(leaf)].flat(leaf.state))
-        beside = self._beside
-        masters = {path: beside.master(own[path], held[path]) for path in own}
-        stepped = self._optimizer.apply_gradients(nested(mean), nested(masters))
-        flat = dict(tree_flatten(stepped))
-        for leaf in self._leaves:  # the optimizer may have made new ones
-            held.update(self._states[id(leaf)].flat(leaf.state))
-        settled = {p: beside.settle(flat[p], own[p], held[p]) for p in own}
-        for index, bucket in enumerate(self._pieces):
-            yield index, [settled[piece.entry.path] for piece in bucket]
+        return _WholeTreeStep(shard, own, scale)
 
 
-def _tick(leaf: Any) -> None:
-    """What `Optimizer.apply_gradients` does before it looks at any parameter."""
-    for name, schedule in leaf._schedulers.items():
-        leaf.state[name] = schedule(leaf.step)
-    leaf.state["step"] = leaf.step + 1
+class _WholeTreeStep:
+    def __init__(self, shard: _Shard, parameters: Flat, scale: Array | None):
+        self._shard = shard
+        self._parameters = parameters
+        self._scale = scale
+        self._means: Flat = {}
+        self._buckets_left = len(shard.wire.pieces)
+
+    def add(self, index: int, mean: Chunk) -> Stepped:
+        bucket = self._shard.wire.pieces[index]
+        for piece, gradient in zip(bucket, mean.pieces(), strict=True):
+            path = piece.entry.path
+            dtype = self._shard.copies.update_dtype(self._parameters[path].dtype)
+            self._means[path] = scaled(gradient, dtype, self._scale)
+        self._buckets_left -= 1
+        return [] if self._buckets_left else self._step()
+
+    def _step(self) -> Stepped:
+        shard, own = self._shard, self._parameters
+        states, copies = shard.states(), shard.copies
+        masters = {p: copies.masters.current(own[p], states[p]) for p in own}
+        stepped = shard.inner.apply_gradients(self._means, masters)
+        states = shard.states()  # the optimizer may have made new dicts
+        settled = {p: copies.settle(stepped[p], own[p], states[p]) for p in own}
+        return [
+            (
+                index,
+                shard.wire.stepped_chunk(
+                    index, [settled[piece.entry.path] for piece in bucket]
+                ),
+            )
+            for index, bucket in enumerate(shard.wire.pieces)
+        ]

@@ -1,50 +1,94 @@
-"""The factor by which losses are multiplied, so that fp16 gradients don't vanish.
+"""The loss scale: a factor on losses, so that fp16 gradients don't vanish.
 
-It grows while all goes well, and is halved where gradients overflow; such a step is
-skipped on all ranks (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
+A dynamic scale doubles after a number of steps without an overflow, and halves where
+gradients overflow; such a step is skipped on all ranks (Micikevicius et al., "Mixed
+Precision Training", ICLR 2018). All ranks see the same overflows, and so have the same
+scale.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, Protocol
 
-_FIRST, _LAST = 16, 24  # powers of two
+_INITIAL_EXPONENT, _MAX_EXPONENT = 16, 24
 GROWS_AFTER = 2000  # steps without an overflow
 
+Option = Literal["dynamic"] | float | None
 
-class LossScale:
-    """The scale now. All ranks see the same overflows, and so have the same one.
 
-    Args:
-        option: "dynamic", or a number that stays.
-    """
-
-    def __init__(self, option: Literal["dynamic"] | float):
-        self.option = option
-        self.dynamic = option == "dynamic"
-        self.exponent, self.good = _FIRST, 0
-        self._fixed = 1.0 if option == "dynamic" else float(option)
+class LossScale(Protocol):
+    """The scale now, and what steps and overflows do to it."""
 
     @property
     def value(self) -> float:
-        return 2.0**self.exponent if self.dynamic else self._fixed
+        """The factor."""
 
-    def took_step(self) -> None:
-        self.good += 1
-        if self.dynamic and self.good % GROWS_AFTER == 0:
-            self.exponent = min(self.exponent + 1, _LAST)
+    def stepped(self) -> None:
+        """Count a step without an overflow."""
 
     def overflowed(self) -> bool:
-        """Takes half of it; False where it can't, and so is not to blame."""
-        if not self.dynamic or self.exponent == 0:
+        """Lower the scale; return False where it can't, and so is not the cause."""
+
+    def counters(self) -> dict[str, int]:
+        """Return what a checkpoint keeps."""
+
+    def restore(self, counters: dict[str, int]) -> None: ...
+
+
+class FixedScale:
+    """A scale that stays; 1 where losses are not scaled."""
+
+    def __init__(self, value: float):
+        self._value = value
+
+    @property
+    def value(self) -> float:
+        return self._value
+
+    def stepped(self) -> None: ...
+
+    def overflowed(self) -> bool:
+        return False
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+    def restore(self, counters: dict[str, int]) -> None: ...
+
+
+class DynamicScale:
+    """A power of two that follows the gradients' range."""
+
+    def __init__(self) -> None:
+        self._exponent = _INITIAL_EXPONENT
+        self._steps = 0  # since the last overflow
+
+    @property
+    def value(self) -> float:
+        return math.ldexp(1.0, self._exponent)
+
+    def stepped(self) -> None:
+        self._steps += 1
+        if self._steps % GROWS_AFTER == 0:
+            self._exponent = min(self._exponent + 1, _MAX_EXPONENT)
+
+    def overflowed(self) -> bool:
+        if self._exponent == 0:
             return False
-        self.exponent, self.good = self.exponent - 1, 0
+        self._exponent, self._steps = self._exponent - 1, 0
         return True
 
     def counters(self) -> dict[str, int]:
-        """What a checkpoint keeps of it."""
-        return {"loss_scale_log2": self.exponent, "loss_scale_good": self.good}
+        return {"loss_scale_log2": self._exponent, "loss_scale_good": self._steps}
 
     def restore(self, counters: dict[str, int]) -> None:
-        self.exponent = counters.get("loss_scale_log2", _FIRST)
-        self.good = counters.get("loss_scale_good", 0)
+        self._exponent = counters.get("loss_scale_log2", _INITIAL_EXPONENT)
+        self._steps = counters.get("loss_scale_good", 0)
+
+
+def make_loss_scale(option: Option) -> LossScale:
+    """Return the scale that the option `loss_scale=` stands for."""
+    if option == "dynamic":
+        return DynamicScale()
+    return FixedScale(1.0 if option is None else float(option))

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
+import mlx.optimizers as optim
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
 from ..arrays.trees import entries_of, trainable
-from ..arrays.types import Tree
+from ..arrays.types import Array, Dtype, Tree
 from ..comm.agreement import agree
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
-from ..layout.sharding import make_plan
-from ..world import process as runtime
+from ..layout.sharding import Strategy
+from ..world import process
 from ..world.join import current
 from ..world.world import World
-from . import checks, refused
-from . import ema as averages
-from . import inner as wrapped
-from . import setup as prepare
-from .accumulation import Accumulation
-from .buffers import Buffers, Mode
-from .costs import costs
+from . import ema, setup, state
+from .buffers import Mode, SyncedBuffers
+from .checks import matching
 from .describe import Description, describe
-from .local_update import COMPILED_FROM, Update
-from .loss_scale import LossScale
-from .masters import Beside
-from .pipeline import Stepping
+from .inner import InnerOptimizer, Optimizer
+from .options import Options, Transport
+from .pipeline import Pipelines
 from .resumable_state import ResumableState
+from .step import DistributedStep
+from .targets import ModelTarget, Target, TreeTarget
 
-Transport = Literal["auto", "native", "host"]
 
-
-class DistributedOptimizer(Stepping):
+class DistributedOptimizer(optim.Optimizer):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -110,57 +106,56 @@ class DistributedOptimizer(Stepping):
 
     def __init__(
         self,
-        optimizer: Any,
+        optimizer: Optimizer,
         *,
         shard: bool | Literal["elements", "tensors"] = False,
         world: World | None = None,
         transport: Transport = "auto",
         bucket_size: int = DEFAULT_BUCKET_SIZE,
-        reduce_dtype: Any = mx.float32,
-        wire_dtype: Any = None,
+        reduce_dtype: Dtype = mx.float32,
+        wire_dtype: Dtype = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         check_every: int = 100,
-        master_dtype: Any = None,
+        master_dtype: Dtype = None,
         loss_scale: Literal["dynamic"] | float | None = None,
         accumulate: int = 1,
         ema_decay: float | None = None,
         sync_buffers: Mode | None = None,
         reproducible: bool = False,
     ):
-        checks.check_options(optimizer, max_norm, bucket_size, check_every)
-        checks.check_whole(
-            master_dtype, loss_scale, accumulate, ema_decay, sync_buffers
-        )
-        if isinstance(optimizer, DistributedOptimizer):
-            raise ValueError("the optimizer is a DistributedOptimizer already")
+        super().__init__()
         self.world = current() if world is None else world
-        self.optimizer = optimizer
-        self.strategy = wrapped.choose_strategy(optimizer, shard)
-        self.transport = checks.check_transport(
-            self.world, transport, wire_dtype, reduce_dtype
+        self._inner = InnerOptimizer(_checked(optimizer))
+        self.options = Options(
+            strategy=self._inner.strategy(shard),
+            transport=transport,
+            bucket_size=bucket_size,
+            reduce_dtype=reduce_dtype,
+            wire_dtype=wire_dtype,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            check_every=check_every,
+            master_dtype=master_dtype,
+            loss_scale=loss_scale,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            sync_buffers=sync_buffers,
+            reproducible=reproducible,
         )
-        self.bucket_size = bucket_size
-        self.reduce_dtype = reduce_dtype
-        self.wire_dtype = wire_dtype
-        self.max_norm = max_norm
-        self.skip_nonfinite = skip_nonfinite
-        self.check_every = check_every
-        self.reproducible = reproducible
-        if reproducible:
-            checks.check_reproducible(self.world, accumulate, wire_dtype, reduce_dtype)
-        super().__init__(
-            optimizer,
-            beside=Beside(master_dtype, ema_decay),
-            accumulation=Accumulation(accumulate, in_tree=reproducible),
-            loss_scale=None if loss_scale is None else LossScale(loss_scale),
-            buffers=Buffers(sync_buffers, self.world) if sync_buffers else None,
+        self.options.check(self.world)
+        self._name = f"optimizer {next(self.world.optimizer_numbers)}"
+        self._steps = DistributedStep(
+            self.world, self._name, self._inner, self.options, self.init
         )
+        self._buffers = SyncedBuffers(sync_buffers, self.world)
+        self._state_bytes: tuple[int, ...] = ()
+        self._has_ema_in_place = False
 
     # -- what every MLX optimizer has
 
     def init(self, parameters: Tree) -> None:
-        """Puts the same parameters and state on all ranks, and plans who owns what.
+        """Put the same parameters and state on all ranks, and plan who owns what.
 
         Args:
             parameters: the model, whose parameters all become rank 0's, the frozen
@@ -175,69 +170,41 @@ class DistributedOptimizer(Stepping):
                 parameters' paths, shapes or dtypes differ, or a tree's values do.
             ValueError: where a parameter can't be trained.
         """
-        refused.refuse_lent(self, "call init")
+        self._refuse_ema_in_place("call init")
         entries = entries_of(trainable(parameters))
-        comm = self.world.control
-        self._accumulation.drop()
-        prepare.agree_to_init(comm, self._name, entries, prepare.settings(self))
+        world, inner, options = self.world, self._inner, self.options
+        self._steps.micro_batches.drop()
+        setup.agree_to_init(world, self._name, entries, inner, options)
         flat = dict(tree_flatten(trainable(parameters)))
-        resolved = wrapped.resolve_filters(self.optimizer, flat)
-        holder = resolved if self._plan is None else self._inner
-        before = prepare.state_so_far(comm, holder, self._plan, entries)
-        prepare.share_parameters(self.world, parameters)
-        flat = dict(tree_flatten(trainable(parameters)))
-        self._inner = resolved
-        self._plan = make_plan(
-            entries,
-            comm.size,
-            strategy=self.strategy,
-            bucket_size=self.bucket_size,
-            costs=costs(resolved, entries),
-            order=prepare.order_of_use(comm, list(flat)),
+        old_plan = self._steps.pipelines.plan if self.is_initialized else None
+        before = setup.earlier_state(world.control, inner, old_plan, flat)
+        flat = setup.share_parameters(world, parameters)
+        plan = setup.plan_parameters(world.control, inner, options, entries, list(flat))
+        nbytes = setup.make_state(
+            world.control, inner, plan, flat, before, options.copies
         )
-        self._wires.clear()
-        self._structure = None
-        beside = self._beside
-        held = prepare.set_up(comm, self._inner, self._plan, flat, before, beside)
-        pieces = self._plan.pieces(comm.rank)
-        self._local_update = Update(self._inner, self._plan, pieces, beside)
-        if sum(entry.nbytes for entry in entries) >= COMPILED_FROM:
-            scales = self.max_norm is not None or self._loss_scale is not None
-            prepare.compile_update(
-                self.world, self._name, self._local_update, scales=scales
-            )
-        if self._buffers is not None:
-            self._buffers.remember(parameters)
-        told = agree(comm, f"{self._name}.init", 0, list, number=held)
-        self._state_bytes = tuple(int(number) for number in told)
-        runtime.return_freed_memory()
+        self._steps.use(setup.make_pipelines(world, self._name, plan, inner, options))
+        self._buffers.remember(parameters)
+        self._state_bytes = setup.state_bytes_by_rank(world, self._name, nbytes)
+        process.return_freed_memory()
 
     def update(
         self, model: Module, gradients: Tree, weight: float | None = None
     ) -> None:
-        """Averages the gradients and takes a step; `apply_gradients` says how.
+        """Average the gradients over the ranks and step a model.
 
-        A model's parameters are replaced bucket by bucket, so that there is never a
-        second set of all of them.
+        The model's parameters are replaced bucket by bucket, so that there is never a
+        second set of all of them. Arguments and errors are those of `apply_gradients`.
         """
-        if not isinstance(model, Module):
-            raise ValueError(
-                f"update() wants a model and found a {type(model).__name__}; for a "
-                "tree of parameters there is apply_gradients()"
-            )
-        places: dict[str, tuple[Any, Any]] = {}
-        for path, array in self._stepped(gradients, model, weight):
-            places = places or self._require_structure().places(model)
-            if path in places:
-                container, key = places[path]
-                container[key] = array
-        if places and self._buffers is not None:
-            self._buffers.sync(model, self._weight)
+        target = ModelTarget(model)
+        self._take_step(gradients, target, weight)
+        if target.was_updated:
+            self._buffers.sync(model, self._steps.weight)
 
     def apply_gradients(
         self, gradients: Tree, parameters: Tree, weight: float | None = None
     ) -> Tree:
-        """Averages the gradients over the ranks and returns the updated parameters.
+        """Average the gradients over the ranks and return the updated parameters.
 
         Args:
             gradients: this rank's, with the paths, shapes and dtypes of `init`. An
@@ -253,12 +220,82 @@ class DistributedOptimizer(Stepping):
             MismatchError: on all ranks, before anything has changed, where gradients
                 or weights are not what they must be on one of them.
         """
-        full = dict(self._stepped(gradients, parameters, weight))
-        if full:
-            return self._require_structure().rebuilt(gradients, full)
-        return checks.matching(gradients, parameters)[0]
+        target = TreeTarget(parameters)
+        self._take_step(gradients, target, weight)
+        index = self._steps.index
+        if target.leaves and index is not None:
+            return index.rebuilt(gradients, target.leaves)
+        return matching(gradients, parameters)[0]
 
-    # -- what is new
+    @property
+    def state(self) -> Tree:
+        """The wrapped optimizer's state on this rank: its shard, where it is cut.
+
+        'step', 'learning_rate', and a tree like the parameters without what other ranks
+        own. `gather_state` returns all of it.
+        """
+        return self._inner.optimizer.state
+
+    @state.setter
+    def state(self, value: Tree) -> None:
+        self._inner.optimizer.state = value
+
+    @property
+    def step(self) -> Array:
+        return self._inner.leaves[0].optimizer.state["step"]
+
+    @property
+    def learning_rate(self) -> Array:
+        return self._inner.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Array) -> None:
+        self._inner.optimizer.learning_rate = value
+
+    # -- what a DistributedOptimizer has besides
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The wrapped optimizer."""
+        return self._inner.optimizer
+
+    @property
+    def strategy(self) -> Strategy:
+        """How state is cut: "replicated", "elements" or "tensors"."""
+        return self.options.strategy
+
+    @property
+    def skipped(self) -> int:
+        """Steps that all ranks skipped, since gradients were not finite."""
+        return self._steps.counts.skipped
+
+    @property
+    def grad_norm(self) -> Array:
+        """Global norm of the last averaged gradient before clipping, float32 scalar.
+
+        Not finite where that step was skipped.
+
+        Raises:
+            ValueError: where `max_norm` is None, and so nothing was measured.
+        """
+        if self.options.max_norm is None:
+            raise ValueError(
+                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
+                "without clipping"
+            )
+        if self._steps.norm is None:
+            raise ValueError(
+                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
+            )
+        return self._steps.norm
+
+    @property
+    def loss_scale(self) -> Array:
+        """Factor for losses before gradients are taken: a float32 scalar.
+
+        The loss itself should be float32: the product may be too large for fp16.
+        """
+        return mx.array(self._steps.loss_scale.value)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """While in it, updates add up their gradients and send nothing.
@@ -270,11 +307,11 @@ class DistributedOptimizer(Stepping):
                 optimizer.update(model, first, weight=tokens)
             optimizer.update(model, second, weight=more_tokens)
         """
-        return self._accumulation.hold()
+        return self._steps.micro_batches.no_sync()
 
     @contextmanager
     def averaged(self, model: Module) -> Iterator[None]:
-        """While in it, the model has the averages of its parameters: to evaluate with.
+        """While in it, the model has its EMA weights: to evaluate with.
 
         Called by all ranks; each sends its share of them, as parameters travel, and
         holds both. Save, load and update after it. Needs `ema_decay`::
@@ -282,42 +319,114 @@ class DistributedOptimizer(Stepping):
             with optimizer.averaged(model):
                 loss = validate(model)
         """
-        if self._beside.decay is None:
+        if self.options.ema_decay is None:
             raise ValueError("there are no averages to use: pass ema_decay=0.999")
-        refused.refuse_lent(self, "lend them again")
-        kept = averages.lend(self, model, self._wire(traced=False, sums=False))
-        self._lent = True
-        try:
-            yield
-        finally:
-            self._lent = False
-            averages.give_back(kept)
+        self._refuse_ema_in_place("swap them in again")
+        wire = self._steps.require_pipelines().eager.wire
+        shard = state.read(self._inner, wire.plan.shard(self.world.rank))
+        with ema.swapped_in(model, shard, wire, f"{self._name}.averaged"):
+            self._has_ema_in_place = True
+            try:
+                yield
+            finally:
+                self._has_ema_in_place = False
+
+    def gather_state(self) -> Tree:
+        """Return the full state in MLX's own layout, on every rank.
+
+        What the wrapped optimizer would hold in one process: it may be saved, given to
+        one, or loaded with `load_state` on any number of ranks. Masters and averages
+        stand in it as "master" and "average", which MLX ignores. Called by all ranks;
+        sends each rank's own state to all others.
+        """
+        plan, comm = self._steps.require_pipelines().plan, self.world.control
+        name = f"{self._name}.gather_state"
+        with self.world.recorder.call(name, self._steps.counts.steps):
+            agree(comm, name, plan.fingerprint)
+            shard = state.read(self._inner, plan.shard(comm.rank))
+            return state.to_mlx(self._inner, state.gather(shard, plan, comm))
+
+    def load_state(self, full: Tree) -> None:
+        """Take a full state, the same on all ranks, and keep this rank's shard of it.
+
+        Raises:
+            MismatchError: on all ranks, and nothing is loaded, where it lacks a
+                parameter or its shapes or dtypes are others.
+        """
+        setup.load_full_state(
+            self.world,
+            f"{self._name}.load_state",
+            self._inner,
+            self._steps.require_pipelines().plan,
+            self.options.copies,
+            full,
+        )
+
+    def describe(self) -> Description:
+        """Return who owns what, what is sent, and the bytes of state on each rank."""
+        return describe(
+            self._steps.require_pipelines(),
+            optimizer=type(self.optimizer).__name__,
+            accumulates=self._steps.micro_batches.active,
+            pairwise=self.options.reproducible,
+            state_bytes_by_rank=self._state_bytes,
+        )
+
+    @property
+    def pipelines(self) -> Pipelines:
+        """How steps are run; replace `eager` to measure a step without its checks."""
+        return self._steps.pipelines
 
     @property
     def is_initialized(self) -> bool:
-        """Whether `init` has planned who holds what."""
-        return self._plan is not None
+        """Whether `init` has planned who owns what."""
+        return self._steps.is_planned
 
     def resumable_state(self, action: str) -> ResumableState:
-        """What a checkpoint reads and replaces.
+        """Return what a checkpoint reads and replaces.
 
         Args:
-            action: what is about to be done, such as "save", for the error.
+            action: "save" or "load".
 
         Raises:
-            ValueError: before `init`, in the middle of a step's micro-batches, or while
-                a model has its EMA weights in place.
+            ValueError: before `init`, while a model has its EMA weights in place, or on
+                "save" in the middle of a step's micro-batches.
         """
-        refused.refuse_lent(self, action)
-        if action == "save" and self._accumulation.count:
+        self._refuse_ema_in_place(action)
+        count = self._steps.micro_batches.count
+        if action == "save" and count:
             raise ValueError(
-                f"{self._accumulation.count} micro-batches of a step are added up and "
-                "not applied yet: save after the step's last update"
+                f"{count} micro-batches of a step are added up and not applied yet: "
+                "save after the step's last update"
             )
-        return ResumableState(self)
+        return ResumableState(
+            self.world,
+            self._steps.require_pipelines().plan,
+            self._inner,
+            self._steps.counts,
+            self._steps.loss_scale,
+            self._steps.micro_batches,
+        )
 
-    def describe(self) -> Description:
-        """Who owns what, what travels, and the bytes of state on each rank."""
-        name = type(self.optimizer).__name__
-        wire = self._wire(traced=False, sums=self._accumulation.sums_up)
-        return describe(wire, name, self._state_bytes)
+    def _take_step(self, gradients: Tree, target: Target, weight: float | None) -> None:
+        self._refuse_ema_in_place("update")
+        self._steps.take(gradients, target, weight)
+
+    def _refuse_ema_in_place(self, action: str) -> None:
+        if self._has_ema_in_place:
+            raise ValueError(
+                f"the model has its EMA weights in place: {action} after the `with "
+                "optimizer.averaged(model)` block"
+            )
+
+
+def _checked(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer to wrap; ValueError where it is none, or wrapped already."""
+    if not isinstance(optimizer, optim.Optimizer):
+        raise ValueError(
+            f"the optimizer is {optimizer!r}; it must be an mlx.optimizers.Optimizer, "
+            "such as optim.AdamW(3e-4)"
+        )
+    if isinstance(optimizer, DistributedOptimizer):
+        raise ValueError("the optimizer is a DistributedOptimizer already")
+    return optimizer

@@ -1,76 +1,59 @@
-"""What `DistributedOptimizer.init` and `load_state` do, step by step."""
+"""Initialization: the same parameters and state on every rank, and a plan of both."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any
+from importlib import metadata
 
 from mlx.nn import Module
+from mlx.utils import tree_flatten
 
-from ..arrays.trees import digest, nested
+from .. import version
+from ..arrays.trees import cut_all, digest, dtype_problem, trainable
 from ..arrays.types import Flat, Tree
-from ..comm.agreement import MismatchError, agree
+from ..comm.agreement import MismatchError, agree, no_lines
 from ..comm.collectives import Collectives
 from ..layout.entries import Entry, fingerprint
-from ..layout.sharding import Plan
-from ..version import __version__
+from ..layout.sharding import Plan, make_plan
 from ..world.world import World
-from . import inner as wrapped
-from . import state
-from .fused_step import cut_all
-from .local_update import Update
-from .masters import Beside
+from . import local_update, state
+from .fused_step import compile_kernels
+from .inner import InnerOptimizer
+from .options import Options
+from .pipeline import Pipelines
 from .state import StateTree
-
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
-
-
-_SETTINGS = (
-    "strategy",
-    "transport",
-    "bucket_size",
-    "reduce_dtype",
-    "wire_dtype",
-    "max_norm",
-    "skip_nonfinite",
-    "check_every",
-    "reproducible",
-)
+from .weight_copies import WeightCopies
 
 
-def settings(ours: Any) -> list[str]:
-    """Versions, and a DistributedOptimizer's and its optimizer's settings."""
-    versions = [f"mlxdist {__version__}", f"mlx {version('mlx')}"]
-    own = [f"{name} = {getattr(ours, name)}" for name in _SETTINGS]
-    own += [
-        str(ours._beside),
-        f"accumulate = {ours._accumulation.every}",
-        f"loss_scale = {ours._loss_scale and ours._loss_scale.option}",
-        f"sync_buffers = {ours._buffers and ours._buffers.mode}",
-    ]
-    return versions + own + wrapped.settings(ours.optimizer)
-
-
-def dtype_problem(entries: Sequence[Entry]) -> str | None:
-    """Which entry can't be averaged for its dtype, or None where all can."""
-    for entry in entries:
-        if entry.dtype not in _FLOATS:
-            return (
-                f"{entry} can't be trained: its dtype is none of {', '.join(_FLOATS)}; "
-                "freeze it"
-            )
-    return None
+def empty_plan(world: World, options: Options) -> Plan:
+    """Return the plan of an optimizer that is not initialized."""
+    return make_plan(
+        (), world.size, strategy=options.strategy, bucket_size=options.bucket_size
+    )
 
 
 def agree_to_init(
-    comm: Collectives, name: str, entries: Sequence[Entry], settings: list[str]
+    world: World,
+    name: str,
+    entries: Sequence[Entry],
+    inner: InnerOptimizer,
+    options: Options,
 ) -> None:
-    """Refuses on all ranks where parameters or settings differ, or can't be trained."""
-    lines = [*settings, *map(str, entries)]
+    """Refuse on all ranks where parameters or settings differ, or can't be trained."""
+    transport = world.transport(
+        options.transport, sharded=options.strategy != "replicated"
+    )
+    lines = [
+        f"mlxdist {version.__version__}",
+        f"mlx {metadata.version('mlx')}",
+        *options.lines(),
+        f"transport in use = {transport.name}",
+        *inner.settings(),
+        *map(str, entries),
+    ]
     agree(
-        comm,
+        world.control,
         f"{name}.init",
         fingerprint(lines),
         lambda: lines,
@@ -78,17 +61,28 @@ def agree_to_init(
     )
 
 
-def order_of_use(comm: Collectives, paths: Sequence[str]) -> list[str]:
-    """The root's order of the paths: as its model was written, so first layers first.
+def earlier_state(
+    comm: Collectives, inner: InnerOptimizer, plan: Plan | None, flat: Flat
+) -> StateTree:
+    """Return the full state from before `init`, on every rank: gathered, or rank 0's.
 
-    On other ranks dicts may have been filled in another order.
+    Assigns `flat`, the parameters, to the leaf optimizers.
     """
-    every = comm.all_gather_bytes(json.dumps(list(paths)).encode())
-    return [str(path) for path in json.loads(every[0])]
+    if plan is not None:
+        shard = state.read(inner, plan.shard(comm.rank))
+        full = state.gather(shard, plan, comm)
+        inner.assign(flat)
+        return full
+    inner.assign(flat)
+    return state.share(state.read(inner, flat), comm)
 
 
-def share_parameters(world: World, parameters: Tree) -> None:
-    """Gives a model rank 0's parameters on all ranks; a tree must have the same."""
+def share_parameters(world: World, parameters: Tree) -> Flat:
+    """Return rank 0's parameters on all ranks; a tree must have the same already.
+
+    Raises:
+        MismatchError: on all ranks, where a tree's values differ.
+    """
     if isinstance(parameters, Module):
         world.broadcast(parameters)
     elif not world.identical(parameters):
@@ -97,87 +91,117 @@ def share_parameters(world: World, parameters: Tree) -> None:
             "`parameters = world.broadcast(parameters)` first, or call init(model), "
             "which does it"
         )
+    return dict(tree_flatten(trainable(parameters)))
 
 
-def state_so_far(
-    comm: Collectives, optimizer: Any, plan: Plan | None, entries: Sequence[Entry]
-) -> StateTree:
-    """The full state from before, on every rank: gathered, or else rank 0's."""
-    if plan is not None:
-        own = state.read(optimizer, plan.shard(comm.rank))
-        return state.gather(own, plan, comm)
-    return state.share(state.read(optimizer, [e.path for e in entries]), comm)
-
-
-def set_up(
+def plan_parameters(
     comm: Collectives,
-    optimizer: Any,
+    inner: InnerOptimizer,
+    options: Options,
+    entries: Sequence[Entry],
+    paths: Sequence[str],
+) -> Plan:
+    """Plan buckets and owners, in the order in which rank 0's model was written.
+
+    Dicts of other ranks may have been filled in another order.
+    """
+    orders = comm.all_gather_bytes(json.dumps(list(paths)).encode())
+    return make_plan(
+        entries,
+        comm.size,
+        strategy=options.strategy,
+        bucket_size=options.bucket_size,
+        costs=inner.costs(entries),
+        order=[str(path) for path in json.loads(orders[0])],
+    )
+
+
+def make_state(
+    comm: Collectives,
+    inner: InnerOptimizer,
     plan: Plan,
     parameters: Flat,
     before: StateTree,
-    beside: Beside,
+    copies: WeightCopies,
 ) -> int:
-    """Makes this rank's share of the state; what was there before is kept.
+    """Make this rank's shard of the state, and keep in it what there was before.
 
     Returns:
-        Bytes of per-parameter state that this rank holds.
+        Bytes of per-parameter state on this rank.
     """
-    state.reset(optimizer, plan.entries)
-    state.share_scalars(optimizer, comm)
+    state.reset(inner, plan)
+    state.share_scalars(inner, comm)
     shard = cut_all(parameters, plan.pieces(comm.rank), plan)
-    optimizer.init(nested(beside.widened(shard)))
-    for path, held in state.held(optimizer, shard).items():
-        beside.add(path, shard[path], held)
-    fresh = state.read(optimizer, shard)
-    kept = beside.fitted(state.cut(before, plan, comm.rank), fresh)
-    known = {path: fresh[path] for path in kept}
-    if state.misfit(known, kept) is None:
-        state.write(optimizer, kept)
+    inner.init(copies.masters.widened(shard))
+    for path, arrays in state.dicts(inner, shard).items():
+        copies.add(path, shard[path], arrays)
+    fresh = state.read(inner, shard)
+    kept = copies.completed(state.cut(before, plan, comm.rank), fresh)
+    if state.misfit({path: fresh[path] for path in kept}, kept) is None:
+        state.write(inner, kept)
     return state.nbytes(fresh)
 
 
-def compile_update(world: World, name: str, update: Update, *, scales: bool) -> None:
-    """Has the update compiled, if it works on all ranks.
+def make_pipelines(
+    world: World, name: str, plan: Plan, inner: InnerOptimizer, options: Options
+) -> Pipelines:
+    """Make the pipelines, with compiled kernels where the model is large enough.
 
-    One rank a host goes first: they share MLX's folder of compiled kernels, and one
-    that another rank is still writing can't be loaded.
+    One rank of each host compiles first. Ranks of a host share MLX's folder of compiled
+    kernels, and a kernel that another rank is still writing can't be loaded.
     """
-    failed = world.is_first_on_host and update.compile(scales=scales)
-    agree(world.control, f"{name}.init", 0, list)
-    failed = failed or update.compile(scales=scales)
-    told = agree(world.control, f"{name}.init", 0, list, number=bool(failed))
-    if not any(told):
-        update.use_compiled()
+    compiled = False
+    if sum(entry.nbytes for entry in plan.entries) >= local_update.COMPILED_FROM:
+        copies, scales = options.copies, options.scales_gradients
+        failed = world.is_first_on_host and not compile_kernels(
+            inner, plan, copies, scales=scales
+        )
+        agree(world.control, f"{name}.init")
+        failed = failed or not compile_kernels(inner, plan, copies, scales=scales)
+        failures = agree(world.control, f"{name}.init", number=float(failed))
+        compiled = not any(failures)
+    return Pipelines(world, name, plan, inner, options, compiled=compiled)
 
 
-def load(
-    comm: Collectives,
+def state_bytes_by_rank(world: World, name: str, nbytes: int) -> tuple[int, ...]:
+    """Return every rank's number of bytes of state."""
+    every = agree(world.control, f"{name}.init", 0, no_lines, number=nbytes)
+    return tuple(int(number) for number in every)
+
+
+def load_full_state(
+    world: World,
     call: str,
-    optimizer: Any,
+    inner: InnerOptimizer,
     plan: Plan,
-    beside: Beside,
-    full: Any,
+    copies: WeightCopies,
+    full: Tree,
 ) -> None:
-    """Cuts a full state in MLX's layout and writes this rank's shard, or refuses it."""
-    wanted = state.read(optimizer, plan.shard(comm.rank))
-    given: StateTree = {}
+    """Write this rank's shard of a full state in MLX's layout, or refuse it.
+
+    Raises:
+        MismatchError: on all ranks, and nothing is loaded, where it lacks a parameter,
+            its shapes or dtypes are others, or the ranks were given different states.
+    """
+    wanted = state.read(inner, plan.shard(world.rank))
+    shard: StateTree = {}
     scalars: list[Flat] = []
-    detail = 0
+    checksum = 0
     try:
-        flat = state.from_mlx(optimizer, full, plan.by_path)
-        given = beside.fitted(state.cut(flat, plan, comm.rank), wanted)
-        scalars = state.scalars(optimizer, full)
-        problem = state.misfit(wanted, given)
-        detail = int(digest(full)[0])
+        flat = state.from_mlx(inner, full, plan.by_path)
+        shard = copies.completed(state.cut(flat, plan, world.rank), wanted)
+        scalars = state.scalars_from_mlx(inner, full)
+        problem = state.misfit(wanted, shard)
+        checksum = int(digest(full)[0])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        problem = f"not a state of {type(optimizer).__name__}: {error!r}"
+        problem = f"not a state of {type(inner.optimizer).__name__}: {error!r}"
     agree(
-        comm,
+        world.control,
         call,
-        detail,
-        lambda: [f"a state with sha256 {detail:016x}..."],
+        checksum,
+        lambda: [f"a state with sha256 {checksum:016x}..."],
         problem=problem,
-        hint="Load the same state on all ranks: read it on one and world.broadcast it.",
+        remedy="Read the state on one rank and world.broadcast it to all.",
     )
-    state.write(optimizer, given)
-    state.write_scalars(optimizer, scalars)
+    state.write(inner, shard)
+    state.write_scalars(inner, scalars)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import socket
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
+from ..arrays import device
 from ..arrays.trees import digest, entries_of, rebuild
-from ..arrays.types import Tree
-from ..comm.agreement import agree, weight_problem
+from ..arrays.types import Array, Tree
+from ..comm.agreement import agree, agree_on_lines, weight_problem
 from ..comm.collectives import Collectives
 from ..comm.flight_recorder import Recorder
-from ..comm.mpi import Host
-from ..comm.native import Native
-from ..layout.entries import Entry, fingerprint, path_key
+from ..comm.mpi import MpiTransport
+from ..comm.native import Group, NativeTransport
+from ..launcher import environment
+from ..layout.entries import fingerprint, path_key
 from .finalize import keep_alive
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
 
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
 
@@ -29,6 +33,12 @@ _SPLITTABLE = ("mpi", "nccl")
 
 class World:
     """The ranks that train together, seen from one of them.
+
+    Args:
+        comm: an MPI communicator of these ranks that belongs to this world alone; None
+            over other backends than MPI.
+        overlaps: whether ranks can compute while they communicate; None finds out:
+            on several hosts, or on an accelerator.
 
     Attributes:
         rank: this process's number, from 0.
@@ -43,31 +53,33 @@ class World:
 
     def __init__(
         self,
-        group: Any,
+        group: Group,
         backend: Backend,
-        comm: Any = None,
+        comm: Comm | None = None,
         recorder: Recorder | None = None,
+        *,
+        overlaps: bool | None = None,
     ):
         self.group = group
-        self.rank: int = group.rank()
-        self.size: int = group.size()
+        self.rank = group.rank()
+        self.size = group.size()
         self.host = socket.gethostname()
         self.backend = backend
         self.recorder = recorder or Recorder()
-        self.native = Native(split_group(group, backend, 0), backend, self.recorder)
-        self._comm = comm
+        own_group = split_group(group, backend, 0)
+        self.native = NativeTransport(own_group, backend, self.recorder)
+        self.optimizer_numbers = itertools.count(1)
         # Failed background saves: the next step or save reports them.
         self.background_errors: list[str] = []
-        self.host_transport: Host | None = None
+        self.host_transport: MpiTransport | None = None
         self.is_first_on_host = True
+        self._comm = comm
         if comm is not None:
-            on_host, first = _neighbours(comm)
-            self.is_first_on_host = first
-            self.host_transport = Host(
-                comm,
-                self.native.flush,
-                self.recorder,
-                overlaps=on_host < self.size or mx.default_device() == mx.gpu,
+            on_host, self.is_first_on_host = _ranks_on_host(comm)
+            if overlaps is None:
+                overlaps = on_host < self.size or not device.on_cpu()
+            self.host_transport = MpiTransport(
+                comm, self.native.flush, self.recorder, overlaps=overlaps
             )
 
     @property
@@ -76,23 +88,18 @@ class World:
 
     @property
     def restarts(self) -> int:
-        """How often `mlxdist run --max-restarts` has started this job again."""
-        return int(os.environ.get("MLXDIST_RESTARTS", "0"))
+        """How often `mlxdist run --max-restarts` has restarted this job."""
+        return environment.restarts()
 
     @property
     def control(self) -> Collectives:
-        """The transport for what is small and needed at once."""
+        """The transport for small data that is needed at once."""
         return self.native if self.host_transport is None else self.host_transport
 
-    def transport(self, name: str, *, sharded: bool, traced: bool) -> Collectives:
-        """The transport that a name stands for, "auto" too, in a given case."""
-        if traced and name == "host":
-            raise ValueError(
-                'transport="host" works on evaluated arrays and can\'t be traced by '
-                'mx.compile: use transport="native" or "auto", or call update() outside'
-            )
+    def transport(self, name: str, *, sharded: bool) -> Collectives:
+        """Return the transport that a name stands for, "auto" too, outside a trace."""
         host = self.host_transport
-        if host is None or traced or name == "native":
+        if host is None or name == "native":
             return self.native
         return host if name == "host" or sharded or host.overlaps else self.native
 
@@ -103,8 +110,8 @@ class World:
         )
 
     def barrier(self) -> None:
-        """Returns when every rank has called it."""
-        agree(self.control, "barrier", 0, list)
+        """Return when every rank has called it."""
+        agree(self.control, "barrier")
 
     def print(self, *values: object, **options: Any) -> None:
         """`print` on rank 0 alone, flushed."""
@@ -112,7 +119,7 @@ class World:
             print(*values, **{"flush": True, **options})
 
     def seed(self, seed: int) -> None:
-        """Seeds MLX's random numbers: the same model everywhere, other dropout on each.
+        """Seed MLX's random numbers: the same model everywhere, other dropout on each.
 
         Rank 0 takes `seed` itself, and its parameters reach all ranks by `broadcast`
         or `DistributedOptimizer.init(model)`, so that a run starts from the same model
@@ -122,7 +129,7 @@ class World:
         mx.random.seed(seed if self.is_root else int(mixed[0]))
 
     def mean(self, metrics: Tree, weight: float | None = None) -> Tree:
-        """Averages numbers over the ranks: a number, an array, or a tree of them.
+        """Average numbers over the ranks: a number, an array, or a tree of them.
 
         Args:
             metrics: the same tree on each rank. Arrays are evaluated.
@@ -150,24 +157,28 @@ class World:
             number=1.0 if weight is None else float(weight),
             problem=weight_problem(weight),
         )
-        own = np.concatenate([np.zeros(0), *(value.reshape(-1) for value in values)])
-        every = self.control.all_gather_words(own.view(np.uint64)).view(np.float64)
-        total = np.zeros_like(own)
-        for row, rank_weight in zip(every, weights, strict=True):
-            if rank_weight:
-                total += rank_weight * row
+        vector = np.concatenate([np.zeros(0), *(value.reshape(-1) for value in values)])
+        means = _split(self._weighted_mean(vector, weights), values)
+        leaves = {
+            path: _like(leaf, mean)
+            for (path, leaf), mean in zip(flat, means, strict=True)
+        }
+        return rebuild(metrics, leaves)
+
+    def _weighted_mean(
+        self, vector: np.ndarray[Any, np.dtype[np.float64]], weights: list[float]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        rows = self.control.all_gather_words(vector.view(np.uint64)).view(np.float64)
+        total = np.zeros_like(vector)
+        for row, weight in zip(rows, weights, strict=True):
+            if weight:
+                total += weight * row
         if not sum(weights):
             raise ValueError("World.mean: every rank has weight 0")
-        ends = np.cumsum([v.size for v in values], dtype=int)
-        parts = np.split(total / sum(weights), ends)[:-1]
-        means = {
-            path: _like(leaf, part.reshape(value.shape))
-            for (path, leaf), value, part in zip(flat, values, parts, strict=True)
-        }
-        return rebuild(metrics, means)
+        return total / sum(weights)
 
     def broadcast(self, tree: Tree, root: int = 0) -> Tree:
-        """The root's arrays on every rank.
+        """Return the root's arrays on every rank.
 
         Args:
             tree: a tree of arrays, or a module, whose parameters are then replaced in
@@ -179,7 +190,8 @@ class World:
         """
         arrays = tree.parameters() if isinstance(tree, Module) else tree
         entries = entries_of(arrays)
-        self.agree_on("World.broadcast", entries, [f"root {root}"])
+        lines = [f"root {root}", *map(str, entries)]
+        agree_on_lines(self.control, "World.broadcast", lines)
         if not 0 <= root < self.size:
             raise ValueError(f"root is {root}; the ranks go from 0 to {self.size - 1}")
         flat = dict(tree_flatten(arrays))
@@ -191,17 +203,17 @@ class World:
         return result
 
     def identical(self, tree: Tree) -> bool:
-        """Whether all ranks hold the same paths, shapes, dtypes and bits.
+        """Return whether all ranks hold the same paths, shapes, dtypes and bits.
 
         Takes a tree of arrays or a module. Hashes all of it: about 2 s a gigabyte.
         """
-        own = digest(tree)
-        agree(self.control, "World.identical", 0, list)
-        every = self.control.all_gather_words(own)
+        checksum = digest(tree)
+        agree(self.control, "World.identical")
+        every = self.control.all_gather_words(checksum)
         return bool((every == every[0]).all())
 
-    def duplicate(self) -> Any:
-        """An MPI communicator of these ranks for one purpose alone. Called by all.
+    def duplicate(self) -> Comm:
+        """Return a new MPI communicator of these ranks. Called by all of them.
 
         Raises:
             ValueError: over other backends than MPI.
@@ -210,15 +222,8 @@ class World:
             raise ValueError(f"this works over MPI, and not over {self.backend!r}")
         return self._comm.Dup()
 
-    def agree_on(
-        self, call: str, entries: Sequence[Entry], settings: Sequence[str] = ()
-    ) -> None:
-        """Refuses a call on all ranks where parameters or settings differ."""
-        lines = [*settings, *map(str, entries)]
-        agree(self.control, call, fingerprint(lines), lambda: lines)
-
     def split(self, color: int) -> World:
-        """A world of the ranks that gave the same color, in the order of their ranks.
+        """Return a world of the ranks that gave the same color, in rank order.
 
         Raises:
             ValueError: on a backend that can't: MLX splits "mpi" and "nccl" groups.
@@ -229,32 +234,27 @@ class World:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
-        bad = not isinstance(color, int) or color < 0
-        agree(
-            self.control,
-            "World.split",
-            0,
-            list,
-            problem=f"color is {color!r}; it must be 0 or more" if bad else None,
-        )
+        is_valid = isinstance(color, int) and color >= 0
+        problem = None if is_valid else f"color is {color!r}; it must be 0 or more"
+        agree(self.control, "World.split", problem=problem)
         self.native.flush()
         group = split_group(self.group, self.backend, color)
         comm = None if self._comm is None else self._comm.Split(color, self.rank)
         return World(group, self.backend, comm, Recorder(self.recorder))
 
 
-def _neighbours(comm: Any) -> tuple[int, bool]:
-    """How many ranks share this host's memory, and whether this is their first."""
+def _ranks_on_host(comm: Comm) -> tuple[int, bool]:
+    """How many ranks share this host's memory, and whether this is the first one."""
     from mpi4py import MPI
 
-    neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    result = neighbours.Get_size(), neighbours.Get_rank() == 0
-    neighbours.Free()
+    on_host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    result = on_host.Get_size(), on_host.Get_rank() == 0
+    on_host.Free()
     return result
 
 
-def split_group(group: Any, backend: Backend, color: int) -> Any:
-    """A group of those with one color; the same group where it can't be split."""
+def split_group(group: Group, backend: Backend, color: int) -> Group:
+    """Return a group of the ranks of one color; the same group if it can't be split."""
     if group.size() == 1 or backend not in _SPLITTABLE:
         return group
     part = group.split(color)
@@ -262,7 +262,7 @@ def split_group(group: Any, backend: Backend, color: int) -> Any:
     return part
 
 
-def _number(path: str, leaf: Any) -> Any:
+def _number(path: str, leaf: object) -> Array:
     if isinstance(leaf, mx.array):
         wide = leaf.dtype in (mx.bfloat16, mx.complex64)
         return np.array(leaf.astype(mx.float32) if wide else leaf)
@@ -274,5 +274,12 @@ def _number(path: str, leaf: Any) -> Any:
     )
 
 
-def _like(leaf: Any, mean: Any) -> Any:
+def _split(vector: Array, like: list[Array]) -> list[Array]:
+    """Cut a vector into arrays of the sizes and shapes of others."""
+    ends = np.cumsum([array.size for array in like], dtype=int)
+    parts = np.split(vector, ends)[:-1]
+    return [part.reshape(a.shape) for part, a in zip(parts, like, strict=True)]
+
+
+def _like(leaf: object, mean: Array) -> Array:
     return mx.array(mean, mx.float32) if isinstance(leaf, mx.array) else float(mean)

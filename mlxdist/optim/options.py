@@ -1,0 +1,193 @@
+"""The options of a `DistributedOptimizer`: checked once, then frozen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+from ..arrays.types import Dtype
+from ..layout.sharding import Strategy
+from ..world.world import World
+from .accumulation import pairwise_problem
+from .buffers import Mode
+from .ema import EmaWeights
+from .loss_scale import Option as LossScaleOption
+from .masters import MasterWeights
+from .weight_copies import WeightCopies
+
+Transport = Literal["auto", "native", "host"]
+
+_FLOATS = (mx.float32, mx.bfloat16, mx.float16)
+_COMPILE_REMEDY = (
+    "compile the computation of loss and gradients alone, and call update() outside"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a `DistributedOptimizer` was given; its docstring explains each option."""
+
+    strategy: Strategy
+    transport: Transport
+    bucket_size: int
+    reduce_dtype: Dtype
+    wire_dtype: Dtype
+    max_norm: float | None
+    skip_nonfinite: bool
+    check_every: int
+    master_dtype: Dtype
+    loss_scale: LossScaleOption
+    accumulate: int
+    ema_decay: float | None
+    sync_buffers: Mode | None
+    reproducible: bool
+
+    @property
+    def copies(self) -> WeightCopies:
+        return WeightCopies(
+            MasterWeights(self.master_dtype), EmaWeights(self.ema_decay)
+        )
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether a step multiplies gradients, to clip or to unscale them."""
+        return self.max_norm is not None or self.loss_scale is not None
+
+    @property
+    def needs_norm(self) -> bool:
+        """Whether a world of one has to know the norm, or that it is finite."""
+        dynamic = self.loss_scale == "dynamic"
+        return self.max_norm is not None or self.skip_nonfinite or dynamic
+
+    @property
+    def mean_dtype(self) -> Dtype:
+        """The dtype in which replicated means are published; None for their own.
+
+        In 16 bits replicated state would see another norm than sharded state does.
+        """
+        return mx.float32 if self.reproducible else self.master_dtype
+
+    def check(self, world: World) -> None:
+        """Raise ValueError where an option is invalid, or can't work in this world."""
+        self._check_numbers()
+        self._check_transport(world)
+        if self.reproducible:
+            self._check_reproducible(world)
+
+    def lines(self) -> list[str]:
+        """The options as text, to be compared across ranks."""
+        return [f"{name} = {value}" for name, value in vars(self).items()]
+
+    def untraceable(self, *, accumulates: bool) -> str | None:
+        """Return why a step can't work inside `mx.compile`, or None.
+
+        Args:
+            accumulates: whether micro-batches are being added up.
+        """
+        if self.transport == "host":
+            return (
+                'transport="host" works on evaluated arrays and can\'t be traced by '
+                'mx.compile: use transport="native" or "auto", or call update() outside'
+            )
+        if accumulates or self.sync_buffers:
+            return (
+                "accumulate, no_sync(), sync_buffers and reproducible=True can't work "
+                f"inside mx.compile: {_COMPILE_REMEDY}"
+            )
+        if self.skip_nonfinite:
+            return "skip_nonfinite=True can't work inside mx.compile; leave it out"
+        if self.loss_scale == "dynamic":
+            return (
+                'loss_scale="dynamic" can\'t work inside mx.compile: pass a number, or '
+                f"{_COMPILE_REMEDY}"
+            )
+        return None
+
+    def _check_numbers(self) -> None:
+        norm, decay = self.max_norm, self.ema_decay
+        if norm is not None and not (_is_number(norm) and norm >= 0):
+            raise ValueError(f"max_norm is {norm!r}; it must be 0 or more, or None")
+        _check_count("bucket_size", self.bucket_size, 1, "1 byte or more")
+        _check_count("check_every", self.check_every, 0, "0 or more steps")
+        _check_count("accumulate", self.accumulate, 1, "1 or more")
+        if self.master_dtype is not None and self.master_dtype != mx.float32:
+            raise ValueError(
+                f"master_dtype is {self.master_dtype!r}; it must be mx.float32 or None"
+            )
+        _check_loss_scale(self.loss_scale)
+        if decay is not None and not (_is_number(decay) and 0 <= decay < 1):
+            raise ValueError(
+                f"ema_decay is {decay!r}; it must be from 0 up to below 1, or None"
+            )
+        if self.sync_buffers not in (None, "mean", "root"):
+            raise ValueError(
+                f'sync_buffers is {self.sync_buffers!r}; it must be "mean", "root" or '
+                "None"
+            )
+
+    def _check_transport(self, world: World) -> None:
+        if self.transport not in ("auto", "native", "host"):
+            raise ValueError(
+                f'transport is {self.transport!r}; it must be "auto", "native" or '
+                '"host"'
+            )
+        if self.transport == "host" and world.host_transport is None:
+            raise ValueError(
+                'transport="host" works over MPI, and this world is on '
+                f'{world.backend!r}: use mlxdist.init("mpi") or transport="native"'
+            )
+        for name, dtype in self._dtypes().items():
+            if dtype is not None and dtype not in _FLOATS:
+                raise ValueError(
+                    f"{name} is {dtype!r}; it must be mx.float32, mx.bfloat16 or "
+                    "mx.float16"
+                )
+        if self.wire_dtype is not None and self.transport != "host":
+            raise ValueError(
+                f'wire_dtype={self.wire_dtype} needs transport="host": MPI would round '
+                "the sum to it at every hop"
+            )
+        if self.transport == "host" and self.reduce_dtype != mx.float32:
+            raise ValueError(
+                f'transport="host" adds in float32, not in {self.reduce_dtype}; to '
+                "send fewer bytes use wire_dtype"
+            )
+
+    def _check_reproducible(self, world: World) -> None:
+        for name, dtype in self._dtypes().items():
+            if dtype is not None and dtype != mx.float32:
+                raise ValueError(
+                    "reproducible=True adds and sends in float32, and "
+                    f"{name} is {dtype}"
+                )
+        problem = pairwise_problem(self.accumulate, world.size)
+        if world.size > 1 and problem is not None:
+            raise ValueError(problem)
+
+    def _dtypes(self) -> dict[str, Dtype]:
+        return {"wire_dtype": self.wire_dtype, "reduce_dtype": self.reduce_dtype}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not (
+        isinstance(value, float) and math.isnan(value)
+    )
+
+
+def _check_count(name: str, value: object, least: int, wanted: str) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _check_loss_scale(value: object) -> None:
+    if value is None or value == "dynamic":
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 2.0**-126 <= float(value) < 2.0**127):  # type: ignore[arg-type]
+        raise ValueError(
+            f'loss_scale is {value!r}; it must be "dynamic", a float32 number above 0, '
+            "or None"
+        )

@@ -1,0 +1,195 @@
+"""The distributed step: average gradients, clip, update this rank's shard, gather."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from ..arrays import device
+from ..arrays.tree_index import TreeIndex
+from ..arrays.types import Array, Flat, Tree
+from ..comm.agreement import MismatchError
+from ..comm.reduction import Weights
+from ..comm.wire import Whole
+from ..world.world import World
+from . import grad_norm, setup
+from .accumulation import MicroBatches
+from .checks import Batch, batch_problem, call_name, matching, read_batch
+from .grad_norm import NonFiniteError, Norm
+from .inner import InnerOptimizer
+from .loss_scale import make_loss_scale
+from .options import Options
+from .pipeline import Pipeline, Pipelines
+from .resumable_state import StepCounts
+from .targets import Target
+
+
+class DistributedStep:
+    """Takes the steps of one optimizer, and holds what changes from step to step.
+
+    Args:
+        name: of the optimizer, for errors and records.
+        initialize: called with the parameters, at a first step without `init`.
+
+    Attributes:
+        is_planned: whether `pipelines` are those of a model's parameters.
+        index: of the gradients' tree.
+        norm: of the last mean gradients, where it was measured outside of mx.compile.
+        weight: this rank's in the last step.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        inner: InnerOptimizer,
+        options: Options,
+        initialize: Callable[[Tree], None],
+    ):
+        self._world, self._name = world, name
+        self._inner, self._options = inner, options
+        self._initialize = initialize
+        self.micro_batches = MicroBatches(
+            options.accumulate, pairwise=options.reproducible
+        )
+        self.loss_scale = make_loss_scale(options.loss_scale)
+        self.counts = StepCounts()
+        plan = setup.empty_plan(world, options)
+        self.pipelines = Pipelines(world, name, plan, inner, options, compiled=False)
+        self.is_planned = False
+        self.index: TreeIndex | None = None
+        self.norm: Array | None = None
+        self.weight: float = 1.0
+
+    def use(self, pipelines: Pipelines) -> None:
+        """Run the steps that follow in the pipelines of a new plan."""
+        self.pipelines, self.is_planned, self.index = pipelines, True, None
+
+    def require_pipelines(self) -> Pipelines:
+        """Return the pipelines of the model's plan; ValueError before `init`."""
+        if not self.is_planned:
+            raise ValueError("call optimizer.init(model) first")
+        return self.pipelines
+
+    def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
+        """Average the gradients over the ranks and take a step, phase by phase.
+
+        Raises:
+            MismatchError: on all ranks, before anything has changed.
+        """
+        batch = read_batch(self.index, gradients, target.parameters, weight)
+        run = self._pipeline_for(batch, gradients, target)
+        if batch.gradients and self.micro_batches.expects_more:
+            self._accumulate(batch)
+            return
+        recorder, name = self._world.recorder, call_name(self._name, batch)
+        with recorder.call(name, self.counts.steps + 1), run.scope():
+            # 1. Agree: here a step is refused, on all ranks or on none.
+            weights = self._agree(run, batch)
+            if not batch.gradients:
+                self._inner.apply_gradients({}, {})
+                return
+            self.index = batch.index or TreeIndex(batch.gradients, like=gradients)
+            means_of, weights = self._sums(batch, weights)
+            # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
+            recorder.phase("gradient exchange")
+            means = run.wire.reduce(means_of, weights)
+            # 3. Norm: one number for all ranks, or none where nothing needs it.
+            norm = run.norm.measure(means, means_of, weights)
+            if not norm.is_finite:
+                self._skip_or_raise(means_of, weights, norm)
+                return
+            means.release_gradients()
+            # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.
+            recorder.phase("optimizer and parameter exchange")
+            shard = run.local.begin(batch.parameters, self._scale(norm))
+            gather = run.wire.gather()
+            for index, mean in means:
+                for stepped in shard.add(index, mean):
+                    self._publish(gather.push(*stepped), run, target)
+            self._publish(gather.rest(), run, target)
+        self.counts.steps += 1
+        self.loss_scale.stepped()
+
+    def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
+        """Choose how to run a step; initialize at the first one."""
+        eager = device.start_evaluation(self._first_gradients(batch.gradients))
+        if not eager:
+            if not self.is_planned:
+                raise ValueError("call optimizer.init(model) before mx.compile traces")
+            micro = self.micro_batches
+            return self.pipelines.traced(accumulates=micro.in_no_sync or micro.active)
+        if not self.is_planned and batch.gradients and batch.problem is None:
+            self._initialize(matching(gradients, target.parameters)[0])
+        return self.pipelines.eager
+
+    def _first_gradients(self, gradients: Flat) -> list[Array]:
+        """The gradients that are sent first, those of the last layers.
+
+        Only those: MLX blocks the caller once its queue of pending work is full.
+        """
+        plan = self.pipelines.plan
+        if plan.buckets and plan.by_path.keys() == gradients.keys():
+            return [gradients[entry.path] for entry in plan.buckets[0].entries]
+        return list(gradients.values())[-1:]
+
+    def _agree(self, run: Pipeline, batch: Batch) -> Weights:
+        try:
+            weights = run.agreement.agree(batch, self.micro_batches, self.counts.steps)
+        except MismatchError:
+            self.micro_batches.drop()
+            raise
+        self.weight = weights.own
+        return weights
+
+    def _accumulate(self, batch: Batch) -> None:
+        """Add a micro-batch that is not the step's last. Nothing is sent."""
+        plan = self.pipelines.plan
+        problem = batch_problem(plan, batch)
+        self.micro_batches.add(batch.gradients, batch.weight, problem)
+        if self.micro_batches.problem and self._world.size == 1:
+            problem = self.micro_batches.problem
+            self.micro_batches.drop()
+            raise MismatchError(f"{problem}. The step begins anew.")
+
+    def _sums(self, batch: Batch, weights: Weights) -> tuple[Flat, Weights]:
+        """This rank's gradients and all weights, or the sums of its micro-batches."""
+        if not self.micro_batches.active:
+            return batch.gradients, weights
+        assert weights.every is not None, "not inside mx.compile"
+        of_sums = Weights.of_sums(weights.every, pairwise=self.micro_batches.pairwise)
+        sums = self.micro_batches.finish(batch.gradients, batch.weight)
+        batch.gradients.clear()
+        if self._world.size == 1:
+            return {
+                path: array / of_sums.total for path, array in sums.items()
+            }, of_sums
+        return sums, of_sums
+
+    def _scale(self, norm: Norm) -> Array | None:
+        """The factor on mean gradients that unscales and clips them."""
+        max_norm, value, scale = self._options.max_norm, norm.value, None
+        if self._options.loss_scale is not None:
+            scale = mx.array(1 / self.loss_scale.value)
+            value = None if value is None else value * scale
+        if max_norm is not None and value is not None:
+            self.norm = None if norm.is_traced else value
+            clip = grad_norm.clip_scale(value, max_norm)
+            scale = clip if scale is None else clip * scale
+        return scale
+
+    def _publish(self, buckets: list[Whole], run: Pipeline, target: Target) -> None:
+        assert self.index is not None
+        for whole in buckets:
+            run.evaluate(whole.arrays)
+            target.publish(self.index, whole)
+
+    def _skip_or_raise(self, gradients: Flat, weights: Weights, norm: Norm) -> None:
+        self.norm = None if self._options.max_norm is None else norm.value
+        if not self.loss_scale.overflowed():
+            step = self.counts.steps + 1
+            text = grad_norm.fault_text(self._world.control, gradients, weights, step)
+            if not self._options.skip_nonfinite:
+                raise NonFiniteError(text)
+        self.counts.skipped += 1

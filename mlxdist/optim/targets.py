@@ -1,0 +1,65 @@
+"""Where the new parameters of a step go: into a model, or into a new tree."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mlx.nn import Module
+
+from ..arrays.tree_index import Key, TreeIndex
+from ..arrays.types import Flat, Tree
+from ..comm.wire import Whole
+
+
+class Target(Protocol):
+    """Receives each bucket's new parameters.
+
+    Attributes:
+        parameters: the tree that contains the present ones.
+    """
+
+    parameters: Tree
+
+    def publish(self, index: TreeIndex, whole: Whole) -> None:
+        """Take a bucket's parameters; `index` is that of the gradients' tree."""
+
+
+class ModelTarget:
+    """Replaces a model's parameters, so that there is never a second set of them all.
+
+    Raises:
+        ValueError: where it is not a model.
+    """
+
+    def __init__(self, model: Module):
+        if not isinstance(model, Module):
+            raise ValueError(
+                f"update() wants a model and found a {type(model).__name__}; for a "
+                "tree of parameters there is apply_gradients()"
+            )
+        self.parameters: Tree = model
+        self._slots: dict[str, tuple[Tree, Key]] | None = None
+
+    @property
+    def was_updated(self) -> bool:
+        return self._slots is not None
+
+    def publish(self, index: TreeIndex, whole: Whole) -> None:
+        if self._slots is None:
+            self._slots = index.slots(self.parameters)
+        for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
+            if entry.path in self._slots:
+                container, key = self._slots[entry.path]
+                container[key] = array
+
+
+class TreeTarget:
+    """Collects new parameters by path."""
+
+    def __init__(self, parameters: Tree):
+        self.parameters = parameters
+        self.leaves: Flat = {}
+
+    def publish(self, index: TreeIndex, whole: Whole) -> None:
+        for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
+            self.leaves[entry.path] = array

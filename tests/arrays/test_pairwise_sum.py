@@ -5,13 +5,13 @@ import pytest
 
 from mlxdist.arrays.pairwise_sum import (
     Node,
+    node_sums,
+    node_sums_of_squares,
     nodes_of,
-    root_of,
-    squares_of,
-    sums_of,
-    tree_sum,
+    pairwise_sum,
+    root_sum,
 )
-from mlxdist.optim.accumulation import Accumulation
+from mlxdist.optim.accumulation import MicroBatches
 
 
 def reference(terms):
@@ -35,11 +35,11 @@ def test_any_cut_gives_the_same_bits(size, parts):
     terms = np.random.default_rng(size).standard_normal(size) ** 2
     held = {}
     for start, stop in cuts(size, parts, seed=parts):
-        sums = sums_of(terms[start:stop], start, size)
+        sums = node_sums(terms[start:stop], start, size)
         assert sorted(sums) == nodes_of(start, stop, size)
         held |= sums
-    assert root_of(held, size) == reference(terms)
-    assert tree_sum(list(terms)) == reference(terms)
+    assert root_sum(held, size) == reference(terms)
+    assert pairwise_sum(list(terms)) == reference(terms)
 
 
 @pytest.mark.parametrize("size", [65536, 65537, 200_000, 262_144])
@@ -48,12 +48,12 @@ def test_blocks_are_the_same_tree(size, parts):
     numbers = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     held = {}
     for start, stop in cuts(size, parts, seed=parts):
-        sums = squares_of(numbers[start:stop], start, size)
+        sums = node_sums_of_squares(numbers[start:stop], start, size)
         assert sorted(sums) == nodes_of(start, stop, size)
         held |= sums
     wide = numbers.astype(np.float64) ** 2
-    whole = sums_of(wide, 0, size)
-    assert root_of(held, size) == next(iter(whole.values()))
+    whole = node_sums(wide, 0, size)
+    assert root_sum(held, size) == next(iter(whole.values()))
     assert list(whole) == [Node((size - 1).bit_length(), 0)]
 
 
@@ -66,7 +66,7 @@ def test_another_order_would_give_other_bits():
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 12])
 def test_weights_are_added_in_the_tree_too(count):
     weights = [0.1 * (n + 1) for n in range(count)]
-    so_far = Accumulation(count, in_tree=True)
+    so_far = MicroBatches(count, pairwise=True)
     for weight in weights[:-1]:
         so_far.add({}, weight)
     assert so_far.weight_with(weights[-1]) == reference(weights)

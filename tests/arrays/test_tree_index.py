@@ -5,7 +5,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxdist.arrays.tree_index import Structure
+from mlxdist.arrays.tree_index import TreeIndex
 
 TREE = {
     "embed": 1,
@@ -16,14 +16,14 @@ PATHS = [path for path, _ in tree_flatten(TREE)]
 
 
 def test_leaves_by_path_are_those_of_tree_flatten():
-    structure = Structure(PATHS, like=TREE)
+    structure = TreeIndex(PATHS, like=TREE)
     assert structure.flat(TREE) == dict(tree_flatten(TREE))
     assert sorted(structure.paths) == sorted(PATHS)
 
 
 def test_another_order_of_keys_is_the_same_structure():
     other = dict(reversed(TREE.items()))
-    assert Structure(PATHS, like=TREE).flat(other) == dict(tree_flatten(other))
+    assert TreeIndex(PATHS, like=TREE).flat(other) == dict(tree_flatten(other))
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def test_other_trees_are_refused(change):
     tree = {**TREE, "layers": [dict(x) for x in TREE["layers"]]}
     change(tree)
     with pytest.raises((LookupError, TypeError)):
-        Structure(PATHS, like=TREE).leaves(tree)
+        TreeIndex(PATHS, like=TREE).flat(tree)
 
 
 def test_without_an_example_there_may_be_more():
-    assert Structure(["head.w"]).flat(TREE) == {"head.w": 6}
+    assert TreeIndex(["head.w"]).flat(TREE) == {"head.w": 6}
 
 
 def test_rebuilt_keeps_order_and_kinds():
-    structure = Structure(PATHS, like=TREE)
+    structure = TreeIndex(PATHS, like=TREE)
     new = structure.rebuilt(TREE, {path: path for path in PATHS})
     assert [path for path, _ in tree_flatten(new)] == PATHS
     assert dict(tree_flatten(new)) == {path: path for path in PATHS}
@@ -66,7 +66,7 @@ def test_places_of_tied_weights_are_the_last_ones():
 
     model = Tied()
     paths = [path for path, _ in tree_flatten(model.parameters())]
-    places = Structure(paths).places(model)
+    places = TreeIndex(paths).slots(model)
     assert list(places) == paths[-1:]
     container, key = places[paths[-1]]
     container[key] = mx.zeros((2, 2))

@@ -7,21 +7,18 @@ import mlx.optimizers as optim
 import pytest
 
 import mlxdist
-from mlxdist.comm import progress
+from mlxdist.comm import Recorder
 from mlxdist.comm.exchange import Exchange
+from mlxdist.world import World
 from tests.support.examples import assert_as_eager
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
-def apart(world, monkeypatch):
+def apart(world):
     """The world as if each rank were on a host of its own."""
-    host = world.host_transport
-    moving = progress.Progress(host._mpi, overlaps=True, recorder=world.recorder)
-    monkeypatch.setattr(host, "_progress", moving)
-    monkeypatch.setattr(host, "overlaps", True)
-    return world
+    return World(world.group, "mpi", world.duplicate(), Recorder(), overlaps=True)
 
 
 def slow(seconds):

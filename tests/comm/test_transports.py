@@ -6,7 +6,7 @@ import pytest
 
 from mlxdist.arrays.numpy_view import encode, raw
 from mlxdist.comm import exchange, native
-from mlxdist.comm.collectives import Weights
+from mlxdist.comm.reduction import Weights
 from mlxdist.layout.entries import Entry, split_counts
 from mlxdist.layout.sharding import Bucket, make_plan
 from tests.support.examples import assert_same_bits
@@ -57,7 +57,7 @@ def test_sum_scatter_and_all_gather(size, owners, dtype, world):
     start, stop = bucket.span(world.rank)
     for comm in both(world):
         own = values[world.rank].astype(mx.float32 if comm is world.native else dtype)
-        chunk = comm.start_sum_scatter(
+        chunk = comm.start_reduce_scatter(
             [own], bucket, Weights.known(world.rank, weights)
         ).finish()
         assert chunk.dtype == mx.float32
@@ -73,8 +73,9 @@ def test_nothing_travels_where_there_are_no_elements(world, monkeypatch):
     weights = Weights.known(world.rank, (1.0,) * world.size)
     monkeypatch.setattr(world.native, "_chained", None)
     comm = world.native
-    assert comm.start_sum_scatter([empty], bucket, weights).finish().size == 0
-    assert comm.start_all_sum([empty], bucket, weights, mx.float16).finish().size == 0
+    assert comm.start_reduce_scatter([empty], bucket, weights).finish().size == 0
+    reduced = comm.start_all_reduce([empty], bucket, weights, mx.float16).finish()
+    assert reduced.size == 0
     assert comm.start_all_gather([empty], bucket).finish().size == 0
     sent = comm.broadcast(empty.reshape(0, 3), 0)
     assert (sent.shape, sent.dtype) == ((0, 3), mx.float16)
@@ -88,11 +89,11 @@ def test_all_sums_over_host_are_a_sum_rounded_once(world, dtype):
     bucket = Bucket((Entry("a", (333,), name),), world.size)
     weights = Weights.known(world.rank, tuple(range(1, world.size + 1)))
     numbers = mx.random.normal((4, 333), key=mx.random.key(world.rank)).astype(dtype)
-    sums = [comm.start_sum_scatter([n], bucket, weights).finish() for n in numbers]
+    sums = [comm.start_reduce_scatter([n], bucket, weights).finish() for n in numbers]
     wanted = [
         comm.start_all_gather([one.astype(dtype)], bucket).finish() for one in sums
     ]
-    pending = [comm.start_all_sum([one], bucket, weights, dtype) for one in numbers]
+    pending = [comm.start_all_reduce([one], bucket, weights, dtype) for one in numbers]
     assert comm.sum_scalar(mx.array(1.0)).item() == world.size  # all are under way
     for one, whole, part in zip(pending, wanted, sums, strict=True):
         found = one.finish()
@@ -132,7 +133,7 @@ def test_float64_stays_float64(world):
     with mx.stream(mx.cpu):
         own = mx.full((5,), 1.0 + 2.0**-40, mx.float64)
     weights = Weights.known(world.rank, (1.0,) * world.size)
-    chunk = world.host_transport.start_sum_scatter([own], bucket, weights).finish()
+    chunk = world.host_transport.start_reduce_scatter([own], bucket, weights).finish()
     assert chunk.dtype == mx.float64
     assert np.array(chunk).tolist() == [1.0 + 2.0**-40] * chunk.size
 
@@ -148,7 +149,7 @@ def test_host_adds_in_rank_order(world):
     wanted /= np.float32(world.size)
     bucket = bucket_of(world, 50)
     weights = Weights.known(world.rank, (1.0,) * world.size)
-    summed = world.host_transport.start_sum_scatter(
+    summed = world.host_transport.start_reduce_scatter(
         [mx.full((50,), mine)], bucket, weights
     ).finish()
     assert set(np.array(summed).tolist()) <= {float(wanted)}
@@ -159,7 +160,7 @@ def test_several_under_way_at_once(world):
     weights = Weights.known(world.rank, (1.0,) * world.size)
     for comm in both(world):
         pending = [
-            comm.start_sum_scatter([mx.full((1000,), float(i))], bucket, weights)
+            comm.start_reduce_scatter([mx.full((1000,), float(i))], bucket, weights)
             for i in range(6)
         ]
         for i, one in enumerate(pending):
@@ -188,7 +189,7 @@ def test_fences_on_an_accelerator_change_nothing(world, monkeypatch):
     monkeypatch.setattr(native.mx, "default_device", lambda: mx.gpu)
     weights = Weights.known(world.rank, (1.0,) * world.size)
     bucket = bucket_of(world, 100)
-    summed = world.native.start_all_sum(
+    summed = world.native.start_all_reduce(
         [mx.ones(100)], bucket, weights, mx.float32
     ).finish()
     assert set(np.array(summed).tolist()) == {1.0}

@@ -2,9 +2,8 @@
 
 import pytest
 
-from mlxdist.comm import wire
 from mlxdist.layout import buckets
-from mlxdist.optim import optimizer
+from mlxdist.optim import grad_norm, local_update
 
 
 @pytest.fixture
@@ -14,6 +13,6 @@ def compiled_always(monkeypatch):
     Tensors of 4 kB get a bucket of their own, and the gradients' finiteness is checked
     before the exchange whatever their size.
     """
-    monkeypatch.setattr(optimizer, "COMPILED_FROM", 0)
+    monkeypatch.setattr(local_update, "COMPILED_FROM", 0)
     monkeypatch.setattr(buckets, "ALONE_FROM", 4096)
-    monkeypatch.setattr(wire, "_LARGE", 64)
+    monkeypatch.setattr(grad_norm, "STREAM_FROM", 64)

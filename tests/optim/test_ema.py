@@ -74,11 +74,11 @@ def test_ema_weights_in_place_refuse_other_calls(world, shared_folder):
         "save": lambda: mlxdist.save_checkpoint(shared_folder, 3, model, optimizer),
         "load": lambda: mlxdist.load_checkpoint(shared_folder, model, optimizer),
         "call init": lambda: optimizer.init(model),
-        "lend": lambda: optimizer.averaged(model).__enter__(),
+        "swap": lambda: optimizer.averaged(model).__enter__(),
     }
     with optimizer.averaged(model):
         for message, call in calls.items():
-            with pytest.raises(ValueError, match=f"averages in place: {message}"):
+            with pytest.raises(ValueError, match=f"EMA weights in place: {message}"):
                 call()
     take_step(model, optimizer, 3)
 

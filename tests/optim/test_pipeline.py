@@ -6,7 +6,6 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
-from mlxdist import MismatchError
 from tests.support.examples import (
     assert_same_bits,
     batch,
@@ -203,7 +202,7 @@ def test_compiled_step_before_init_is_refused(world):
 
 def test_compiled_step_with_skip_nonfinite_is_refused(world):
     step = compiled_apply(world, skip_nonfinite=True)
-    with pytest.raises(MismatchError, match="skip_nonfinite"):
+    with pytest.raises(ValueError, match="skip_nonfinite"):
         step(mx.ones((1, 4)))
 
 
@@ -212,5 +211,5 @@ def test_compiled_step_with_skip_nonfinite_is_refused(world):
 )
 def test_compiled_step_with_an_option_for_eager_steps_is_refused(options, world):
     step = compiled_apply(world, **options)
-    with pytest.raises(ValueError, match="compile what computes loss and gradients"):
+    with pytest.raises(ValueError, match="compile the computation of loss"):
         step(mx.ones((1, 4)))

@@ -161,7 +161,7 @@ def test_reproducible_with_a_wire_dtype_is_refused(world):
 
 @pytest.mark.mpi(min_size=2)
 def test_reproducible_with_other_than_a_power_of_two_micro_batches_is_refused(world):
-    with pytest.raises(ValueError, match="a power of two a rank"):
+    with pytest.raises(ValueError, match="a power of two on each rank"):
         distributed(world, reproducible=True, accumulate=3)
     optimizer = distributed(world, optim.SGD(0.1), reproducible=True)
     tree = {"w": mx.zeros(3)}

@@ -7,8 +7,7 @@ import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlxdist import MismatchError
-from mlxdist.optim import setup
+from mlxdist import MismatchError, version
 from tests.support.examples import (
     Net,
     apply_steps,
@@ -122,9 +121,9 @@ def test_init_of_another_model_on_one_rank_is_refused(world):
 @pytest.mark.parametrize("package", ["mlxdist", "mlx"])
 def test_init_with_another_version_on_one_rank_is_refused(package, world, monkeypatch):
     if is_last(world) and package == "mlx":
-        monkeypatch.setattr(setup, "version", lambda name: "0.0.7")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.7")
     if is_last(world) and package == "mlxdist":
-        monkeypatch.setattr(setup, "__version__", "0.0.7")
+        monkeypatch.setattr(version, "__version__", "0.0.7")
     with pytest.raises(MismatchError, match=rf"{package} 0\.0\.7"):
         distributed(world).init({"w": mx.zeros(3)})
 

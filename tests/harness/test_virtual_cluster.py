@@ -1,25 +1,21 @@
-"""The virtual cluster: hosts, wires, what ends them, and that nothing is left."""
+"""The virtual cluster: its hosts and wires, and that nothing of it remains."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import (
-    jobs,
-    netns,
-)
+from tests.support import jobs, netns
 from tests.support.cluster import VirtualCluster, bits_per_second
 
 PROBLEM = netns.problem()
 needs_hosts = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
-# Each host sends to the next one and receives from the one before, all at once.
+# Each host sends to the next one and receives from the previous one at once.
 TRAFFIC = """
 import socket, sys, threading, time
 own, peer, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -52,7 +48,7 @@ wanted = world.size * mx.arange(2**20) + sum(range(world.size))
 print(world.rank, world.host, mx.array_equal(total, wanted).item())
 """
 
-MAKES_ONE = """
+MAKE_CLUSTER = """
 import subprocess, sys
 sys.path.insert(0, sys.argv[1])
 from tests.support.cluster import VirtualCluster
@@ -69,28 +65,21 @@ def run(command, timeout=30):
     return jobs.run(command, timeout=timeout)
 
 
-def eventually(true, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
-
-
 def links():
     return sorted(os.listdir("/sys/class/net"))
 
 
 def sent_bytes(cluster, host):
-    """What left a host by its wire so far."""
-    done = run(cluster.command(["cat", "/proc/net/dev"], host=host))
-    (wire,) = (line for line in done.stdout.splitlines() if "wire:" in line)
+    """Return the bytes that a host has sent over its wire so far."""
+    result = run(cluster.command(["cat", "/proc/net/dev"], host=host))
+    (wire,) = (line for line in result.stdout.splitlines() if "wire:" in line)
     return int(wire.split()[9])
 
 
 @needs_hosts
 @pytest.mark.parametrize("hosts", [2, 3, 4])
-def test_wires_carry_their_rate_both_ways_at_once(hosts):
-    """At 100 Mbit/s, of which headers take 4.4% and TCP's start some."""
+def test_cluster_wires_carry_their_rate_in_both_directions_at_once(hosts):
+    """At 100 Mbit/s, less 4.4% for headers and a little for TCP's slow start."""
     with (
         VirtualCluster(hosts, rate="100mbit") as cluster,
         contextlib.ExitStack() as end,
@@ -117,40 +106,40 @@ def test_wires_carry_their_rate_both_ways_at_once(hosts):
 
 @needs_hosts
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_ranks_on_every_host_add_over_the_wire(hosts, tmp_path):
+def test_cluster_all_reduce_over_all_hosts_uses_the_wires(hosts, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(ALL_SUM)
     with VirtualCluster(hosts) as cluster:
         before = [sent_bytes(cluster, host) for host in range(hosts)]
         variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(jobs.ROOT)}
         command = [sys.executable, str(script)]
-        done = run(cluster.mpirun(hosts, command, environment=variables))
+        result = run(cluster.mpirun(hosts, command, environment=variables))
         after = [sent_bytes(cluster, host) for host in range(hosts)]
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     wanted = [f"{rank} node{rank + 1} True" for rank in range(hosts)]
-    assert sorted(done.stdout.splitlines()) == wanted
+    assert sorted(result.stdout.splitlines()) == wanted
     # An all-reduce sends 2(N-1)/N of its 4 MiB; shared memory would send nothing.
     least = 2 * (hosts - 1) / hosts * 4 * 2**20
     assert all(b - a > least for a, b in zip(before, after, strict=True))
 
 
 @needs_hosts
-def test_a_host_is_entered_as_by_ssh():
-    """With names that resolve, and the environment of a login and not the caller's."""
+def test_cluster_ssh_enters_a_host_with_a_login_environment():
+    """Names resolve, and the environment is that of a login, not the caller's."""
     with VirtualCluster(["alpha", "beta"]) as cluster:
         shown = [
             "sh",
             "-c",
             "hostname; ssh -x -o BatchMode=yes root@beta 'hostname; env'",
         ]
-        done = run(cluster.command(shown, environment={"SECRET": "1"}))
+        result = run(cluster.command(shown, environment={"SECRET": "1"}))
         first = run(
             cluster.command(["sh", "-c", "echo $SECRET"], environment={"SECRET": "1"})
         )
         nowhere = run(cluster.command(["ssh", "gamma", "true"]))
         looked_up = run(cluster.command(["getent", "hosts", "alpha"], host=1))
-    assert done.stdout.splitlines()[:2] == ["alpha", "beta"]
-    assert "SECRET" not in done.stdout
+    assert result.stdout.splitlines()[:2] == ["alpha", "beta"]
+    assert "SECRET" not in result.stdout
     assert first.stdout == "1\n"
     assert nowhere.returncode == 255
     assert "No route to host" in nowhere.stderr
@@ -158,49 +147,49 @@ def test_a_host_is_entered_as_by_ssh():
 
 
 @needs_hosts
-def test_hosts_of_one_name_are_told_apart_by_address():
+def test_cluster_hosts_of_equal_names_are_reached_by_address():
     with VirtualCluster(["same", "same"]) as cluster:
-        done = run(
+        result = run(
             cluster.mpirun(2, ["sh", "-c", "hostname; readlink /proc/self/ns/net"])
         )
         nets = {host.space.net for host in cluster.hosts}
-    assert done.stdout.splitlines().count("same") == 2
-    assert nets < set(done.stdout.splitlines())
+    assert result.stdout.splitlines().count("same") == 2
+    assert nets < set(result.stdout.splitlines())
 
 
 @needs_hosts
-def test_a_cut_wire_carries_nothing_until_it_is_mended():
+def test_cluster_cut_wire_carries_nothing_until_it_is_mended():
     ask = ["timeout", "1", "bash", "-c", "echo >/dev/tcp/10.77.0.2/5000"]
     listen = "import socket, time; s = socket.create_server(('', 5000)); time.sleep(60)"
     with VirtualCluster(2) as cluster, contextlib.ExitStack() as end:
         server = cluster.command([sys.executable, "-c", listen], host=1)
         listening = end.enter_context(subprocess.Popen(server))
         end.callback(listening.kill)
-        assert eventually(lambda: run(cluster.command(ask)).returncode == 0)
+        assert jobs.wait_until(lambda: run(cluster.command(ask)).returncode == 0)
         cluster.cut(1)
         assert run(cluster.command(ask)).returncode == 124
         assert run(cluster.command(["ssh", "node2", "true"])).returncode == 255
         cluster.mend(1)
-        assert eventually(lambda: run(cluster.command(ask)).returncode == 0)
+        assert jobs.wait_until(lambda: run(cluster.command(ask)).returncode == 0)
         assert run(cluster.command(["ssh", "node2", "true"])).returncode == 0
 
 
 @needs_hosts
-def test_a_daemon_that_is_killed_ends_mpirun():
+def test_cluster_killed_daemon_ends_mpirun():
     with VirtualCluster(2) as cluster:
         assert not cluster.kill_agent(1)
         with jobs.start(cluster.mpirun(2, ["sleep", "600"])) as mpirun:
-            assert eventually(lambda: cluster.processes(1, "sleep"))
+            assert jobs.wait_until(lambda: cluster.processes(1, "sleep"))
             assert cluster.kill_agent(1)
             mpirun.wait(timeout=10)
 
 
 @needs_hosts
 @pytest.mark.parametrize("by", ["SIGKILL", "SIGINT"])
-def test_nothing_is_left_when_its_maker_is_killed(by):
+def test_cluster_leaves_nothing_if_its_process_is_killed(by):
     seen = links()
     with subprocess.Popen(
-        [sys.executable, "-c", MAKES_ONE, str(jobs.ROOT)],
+        [sys.executable, "-c", MAKE_CLUSTER, str(jobs.ROOT)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=jobs.clean_environment(),
@@ -208,15 +197,15 @@ def test_nothing_is_left_when_its_maker_is_killed(by):
     ) as maker:
         folder, *nets = maker.stdout.readline().split()
         assert len(netns.processes(nets)) >= 7  # keepers, mpirun, prted, two ranks
-        assert links() == seen, "what is made is not seen from outside"
+        assert links() == seen, "the links are visible outside"
         maker.send_signal(signal.Signals[by])
-    assert eventually(lambda: not netns.processes(nets))
-    assert eventually(lambda: not Path(folder).exists())
+    assert jobs.wait_until(lambda: not netns.processes(nets))
+    assert jobs.wait_until(lambda: not Path(folder).exists())
     assert links() == seen
 
 
 @needs_hosts
-def test_nothing_is_left_when_it_cannot_be_made(monkeypatch):
+def test_cluster_leaves_nothing_if_it_cannot_be_built(monkeypatch):
     made = []
 
     def fail(cluster, host):
@@ -231,16 +220,18 @@ def test_nothing_is_left_when_it_cannot_be_made(monkeypatch):
 
 
 @needs_hosts
-def test_the_command_runs_on_the_first_host_and_gives_its_exit_code():
+def test_virtual_cluster_command_runs_on_the_first_host_and_returns_its_exit_code():
     tool = str(jobs.ROOT / "tests" / "support" / "virtual_cluster")
-    done = run([tool, "-n", "3", "--", "sh", "-c", "hostname; mpirun hostname; exit 7"])
-    assert done.returncode == 7
-    names = done.stdout.splitlines()
+    result = run(
+        [tool, "-n", "3", "--", "sh", "-c", "hostname; mpirun hostname; exit 7"]
+    )
+    assert result.returncode == 7
+    names = result.stdout.splitlines()
     assert names[0] == "node1"
     assert sorted(names[1:]) == ["node1", "node2", "node3"]
     with jobs.start([tool, "--", "sleep", "600"]) as process:
         try:
-            assert eventually(lambda: "sleep" in programs_of(process.pid))
+            assert jobs.wait_until(lambda: "sleep" in programs_of(process.pid))
             process.terminate()
             assert process.wait(timeout=20) == 128 + signal.SIGTERM
         finally:
@@ -256,23 +247,23 @@ def programs_of(leader):
 
 
 @pytest.mark.parametrize("hosts", [0, 201, ["a b"], ["-n"], ["x" * 64], [""]])
-def test_hosts_that_cannot_be(hosts):
+def test_cluster_invalid_hosts_raise(hosts):
     with pytest.raises(ValueError, match="host"):
         VirtualCluster(hosts)
 
 
 @pytest.mark.parametrize("rate", ["", "fast", "0gbit", "1gbit burst 1", "-1mbit"])
-def test_rates_that_cannot_be(rate):
+def test_cluster_invalid_rate_raises(rate):
     with pytest.raises(ValueError, match="wanted such as 1gbit"):
         VirtualCluster(2, rate=rate)
 
 
-def test_rates_are_numbers_too():
+def test_bits_per_second_reads_rates_of_tc():
     assert bits_per_second("1.5gbit") == 1.5e9
     assert bits_per_second("100mbit") == 1e8
 
 
-def test_it_says_what_it_needs(monkeypatch):
+def test_cluster_without_its_requirements_raises(monkeypatch):
     monkeypatch.setattr(netns.os, "geteuid", lambda: 1000)
     with pytest.raises(RuntimeError, match="only root"):
         VirtualCluster(2)
@@ -281,5 +272,5 @@ def test_it_says_what_it_needs(monkeypatch):
     with pytest.raises(RuntimeError, match="apt install iproute2"):
         VirtualCluster(2)
     monkeypatch.setattr(netns.sys, "platform", "darwin")
-    with pytest.raises(RuntimeError, match="Linux's, and this is darwin"):
+    with pytest.raises(RuntimeError, match="need Linux, and this is darwin"):
         VirtualCluster(2)

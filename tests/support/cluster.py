@@ -1,15 +1,15 @@
-"""A cluster on one Linux machine: hosts of their own names, a wire of its own to each.
+"""Virtual cluster on one Linux machine: hosts with names and network links.
 
     with VirtualCluster(2, rate="1gbit") as cluster:
         subprocess.run(cluster.mpirun(2, [sys.executable, "train.py"]))
 
-Each host is a set of namespaces: network, host name, mounts. They share the files and
-the cores, but not `/dev/shm`, and they reach each other through a switch alone, by
-wires that are shaped both ways. What is not there: latency of cables, loss, a second
-machine's memory and cores.
+Each host is a set of namespaces: network, host name, mounts. Hosts share files and
+cores, but not `/dev/shm`. They reach one another only through a switch, over links with
+a limited rate in both directions. Not modelled: latency, packet loss, and the memory
+and cores of more machines.
 
-An `ssh` that enters the namespaces is first on the PATH of the hosts, so that Open MPI
-starts its daemons as it does on real ones, with the environment of a fresh login.
+The PATH of the hosts starts with an `ssh` that enters the namespaces. Open MPI starts
+its daemons with it as on real hosts, in the environment of a new login.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SUBNET = "10.77.0"  # seen inside the namespaces only
 _MOST_HOSTS = 200
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?")
-# The queue before a wire is long enough that hardly anything is dropped, as on a good
-# switch. A burst takes the largest packet that the kernel hands down in one piece.
+# The queue of a link is so long that hardly any packet is dropped, as on a good switch.
+# The burst has room for the largest packet that the kernel passes on in one piece.
 _QUEUE, _BURST = "4mb", "128kb"
-# TCP's own: what Linux and macOS take by default, whatever this machine was told.
+# The default of Linux and macOS, whatever this machine is configured to use.
 _CONGESTION_CONTROL = "cubic"
 
-# All hosts share the cores, so that a rank must not spin on one or be tied to one.
+# All hosts share the cores, so a rank must not spin on one or be bound to one.
 _SHARED_CORES = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
@@ -80,37 +80,37 @@ class Host:
 
 
 def bits_per_second(rate: str) -> float:
-    """What tc calls "1gbit" or "100mbit", as a number.
+    """Return the bits per second of a rate in tc's notation, such as "100mbit".
 
     Raises:
-        ValueError: it is nothing like that.
+        ValueError: it is not in that notation, or is zero.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]bit)", rate)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]bit)", rate)
+    if not match or not float(match[1]):
         raise ValueError(f"the rate is {rate!r}; wanted such as 1gbit or 100mbit")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 class VirtualCluster:
-    """Hosts that are up until `close`, or until this process ends, however it ends.
+    """Hosts that exist until `close`, or until this process ends, even if killed.
 
     Args:
-        hosts: how many, or their names. Names may be equal, as a test of what
-            happens then; such hosts are told apart by their addresses.
-        rate: of each host's wire, in either direction, as tc writes it.
+        hosts: their number, or their names. Hosts with equal names are allowed, for
+            tests of that case, and are known by their addresses.
+        rate: of each host's link in either direction, in tc's notation.
 
     Raises:
-        RuntimeError: this machine can't; with what it needs.
-        ValueError: hosts or rate are none.
+        RuntimeError: this machine can't make one; the message says what it needs.
+        ValueError: the hosts or the rate are invalid.
     """
 
     def __init__(self, hosts: int | Sequence[str] = 2, *, rate: str = "1gbit"):
         names = _names(hosts)
         self.rate = rate
         self.bits_per_second = bits_per_second(rate)
-        why = netns.problem()
-        if why:
-            raise RuntimeError(f"a virtual cluster can't be made: {why}")
+        problem = netns.problem()
+        if problem:
+            raise RuntimeError(f"a virtual cluster can't be made: {problem}")
         self.folder = Path(tempfile.mkdtemp(prefix="mlxdist-cluster-"))
         self._keeper = netns.Keeper(self.folder)
         self.hosts: list[Host] = []
@@ -132,12 +132,12 @@ class VirtualCluster:
         self.close()
 
     def close(self) -> None:
-        """Ends every process in the cluster, and the cluster."""
+        """End every process in the cluster, and remove it."""
         self._keeper.close()
 
     @property
     def hostfile(self) -> Path:
-        """The hosts for mpirun, one slot each; used where mpirun is given none."""
+        """The hosts with one slot each; mpirun's default in the cluster."""
         return self.folder / "hostfile"
 
     def command(
@@ -147,19 +147,19 @@ class VirtualCluster:
         host: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """A command line that runs a command on a host, in this folder.
+        """Return a command line that runs a command on a host, in this folder.
 
-        It sees the environment of whoever runs it, as if that one had logged in there,
-        and what mpirun needs to find the other hosts.
+        The command gets the environment of the caller, and the variables with which
+        mpirun finds the other hosts.
 
         Args:
-            environment: variables on top.
+            environment: more variables.
         """
         path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
-        own = {"PRTE_MCA_prte_default_hostfile": str(self.hostfile), "PATH": path}
-        for where in ("local", "remote"):  # no files of killed ones stay behind
-            own[f"PRTE_MCA_prte_{where}_tmpdir_base"] = str(self.folder)
-        variables = {**_SHARED_CORES, **_AS_ROOT, **own, **(environment or {})}
+        cluster = {"PRTE_MCA_prte_default_hostfile": str(self.hostfile), "PATH": path}
+        for side in ("local", "remote"):  # files of killed daemons go with the cluster
+            cluster[f"PRTE_MCA_prte_{side}_tmpdir_base"] = str(self.folder)
+        variables = {**_SHARED_CORES, **_AS_ROOT, **cluster, **(environment or {})}
         settings = [f"{name}={value}" for name, value in variables.items()]
         target = str(self.hosts[host].space.pid)
         enter = ["nsenter", "-t", target, "--net", "--uts", "--mount"]
@@ -173,12 +173,12 @@ class VirtualCluster:
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> list[str]:
-        """A command line that runs a command on ranks over all hosts, evenly.
+        """Return a command line that runs a command on ranks spread over all hosts.
 
         Args:
-            ranks: rank r runs on host r // (ranks on a host).
+            ranks: their number; rank r runs on host r // (ranks per host).
             environment: variables of all ranks.
-            arguments: mpirun's own.
+            arguments: more arguments of mpirun.
         """
         slots = -(-ranks // len(self.hosts))
         at = ",".join(f"{self._known_as(host)}:{slots}" for host in self.hosts)
@@ -188,25 +188,25 @@ class VirtualCluster:
         return self.command([*start, *arguments, *command])
 
     def cut(self, host: int) -> None:
-        """Cuts a host's wire: packets are lost from now on, and no ssh gets there."""
+        """Cut the link of a host: it loses all packets, and ssh can't reach it."""
         self._switch.run("ip", "link", "set", self.hosts[host].port, "down")
         shutil.rmtree(self._entrance(self.hosts[host]), ignore_errors=True)
 
     def mend(self, host: int) -> None:
-        """Puts a wire back that was cut."""
+        """Restore the link of a host that was cut."""
         self._switch.run("ip", "link", "set", self.hosts[host].port, "up")
         self._let_in(self.hosts[host])
 
     def processes(self, host: int, program: str | None = None) -> list[int]:
-        """The processes on a host, or those that run a program of this name."""
+        """Return the process ids on a host, or those of one program."""
         space = self.hosts[host].space
-        found = [p for p in netns.processes([space.net]) if p != space.pid]
-        return [p for p in found if program is None or _program(p) == program]
+        pids = [pid for pid in netns.processes([space.net]) if pid != space.pid]
+        return [pid for pid in pids if program is None or _program(pid) == program]
 
     def kill_agent(self, host: int) -> list[int]:
-        """Kills Open MPI's daemons on a host, and tells their process ids.
+        """Kill Open MPI's daemons on a host, and return their process ids.
 
-        The first host has none: there mpirun does the work.
+        The first host has none, because mpirun itself runs there.
         """
         daemons = self.processes(host, "prted")
         for pid in daemons:
@@ -269,12 +269,12 @@ class VirtualCluster:
 
 
 def find_mpirun() -> str:
-    """The mpirun beside this Python, or the first on the PATH."""
-    beside = os.path.dirname(sys.executable)
-    found = shutil.which("mpirun", path=f"{beside}:{os.environ.get('PATH', '')}")
-    if found is None:
+    """Return the mpirun in the folder of this Python, else the first on the PATH."""
+    folder = os.path.dirname(sys.executable)
+    path = shutil.which("mpirun", path=f"{folder}:{os.environ.get('PATH', '')}")
+    if path is None:
         raise RuntimeError("there is no mpirun: launch/setup installs one in .venv")
-    return found
+    return path
 
 
 def _names(hosts: int | Sequence[str]) -> list[str]:

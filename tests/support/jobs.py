@@ -1,4 +1,9 @@
-"""Real mpirun jobs for serial tests. At its timeout a job ends with all it started."""
+"""Real mpirun jobs for tests that run without mpirun themselves.
+
+At its timeout a job is killed with every process that it started.
+"""
+
+from __future__ import annotations
 
 import atexit
 import contextlib
@@ -9,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mlxdist
@@ -19,16 +26,21 @@ ROOT = Path(mlxdist.__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 
 
-def mpi_job(n, script, *arguments, folder, env=None, timeout=60.0):
-    """Runs a Python script on n ranks with mpirun itself.
+def mpi_job(
+    n: int,
+    script: Path | str,
+    *arguments: object,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python script on n ranks with mpirun, without `mlxdist run`.
 
     Args:
-        script: a Path, or the source text of a script, which is put into `folder`.
-        env: variables on top of the environment of a clean shell.
+        script: a Path, or the source of a script, which is written to `folder`.
+        folder: the working directory of the ranks.
+        env: variables added to a clean environment.
         timeout: seconds until every process of the job is killed.
-
-    Returns:
-        A CompletedProcess with the text of stdout and stderr.
 
     Raises:
         subprocess.TimeoutExpired: with the output until then.
@@ -41,39 +53,47 @@ def mpi_job(n, script, *arguments, folder, env=None, timeout=60.0):
     return run(command, env=env, timeout=timeout, cwd=folder)
 
 
-def mpirun(n, session=None):
-    """The beginning of a command that starts n ranks on this machine.
+def mpirun(n: int, session: str | None = None) -> list[str]:
+    """Return the first words of a command that starts n ranks on this machine.
 
-    `session` is a folder for mpirun's own files; in the common one, those that a killed
-    mpirun left would end a later one with the same process id.
+    Args:
+        session: folder for mpirun's own files, a new one by default. In the folder that
+            all users share, files left by a killed mpirun would end a later one that
+            has the same process id.
     """
     command = [openmpi.find_mpirun(), "-n", str(n), "--host", f"localhost:{n}"]
     command += ["--stdin", "none", "--bind-to", "none"]
     command += ["--mca", "mpi_yield_when_idle", "1"]
-    session = session or tempfile.mkdtemp(prefix="mpirun-", dir=sessions())
+    session = session or tempfile.mkdtemp(prefix="mpirun-", dir=_sessions_folder())
     command += ["--prtemca", "prte_local_tmpdir_base", session]
     return command + ["--allow-run-as-root"] * (os.geteuid() == 0)
 
 
 @functools.cache
-def sessions():
+def _sessions_folder() -> str:
     folder = tempfile.mkdtemp(prefix="mlxdist-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def clean_environment(env=None):
-    """What a user's shell has, with this package on Python's path."""
+def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return a user's environment, with this package on Python's path, and `env`."""
     clean = without_mpi(os.environ)
-    clean.pop("MLX_MPI_LIBNAME", None)  # a test of this process may have set it
+    clean.pop("MLX_MPI_LIBNAME", None)  # set if this process has called init()
     path = [str(ROOT), clean.get("PYTHONPATH")]
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     clean["OMP_NUM_THREADS"] = "1"
     return {**clean, **(env or {})}
 
 
-def run(command, *, env=None, timeout=60.0, cwd=None):
-    """`subprocess.run` that leaves nothing behind at its timeout."""
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; at its timeout, kill it and every process that it started."""
     with start(command, env=env, cwd=cwd) as process:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -87,8 +107,13 @@ def run(command, *, env=None, timeout=60.0, cwd=None):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def start(command, *, env=None, cwd=None):
-    """The process, in a session of its own, with its output in pipes."""
+def start(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[str]:
+    """Start a command in a new session, with its output in pipes."""
     return subprocess.Popen(
         command,
         env=clean_environment(env),
@@ -102,22 +127,30 @@ def start(command, *, env=None, cwd=None):
     )
 
 
-def end_session(leader):
-    """Kills a session's processes: ranks are in process groups of their own."""
+def end_session(leader: int) -> None:
+    """Kill the processes of a session. The ranks of a job share no process group."""
     for pid in processes(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def processes(leader):
-    """The live processes of a session."""
-    listed = subprocess.run(
+def processes(leader: int) -> list[int]:
+    """Return the ids of the live processes in a session."""
+    result = subprocess.run(
         ["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True
     )
-    found = []
-    for line in listed.stdout.splitlines():
+    pids = []
+    for line in result.stdout.splitlines():
         pid, state = line.split()[:2]
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if not state.startswith("Z") and os.getsid(int(pid)) == leader:
-                found.append(int(pid))
-    return found
+                pids.append(int(pid))
+    return pids
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Wait for a condition, at most some seconds. Return whether it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()

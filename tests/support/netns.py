@@ -1,10 +1,10 @@
-"""Network namespaces that nobody outside can see, and that end with their maker.
+"""Network namespaces without names, removed when the process that made them ends.
 
-A namespace lives as long as a process is in it. Here that is a `cat` on a pipe, of
-which this process holds the other end. When it goes, killed or not, the kernel closes
-the pipe, the cats leave, and a watcher kills whatever else was started inside. The
-links and queues in a namespace go with it. Nothing has a name on the machine, so
-nothing can be left over, or clash with what is there.
+A namespace exists while a process runs in it. Here that is a `cat`, which reads from a
+pipe of this process. When this process ends, killed or not, the kernel closes the pipe,
+the `cat` exits, and a watcher kills all other processes inside. The links and queues of
+a namespace go with it. Nothing is registered under a name on the machine, so nothing
+can remain or conflict.
 
 Run as a script, this file is the watcher.
 """
@@ -23,13 +23,13 @@ from pathlib import Path
 
 _PACKAGES = {"iproute2": ("ip", "tc"), "util-linux": ("unshare", "nsenter", "mount")}
 _UNSHARE = ("unshare", "--net", "--uts", "--mount")
-_PATIENCE = 20.0  # seconds until the watcher gives up on processes that won't die
+_PATIENCE = 20.0  # seconds in which the watcher tries to kill processes
 
 
 def problem() -> str | None:
-    """Why there can be no namespaces here, and the remedy; None where there can."""
+    """Return why namespaces can't be made here, and the remedy; None if they can."""
     if sys.platform != "linux":
-        return f"network namespaces are Linux's, and this is {sys.platform}"
+        return f"network namespaces need Linux, and this is {sys.platform}"
     if os.geteuid() != 0:
         return "only root may make network namespaces: run it with sudo"
     for package, programs in _PACKAGES.items():
@@ -46,10 +46,10 @@ def problem() -> str | None:
 
 
 def run(command: Sequence[str]) -> None:
-    """Runs a command and waits.
+    """Run a command and wait for it.
 
     Raises:
-        RuntimeError: it failed; with what it said.
+        RuntimeError: it failed; with its error output.
     """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -57,20 +57,20 @@ def run(command: Sequence[str]) -> None:
 
 
 def processes(namespaces: Collection[str]) -> list[int]:
-    """The processes in any of these namespaces, which `Namespace.net` names."""
-    found = []
+    """Return the ids of the processes in namespaces, given their `Namespace.net`."""
+    pids = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):  # gone by now
+        with suppress(OSError):  # it has just ended
             if os.readlink(f"/proc/{name}/ns/net") in namespaces:
-                found.append(int(name))
-    return found
+                pids.append(int(name))
+    return pids
 
 
 class Namespace:
-    """Network, host name and mounts of their own, kept by a process that waits.
+    """A network, host name and mounts, kept alive by a process that waits.
 
     Args:
-        pipe: the end to read of a pipe; the namespace is given up when it ends.
+        pipe: read end of a pipe; the namespace is removed when the pipe closes.
     """
 
     def __init__(self, pipe: int):
@@ -90,13 +90,13 @@ class Namespace:
         return self.keeper.pid
 
     def run(self, *command: str) -> None:
-        """Runs a command inside."""
+        """Run a command inside."""
         target = ("nsenter", "-t", str(self.pid), "--net", "--uts", "--mount")
         run([*target, *command])
 
 
 class Keeper:
-    """Makes namespaces, and ends them with all that runs inside.
+    """Makes namespaces, and removes them with every process inside.
 
     Args:
         folder: removed at the end.
@@ -105,7 +105,7 @@ class Keeper:
     def __init__(self, folder: Path):
         self.namespaces: list[Namespace] = []
         self._pipe, self._lifeline = os.pipe()
-        source, self._told = os.pipe()
+        source, self._watcher_input = os.pipe()
         self._watcher = subprocess.Popen(
             [sys.executable, "-I", __file__, str(folder)],
             stdin=source,
@@ -115,17 +115,17 @@ class Keeper:
 
     def make(self) -> Namespace:
         namespace = Namespace(self._pipe)
-        os.write(self._told, f"{namespace.net}\n".encode())
+        os.write(self._watcher_input, f"{namespace.net}\n".encode())
         self.namespaces.append(namespace)
         return namespace
 
     def close(self) -> None:
-        """Returns when nothing is left."""
-        if self._told < 0:
+        """Remove the namespaces; return when their processes have ended."""
+        if self._watcher_input < 0:
             return
-        for end in (self._told, self._lifeline, self._pipe):
+        for end in (self._watcher_input, self._lifeline, self._pipe):
             os.close(end)
-        self._told = -1
+        self._watcher_input = -1
         self._watcher.wait()
         for namespace in self.namespaces:
             namespace.keeper.wait()
@@ -134,7 +134,7 @@ class Keeper:
 
 
 def watch(folder: str) -> None:
-    """Reads namespaces until the input ends; then kills all that is in them."""
+    """Read namespaces from the input until it ends, then kill their processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     namespaces = {line.strip() for line in sys.stdin}

@@ -10,7 +10,7 @@ import pytest
 
 from mlxdist.world.watchdog import peers_of
 from tests.support.failures import check_failure, postmortem_folder
-from tests.support.jobs import mpi_job, mpirun, processes, start
+from tests.support.jobs import mpi_job, mpirun, processes, start, wait_until
 
 # Rank 1 is 20 times slower than rank 0.
 SLOW_JOB = """
@@ -93,10 +93,7 @@ def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
     assert len(processes(job.pid)) >= 3
     job.send_signal(signal.SIGKILL)
     job.wait()
-    deadline = time.monotonic() + 5
-    while processes(job.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not processes(job.pid)
+    assert wait_until(lambda: not processes(job.pid), seconds=5)
     job.stdout.close()
     job.stderr.close()
 

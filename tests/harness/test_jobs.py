@@ -1,4 +1,4 @@
-"""The real jobs of the serial tests: see jobs.py."""
+"""Jobs of the tests: support/jobs.py."""
 
 import os
 import subprocess
@@ -9,23 +9,23 @@ import pytest
 from tests.support import jobs
 
 
-def test_jobs_end_at_their_timeout_with_all_they_started(tmp_path):
+def test_mpi_job_timeout_kills_all_processes_of_the_job(tmp_path):
     source = "import os, time; print(os.getsid(0), flush=True); time.sleep(60)"
-    begun = time.monotonic()
+    began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         jobs.mpi_job(2, source, folder=tmp_path, timeout=2)
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - began < 40
     sessions = {int(line) for line in caught.value.output.split()}
     assert len(sessions) == 1
     assert jobs.processes(sessions.pop()) == []
 
 
-def test_jobs_start_from_inside_a_job(mpi_job):
-    ran = mpi_job(
+def test_mpi_job_from_inside_a_job_is_a_job_of_its_own(mpi_job):
+    result = mpi_job(
         2,
         "import os, sys; print(os.environ['OMPI_COMM_WORLD_SIZE'], sys.argv[1])",
         "given",
         env={"OMPI_COMM_WORLD_SIZE": "7", "PATH": os.environ["PATH"]},
     )
-    assert ran.returncode == 0
-    assert ran.stdout.split() == ["2", "given", "2", "given"]
+    assert result.returncode == 0
+    assert result.stdout.split() == ["2", "given", "2", "given"]

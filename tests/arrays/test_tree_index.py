@@ -1,4 +1,4 @@
-"""Leaves found without a search, and trees that are not as they were."""
+"""Leaves of a tree by path, without a search, and trees that have changed."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,13 +15,13 @@ TREE = {
 PATHS = [path for path, _ in tree_flatten(TREE)]
 
 
-def test_leaves_by_path_are_those_of_tree_flatten():
-    structure = TreeIndex(PATHS, like=TREE)
-    assert structure.flat(TREE) == dict(tree_flatten(TREE))
-    assert sorted(structure.paths) == sorted(PATHS)
+def test_flat_gives_the_leaves_of_tree_flatten():
+    index = TreeIndex(PATHS, like=TREE)
+    assert index.flat(TREE) == dict(tree_flatten(TREE))
+    assert sorted(index.paths) == sorted(PATHS)
 
 
-def test_another_order_of_keys_is_the_same_structure():
+def test_flat_of_keys_in_another_order_is_the_same():
     other = dict(reversed(TREE.items()))
     assert TreeIndex(PATHS, like=TREE).flat(other) == dict(tree_flatten(other))
 
@@ -38,26 +38,26 @@ def test_another_order_of_keys_is_the_same_structure():
         lambda tree: tree.update(head=[6]),
     ],
 )
-def test_other_trees_are_refused(change):
+def test_flat_of_another_tree_are_refused(change):
     tree = {**TREE, "layers": [dict(x) for x in TREE["layers"]]}
     change(tree)
     with pytest.raises((LookupError, TypeError)):
         TreeIndex(PATHS, like=TREE).flat(tree)
 
 
-def test_without_an_example_there_may_be_more():
+def test_flat_without_an_example_allows_more_leaves():
     assert TreeIndex(["head.w"]).flat(TREE) == {"head.w": 6}
 
 
-def test_rebuilt_keeps_order_and_kinds():
-    structure = TreeIndex(PATHS, like=TREE)
-    new = structure.rebuilt(TREE, {path: path for path in PATHS})
+def test_rebuilt_keeps_the_order_of_keys_and_lists():
+    index = TreeIndex(PATHS, like=TREE)
+    new = index.rebuilt(TREE, {path: path for path in PATHS})
     assert [path for path, _ in tree_flatten(new)] == PATHS
     assert dict(tree_flatten(new)) == {path: path for path in PATHS}
     assert isinstance(new["layers"], list)
 
 
-def test_places_of_tied_weights_are_the_last_ones():
+def test_slots_of_tied_weights_are_the_last_ones():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -66,8 +66,8 @@ def test_places_of_tied_weights_are_the_last_ones():
 
     model = Tied()
     paths = [path for path, _ in tree_flatten(model.parameters())]
-    places = TreeIndex(paths).slots(model)
-    assert list(places) == paths[-1:]
-    container, key = places[paths[-1]]
+    slots = TreeIndex(paths).slots(model)
+    assert list(slots) == paths[-1:]
+    container, key = slots[paths[-1]]
     container[key] = mx.zeros((2, 2))
     assert not mx.any(model.one.weight).item()

@@ -1,4 +1,4 @@
-"""Who owns what, in worlds of 1 to 1024 ranks: pure, without MPI."""
+"""The plan of which rank owns what, for 1 to 1024 ranks: without MLX and MPI."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ STRATEGIES = ["elements", "tensors"]
 
 
 def llama_70b() -> list[Entry]:
-    """The 723 tensors of a 70-billion-parameter transformer, in bfloat16."""
+    """Return the 723 tensors of a 70-billion-parameter transformer, in bfloat16."""
     width, hidden, heads_kv, vocabulary = 8192, 28672, 1024, 32000
     shapes = {
         "attention.q": (width, width),
@@ -57,22 +57,26 @@ def assert_each_element_has_one_owner(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_70_billion_on_1024_ranks_in_a_second(strategy):
+def test_make_plan_of_70_billion_parameters_takes_under_a_second(
+    strategy,
+):
     entries = llama_70b()
     assert 68e9 < sum(e.size for e in entries) < 71e9
-    start = time.process_time()  # other processes' time is none of it
+    start = time.process_time()  # not affected by other processes
     plan = make_plan(entries, 1024, strategy=strategy, bucket_size=32 * 2**20)
-    fingerprint, own = plan.fingerprint, plan.shard(777)
+    fingerprint, parts = plan.fingerprint, plan.shard(777)
     seconds = time.process_time() - start
     assert seconds < 1.0
     assert fingerprint
     if strategy == "elements":
         total = sum(e.size for e in entries)
-        assert sum(b - a for a, b in own.values()) == pytest.approx(total / 1024, 0.01)
+        assert sum(b - a for a, b in parts.values()) == pytest.approx(
+            total / 1024, 0.01
+        )
     assert_each_element_has_one_owner(plan)
 
 
-def test_planning_needs_no_mpi_and_no_mlx():
+def test_make_plan_imports_neither_mlx_nor_mpi_nor_numpy():
     code = (
         "import sys, importlib.util as u, types\n"
         "package = types.ModuleType('mlxdist')\n"
@@ -102,7 +106,7 @@ entries_lists = st.lists(
     st.sampled_from(STRATEGIES),
     st.integers(1, 400),
 )
-def test_every_element_has_exactly_one_owner(entries, ranks, strategy, bucket_size):
+def test_make_plan_gives_each_element_one_owner(entries, ranks, strategy, bucket_size):
     plan = make_plan(entries, ranks, strategy=strategy, bucket_size=bucket_size)
     assert_each_element_has_one_owner(plan)
     for bucket in plan.buckets:
@@ -119,7 +123,7 @@ def test_every_element_has_exactly_one_owner(entries, ranks, strategy, bucket_si
 
 
 @given(entries_lists, st.integers(1, 9), st.randoms())
-def test_plans_do_not_depend_on_the_order_of_parameters(entries, ranks, random):
+def test_make_plan_of_shuffled_entries_is_the_same(entries, ranks, random):
     shuffled = list(entries)
     random.shuffle(shuffled)
     for strategy in ("replicated", "elements", "tensors"):
@@ -132,16 +136,16 @@ def test_plans_do_not_depend_on_the_order_of_parameters(entries, ranks, random):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64, 1024])
-def test_element_shards_are_even(ranks):
+def test_make_plan_of_elements_is_even_on_any_number_of_ranks(ranks):
     entries = [Entry(f"p{i}", (1009, 37), "float32") for i in range(40)]
     plan = make_plan(entries, ranks, strategy="elements", bucket_size=2**20)
     total = sum(e.size for e in entries)
     for rank in range(ranks):
-        own = sum(stop - start for start, stop in plan.shard(rank).values())
-        assert own <= total / ranks + len(plan.buckets)
+        count = sum(stop - start for start, stop in plan.shard(rank).values())
+        assert count <= total / ranks + len(plan.buckets)
 
 
-def test_fewer_elements_than_ranks():
+def test_make_plan_of_fewer_elements_than_ranks_leaves_some_ranks_empty():
     plan = make_plan(
         [Entry("a", (3,), "float32")], 5, strategy="elements", bucket_size=1
     )
@@ -155,7 +159,7 @@ def test_fewer_elements_than_ranks():
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1), st.integers(1, 8))
-def test_balance_is_within_its_bound(costs, ranks):
+def test_balance_of_any_costs_is_within_its_bound(costs, ranks):
     owners = balance(costs, ranks)
     loads = [
         sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank)
@@ -165,7 +169,7 @@ def test_balance_is_within_its_bound(costs, ranks):
     assert max(loads) <= (4 / 3) * best_possible + max(costs) / 3
 
 
-def test_costs_move_tensors():
+def test_make_plan_of_tensors_balances_their_costs():
     entries = [Entry(name, (10,), "float32") for name in "abc"]
     costs = {"a": 10.0, "b": 1.0, "c": 1.0}
     plan = make_plan(entries, 2, strategy="tensors", bucket_size=1, costs=costs)
@@ -175,7 +179,7 @@ def test_costs_move_tensors():
     }
 
 
-def test_what_cannot_be_planned_is_refused():
+def test_make_plan_of_wrong_arguments_is_refused():
     one = [Entry("a", (1,), "float32")]
     with pytest.raises(ValueError, match="at least one"):
         make_plan(one, 0, strategy="elements", bucket_size=1)

@@ -34,6 +34,7 @@ def test_compiled_update_of_a_model_with_frozen_layers_gives_the_bits_of_eager(
     request.getfixturevalue("compiled_always")
     model, optimizer = build()
     frozen = model.frozen.weight
+    assert [o.describe().compiled for o in (eager, optimizer)] == [False, True]
     for step in range(4):
         x, y = rank_batch(world, step)
         update(eager_model, eager, x, y)

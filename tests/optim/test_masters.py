@@ -72,6 +72,7 @@ def test_masters_and_ema_are_kept_by_compiled_and_eager_updates(
     tree = mixed_tree(mx.bfloat16)
     twin = averages = to_float32(tree)
     optimizer.init(tree)
+    assert optimizer.describe().compiled == compiled
     for step in range(3):
         grads = gradients(tree, step, 0)
         tree = optimizer.apply_gradients(grads, tree)

@@ -169,7 +169,7 @@ def test_reproducible_with_other_than_a_power_of_two_micro_batches_is_refused(wo
     with optimizer.no_sync():
         for _ in range(2):
             optimizer.apply_gradients(tree, tree)
-    with pytest.raises(MismatchError, match="3 of them"):
+    with pytest.raises(MismatchError, match="3 on each of"):
         optimizer.apply_gradients(tree, tree)
 
 

@@ -1,0 +1,51 @@
+"""MLX arrays seen as NumPy arrays, without copies."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxdist.arrays.numpy_view import encode, raw, sum_of_squares, uninitialized
+from tests.support.examples import assert_same_bits
+
+
+@pytest.mark.parametrize(
+    "dtype", [mx.float32, mx.bfloat16, mx.float16, mx.float64], ids=str
+)
+@pytest.mark.parametrize("size", [0, 1, 1000, 2**21])
+def test_uninitialized_array_can_be_written_to(size, dtype):
+    array = uninitialized(size, dtype)
+    assert (array.size, array.dtype) == (size, dtype)
+    view = raw(array)
+    view[:] = 0
+    with mx.stream(mx.cpu):  # float64 exists there alone
+        assert not mx.any(array.astype(mx.float32)).item()
+
+
+def test_raw_shares_memory_with_the_array():
+    array = mx.zeros(6)
+    raw(array, np.float32)[2] = 5
+    assert array[2].item() == 5
+
+
+def test_raw_of_strided_and_empty_arrays_is_contiguous():
+    assert raw(mx.broadcast_to(mx.array(3.0), (7,)), np.float32).tolist() == [3] * 7
+    assert raw(mx.arange(8.0)[1::2], np.float32).tolist() == [1, 3, 5, 7]
+    assert raw(mx.zeros((0, 4))).size == 0
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_encode_rounds_as_mlx(dtype):
+    high = np.arange(2**16, dtype=np.uint32) << 16
+    bits = np.concatenate([high, high + 0x8000, high + 0x7FFF])
+    numbers = np.concatenate([bits, bits + 1, bits ^ 0x1FFF]).view(np.float32)
+    numbers = numbers[~np.isnan(numbers)]
+    out = np.empty(numbers.size, f"u{dtype.size}")
+    encode(numbers, dtype, out=out)
+    assert_same_bits(mx.array(out).view(dtype), mx.array(numbers).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [([3, 4], 25), ([1e30], np.inf), ([np.nan], np.inf)]
+)
+def test_sum_of_squares_of_what_is_not_finite_is_infinite(numbers, expected):
+    assert sum_of_squares(np.array(numbers, np.float32)) == expected

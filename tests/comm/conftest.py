@@ -1,0 +1,14 @@
+"""Fixtures for the tests of the transports."""
+
+import pytest
+
+from mlxdist.comm import exchange, native
+
+
+@pytest.fixture(params=["whole", "in pieces"])
+def message_limits(request, monkeypatch):
+    """The usual limits, then limits so low that every array is sent in pieces."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(exchange, "MESSAGE_BYTES", 256)
+        monkeypatch.setattr(exchange, "BLOCK", 10)
+        monkeypatch.setattr(native, "MAX_COUNT", 100)

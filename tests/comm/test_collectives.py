@@ -1,0 +1,89 @@
+"""The contract of collectives, on both transports."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.support.buckets import (
+    bucket_of_owners,
+    flat_bucket,
+    known_weights,
+    values_of,
+)
+from tests.support.examples import assert_same_bits
+
+pytestmark = pytest.mark.mpi
+DTYPES = [mx.float32, mx.float16, mx.bfloat16]
+MAKE_BUCKET = pytest.mark.parametrize("make_bucket", [flat_bucket, bucket_of_owners])
+
+
+@pytest.fixture(params=["native", "host"])
+def comm(request, world):
+    return world.native if request.param == "native" else world.host_transport
+
+
+@pytest.mark.usefixtures("message_limits")
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 1000, 4099])
+@MAKE_BUCKET
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reduce_scatter_then_all_gather_is_the_weighted_mean(
+    dtype, make_bucket, size, comm, world
+):
+    bucket = make_bucket(world, size)
+    values = [
+        mx.array(np.random.default_rng(rank).integers(-9, 9, bucket.size)).astype(dtype)
+        for rank in range(world.size)
+    ]
+    weights = [float(rank % 3) + 1 for rank in range(world.size)]
+    total = sum(v.astype(mx.float32) * w for v, w in zip(values, weights, strict=True))
+    mean = total / sum(weights)
+    start, stop = bucket.span(world.rank)
+    local = values[world.rank]
+    if comm is world.native:
+        local = local.astype(mx.float32)
+    shard = comm.start_reduce_scatter(
+        [local], bucket, known_weights(world, weights)
+    ).finish()
+    assert shard.dtype == mx.float32
+    assert_same_bits(shard, mean[start:stop])
+    full = comm.start_all_gather([shard.astype(dtype)], bucket).finish()
+    assert_same_bits(full, mean.astype(dtype))
+
+
+@pytest.mark.usefixtures("message_limits")
+@MAKE_BUCKET
+def test_all_gather_keeps_negative_zero_and_nan(make_bucket, comm, world):
+    special = mx.array([-0.0, 0.0, float("nan"), float("-inf"), 1e-45] * 40)
+    bucket = make_bucket(world, 190)
+    start, stop = bucket.span(world.rank)
+    values = special[: bucket.size]
+    full = comm.start_all_gather([values[start:stop]], bucket).finish()
+    assert_same_bits(full, values)
+
+
+def test_reduce_scatters_under_way_at_once_are_kept_apart(comm, world):
+    bucket, weights = flat_bucket(world, 1000), known_weights(world)
+    pending = [
+        comm.start_reduce_scatter([mx.full((1000,), float(i))], bucket, weights)
+        for i in range(6)
+    ]
+    for i, collective in enumerate(pending):
+        assert values_of(collective.finish()) <= {float(i)}
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 5000])
+def test_all_gather_bytes_of_any_length_gives_those_of_each_rank(length, comm, world):
+    data = bytes([world.rank]) * (length * world.rank)
+    every = comm.all_gather_bytes(data)
+    assert every == [bytes([r]) * (length * r) for r in range(world.size)]
+
+
+def test_all_gather_words_keeps_64_bits(comm, world):
+    words = np.array([2**64 - 1 - world.rank, world.rank], np.uint64)
+    every = comm.all_gather_words(words)
+    assert every.tolist() == [[2**64 - 1 - r, r] for r in range(world.size)]
+
+
+def test_sum_scalar_adds_the_numbers_of_all_ranks(comm, world):
+    total = comm.sum_scalar(mx.array(world.rank + 0.5))
+    assert total.item() == sum(r + 0.5 for r in range(world.size))

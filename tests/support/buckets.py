@@ -1,0 +1,29 @@
+"""Buckets and weights for the tests of the transports."""
+
+import numpy as np
+
+from mlxdist.comm.reduction import Weights
+from mlxdist.layout.entries import Entry
+from mlxdist.layout.sharding import Bucket, make_plan
+
+
+def flat_bucket(world, size, dtype="float32"):
+    """Return a bucket of one array, cut into equal slices."""
+    return Bucket((Entry("a", (size,), dtype),), world.size)
+
+
+def bucket_of_owners(world, size):
+    """Return a bucket of three arrays, each of which one rank owns."""
+    entries = [Entry(f"p{i}", (size // 3 + i,), "float32") for i in range(3)]
+    plan = make_plan(entries, world.size, strategy="tensors", bucket_size=2**30)
+    return plan.buckets[0]
+
+
+def known_weights(world, weights=None):
+    """Return the weights of all ranks, which are 1 by default."""
+    return Weights.known(world.rank, tuple(weights or [1.0] * world.size))
+
+
+def values_of(array):
+    """Return the set of an array's elements."""
+    return set(np.array(array).tolist())

@@ -42,9 +42,8 @@ def init(
 ) -> World:
     """Join the world that mpirun or another launcher started.
 
-    Without a launcher it is a world of one rank, with the same code path. Call it
-    before any other use of `mx.distributed` or MPI. Further calls return the same
-    world.
+    Without a launcher it is a world of one rank. Call it before any other use of
+    `mx.distributed` or MPI. Further calls return the same world.
 
     It changes the process. MPI_Finalize runs at the very end of it. On Linux, glibc's
     malloc keeps freed memory (MLXDIST_KEEP_MEMORY=0 disables that). With `guard`, over

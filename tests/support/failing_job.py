@@ -14,8 +14,7 @@ import mlx.optimizers as optim
 
 import mlxdist
 from mlxdist.checkpoint.commit import SaveJob
-from mlxdist.comm import progress
-from mlxdist.optim import state
+from mlxdist.comm.progress import Progress
 
 how, where, failing_rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
 world = mlxdist.init(timeout=float(sys.argv[4]))
@@ -65,7 +64,7 @@ class Adam(optim.Adam):
 
 
 if where == "exchange":
-    progress.Progress._look = failing(progress.Progress._look)
+    Progress.wait = failing(Progress.wait)
 
 optimizer = mlxdist.DistributedOptimizer(Adam(0.1), shard=True)
 parameters = {"w": mx.zeros(5000), "b": mx.zeros((7, 3))}
@@ -82,7 +81,7 @@ for step in range(6):
         SaveJob.commit = failing(SaveJob.commit)
         mlxdist.save_checkpoint("saves", step, parameters, optimizer)
     if where == "gather" and armed:
-        state._from_rank = failing(state._from_rank)
+        world.control.broadcast = failing(world.control.broadcast)
         optimizer.gather_state()
 if where == "exit":
     armed = True

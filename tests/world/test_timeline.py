@@ -45,7 +45,7 @@ def check_rank(events):
     ends = {event["id"]: event["ts"] for event in events if event["ph"] == "e"}
     assert starts.keys() == ends.keys()
     assert all(starts[key] <= ends[key] for key in starts)
-    assert {"sum_scatter", "all_gather"} <= {event["name"] for event in events}
+    assert {"reduce_scatter", "all_gather"} <= {event["name"] for event in events}
 
 
 def test_timeline_of_a_job_has_the_calls_of_all_ranks(tmp_path):

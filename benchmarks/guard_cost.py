@@ -2,25 +2,25 @@
 
     mlxdist bench guard_cost --json benchmarks/results/guard_cost.json
 
-Updates with all checks (the header that ranks compare, the finite check, the flight
-recorder) and updates without them are interleaved. The difference of their medians is
-set against the whole step, with the checksums of one step in --check-every. Checksums
-are timed separately. The watchdog cannot be turned off for single steps: its part is
-the processor time of its thread.
+Updates with all checks and updates without any are interleaved. Checks are the header
+that ranks compare (with the gradients' shapes and dtypes, the state's scalars and the
+fingerprint), the finite check, and the flight recorder. The difference of the medians
+is set against the whole step, with the checksums of one step in --check-every.
+Checksums are timed separately. The watchdog cannot be turned off for single steps: its
+part is the processor time of its thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import common
 import mlx.core as mx
@@ -32,8 +32,8 @@ from ranks.transformer import Transformer, loss_of
 from rich.console import Console
 
 import mlxdist
-from mlxdist.comm import flight_recorder
-from mlxdist.optim import checks
+from mlxdist.comm.flight_recorder import Record, Recorder
+from mlxdist.optim import checks, grad_norm
 
 RANKS = 2
 ROWS, CONTEXT = 6, 128
@@ -66,35 +66,31 @@ class Training:
     """The parts of a training step of this rank."""
 
     def __init__(self, world: mlxdist.World, check_every: int):
-        world.seed(0)
-        self.world, self.model = world, Transformer()
-        self.optimizer = mlxdist.DistributedOptimizer(
-            optim.AdamW(1e-4), shard=True, check_every=check_every
-        )
-        self.optimizer.init(self.model)
-        self.compute_seconds: list[float] = []
-        self._value_and_grad = nn.value_and_grad(self.model, loss_of)
+        self.world, self.compute_seconds = world, list[float]()
+        self._guarded = make_optimized(world, check_every)
+        self._unguarded = make_optimized(unguarded_world(world), 0)
+        remove_checks(self._unguarded.optimizer)
+        self._value_and_grad = nn.value_and_grad(self._guarded.model, loss_of)
         random = np.random.default_rng(world.rank)
         self._rows = mx.array(random.integers(0, 255, (ROWS, CONTEXT + 1)))
         self._gradients: Any = None
 
     def compute(self) -> None:
+        """Compute the gradients, which both contenders use."""
         began = time.perf_counter()
-        self._gradients = self._value_and_grad(self.model, self._rows)[1]
+        self._gradients = self._value_and_grad(self._guarded.model, self._rows)[1]
         mx.eval(self._gradients)
         self.compute_seconds.append(time.perf_counter() - began)
 
     def guarded_update(self) -> None:
-        self.optimizer.update(self.model, self._gradients)
-        mx.eval(self.model.parameters(), self.optimizer.state)
+        self._guarded.update(self._gradients)
 
     def unguarded_update(self) -> None:
-        with unguarded(self.optimizer):
-            self.guarded_update()
+        self._unguarded.update(self._gradients)
 
     def checksum_seconds(self) -> float:
         """Return the median seconds of the checksums of all parameters."""
-        flat = dict(tree_flatten(self.model.trainable_parameters()))
+        flat = dict(tree_flatten(self._guarded.model.trainable_parameters()))
         mx.eval(flat)
         seconds = []
         for _ in range(10):
@@ -104,33 +100,62 @@ class Training:
         return statistics.median(seconds)
 
 
-@contextmanager
-def unguarded(optimizer: Any) -> Iterator[None]:
-    """Take steps without checks: ranks assume that all of them call the same."""
-    record = flight_recorder.Record(0, "", "", 0, 0, "", 0, 0.0)
+@dataclasses.dataclass
+class Optimized:
+    """A model and its optimizer."""
 
-    def agree(comm: Any, *_: Any, **__: Any) -> list[float]:
-        return [1.0] * comm.size
+    model: nn.Module
+    optimizer: mlxdist.DistributedOptimizer
 
-    def no_problem(*_: Any) -> None:
-        return None
+    def update(self, gradients: Any) -> None:
+        self.optimizer.update(self.model, gradients)
+        mx.eval(self.model.parameters(), self.optimizer.state)
 
-    def no_scalars(_: Any) -> list[str]:
-        return []
 
-    def started(*_: Any, **__: Any) -> flight_recorder.Record:
-        return record
+def make_optimized(world: mlxdist.World, check_every: int) -> Optimized:
+    world.seed(0)
+    model = Transformer()
+    optimizer = mlxdist.DistributedOptimizer(
+        optim.AdamW(1e-4), shard=True, check_every=check_every, world=world
+    )
+    optimizer.init(model)
+    return Optimized(model, optimizer)
 
-    check_every, optimizer.check_every = optimizer.check_every, 0
-    measures, optimizer._measures = optimizer._measures, False
-    with (
-        mock.patch.object(checks, "agree", agree),
-        mock.patch.object(checks, "gradient_problem", no_problem),
-        mock.patch.object(checks, "state_scalars", no_scalars),
-        mock.patch.object(flight_recorder.Recorder, "started", started),
-    ):
-        yield
-    optimizer.check_every, optimizer._measures = check_every, measures
+
+def remove_checks(optimizer: mlxdist.DistributedOptimizer) -> None:
+    """Have an optimizer assume that all ranks call the same, and that norms are finite.
+
+    To be called after `init`.
+    """
+    optimizer.pipelines.eager = dataclasses.replace(
+        optimizer.pipelines.eager,
+        agreement=checks.Unchecked(optimizer.world),
+        norm=grad_norm.Unmeasured(),
+    )
+
+
+def unguarded_world(world: mlxdist.World) -> mlxdist.World:
+    """Return a world of the same ranks whose flight recorder records nothing."""
+    communicator = world.duplicate()
+    return mlxdist.World(world.group, world.backend, communicator, SilentRecorder())
+
+
+class SilentRecorder(Recorder):
+    """A flight recorder that records nothing."""
+
+    record = Record(0, "", "", 0, 0, "", 0, 0.0)
+
+    def call(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def phase(self, name: str) -> None:
+        """Record nothing."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def started(self, *_: object) -> Record:
+        return self.record
 
 
 def measure(

@@ -57,7 +57,7 @@ class Report:
         self.model = f"transformer of {size:,} parameters, {args.dtype}"
         millions = f"{size / 1e6:.2f} M parameters"
         split = (
-            f"sharded by {optimizer.strategy}"
+            f"sharded by {optimizer.options.strategy}"
             if description.plan.sharded
             else "replicated"
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -25,6 +25,8 @@ from .buckets import make_buckets
 from .entries import ITEM_SIZES, Entry, fingerprint, in_order
 
 Strategy = Literal["replicated", "elements", "tensors"]
+Groups = Sequence[tuple[Entry, ...]]  # the entries of each bucket
+Costs = dict[str, float]  # by path
 
 
 class Piece(NamedTuple):
@@ -178,50 +180,61 @@ def balance(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
+def even_slices(groups: Groups, ranks: int, costs: Costs) -> Iterator[Bucket]:
+    """Cut each bucket, as one flat vector, into equal slices."""
+    for entries in groups:
+        yield Bucket(entries, ranks)
+
+
+def whole_tensors(groups: Groups, ranks: int, costs: Costs) -> Iterator[Bucket]:
+    """Give each tensor to one rank, so that the ranks' costs even out."""
+    entries = in_order(entry for group in groups for entry in group)
+    owners = balance([costs.get(e.path, float(e.nbytes)) for e in entries], ranks)
+    owner_of = {e.path: owner for e, owner in zip(entries, owners, strict=True)}
+    for group in groups:
+        by_owner = sorted(group, key=lambda entry: owner_of[entry.path])
+        yield Bucket(tuple(by_owner), ranks, tuple(owner_of[e.path] for e in by_owner))
+
+
+# A new strategy adds a function here, and its name to `Strategy`.
+STRATEGIES: dict[Strategy, Callable[[Groups, int, Costs], Iterator[Bucket]]] = {
+    "replicated": even_slices,
+    "elements": even_slices,
+    "tensors": whole_tensors,
+}
+
+
 def make_plan(
     entries: Sequence[Entry],
     ranks: int,
     *,
     strategy: Strategy,
     bucket_size: int,
-    costs: dict[str, float] | None = None,
+    costs: Costs | None = None,
     order: Sequence[str] = (),
 ) -> Plan:
-    """Plans the buckets and their owners.
+    """Plan the buckets and their owners.
 
     Args:
         entries: the parameters, in any order.
         ranks: size of the world.
         strategy: how the state is cut.
-        bucket_size: bytes of gradients that travel together.
-        costs: for "tensors", what each path's update costs; its bytes by default.
+        bucket_size: bytes of gradients that are sent together.
+        costs: for "tensors", the cost of each path's update; its bytes by default.
         order: the paths as the model uses them; see `make_buckets`.
 
     Raises:
-        ValueError: on an unknown strategy, a path that stands twice, no rank.
+        ValueError: on an unknown strategy, a duplicate path, or no rank.
     """
     if ranks < 1:
         raise ValueError(f"a plan for {ranks} ranks; there must be at least one")
+    if strategy not in STRATEGIES:
+        names = ", ".join(f'"{name}"' for name in STRATEGIES)
+        raise ValueError(f"unknown shard strategy {strategy!r}; it is one of {names}")
     ordered = in_order(entries)
-    groups = make_buckets(ordered, bucket_size, order)
-    if strategy in ("replicated", "elements"):
-        buckets = [Bucket(tuple(ordered[i] for i in group), ranks) for group in groups]
-    elif strategy == "tensors":
-        owners = balance(
-            [(costs or {}).get(e.path, float(e.nbytes)) for e in ordered], ranks
-        )
-        by_owner = [sorted(group, key=lambda i: owners[i]) for group in groups]
-        buckets = [
-            Bucket(
-                tuple(ordered[i] for i in group),
-                ranks,
-                tuple(owners[i] for i in group),
-            )
-            for group in by_owner
-        ]
-    else:
-        raise ValueError(
-            f'unknown shard strategy {strategy!r}; it is "replicated", "elements" or '
-            '"tensors"'
-        )
+    groups = [
+        tuple(ordered[index] for index in group)
+        for group in make_buckets(ordered, bucket_size, order)
+    ]
+    buckets = STRATEGIES[strategy](groups, ranks, costs or {})
     return Plan(strategy, ranks, ordered, tuple(buckets))

@@ -8,11 +8,13 @@ may be sharded into `inner.py`.
 from .averaging import average_gradients
 from .grad_norm import NonFiniteError
 from .optimizer import DistributedOptimizer
+from .options import Options
 from .resumable_state import ResumableState
 
 __all__ = [
     "DistributedOptimizer",
     "NonFiniteError",
+    "Options",
     "ResumableState",
     "average_gradients",
 ]

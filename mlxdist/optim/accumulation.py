@@ -45,6 +45,14 @@ class MicroBatches:
         self.problem = None
         self._nodes = []
 
+    def refuse_unapplied(self) -> None:
+        """Raise ValueError in the middle of a step."""
+        if self.count:
+            raise ValueError(
+                f"{self.count} micro-batches of a step are added up and not applied "
+                "yet: save after the step's last update"
+            )
+
     @property
     def expects_more(self) -> bool:
         """Whether the next gradients are not the step's last ones."""

@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
-from ..arrays.tree_index import TreeIndex
-from ..arrays.types import Array, Dtype
+from ..arrays.tree_index import Key, TreeIndex
+from ..arrays.types import Array, Dtype, Tree
 from ..comm.agreement import agree
 from ..comm.wire import Whole, Wire
 from .state import StateTree
@@ -44,37 +44,63 @@ def _dtype(parameter: Array) -> Dtype:
     return mx.float64 if parameter.dtype == mx.float64 else mx.float32
 
 
-@contextmanager
-def swapped_in(
-    model: Module, shard: StateTree, wire: Wire, call: str
-) -> Iterator[None]:
-    """Replace a model's parameters by their averages, in the parameters' dtype.
+class EmaSwap:
+    """Swaps a model's parameters for their averages, for the time of an evaluation."""
 
-    Each rank sends its share of the averages, as parameters travel.
+    def __init__(self, ema: EmaWeights):
+        self._ema = ema
+        self._in_place = False
 
-    Args:
-        shard: this rank's state.
-        call: name of the call, for errors.
+    def refuse_in_place(self, action: str) -> None:
+        """Raise ValueError while a model has its EMA weights in place."""
+        if self._in_place:
+            raise ValueError(
+                f"the model has its EMA weights in place: {action} after the `with "
+                "optimizer.averaged(model)` block"
+            )
 
-    Raises:
-        MismatchError: on all ranks, where the model is not the one of `init`.
-    """
+    @contextmanager
+    def swapped_in(
+        self, model: Module, shard: StateTree, wire: Wire, call: str
+    ) -> Iterator[None]:
+        """Replace a model's parameters by their averages, in the parameters' dtype.
+
+        Each rank sends its share of the averages, as parameters are sent.
+
+        Args:
+            shard: this rank's state.
+            call: name of the call, for errors.
+
+        Raises:
+            ValueError: without averages, or where they are in place already.
+            MismatchError: on all ranks, where the model is not the one of `init`.
+        """
+        if self._ema.decay is None:
+            raise ValueError("there are no EMA weights: pass ema_decay=0.999")
+        self.refuse_in_place("swap them in again")
+        slots = _slots(model, wire, call)
+        saved = [(container, key, container[key]) for container, key in slots.values()]
+        self._in_place = True
+        try:
+            for path, array in _whole(shard, wire):
+                if path in slots:
+                    container, key = slots[path]
+                    container[key] = array
+            yield
+        finally:
+            for container, key, array in saved:
+                container[key] = array
+            self._in_place = False
+
+
+def _slots(model: Module, wire: Wire, call: str) -> dict[str, tuple[Tree, Key]]:
+    """Where the model's parameters are; MismatchError where it has others."""
     paths = dict(tree_flatten(model.trainable_parameters()))
     problem = None
     if paths.keys() != wire.plan.by_path.keys():
         problem = "the model has other parameters: call optimizer.init(model) again"
     agree(wire.comm, call, wire.plan.fingerprint, problem=problem)
-    slots = TreeIndex(paths).slots(model)
-    saved = [(container, key, container[key]) for container, key in slots.values()]
-    try:
-        for path, array in _whole(shard, wire):
-            if path in slots:
-                container, key = slots[path]
-                container[key] = array
-        yield
-    finally:
-        for container, key, array in saved:
-            container[key] = array
+    return TreeIndex(paths).slots(model)
 
 
 def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[str, Array]]:

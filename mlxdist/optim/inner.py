@@ -125,6 +125,13 @@ class InnerOptimizer:
     """
 
     def __init__(self, optimizer: Optimizer):
+        if not isinstance(optimizer, optim.Optimizer):
+            raise ValueError(
+                f"the optimizer is {optimizer!r}; it must be an "
+                "mlx.optimizers.Optimizer, such as optim.AdamW(3e-4)"
+            )
+        if hasattr(optimizer, "resumable_state"):
+            raise ValueError("the optimizer is a DistributedOptimizer already")
         self.optimizer = optimizer
         self.leaves = tuple(_leaves(optimizer, "", ()))
         self._owners: dict[str, Leaf] = {}

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn import Module
-from mlx.utils import tree_flatten
 
-from ..arrays.trees import entries_of, trainable
 from ..arrays.types import Array, Dtype, Tree
-from ..comm.agreement import agree
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
-from ..layout.sharding import Strategy
 from ..world import process
 from ..world.join import current
 from ..world.world import World
-from . import ema, setup, state
+from . import setup, state
 from .buffers import Mode, SyncedBuffers
 from .checks import matching
 from .describe import Description, describe
+from .ema import EmaSwap
 from .inner import InnerOptimizer, Optimizer
 from .options import Options, Transport
 from .pipeline import Pipelines
@@ -51,53 +47,14 @@ class DistributedOptimizer(optim.Optimizer):
             return loss
 
     Args:
-        optimizer: the optimizer to wrap; it must not be used on its own any more.
-        shard: False keeps all state on all ranks. "elements" cuts it into equal flat
-            slices, for optimizers that treat each element by itself; "tensors" gives
-            each tensor to one rank, for all others; True chooses between the two.
-        world: what `mlxdist.init()` gave; the one that was joined where it is None.
-        transport: "native" is lazy `mx.distributed`, needed inside `mx.compile`;
-            "host" is MPI on evaluated arrays. "auto" takes "host" over MPI, outside
-            `mx.compile`, for sharded state, and for all where ranks compute and
-            communicate at once: on several hosts, or on an accelerator. Otherwise
-            "native". "host" adds in rank order, "native" in MPI's own.
-        bucket_size: bytes of gradients that travel together.
-        reduce_dtype: what "native" adds in. "host" always adds in float32.
-        wire_dtype: what gradients travel as with transport="host", which must be given
-            then, such as mx.bfloat16; they are added in float32 all the same. None: as
-            they are.
-        max_norm: clips the averaged gradient to this global norm; None leaves it.
-            math.inf measures `grad_norm` without clipping.
-        skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
-            or inf, and counts it in `skipped`. False raises, which costs nothing more.
-        check_every: steps between comparisons of all parameters' checksums over the
-            ranks, and of state that is replicated; 0 never compares them. A sharded
-            optimizer sends all parameters anew at each step, which mends or spreads
-            what went wrong since the last check: 1 finds all of it.
-        master_dtype: mx.float32 keeps a float32 master of each 16-bit parameter, with
-            float32 state, in this rank's shard: 4 + 12/N bytes a parameter with AdamW,
-            its gradient's included. Parameters travel in their own dtype.
-        loss_scale: multiply losses by `optimizer.loss_scale` before taking gradients,
-            and `update` divides by it: for fp16. "dynamic" begins with 65536, halves
-            it where gradients overflow, which skips the step on all ranks, and doubles
-            it after 2000 steps without; a number stays.
-        accumulate: micro-batches that make a step: the last of so many updates moves
-            the parameters, by the weighted mean over all micro-batches of all ranks.
-            The others add up their gradients here in float32 (4 bytes a parameter) and
-            send nothing.
-        ema_decay: keeps an average of the parameters in float32 (4/N bytes each),
-            decay * average + (1 - decay) * parameter at each step; see `averaged`.
-        sync_buffers: what becomes of arrays that are not trained but change, such as
-            BatchNorm's running statistics, at each step: "mean" averages them over the
-            ranks, weighted, "root" takes rank 0's, None leaves each rank its own.
-        reproducible: the same bits on any number of ranks, however state is cut and on
-            either transport, for the same micro-batches: rank r of N holds micro-batch
-            r * K to (r + 1) * K - 1 of K * N, where accumulate=K, a power of two. They
-            are added in one binary tree that doesn't depend on who holds them, the
-            gradient's squares as well. It costs: gradients travel as float32; (log2 K +
-            1) float32 copies of them here; over "native" (N-1) times their bytes and
-            not 2(N-1)/N; with N > 1 or `max_norm` a pass over this rank's gradients in
-            float64, 2 ns an element on a core of ours.
+        optimizer: the optimizer to wrap; not to be used on its own any more.
+        shard: False, True, "elements" (flat slices) or "tensors" (an owner for each).
+        world: what `mlxdist.init()` returned; None for the one that was joined.
+        options: the fields of `mlxdist.optim.Options`, which says what each does and
+            what it costs. On the wire: `transport`, `bucket_size`, `reduce_dtype`,
+            `wire_dtype`. Gradients: `max_norm`, `skip_nonfinite`, `loss_scale`,
+            `accumulate`. Copies of the weights: `master_dtype`, `ema_decay`. Between
+            ranks: `check_every`, `sync_buffers`, `reproducible`.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
     replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no
@@ -126,7 +83,7 @@ class DistributedOptimizer(optim.Optimizer):
     ):
         super().__init__()
         self.world = current() if world is None else world
-        self._inner = InnerOptimizer(_checked(optimizer))
+        self._inner = InnerOptimizer(optimizer)
         self.options = Options(
             strategy=self._inner.strategy(shard),
             transport=transport,
@@ -144,48 +101,42 @@ class DistributedOptimizer(optim.Optimizer):
             reproducible=reproducible,
         )
         self.options.check(self.world)
-        self._name = f"optimizer {next(self.world.optimizer_numbers)}"
-        self._steps = DistributedStep(
-            self.world, self._name, self._inner, self.options, self.init
-        )
-        self._buffers = SyncedBuffers(sync_buffers, self.world)
-        self._state_bytes: tuple[int, ...] = ()
-        self._has_ema_in_place = False
+        self._compose()
 
-    # -- what every MLX optimizer has
+    def _compose(self) -> None:
+        """Make the parts that hold what changes from step to step."""
+        options, world = self.options, self.world
+        self._name = f"optimizer {next(world.optimizer_numbers)}"
+        self._steps = DistributedStep(
+            world, self._name, self._inner, options, self.init
+        )
+        self._buffers = SyncedBuffers(options.sync_buffers, world)
+        self._ema = EmaSwap(options.copies.ema)
+        self._state_bytes: tuple[int, ...] = ()
 
     def init(self, parameters: Tree) -> None:
         """Put the same parameters and state on all ranks, and plan who owns what.
 
-        Args:
-            parameters: the model, whose parameters all become rank 0's, the frozen
-                ones and buffers too; or a tree of arrays, which has to be the same on
-                all ranks already, since it can't be changed in place.
-
         Called again, after freezing layers or adding some, it keeps the state of those
         parameters that it had.
 
+        Args:
+            parameters: the model, whose parameters all become rank 0's, the frozen
+                ones and buffers too; or a tree of arrays, the same on all ranks.
+
         Raises:
             MismatchError: on all ranks, where the optimizer, its settings, or the
-                parameters' paths, shapes or dtypes differ, or a tree's values do.
-            ValueError: where a parameter can't be trained.
+                parameters' paths, shapes or dtypes differ, or a tree's values do, or a
+                parameter can't be trained.
         """
-        self._refuse_ema_in_place("call init")
-        entries = entries_of(trainable(parameters))
-        world, inner, options = self.world, self._inner, self.options
+        self._ema.refuse_in_place("call init")
         self._steps.micro_batches.drop()
-        setup.agree_to_init(world, self._name, entries, inner, options)
-        flat = dict(tree_flatten(trainable(parameters)))
-        old_plan = self._steps.pipelines.plan if self.is_initialized else None
-        before = setup.earlier_state(world.control, inner, old_plan, flat)
-        flat = setup.share_parameters(world, parameters)
-        plan = setup.plan_parameters(world.control, inner, options, entries, list(flat))
-        nbytes = setup.make_state(
-            world.control, inner, plan, flat, before, options.copies
+        plan = self._steps.pipelines.plan if self.is_initialized else None
+        pipelines, self._state_bytes = setup.initialize(
+            self.world, self._name, self._inner, self.options, parameters, plan
         )
-        self._steps.use(setup.make_pipelines(world, self._name, plan, inner, options))
+        self._steps.use(pipelines)
         self._buffers.remember(parameters)
-        self._state_bytes = setup.state_bytes_by_rank(world, self._name, nbytes)
         process.return_freed_memory()
 
     def update(
@@ -229,11 +180,7 @@ class DistributedOptimizer(optim.Optimizer):
 
     @property
     def state(self) -> Tree:
-        """The wrapped optimizer's state on this rank: its shard, where it is cut.
-
-        'step', 'learning_rate', and a tree like the parameters without what other ranks
-        own. `gather_state` returns all of it.
-        """
+        """The wrapped optimizer's state on this rank: its shard, where it is cut."""
         return self._inner.optimizer.state
 
     @state.setter
@@ -252,17 +199,10 @@ class DistributedOptimizer(optim.Optimizer):
     def learning_rate(self, value: float | Array) -> None:
         self._inner.optimizer.learning_rate = value
 
-    # -- what a DistributedOptimizer has besides
-
     @property
     def optimizer(self) -> Optimizer:
         """The wrapped optimizer."""
         return self._inner.optimizer
-
-    @property
-    def strategy(self) -> Strategy:
-        """How state is cut: "replicated", "elements" or "tensors"."""
-        return self.options.strategy
 
     @property
     def skipped(self) -> int:
@@ -273,21 +213,9 @@ class DistributedOptimizer(optim.Optimizer):
     def grad_norm(self) -> Array:
         """Global norm of the last averaged gradient before clipping, float32 scalar.
 
-        Not finite where that step was skipped.
-
-        Raises:
-            ValueError: where `max_norm` is None, and so nothing was measured.
+        Not finite where that step was skipped. ValueError without `max_norm`.
         """
-        if self.options.max_norm is None:
-            raise ValueError(
-                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
-                "without clipping"
-            )
-        if self._steps.norm is None:
-            raise ValueError(
-                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
-            )
-        return self._steps.norm
+        return self._steps.require_norm()
 
     @property
     def loss_scale(self) -> Array:
@@ -301,66 +229,40 @@ class DistributedOptimizer(optim.Optimizer):
         """While in it, updates add up their gradients and send nothing.
 
         The first update after it steps with the mean over all of them, whatever
-        `accumulate` is. All ranks have to make the same number of updates::
-
-            with optimizer.no_sync():
-                optimizer.update(model, first, weight=tokens)
-            optimizer.update(model, second, weight=more_tokens)
+        `accumulate` is. All ranks have to make the same number of updates.
         """
         return self._steps.micro_batches.no_sync()
 
-    @contextmanager
-    def averaged(self, model: Module) -> Iterator[None]:
+    def averaged(self, model: Module) -> AbstractContextManager[None]:
         """While in it, the model has its EMA weights: to evaluate with.
 
-        Called by all ranks; each sends its share of them, as parameters travel, and
-        holds both. Save, load and update after it. Needs `ema_decay`::
-
-            with optimizer.averaged(model):
-                loss = validate(model)
+        Called by all ranks; each sends its share of them, as parameters are sent, and
+        holds both. Save, load and update after it. Needs `ema_decay`.
         """
-        if self.options.ema_decay is None:
-            raise ValueError("there are no averages to use: pass ema_decay=0.999")
-        self._refuse_ema_in_place("swap them in again")
         wire = self._steps.require_pipelines().eager.wire
         shard = state.read(self._inner, wire.plan.shard(self.world.rank))
-        with ema.swapped_in(model, shard, wire, f"{self._name}.averaged"):
-            self._has_ema_in_place = True
-            try:
-                yield
-            finally:
-                self._has_ema_in_place = False
+        return self._ema.swapped_in(model, shard, wire, f"{self._name}.averaged")
 
     def gather_state(self) -> Tree:
         """Return the full state in MLX's own layout, on every rank.
 
-        What the wrapped optimizer would hold in one process: it may be saved, given to
-        one, or loaded with `load_state` on any number of ranks. Masters and averages
-        stand in it as "master" and "average", which MLX ignores. Called by all ranks;
+        As the wrapped optimizer would hold it in one process, with master and EMA
+        weights under "master" and "average", which MLX ignores. Called by all ranks;
         sends each rank's own state to all others.
         """
-        plan, comm = self._steps.require_pipelines().plan, self.world.control
-        name = f"{self._name}.gather_state"
-        with self.world.recorder.call(name, self._steps.counts.steps):
-            agree(comm, name, plan.fingerprint)
-            shard = state.read(self._inner, plan.shard(comm.rank))
-            return state.to_mlx(self._inner, state.gather(shard, plan, comm))
+        plan = self._steps.require_pipelines().plan
+        call = f"{self._name}.gather_state"
+        with self.world.recorder.call(call, self._steps.counts.steps):
+            return setup.gather_full_state(self.world, call, self._inner, plan)
 
     def load_state(self, full: Tree) -> None:
         """Take a full state, the same on all ranks, and keep this rank's shard of it.
 
-        Raises:
-            MismatchError: on all ranks, and nothing is loaded, where it lacks a
-                parameter or its shapes or dtypes are others.
+        MismatchError on all ranks where it doesn't fit; nothing is loaded then.
         """
-        setup.load_full_state(
-            self.world,
-            f"{self._name}.load_state",
-            self._inner,
-            self._steps.require_pipelines().plan,
-            self.options.copies,
-            full,
-        )
+        plan, copies = self._steps.require_pipelines().plan, self.options.copies
+        call = f"{self._name}.load_state"
+        setup.load_full_state(self.world, call, self._inner, plan, copies, full)
 
     def describe(self) -> Description:
         """Return who owns what, what is sent, and the bytes of state on each rank."""
@@ -383,50 +285,15 @@ class DistributedOptimizer(optim.Optimizer):
         return self._steps.is_planned
 
     def resumable_state(self, action: str) -> ResumableState:
-        """Return what a checkpoint reads and replaces.
+        """Return what a checkpoint reads and replaces, to "save" or to "load".
 
-        Args:
-            action: "save" or "load".
-
-        Raises:
-            ValueError: before `init`, while a model has its EMA weights in place, or on
-                "save" in the middle of a step's micro-batches.
+        ValueError before `init`, with EMA weights in place, or in the middle of a step.
         """
-        self._refuse_ema_in_place(action)
-        count = self._steps.micro_batches.count
-        if action == "save" and count:
-            raise ValueError(
-                f"{count} micro-batches of a step are added up and not applied yet: "
-                "save after the step's last update"
-            )
-        return ResumableState(
-            self.world,
-            self._steps.require_pipelines().plan,
-            self._inner,
-            self._steps.counts,
-            self._steps.loss_scale,
-            self._steps.micro_batches,
-        )
+        self._ema.refuse_in_place(action)
+        if action == "save":
+            self._steps.micro_batches.refuse_unapplied()
+        return self._steps.resumable_state()
 
     def _take_step(self, gradients: Tree, target: Target, weight: float | None) -> None:
-        self._refuse_ema_in_place("update")
+        self._ema.refuse_in_place("update")
         self._steps.take(gradients, target, weight)
-
-    def _refuse_ema_in_place(self, action: str) -> None:
-        if self._has_ema_in_place:
-            raise ValueError(
-                f"the model has its EMA weights in place: {action} after the `with "
-                "optimizer.averaged(model)` block"
-            )
-
-
-def _checked(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer to wrap; ValueError where it is none, or wrapped already."""
-    if not isinstance(optimizer, optim.Optimizer):
-        raise ValueError(
-            f"the optimizer is {optimizer!r}; it must be an mlx.optimizers.Optimizer, "
-            "such as optim.AdamW(3e-4)"
-        )
-    if isinstance(optimizer, DistributedOptimizer):
-        raise ValueError("the optimizer is a DistributedOptimizer already")
-    return optimizer

@@ -28,7 +28,54 @@ _COMPILE_REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a `DistributedOptimizer` was given; its docstring explains each option."""
+    """The options of a `DistributedOptimizer`: what each does, and what it costs.
+
+    Attributes:
+        strategy: "replicated" keeps all state on all ranks. "elements" cuts it into
+            equal flat slices, for optimizers that treat each element by itself;
+            "tensors" gives each tensor to one rank, for all others. `shard=True`
+            chooses between these two.
+        transport: "native" is lazy `mx.distributed`, needed inside `mx.compile`, which
+            adds in MPI's own order; "host" is MPI on evaluated arrays, which adds in
+            rank order. "auto" takes "host" over MPI, outside `mx.compile`, for sharded
+            state, and for all where ranks compute while they communicate: on several
+            hosts, or on an accelerator; otherwise "native".
+        bucket_size: bytes of gradients that are sent together.
+        reduce_dtype: dtype in which "native" adds. "host" always adds in float32.
+        wire_dtype: dtype of gradients on the wire, such as mx.bfloat16; needs
+            transport="host", which adds them in float32 all the same.
+        max_norm: clips the averaged gradient to this global norm; None does not.
+            math.inf measures `grad_norm` without clipping.
+        skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
+            or inf, and counts it in `skipped`. False raises; that costs the same.
+        check_every: steps between comparisons of the checksums of all parameters, and
+            of replicated state, over the ranks; 0 never compares them. With sharded
+            state every step broadcasts the parameters again, so corruption between two
+            checks may be overwritten or copied to all ranks. 1 catches all of it.
+        master_dtype: mx.float32 keeps a float32 master of each 16-bit parameter, with
+            float32 state, in this rank's shard: 4 + 12/N bytes a parameter with AdamW,
+            its gradient's included. Parameters are sent in their own dtype.
+        loss_scale: multiply losses by `optimizer.loss_scale` before taking gradients;
+            `update` divides by it. For fp16. "dynamic" begins with 65536, halves it
+            where gradients overflow, which skips the step on all ranks, and doubles it
+            after 2000 steps without an overflow; a number stays.
+        accumulate: micro-batches that make a step. The last of so many updates moves
+            the parameters, by the weighted mean over all micro-batches of all ranks;
+            the others add up their gradients in float32 (4 bytes a parameter) and send
+            nothing.
+        ema_decay: keeps an EMA of the parameters in float32, 4/N bytes each.
+        sync_buffers: for arrays that are not trained but change, such as BatchNorm's
+            running statistics: "mean" averages them over the ranks at each step,
+            weighted, "root" takes rank 0's, None leaves each rank its own.
+        reproducible: the same bits on any number of ranks, however state is cut and on
+            either transport, for the same micro-batches: rank r of N has micro-batches
+            r * K to (r + 1) * K - 1 of K * N, where accumulate=K, a power of two. They
+            are added in pairs, as pairwise_sum.py does, and the gradient's squares as
+            well. Costs: gradients are sent as float32; log2 K + 1 float32 copies of
+            them; over "native" (N-1) times their bytes and not 2(N-1)/N; with N > 1 or
+            `max_norm` a pass over this rank's gradients in float64, about 2 ns an
+            element on one x86 core.
+    """
 
     strategy: Strategy
     transport: Transport

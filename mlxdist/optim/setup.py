@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NamedTuple
 
 from mlx.nn import Module
 from mlx.utils import tree_flatten
 
 from .. import version
-from ..arrays.trees import cut_all, digest, dtype_problem, trainable
+from ..arrays.trees import cut_all, digest, dtype_problem, entries_of, trainable
 from ..arrays.types import Flat, Tree
 from ..comm.agreement import MismatchError, agree, no_lines
 from ..comm.collectives import Collectives
@@ -24,6 +25,38 @@ from .options import Options
 from .pipeline import Pipelines
 from .state import StateTree
 from .weight_copies import WeightCopies
+
+
+class Initialized(NamedTuple):
+    """What `initialize` made: the pipelines, and every rank's bytes of state."""
+
+    pipelines: Pipelines
+    state_bytes_by_rank: tuple[int, ...]
+
+
+def initialize(
+    world: World,
+    name: str,
+    inner: InnerOptimizer,
+    options: Options,
+    parameters: Tree,
+    old_plan: Plan | None,
+) -> Initialized:
+    """Put the same parameters and state on all ranks, and plan who owns what.
+
+    Args:
+        name: of the optimizer, for errors.
+        old_plan: of an earlier call, whose state is kept where it fits.
+    """
+    entries = entries_of(trainable(parameters))
+    agree_to_init(world, name, entries, inner, options)
+    flat = dict(tree_flatten(trainable(parameters)))
+    before = earlier_state(world.control, inner, old_plan, flat)
+    flat = share_parameters(world, parameters)
+    plan = plan_parameters(world.control, inner, options, entries, list(flat))
+    nbytes = make_state(world.control, inner, plan, flat, before, options.copies)
+    pipelines = make_pipelines(world, name, plan, inner, options)
+    return Initialized(pipelines, state_bytes_by_rank(world, name, nbytes))
 
 
 def empty_plan(world: World, options: Options) -> Plan:
@@ -167,6 +200,16 @@ def state_bytes_by_rank(world: World, name: str, nbytes: int) -> tuple[int, ...]
     """Return every rank's number of bytes of state."""
     every = agree(world.control, f"{name}.init", 0, no_lines, number=nbytes)
     return tuple(int(number) for number in every)
+
+
+def gather_full_state(
+    world: World, call: str, inner: InnerOptimizer, plan: Plan
+) -> Tree:
+    """Return the full state in MLX's layout, on every rank. Called by all of them."""
+    comm = world.control
+    agree(comm, call, plan.fingerprint)
+    shard = state.read(inner, plan.shard(comm.rank))
+    return state.to_mlx(inner, state.gather(shard, plan, comm))
 
 
 def load_full_state(

@@ -21,7 +21,7 @@ from .inner import InnerOptimizer
 from .loss_scale import make_loss_scale
 from .options import Options
 from .pipeline import Pipeline, Pipelines
-from .resumable_state import StepCounts
+from .resumable_state import ResumableState, StepCounts
 from .targets import Target
 
 
@@ -71,6 +71,30 @@ class DistributedStep:
         if not self.is_planned:
             raise ValueError("call optimizer.init(model) first")
         return self.pipelines
+
+    def resumable_state(self) -> ResumableState:
+        """Return what a checkpoint reads and replaces; ValueError before `init`."""
+        return ResumableState(
+            self._world,
+            self.require_pipelines().plan,
+            self._inner,
+            self.counts,
+            self.loss_scale,
+            self.micro_batches,
+        )
+
+    def require_norm(self) -> Array:
+        """Return the last step's norm; ValueError where it was not measured."""
+        if self._options.max_norm is None:
+            raise ValueError(
+                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
+                "without clipping"
+            )
+        if self.norm is None:
+            raise ValueError(
+                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
+            )
+        return self.norm
 
     def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
         """Average the gradients over the ranks and take a step, phase by phase.

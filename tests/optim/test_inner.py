@@ -44,7 +44,7 @@ def test_strategy_of_each_class_is_elements_where_slices_give_the_same_bits(
     whole = train_in_slices(make(name), parameter, [(0, 48)])
     cut = train_in_slices(make(name), parameter, [(0, 5), (5, 31), (31, 48)])
     same = bool((bits(whole) == bits(cut)).all())
-    strategy = distributed(world, make(name), shard=True).strategy
+    strategy = distributed(world, make(name), shard=True).options.strategy
     assert strategy == ("elements" if same else "tensors")
 
 
@@ -52,7 +52,7 @@ def test_strategy_of_a_subclass_of_a_known_class_is_tensors(world):
     class Changed(optim.Adam):
         pass
 
-    assert distributed(world, Changed(0.1), shard=True).strategy == "tensors"
+    assert distributed(world, Changed(0.1), shard=True).options.strategy == "tensors"
     with pytest.raises(ValueError, match="elementwise = True"):
         distributed(world, Changed(0.1), shard="elements")
     with pytest.raises(ValueError, match="Muon"):
@@ -172,7 +172,7 @@ def test_user_defined_optimizer_gives_the_bits_of_one_process(kind, strategy, wo
     start = {"a": mx.ones((7, 3)), "b": {"c": mx.zeros(5)}}
     optimizer.init(start)
     reference.init(start)
-    assert optimizer.strategy == strategy
+    assert optimizer.options.strategy == strategy
     tree = apply_steps(optimizer, start, range(3))
     assert_same_bits(tree, apply_steps(reference, start, range(3)))
     assert_same_bits(optimizer.gather_state(), reference.state)

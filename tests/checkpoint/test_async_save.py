@@ -30,6 +30,35 @@ def test_background_save_has_the_state_at_the_call(world, shared_folder):
 
 
 @pytest.mark.mpi
+def test_load_during_a_background_save_has_the_last_complete_checkpoint(
+    world, shared_folder, monkeypatch
+):
+    params, optimizer = make_run(world)
+    params = train(params, optimizer, world, [0])
+    save_checkpoint(shared_folder, 1, params, optimizer)
+    first, first_state = params, optimizer.gather_state()
+    params = train(params, optimizer, world, [1])
+    commit, may_commit = directory.commit, threading.Event()
+
+    def delayed_commit(*arguments):
+        may_commit.wait(20)
+        return commit(*arguments)
+
+    monkeypatch.setattr(directory, "commit", delayed_commit)
+    save_checkpoint(shared_folder, 2, params, optimizer, background=True)
+    restored, other = make_run(world)
+    assert load_checkpoint(shared_folder, restored, other).step == 1
+    assert_same_bits(restored, first)
+    assert_same_bits(other.gather_state(), first_state)
+    world.barrier()
+    may_commit.set()
+    async_save.saver_of(world).wait()
+    world.barrier()
+    assert load_checkpoint(shared_folder, restored, other).step == 2
+    assert_same_bits(restored, params)
+
+
+@pytest.mark.mpi
 def test_background_save_failure_is_raised_by_the_next_step_or_save(
     world, shared_folder, monkeypatch
 ):

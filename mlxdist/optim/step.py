@@ -97,11 +97,7 @@ class DistributedStep:
         return self.norm
 
     def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
-        """Average the gradients over the ranks and take a step, phase by phase.
-
-        Raises:
-            MismatchError: on all ranks, before anything has changed.
-        """
+        """Average the gradients over the ranks and take a step, phase by phase."""
         batch = read_batch(self.index, gradients, target.parameters, weight)
         run = self._pipeline_for(batch, gradients, target)
         if batch.gradients and self.micro_batches.expects_more:

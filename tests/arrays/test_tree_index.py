@@ -38,7 +38,7 @@ def test_flat_of_keys_in_another_order_is_the_same():
         lambda tree: tree.update(head=[6]),
     ],
 )
-def test_flat_of_another_tree_are_refused(change):
+def test_flat_of_another_tree_is_refused(change):
     tree = {**TREE, "layers": [dict(x) for x in TREE["layers"]]}
     change(tree)
     with pytest.raises((LookupError, TypeError)):

@@ -10,7 +10,7 @@ from mlxdist import cli
 from mlxdist.cli import plan_report
 from mlxdist.planner import Choice
 from mlxdist.planner.time_model import CPU_SECONDS_PER_BYTE
-from tests.support.examples import doctor_report
+from tests.support.doctor_report import doctor_report
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from mlxdist.layout import Entry
 from mlxdist.planner import LINKS, Link, Model, measured_link, step_time
-from tests.support.examples import doctor_report
+from tests.support.doctor_report import doctor_report
 from tests.support.plans import MB, model_of
 
 PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}

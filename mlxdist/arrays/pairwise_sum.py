@@ -1,4 +1,4 @@
-"""Pairwise sums: the same bits whoever holds which of the terms.
+"""Pairwise sums: the same bits on any number of ranks, however terms are cut.
 
 Floating-point addition is not associative, so a sum has the same bits everywhere only
 if its terms are added in the same pairs. Here term 0 is added to term 1, term 2 to

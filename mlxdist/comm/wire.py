@@ -65,7 +65,7 @@ class Wire:
         ]
 
     @property
-    def travels(self) -> bool:
+    def has_peers(self) -> bool:
         """Whether there is another rank to exchange with."""
         return self.comm.size > 1
 
@@ -80,7 +80,7 @@ class Wire:
             This rank's span of each bucket, or the whole bucket for replicated state.
             `expected` gives the bytes on the wire.
         """
-        if self.travels and weights.every is None:
+        if self.has_peers and weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.own))
         return Reduction(self, gradients, weights)
 
@@ -96,7 +96,7 @@ class Wire:
             pairwise: whether ranks are added in pairs.
         """
         traffic, comm = Traffic(), self.comm
-        for bucket in self.plan.buckets if self.travels else ():
+        for bucket in self.plan.buckets if self.has_peers else ():
             item = ITEM_SIZES[
                 _unless_wide(self._wire_dtype, bucket) or dtype or bucket.dtype
             ]
@@ -116,7 +116,7 @@ class Wire:
     # -- for Reduction and Gather
 
     def local_chunk(self, index: int, gradients: Flat) -> Chunk:
-        """This rank's pieces of a bucket, where nothing travels."""
+        """This rank's pieces of a bucket, where there is no other rank."""
         pieces = [
             gradients[p.entry.path].reshape(p.shape(self.plan.strategy))
             for p in self.pieces[index]
@@ -200,7 +200,7 @@ class Reduction:
         self._next = 0  # bucket to start
         self._collected: deque[tuple[int, Chunk]] | None = None
         self.squares: float | None = None
-        if not wire.travels:
+        if not wire.has_peers:
             self.collect()
 
     def collect(self) -> None:
@@ -234,7 +234,7 @@ class Reduction:
 
     def _finish(self, squares: list[float]) -> Iterator[tuple[int, Chunk]]:
         for index in range(len(self._wire.plan.buckets)):
-            if not self._wire.travels:
+            if not self._wire.has_peers:
                 yield index, self._wire.local_chunk(index, self._gradients)
                 continue
             self._start()
@@ -269,7 +269,7 @@ class Gather:
 
     def push(self, index: int, chunk: Chunk) -> list[Whole]:
         """Send this rank's pieces of a bucket; return the buckets that are whole."""
-        if not self._wire.plan.sharded or not self._wire.travels:
+        if not self._wire.plan.sharded or not self._wire.has_peers:
             entries = self._wire.entries_of_chunk(index, chunk)
             return [Whole(self._buckets[index], entries)]
         self._window.push(index, self._wire.start_gather(index, chunk))

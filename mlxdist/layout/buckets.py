@@ -8,21 +8,20 @@ from .entries import Entry
 
 DEFAULT_BUCKET_SIZE = 4 * 2**20  # bytes
 
-# Bytes from which on a tensor travels from where it lies: copying it into a bucket with
-# others would cost more than it costs to start one more exchange.
+# Bytes from which on a tensor is a bucket of its own, and is sent from its own memory:
+# the copy into a shared bucket would cost more than one more collective.
 ALONE_FROM = 2**20
 
 
 def make_buckets(
     entries: Sequence[Entry], bucket_size: int, order: Sequence[str] = ()
 ) -> list[list[int]]:
-    """Groups small entries of one dtype until a group holds `bucket_size` bytes.
+    """Group small entries of one dtype until a group has `bucket_size` bytes.
 
     Args:
         entries: in the order of `in_order`.
-        bucket_size: bytes. A tensor as big, or of 1 MiB, is a bucket of its own.
-        order: the paths as the model uses them, first layers first; as they are sorted
-            where it is empty.
+        bucket_size: bytes. A tensor of that size, or of 1 MiB, is a bucket of its own.
+        order: the paths in the order in which the model uses them; sorted if empty.
 
     Returns:
         Lists of indices into `entries`, last layers first: the order in which the
@@ -33,9 +32,11 @@ def make_buckets(
     closed: list[list[int]] = []
     open_buckets: dict[str, list[int]] = {}
     filled: dict[str, int] = {}
-    place = {path: number for number, path in enumerate(order)}
-    numbers = sorted(range(len(entries)), key=lambda i: place.get(entries[i].path, i))
-    for index in reversed(numbers):
+    position_of = {path: number for number, path in enumerate(order)}
+    indices = sorted(
+        range(len(entries)), key=lambda i: position_of.get(entries[i].path, i)
+    )
+    for index in reversed(indices):
         entry = entries[index]
         if entry.nbytes >= min(bucket_size, ALONE_FROM):
             closed.append([index])

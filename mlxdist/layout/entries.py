@@ -67,10 +67,10 @@ def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         ValueError: where two entries have one path, as `{"a.b": x, "a": {"b": y}}` has.
     """
     ordered = tuple(sorted(entries, key=lambda entry: path_key(entry.path)))
-    for one, other in pairwise(ordered):
-        if one.path == other.path:
+    for first, second in pairwise(ordered):
+        if first.path == second.path:
             raise ValueError(
-                f"two parameters have the path {one.path!r}: {one} and {other}. "
+                f"two parameters have the path {first.path!r}: {first} and {second}. "
                 "Rename a key that contains a dot."
             )
     return ordered

@@ -1,14 +1,13 @@
-"""Who owns what: pure integers, so that 1024 ranks are planned without MPI.
+"""Sharding: which rank owns which part of which bucket.
 
-Two ways to cut the state of an optimizer over N ranks, both of which keep a bucket's
-share of one rank in one piece, so that it travels without being sorted:
+Pure integers, so that a world of 1024 ranks is planned without MPI. Each strategy keeps
+a rank's share of a bucket contiguous, so that it is sent without being sorted:
 
 - "elements": each bucket, as one flat vector, is cut into N equal slices (ZeRO stage 1,
   Rajbhandari et al., SC 2020). For optimizers that treat each element by itself.
 - "tensors": each tensor has one owner. For the others, such as Muon and Adafactor.
-
-"replicated" cuts nothing: every rank holds all state, and the slices of "elements"
-only say who adds up what during the all-reduce.
+- "replicated" cuts nothing: every rank has all state. The slices of "elements" only
+  define which rank adds which part in the all-reduce.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ Costs = dict[str, float]  # by path
 
 
 class Piece(NamedTuple):
-    """A rank's part of one entry: elements `start` to `stop` of it, flattened.
+    """A rank's part of one entry: elements [start, stop) of it, flattened.
 
-    `offset` is where the part begins in the rank's chunk of the bucket.
+    `offset` is its first element in the rank's chunk of the bucket.
     """
 
     entry: Entry
@@ -41,7 +40,7 @@ class Piece(NamedTuple):
     offset: int
 
     def shape(self, strategy: Strategy) -> tuple[int, ...]:
-        """Slices are 1-D; whole tensors are as they are."""
+        """Return the shape: 1-D for a slice, the entry's own for a whole tensor."""
         if strategy == "elements":
             return (self.stop - self.start,)
         return self.entry.shape
@@ -49,11 +48,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Entries of one dtype that travel as one flat vector, one behind the other."""
+    """Entries of one dtype that are sent as one flat vector, end to end."""
 
     entries: tuple[Entry, ...]
     ranks: int
-    owners: tuple[int, ...] | None = None  # of each entry, ascending; None: elements
+    owners: tuple[int, ...] | None = None  # of each entry, ascending; None: slices
 
     @property
     def dtype(self) -> str:
@@ -61,7 +60,7 @@ class Bucket:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each entry begins, in elements, and at last the size of the bucket."""
+        """First element of each entry, then the size of the bucket."""
         return tuple(accumulate((e.size for e in self.entries), initial=0))
 
     @property
@@ -74,13 +73,13 @@ class Bucket:
 
     @cached_property
     def chunk(self) -> int:
-        """Elements of the largest share: those of every rank but the last ones."""
+        """Elements of the largest share. With slices only the last ones are shorter."""
         if self.owners is None:
             return -(-self.size // self.ranks)
         return max(stop - start for start, stop in map(self.span, range(self.ranks)))
 
     def span(self, rank: int) -> tuple[int, int]:
-        """The rank's share of the flat vector: [start, stop) in elements."""
+        """Return the rank's share of the flat vector: elements [start, stop)."""
         if self.owners is None:
             chunk = self.chunk
             return min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)
@@ -91,9 +90,9 @@ class Bucket:
         return self.offsets[first], self.offsets[last]
 
     def pieces(self, rank: int) -> Iterator[Piece]:
-        """What the rank owns of each entry, in the order of the flat vector.
+        """Yield the rank's part of each entry, in the order of the flat vector.
 
-        An entry without elements goes whole to one rank, so that it has its state.
+        An entry without elements belongs to one rank, which has its state.
         """
         start, stop = self.span(rank)
         for index, entry in enumerate(self.entries):
@@ -110,7 +109,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which bucket holds what, and which rank owns which part of it."""
+    """The buckets, and the strategy that shares them out over the ranks."""
 
     strategy: Strategy
     ranks: int
@@ -122,7 +121,7 @@ class Plan:
         return self.strategy != "replicated"
 
     def shard(self, rank: int) -> dict[str, tuple[int, int]]:
-        """`{path: (start, stop)}`: the elements whose state this rank holds."""
+        """Return `{path: (start, stop)}`: the elements whose state a rank has."""
         if not self.sharded:
             return {entry.path: (0, entry.size) for entry in self.entries}
         return {
@@ -132,7 +131,7 @@ class Plan:
         }
 
     def pieces(self, rank: int) -> list[tuple[Piece, ...]]:
-        """What the rank's optimizer steps with, of each bucket."""
+        """Return the pieces of each bucket that a rank's optimizer steps."""
         if self.sharded:
             return [tuple(bucket.pieces(rank)) for bucket in self.buckets]
         return [
@@ -149,7 +148,7 @@ class Plan:
 
     @property
     def lines(self) -> list[str]:
-        """The plan in words, to be compared across ranks."""
+        """The plan as text, to be compared across ranks."""
         return [f"{self.strategy} over {self.ranks} ranks", *map(str, self.entries)]
 
     @cached_property
@@ -167,7 +166,7 @@ class Plan:
 
 
 def balance(costs: Sequence[float], ranks: int) -> list[int]:
-    """An owner for each cost such that the dearest rank is near the mean.
+    """Return an owner for each cost, so that the ranks' sums are nearly equal.
 
     Longest processing time first (Graham, 1969): at most 4/3 of the best possible.
     """

@@ -64,7 +64,7 @@ def _first(plan: Plan, flat: Flat) -> list[Tree]:
 
 
 def _weights(world: World, plan: Plan, weight: float | None, traced: bool) -> Weights:
-    """All ranks' weights. While tracing, nobody knows whether other ranks trace too."""
+    """All ranks' weights. Other ranks may not be tracing, and then can't be asked."""
     problem = dtype_problem(plan.entries)
     if traced:
         if problem:

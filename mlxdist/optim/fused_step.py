@@ -169,7 +169,7 @@ class FusedStep:
         return Chunk(self._split, flat=stepped)
 
     def _flat_state(self, key: str, states: Sequence[State]) -> Array:
-        """The flat state; joined again where somebody has replaced a view."""
+        """The flat state; joined again where a view was replaced."""
         parts = [state[key] for state in states]
         views = self._views.get(key)
         if views is not None and all(map(is_, parts, views)):

@@ -84,7 +84,7 @@ class MeasuredNorm(NamedTuple):
 
 
 class TracedNorm(NamedTuple):
-    """Measures lazily, for `mx.compile`: nobody can look at the result meanwhile."""
+    """Measures lazily, for `mx.compile`: the result has no value yet."""
 
     wire: Wire
 
@@ -113,7 +113,7 @@ class CheckedBeforehand(NamedTuple):
         large = sum(entry.nbytes for entry in entries) >= STREAM_FROM * len(entries)
         takes_turns = wire.comm.adds_in_rank_order and not wire.comm.overlaps
         is_float32 = all(entry.dtype == "float32" for entry in entries)
-        return wire.travels and takes_turns and large and is_float32
+        return wire.has_peers and takes_turns and large and is_float32
 
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
         squares = 0.0
@@ -127,7 +127,7 @@ class CheckedBeforehand(NamedTuple):
 
 
 class PairwiseNorm(NamedTuple):
-    """The same bits whoever holds which part of the gradients.
+    """Measures with the same bits on any number of ranks, however state is cut.
 
     Each tensor's squares are added in pairs, in float64, where squares of float32 are
     exact and can't overflow; then the tensors' sums, sorted by path. One collective of
@@ -139,7 +139,7 @@ class PairwiseNorm(NamedTuple):
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
         means.collect()
         wire = self.wire
-        is_whole = not wire.travels or not wire.plan.sharded
+        is_whole = not wire.has_peers or not wire.plan.sharded
         ranks = range(1) if is_whole else range(wire.comm.size)
         nodes = [_nodes(wire.plan.buckets, rank, is_whole) for rank in ranks]
         local = self._local_sums(means, 0 if is_whole else wire.comm.rank, is_whole)

@@ -89,7 +89,7 @@ class Pipelines:
         dtype = options.wire_dtype if comm.adds_in_rank_order else options.reduce_dtype
         wire = Wire(plan, comm, wire_dtype=dtype, mean_dtype=options.mean_dtype)
         agreement: StepAgreement = SingleRank(world, self._name, plan)
-        if wire.travels:
+        if wire.has_peers:
             agreement = EveryStep(
                 world, self._name, plan, self._inner, options.check_every
             )
@@ -120,7 +120,7 @@ class Pipelines:
 
 def norm_policy(wire: Wire, options: Options) -> NormPolicy:
     """Return how an eager step measures its gradients."""
-    if not wire.travels and not options.needs_norm:
+    if not wire.has_peers and not options.needs_norm:
         return grad_norm.Unmeasured()
     if options.reproducible:
         return grad_norm.PairwiseNorm(wire)

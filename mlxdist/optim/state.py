@@ -1,6 +1,6 @@
 """The optimizer's state by path: read, written, cut into shards, gathered from them.
 
-MLX's state holds 'step', 'learning_rate' and the like, beside a tree in which each
+MLX's state holds 'step', 'learning_rate' and the like, and a tree in which each
 parameter has a dict of arrays. Here that tree is flat: `{path: {key: array}}`.
 """
 

@@ -33,7 +33,7 @@ from rich.console import Console
 
 import mlxdist
 from mlxdist.comm.flight_recorder import Record, Recorder
-from mlxdist.optim import checks, grad_norm
+from mlxdist.optim import grad_norm, step_checks
 
 RANKS = 2
 ROWS, CONTEXT = 6, 128
@@ -95,7 +95,7 @@ class Training:
         seconds = []
         for _ in range(10):
             began = time.perf_counter()
-            checks.checksums(flat)
+            step_checks.checksums(flat)
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds)
 
@@ -129,7 +129,7 @@ def remove_checks(optimizer: mlxdist.DistributedOptimizer) -> None:
     """
     optimizer.pipelines.eager = dataclasses.replace(
         optimizer.pipelines.eager,
-        agreement=checks.Unchecked(optimizer.world),
+        agreement=step_checks.Unchecked(optimizer.world),
         norm=grad_norm.Unmeasured(),
     )
 

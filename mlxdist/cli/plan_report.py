@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from ..planner import MOST_IMBALANCE, Choice, Prediction, StepTime
-from .figures import gigabytes
+from .number_format import gigabytes
 
 
 def to_json(prediction: Prediction) -> dict[str, object]:

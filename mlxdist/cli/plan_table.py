@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..planner import Link, Model, Prediction, StepTime
-from .figures import counted, gigabytes, short
+from .number_format import counted, gigabytes, short
 from .plan_report import reason
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from ..launcher import environment, hosts, preflight, runner
-from ..launcher.spec import Job
+from ..launcher.job_spec import Job
 from .options import (
     Commands,
     add_command,

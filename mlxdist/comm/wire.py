@@ -9,7 +9,6 @@ comes out whole on every rank.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -184,8 +183,9 @@ class _Window:
 class Reduction:
     """The mean gradients of this rank, in the order of the buckets.
 
-    Iterated over, it gives `(index of the bucket, chunk)`, starts the collectives of
-    the buckets that follow, and keeps nothing. `collect` waits for all of them first.
+    `take` returns the next bucket's chunk, starts the collectives of the buckets that
+    follow, and keeps nothing, so that the chunk's memory can be reused once the caller
+    drops it. `collect` waits for all buckets first.
 
     Attributes:
         squares: after `collect`, the sum of squares of this rank's spans; inf where it
@@ -197,18 +197,25 @@ class Reduction:
         self._gradients = gradients
         self._weights = weights
         self._window = _Window(wire.plan.buckets)
-        self._next = 0  # bucket to start
-        self._collected: deque[tuple[int, Chunk]] | None = None
+        self._started = 0  # buckets whose collective was started
+        self._finished = 0
+        self._collected: deque[Chunk] | None = None
         self.squares: float | None = None
         if not wire.has_peers:
             self.collect()
+
+    def take(self) -> Chunk:
+        """Return the mean of the next bucket."""
+        if self._collected is not None:
+            return self._collected.popleft()
+        return self._finish([])
 
     def collect(self) -> None:
         """Wait for all buckets. The gradients may be dropped then."""
         if self._collected is not None:
             return
         squares: list[float] = []
-        self._collected = deque(self._finish(squares))
+        self._collected = deque(self._finish(squares) for _ in self._wire.plan.buckets)
         self.squares = sum(squares) if squares else None
 
     def release_gradients(self) -> None:
@@ -219,35 +226,28 @@ class Reduction:
     def chunks(self) -> list[Chunk]:
         """Wait for all buckets, and return them."""
         self.collect()
-        return [chunk for _, chunk in self._collected or ()]
+        return list(self._collected or ())
 
     def arrays(self) -> Pieces:
         """Wait for all buckets, and return their arrays as they lie in memory."""
         return [array for chunk in self.chunks() for array in chunk.arrays]
 
-    def __iter__(self) -> Iterator[tuple[int, Chunk]]:
-        if self._collected is None:
-            yield from self._finish([])
-            return
-        while self._collected:
-            yield self._collected.popleft()
-
-    def _finish(self, squares: list[float]) -> Iterator[tuple[int, Chunk]]:
-        for index in range(len(self._wire.plan.buckets)):
-            if not self._wire.has_peers:
-                yield index, self._wire.local_chunk(index, self._gradients)
-                continue
-            self._start()
-            _, pending = self._window.pop()
-            chunk = self._wire.reduced_chunk(index, pending.finish())
-            if pending.squares is not None:
-                squares.append(pending.squares)
-            yield index, chunk
+    def _finish(self, squares: list[float]) -> Chunk:
+        """Finish the next bucket, and note the squares of its mean."""
+        index, self._finished = self._finished, self._finished + 1
+        if not self._wire.has_peers:
+            return self._wire.local_chunk(index, self._gradients)
+        self._start()
+        _, pending = self._window.pop()
+        chunk = self._wire.reduced_chunk(index, pending.finish())
+        if pending.squares is not None:
+            squares.append(pending.squares)
+        return chunk
 
     def _start(self) -> None:
         """Start collectives until the window is full."""
-        while self._next < len(self._wire.plan.buckets) and not self._window.is_full:
-            index, self._next = self._next, self._next + 1
+        while self._started < len(self._wire.plan.buckets) and not self._window.is_full:
+            index, self._started = self._started, self._started + 1
             pending = self._wire.start_reduce(index, self._gradients, self._weights)
             self._window.push(index, pending)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-from ..launcher import command, network, probe
+from ..launcher import mpirun_command, network, probe
 from ..launcher.hosts import Host
 from . import ssh_errors, subjob
 from .reports import Answer, HostReport, LinkReport
@@ -49,7 +49,7 @@ def _ask(host: str, python: str, peers: list[str], *, is_local: bool) -> Answer:
     words = [python, "-", *peers]
     if not is_local:
         remote = shlex.join(words)  # ssh hands it to the login shell there
-        words = [*command.ssh_command(), host, remote]
+        words = [*mpirun_command.ssh_command(), host, remote]
     try:
         done = subprocess.run(
             words,

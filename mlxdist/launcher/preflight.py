@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import network
-from .command import has_custom_agent
 from .cores import oversubscription_warning, usable_cores
 from .hosts import assign_ranks
-from .spec import Job
+from .job_spec import Job
+from .mpirun_command import has_custom_agent
 
 
 def check(job: Job) -> Job:

@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import command, environment, marks, openmpi, preflight
+from . import environment, marks, mpirun_command, openmpi, preflight
 from .cores import usable_cores
 from .hosts import assign_ranks
+from .job_spec import Job
 from .mark_filter import MarkFilter
 from .mpirun import Mpirun, kill_survivors
 from .mpirun_log import MpirunLog
 from .outcome import Outcome, RankOutcome, describe, read_ranks, signal_name
 from .output import Output, open_logs
-from .spec import Job
 
 TIMED_OUT = 124  # the exit code of timeout(1)
 
@@ -57,7 +57,7 @@ def dry_run(job: Job) -> str:
     Raises:
         ValueError, RuntimeError: as `launch`.
     """
-    return command.shell_line(*prepare(preflight.check(job)))
+    return mpirun_command.shell_line(*prepare(preflight.check(job)))
 
 
 def prepare(
@@ -70,7 +70,7 @@ def prepare(
         token: of the ranks' marks on standard error, over several hosts.
     """
     cores = usable_cores()
-    variables = command.rank_environment(
+    variables = mpirun_command.rank_environment(
         job,
         environment.snapshot(),
         usable_cores=cores,
@@ -79,15 +79,15 @@ def prepare(
         columns=_terminal_columns(job),
     )
     over_hosts = bool(job.hosts and run_dir)
-    arguments = command.mpirun_command(
+    arguments = mpirun_command.mpirun_command(
         job,
         mpirun=openmpi.find_mpirun(),
         python=job.python or sys.executable,
         usable_cores=cores,
         as_root=os.geteuid() == 0,
         forward_stdin=sys.stdin is not None and sys.stdin.isatty(),
-        forwarded=command.forwarded_variables(job, variables),
-        agent=command.write_agent_script(job, run_dir) if over_hosts else None,
+        forwarded=mpirun_command.forwarded_variables(job, variables),
+        agent=mpirun_command.write_agent_script(job, run_dir) if over_hosts else None,
         session_dir=run_dir,
     )
     return arguments, variables
@@ -116,7 +116,7 @@ def _launch_once(job: Job, *, append_logs: bool) -> Outcome:
             timeout=job.timeout,
         )
         code = mpirun.wait()
-        lost_hosts = output.log.lost_hosts or command.failed_hosts(run_dir)[:1]
+        lost_hosts = output.log.lost_hosts or mpirun_command.failed_hosts(run_dir)[:1]
         ranks = read_ranks(
             run_dir,
             job.ranks,

@@ -5,8 +5,8 @@ kind that goes with the parameters belongs into `weight_copies.py`, what MLX opt
 may be sharded into `inner.py`.
 """
 
-from .averaging import average_gradients
 from .grad_norm import NonFiniteError
+from .gradient_averaging import average_gradients
 from .optimizer import DistributedOptimizer
 from .options import Options
 from .resumable_state import ResumableState

@@ -20,7 +20,7 @@ from ..arrays.trees import cut, dtype_name
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
 from ..layout.sharding import Piece, Plan, Strategy
-from .inner import InnerOptimizer, Leaf
+from .inner_optimizer import InnerOptimizer, Leaf
 from .weight_copies import WeightCopies
 
 State = dict[str, Array]

@@ -17,7 +17,7 @@ from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
 from ..layout.sharding import Piece
 from .fused_step import FusedStep, PieceStep, State, scaled, select
-from .inner import InnerOptimizer, Leaf
+from .inner_optimizer import InnerOptimizer, Leaf
 from .weight_copies import WeightCopies
 
 # Bytes of parameters from which on the update is compiled, which takes about a second

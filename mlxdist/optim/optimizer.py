@@ -16,14 +16,14 @@ from ..world.join import current
 from ..world.world import World
 from . import setup, state
 from .buffers import Mode, SyncedBuffers
-from .checks import matching
 from .describe import Description, describe
 from .ema import EmaSwap
-from .inner import InnerOptimizer, Optimizer
+from .inner_optimizer import InnerOptimizer, Optimizer
 from .options import Options, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
 from .step import DistributedStep
+from .step_checks import matching
 from .targets import ModelTarget, Target, TreeTarget
 
 

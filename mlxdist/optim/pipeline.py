@@ -16,11 +16,11 @@ from ..comm.wire import Wire
 from ..layout.sharding import Plan
 from ..world.world import World
 from . import grad_norm
-from .checks import EveryStep, SingleRank, StepAgreement, WhileTracing
 from .grad_norm import NormPolicy
-from .inner import InnerOptimizer
+from .inner_optimizer import InnerOptimizer
 from .local_update import LocalUpdate, make_local_update
 from .options import Options
+from .step_checks import EveryStep, SingleRank, StepAgreement, WhileTracing
 
 
 @dataclass(frozen=True)

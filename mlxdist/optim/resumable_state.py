@@ -15,7 +15,7 @@ from ..layout.sharding import Plan
 from ..world.world import World
 from . import ema, masters, state
 from .accumulation import MicroBatches
-from .inner import InnerOptimizer
+from .inner_optimizer import InnerOptimizer
 from .loss_scale import LossScale
 
 

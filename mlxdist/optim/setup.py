@@ -20,7 +20,7 @@ from ..layout.sharding import Plan, make_plan
 from ..world.world import World
 from . import local_update, state
 from .fused_step import compile_kernels
-from .inner import InnerOptimizer
+from .inner_optimizer import InnerOptimizer
 from .options import Options
 from .pipeline import Pipelines
 from .state import StateTree

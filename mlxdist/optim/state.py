@@ -17,7 +17,7 @@ from ..arrays.types import Array, Flat, Tree
 from ..comm.collectives import Collectives
 from ..layout.entries import ITEM_SIZES, Entry
 from ..layout.sharding import Plan
-from .inner import InnerOptimizer, Leaf, root_keys
+from .inner_optimizer import InnerOptimizer, Leaf, root_keys
 
 StateTree = dict[str, dict[str, Array]]
 # {path: {key: [dtype, *shape]}}

@@ -15,13 +15,13 @@ from ..comm.wire import Whole
 from ..world.world import World
 from . import grad_norm, setup
 from .accumulation import MicroBatches
-from .checks import Batch, batch_problem, call_name, matching, read_batch
 from .grad_norm import NonFiniteError, Norm
-from .inner import InnerOptimizer
+from .inner_optimizer import InnerOptimizer
 from .loss_scale import make_loss_scale
 from .options import Options
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
+from .step_checks import Batch, batch_problem, call_name, matching, read_batch
 from .targets import Target
 
 
@@ -125,8 +125,8 @@ class DistributedStep:
             recorder.phase("optimizer and parameter exchange")
             shard = run.local.begin(batch.parameters, self._scale(norm))
             gather = run.wire.gather()
-            for index, mean in means:
-                for stepped in shard.add(index, mean):
+            for index in range(len(run.wire.plan.buckets)):
+                for stepped in shard.add(index, means.take()):
                     self._publish(gather.push(*stepped), run, target)
             self._publish(gather.rest(), run, target)
         self.counts.steps += 1

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..arrays.types import Array, Dtype
 from . import ema, masters
 from .ema import EmaWeights
-from .inner import Optimizer
+from .inner_optimizer import Optimizer
 from .masters import MasterWeights
 from .state import StateTree
 

@@ -39,7 +39,7 @@ def paths():
 
 
 def dotted_names():
-    """Return names such as optim.inner.Leaf, of mlxdist, tests or benchmarks."""
+    """Return names such as optim.step.DistributedStep, of any package here."""
     roots = "|".join([*PACKAGES, "tests", "common"])
     pattern = re.compile(rf"({roots})(\.\w+)+")
     return sorted(word for word in set(quoted(CONTRIBUTING)) if pattern.fullmatch(word))
@@ -81,7 +81,7 @@ def test_pages_mention_names_and_paths():
 
 def test_resolve_of_an_unknown_name_fails():
     with pytest.raises(AttributeError):
-        resolve("optim.inner.Leaf.unknown")
+        resolve("optim.inner_optimizer.Leaf.unknown")
 
 
 def mlxdist_commands():

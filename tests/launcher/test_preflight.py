@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mlxdist.launcher import command
+from mlxdist.launcher import mpirun_command
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_run_in_a_removed_folder_exits_with_2(main, tmp_path, monkeypatch, capsy
 
 def test_run_over_hosts_without_ssh_exits_with_2(main, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
-    monkeypatch.delenv(command.AGENT_VARIABLE, raising=False)
+    monkeypatch.delenv(mpirun_command.AGENT_VARIABLE, raising=False)
     assert main("run", "-H", "host.invalid,b.invalid", "x.py") == 2
     assert "no ssh is on the PATH, by which mpirun reaches" in capsys.readouterr().err
 

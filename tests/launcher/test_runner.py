@@ -9,7 +9,7 @@ import pytest
 
 from mlxdist import launcher
 from mlxdist.launcher import runner
-from mlxdist.launcher.spec import Job
+from mlxdist.launcher.job_spec import Job
 from tests.support import jobs
 
 

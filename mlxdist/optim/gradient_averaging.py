@@ -16,7 +16,7 @@ from ..layout.buckets import DEFAULT_BUCKET_SIZE
 from ..layout.sharding import Plan, make_plan
 from ..world.join import current
 from ..world.world import World
-from .checks import agree_on_weights, traced_weights
+from .step_checks import agree_on_weights, traced_weights
 
 
 def average_gradients(
@@ -84,8 +84,9 @@ def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
     wire = Wire(plan, world.native, wire_dtype=mx.float32)
     dtypes = {path: array.dtype for path, array in flat.items()}
     means: Flat = {}
-    for index, chunk in wire.reduce(flat, weights):
-        arrays = wire.entries_of_chunk(index, chunk)
-        for entry, mean in zip(plan.buckets[index].entries, arrays, strict=True):
+    reduction = wire.reduce(flat, weights)
+    for index, bucket in enumerate(plan.buckets):
+        arrays = wire.entries_of_chunk(index, reduction.take())
+        for entry, mean in zip(bucket.entries, arrays, strict=True):
             means[entry.path] = mean.astype(dtypes[entry.path])
     return means

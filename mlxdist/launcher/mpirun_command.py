@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import cores, environment, rank_main
 from .hosts import Host
-from .spec import Job
+from .job_spec import Job
 
 # Fails instead of waiting for a password or for trust in a new host.
 SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")

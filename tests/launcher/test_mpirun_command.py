@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from mlxdist.launcher import command, cores, hosts
-from mlxdist.launcher.spec import Job
+from mlxdist.launcher import cores, hosts, mpirun_command
+from mlxdist.launcher.job_spec import Job
 
 
 def command_line(job, *, usable_cores=8, forward_stdin=True, **options):
-    return command.mpirun_command(
+    return mpirun_command.mpirun_command(
         job,
         mpirun="/mpi/bin/mpirun",
         python="/bin/py",
@@ -25,7 +25,7 @@ def local_line(ranks, *, arguments=(), **options):
 
 
 def local_environment(ranks=2, variables=None, *, usable_cores=8, columns=None, **job):
-    return command.rank_environment(
+    return mpirun_command.rank_environment(
         Job(ranks, "train.py", **job),
         variables or {},
         usable_cores=usable_cores,
@@ -37,10 +37,10 @@ def local_environment(ranks=2, variables=None, *, usable_cores=8, columns=None, 
 def over_hosts(names, outer=None, **options):
     """The command line as a text, and the environment, of 2 ranks over hosts."""
     job = Job(2, "train.py", hosts=hosts.parse_hosts(names).hosts, **options)
-    environment = command.rank_environment(
+    environment = mpirun_command.rank_environment(
         job, outer or {}, usable_cores=8, token="secret"
     )
-    forwarded = command.forwarded_variables(job, environment)
+    forwarded = mpirun_command.forwarded_variables(job, environment)
     line = command_line(job, usable_cores=1, forwarded=forwarded)
     return " ".join(line), environment
 
@@ -156,17 +156,20 @@ def test_mpirun_command_with_an_interface_restricts_mpi_and_mpirun():
 
 
 def test_mpirun_command_with_a_custom_agent_passes_no_ssh_options(monkeypatch):
-    monkeypatch.setenv(command.AGENT_VARIABLE, "/bin/agent -x")
+    monkeypatch.setenv(mpirun_command.AGENT_VARIABLE, "/bin/agent -x")
     assert "plm_ssh_args" not in over_hosts("a,b")[0]
-    assert command.ssh_command() == ["/bin/agent", "-x"]
+    assert mpirun_command.ssh_command() == ["/bin/agent", "-x"]
 
 
 def test_ssh_command_finds_ssh_on_the_path(tmp_path):
-    assert command.ssh_command({"PATH": ""}) == ["ssh", *command.SSH_OPTIONS]
+    assert mpirun_command.ssh_command({"PATH": ""}) == [
+        "ssh",
+        *mpirun_command.SSH_OPTIONS,
+    ]
     ssh = tmp_path / "ssh"
     ssh.touch(mode=0o755)
-    expected = [str(ssh), *command.SSH_OPTIONS]
-    assert command.ssh_command({"PATH": str(tmp_path)}) == expected
+    expected = [str(ssh), *mpirun_command.SSH_OPTIONS]
+    assert mpirun_command.ssh_command({"PATH": str(tmp_path)}) == expected
 
 
 @pytest.mark.parametrize(("code", "hosts_listed"), [(0, []), (255, ["b"])])
@@ -176,8 +179,8 @@ def test_agent_script_records_the_hosts_where_the_agent_fails(
     agent = tmp_path / "agent-of-user"
     agent.write_text(f"#!/bin/sh\nexit {code}\n")
     agent.chmod(0o755)
-    monkeypatch.setenv(command.AGENT_VARIABLE, str(agent))
+    monkeypatch.setenv(mpirun_command.AGENT_VARIABLE, str(agent))
     job = Job(2, "train.py", hosts=hosts.parse_hosts("a,b").hosts)
-    script = command.write_agent_script(job, str(tmp_path))
+    script = mpirun_command.write_agent_script(job, str(tmp_path))
     assert os.waitstatus_to_exitcode(os.system(f"{script} -x b prted")) == code
-    assert command.failed_hosts(str(tmp_path)) == hosts_listed
+    assert mpirun_command.failed_hosts(str(tmp_path)) == hosts_listed

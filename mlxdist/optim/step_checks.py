@@ -20,7 +20,7 @@ from ..layout.entries import fingerprint
 from ..layout.sharding import Plan
 from ..world.world import World
 from .accumulation import MicroBatches
-from .inner import InnerOptimizer
+from .inner_optimizer import InnerOptimizer
 
 _INIT_REMEDY = (
     ". After freezing or adding layers call optimizer.init(model) again; it keeps the "

@@ -19,7 +19,7 @@ from .buffers import Mode, SyncedBuffers
 from .describe import Description, describe
 from .ema import EmaSwap
 from .inner_optimizer import InnerOptimizer, Optimizer
-from .options import Options, Transport
+from .options import Options, Transport, refuse_assignment
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
 from .step import DistributedStep
@@ -31,12 +31,10 @@ class DistributedOptimizer(optim.Optimizer):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
-    everywhere. With `shard`, each rank holds the optimizer's state for its share of
-    the parameters alone, updates that share, and all ranks exchange the results (ZeRO
-    stage 1, Rajbhandari et al., SC 2020). Results do not depend on `shard`.
-
-    It is an `mlx.optimizers.Optimizer` and goes wherever one goes. A whole step may be
-    compiled, with sharded state too; over transport "native" or "auto"::
+    everywhere. With `shard`, each rank holds the state of its share of the parameters,
+    updates that share, and all ranks exchange the results (ZeRO stage 1, Rajbhandari
+    et al., SC 2020). Results do not depend on `shard`. A whole step may be compiled,
+    with sharded state too; over transport "native" or "auto"::
 
         state = [model.state, optimizer.state]  # after optimizer.init(model)
 
@@ -56,9 +54,9 @@ class DistributedOptimizer(optim.Optimizer):
             `accumulate`. Copies of the weights: `master_dtype`, `ema_decay`. Between
             ranks: `check_every`, `sync_buffers`, `reproducible`.
 
-    Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S,
-    replicated or sharded; sharded over "native" 3(N-1)/N S, since MLX has no
-    reduce-scatter over MPI or its ring. "native" sends 16-bit gradients as float32.
+    Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S;
+    sharded over "native" 3(N-1)/N S, since MLX has no reduce-scatter over MPI or its
+    ring. "native" sends 16-bit gradients as float32.
     """
 
     def __init__(
@@ -114,6 +112,10 @@ class DistributedOptimizer(optim.Optimizer):
         self._ema = EmaSwap(options.copies.ema)
         self._state_bytes: tuple[int, ...] = ()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        refuse_assignment(name)
+        super().__setattr__(name, value)
+
     def init(self, parameters: Tree) -> None:
         """Put the same parameters and state on all ranks, and plan who owns what.
 
@@ -144,8 +146,8 @@ class DistributedOptimizer(optim.Optimizer):
     ) -> None:
         """Average the gradients over the ranks and step a model.
 
-        The model's parameters are replaced bucket by bucket, so that there is never a
-        second set of all of them. Arguments and errors are those of `apply_gradients`.
+        Parameters are replaced bucket by bucket: there is never a second set of them.
+        Arguments and errors are those of `apply_gradients`.
         """
         target = ModelTarget(model)
         self._take_step(gradients, target, weight)
@@ -219,17 +221,14 @@ class DistributedOptimizer(optim.Optimizer):
 
     @property
     def loss_scale(self) -> Array:
-        """Factor for losses before gradients are taken: a float32 scalar.
-
-        The loss itself should be float32: the product may be too large for fp16.
-        """
+        """Factor for float32 losses before gradients are taken: a float32 scalar."""
         return mx.array(self._steps.loss_scale.value)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """While in it, updates add up their gradients and send nothing.
 
-        The first update after it steps with the mean over all of them, whatever
-        `accumulate` is. All ranks have to make the same number of updates.
+        The first update after it steps with the mean over all of them. All ranks make
+        the same number of updates.
         """
         return self._steps.micro_batches.no_sync()
 

@@ -218,6 +218,15 @@ class Options:
         return {"wire_dtype": self.wire_dtype, "reduce_dtype": self.reduce_dtype}
 
 
+def refuse_assignment(name: str) -> None:
+    """Raise AttributeError on the name of an option, which is read once."""
+    if name in Options.__dataclass_fields__:
+        raise AttributeError(
+            f"{name} can't be changed: a DistributedOptimizer reads its options once, "
+            f"on all ranks. Wrap the optimizer again with {name}=..."
+        )
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not (
         isinstance(value, float) and math.isnan(value)

@@ -59,3 +59,11 @@ def test_optimizer_of_another_kind_is_refused(optimizer, message, world):
 def test_call_before_init_is_refused_with_the_remedy(call, message, world):
     with pytest.raises(ValueError, match=message):
         call(distributed(world))
+
+
+@pytest.mark.parametrize("name", ["max_norm", "check_every", "loss_scale"])
+def test_options_assigned_after_construction_are_refused(name, world):
+    optimizer = distributed(world, max_norm=1.0)
+    with pytest.raises(AttributeError, match=f"{name} can't be changed"):
+        setattr(optimizer, name, 2.0)
+    assert optimizer.options.max_norm == 1.0

@@ -89,9 +89,12 @@ def agree_on_lines(comm: Collectives, call: str, lines: list[str]) -> None:
 
 def weight_problem(weight: float | None) -> str | None:
     """Return why a rank's weight is invalid, or None."""
-    if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
-        return None
-    return f"its weight is {weight}; it must be 0, or a number from 1e-9 to 1e15"
+    try:
+        if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
+            return None
+    except (TypeError, ValueError):
+        pass  # not a number at all
+    return f"its weight is {weight!r}; it must be 0, or a number from 1e-9 to 1e15"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

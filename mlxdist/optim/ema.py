@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from ..arrays.tree_index import Key, TreeIndex
 from ..arrays.types import Array, Dtype, Tree
 from ..comm.agreement import agree
+from ..comm.collectives import Collectives
 from ..comm.wire import Whole, Wire
 from .state import StateTree
 
@@ -61,7 +62,7 @@ class EmaSwap:
 
     @contextmanager
     def swapped_in(
-        self, model: Module, shard: StateTree, wire: Wire, call: str
+        self, model: Module, shard: StateTree, wire: Wire, call: str, comm: Collectives
     ) -> Iterator[None]:
         """Replace a model's parameters by their averages, in the parameters' dtype.
 
@@ -70,6 +71,7 @@ class EmaSwap:
         Args:
             shard: this rank's state.
             call: name of the call, for errors.
+            comm: the transport on which ranks compare calls.
 
         Raises:
             ValueError: without averages, or where they are in place already.
@@ -78,7 +80,7 @@ class EmaSwap:
         if self._ema.decay is None:
             raise ValueError("there are no EMA weights: pass ema_decay=0.999")
         self.refuse_in_place("swap them in again")
-        slots = _slots(model, wire, call)
+        slots = _slots(model, wire, call, comm)
         saved = [(container, key, container[key]) for container, key in slots.values()]
         self._in_place = True
         try:
@@ -93,13 +95,19 @@ class EmaSwap:
             self._in_place = False
 
 
-def _slots(model: Module, wire: Wire, call: str) -> dict[str, tuple[Tree, Key]]:
-    """Where the model's parameters are; MismatchError where it has others."""
-    paths = dict(tree_flatten(model.trainable_parameters()))
-    problem = None
+def _slots(
+    model: Module, wire: Wire, call: str, comm: Collectives
+) -> dict[str, tuple[Tree, Key]]:
+    """Return where the model's parameters are; MismatchError if it has others."""
+    paths, problem = {}, None
+    if isinstance(model, Module):
+        paths = dict(tree_flatten(model.trainable_parameters()))
     if paths.keys() != wire.plan.by_path.keys():
-        problem = "the model has other parameters: call optimizer.init(model) again"
-    agree(wire.comm, call, wire.plan.fingerprint, problem=problem)
+        problem = (
+            f"found a {type(model).__name__} with other parameters than at init(): "
+            "pass the model, or call optimizer.init(model) again"
+        )
+    agree(comm, call, wire.plan.fingerprint, problem=problem)
     return TreeIndex(paths).slots(model)
 
 

@@ -113,7 +113,7 @@ class DistributedOptimizer(optim.Optimizer):
         self._state_bytes: tuple[int, ...] = ()
 
     def __setattr__(self, name: str, value: object) -> None:
-        refuse_assignment(name)
+        refuse_assignment(name, vars(self))
         super().__setattr__(name, value)
 
     def init(self, parameters: Tree) -> None:
@@ -240,7 +240,8 @@ class DistributedOptimizer(optim.Optimizer):
         """
         wire = self._steps.require_pipelines().eager.wire
         shard = state.read(self._inner, wire.plan.shard(self.world.rank))
-        return self._ema.swapped_in(model, shard, wire, f"{self._name}.averaged")
+        call, comm = f"{self._name}.averaged", self.world.control
+        return self._ema.swapped_in(model, shard, wire, call, comm)
 
     def gather_state(self) -> Tree:
         """Return the full state in MLX's own layout, on every rank.

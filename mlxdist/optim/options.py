@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,6 +161,9 @@ class Options:
         _check_count("bucket_size", self.bucket_size, 1, "1 byte or more")
         _check_count("check_every", self.check_every, 0, "0 or more steps")
         _check_count("accumulate", self.accumulate, 1, "1 or more")
+        for name in ("skip_nonfinite", "reproducible"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is a bool")
         if self.master_dtype is not None and self.master_dtype != mx.float32:
             raise ValueError(
                 f"master_dtype is {self.master_dtype!r}; it must be mx.float32 or None"
@@ -218,9 +222,14 @@ class Options:
         return {"wire_dtype": self.wire_dtype, "reduce_dtype": self.reduce_dtype}
 
 
-def refuse_assignment(name: str) -> None:
-    """Raise AttributeError on the name of an option, which is read once."""
-    if name in Options.__dataclass_fields__:
+def refuse_assignment(name: str, attributes: Collection[str]) -> None:
+    """Raise AttributeError on the name of an option, which is read once.
+
+    Args:
+        attributes: those that the optimizer has already.
+    """
+    is_option = name in (*Options.__dataclass_fields__, "shard")
+    if is_option or (name == "options" and name in attributes):
         raise AttributeError(
             f"{name} can't be changed: a DistributedOptimizer reads its options once, "
             f"on all ranks. Wrap the optimizer again with {name}=..."
@@ -228,13 +237,12 @@ def refuse_assignment(name: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not (
-        isinstance(value, float) and math.isnan(value)
-    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and not math.isnan(float(value))  # type: ignore[arg-type]
 
 
 def _check_count(name: str, value: object, least: int, wanted: str) -> None:
-    if not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be {wanted}")
 
 

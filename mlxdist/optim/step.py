@@ -111,14 +111,14 @@ class DistributedStep:
                 self._inner.apply_gradients({}, {})
                 return
             self.index = batch.index or TreeIndex(batch.gradients, like=gradients)
-            means_of, weights = self._sums(batch, weights)
+            contribution, weights = self._sums(batch, weights)
             # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
             recorder.phase("gradient exchange")
-            means = run.wire.reduce(means_of, weights)
+            means = run.wire.reduce(contribution, weights)
             # 3. Norm: one number for all ranks, or none where nothing needs it.
-            norm = run.norm.measure(means, means_of, weights)
+            norm = run.norm.measure(means, contribution, weights)
             if not norm.is_finite:
-                self._skip_or_raise(means_of, weights, norm)
+                self._skip_or_raise(contribution, weights, norm)
                 return
             means.release_gradients()
             # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.

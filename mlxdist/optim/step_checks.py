@@ -274,14 +274,15 @@ def agree_on_weights(
     Raises:
         MismatchError: on all ranks, where they differ, or none has any weight.
     """
-    number = 1.0 if weight is None else float(weight)
+    problem = problem or weight_problem(weight)
+    number = 1.0 if weight is None or problem else float(weight)
     every = agree(
         world.control,
         call,
         detail,
         describe,
         number=number,
-        problem=problem or weight_problem(number),
+        problem=problem,
         remedy=_DRIFT_REMEDY,
     )
     if not math.fsum(every):

@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import mlxdist
+from mlxdist import MismatchError
 from tests.support.batch_norm import BatchNormNet, build, train
 from tests.support.examples import (
     assert_same_bits,
@@ -138,3 +139,20 @@ def test_init_again_after_freezing_keeps_masters_ema_and_moments(
     assert before["norm"]["weight"].keys() == after["norm"]["weight"].keys()
     train(model, optimizer, world, range(4, 5))
     assert world.identical(model.trainable_parameters())
+
+
+@pytest.mark.mpi(min_size=2)
+@each_shard
+@each_transport
+def test_averaged_on_one_rank_only_is_refused_on_all(shard, transport, world):
+    model, optimizer = build_with_ema(world, shard=shard, transport=transport)
+    swap = optimizer.averaged(model).__enter__
+    call = swap if world.rank == world.size - 1 else world.barrier
+    with pytest.raises(MismatchError, match="not doing the same thing"):
+        call()
+
+
+def test_averaged_of_no_model_is_refused(world):
+    _, optimizer = build_with_ema(world)
+    with pytest.raises(ValueError, match="found a NoneType"):
+        optimizer.averaged(None).__enter__()

@@ -61,7 +61,9 @@ def test_call_before_init_is_refused_with_the_remedy(call, message, world):
         call(distributed(world))
 
 
-@pytest.mark.parametrize("name", ["max_norm", "check_every", "loss_scale"])
+@pytest.mark.parametrize(
+    "name", ["max_norm", "check_every", "loss_scale", "shard", "options"]
+)
 def test_options_assigned_after_construction_are_refused(name, world):
     optimizer = distributed(world, max_norm=1.0)
     with pytest.raises(AttributeError, match=f"{name} can't be changed"):

@@ -192,3 +192,11 @@ def test_checksums_with_check_every_0_are_not_compared(world):
     for _ in range(3):
         tree = optimizer.apply_gradients(grads, tree)
     assert tree["w"].tolist() == [world.rank - 3.0] * 3
+
+
+def test_update_with_a_weight_that_is_no_number_is_refused_on_all_ranks(world):
+    optimizer, tree = distributed(world), {"w": mx.ones(3)}
+    optimizer.init(tree)
+    weight = "a" if world.rank == world.size - 1 else 1.0
+    with pytest.raises(MismatchError, match="its weight is 'a'"):
+        optimizer.apply_gradients(tree, tree, weight=weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .types import Array, Tree
+from .types import Array, Dtype, Tree
 
 
 def on_cpu() -> bool:
@@ -35,11 +35,10 @@ def start_evaluation(arrays: list[Array]) -> bool:
     return True
 
 
-def fits_one_kernel(dtype: object) -> bool:
+def fits_one_kernel(dtype: Dtype) -> bool:
     """Return whether one fused kernel beats MLX's own kernels one after the other.
 
     On a CPU a fused kernel is a scalar loop. It converts 16-bit numbers at every
     operation and takes three times as long as the vectorized kernels do together.
     """
-    size = int(getattr(dtype, "size", 0))
-    return size > 2 or not on_cpu()
+    return bool(dtype.size > 2) or not on_cpu()

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx.nn import Module
-from mlx.utils import tree_flatten
 
-from ..arrays.trees import dtype_name, entries_of
-from ..arrays.types import Array, Flat, Tree
+from ..arrays.trees import all_parameters, dtype_name
+from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from . import user_data
 from .manifest import Identity, Json
@@ -56,7 +54,7 @@ def take_snapshot(
     Raises:
         ValueError: if something can't be saved.
     """
-    parameters = flat_parameters(model)
+    parameters = all_parameters(model)
     replicated: dict[Identity, Array] = {
         ("parameters", path, ""): array for path, array in parameters.items()
     }
@@ -76,13 +74,6 @@ def take_snapshot(
     position = None if sampler is None else sampler.state_dict()
     buffers = [path for path in parameters if path not in state.plan.by_path]
     return Snapshot(replicated, sharded, buffers, encoded, position)
-
-
-def flat_parameters(model: Tree) -> Flat:
-    """Return all arrays of a model, also frozen ones and buffers, sorted by path."""
-    tree = model.parameters() if isinstance(model, Module) else model
-    flat = dict(tree_flatten(tree))
-    return {entry.path: flat[entry.path] for entry in entries_of(tree)}
 
 
 def scalars(state: ResumableState) -> dict[Identity, Array]:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from ..arrays.trees import dtype_name
+from ..arrays.trees import all_parameters, dtype_name
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from ..world.world import World
 from .manifest import Identity, Manifest, SavedArray
 from .reader import Contents
-from .snapshot import flat_parameters, scalars
+from .snapshot import scalars
 from .user_data import Sampler
 
 _MAX_PROBLEMS = 5  # that are listed in an error
@@ -88,7 +88,7 @@ def _refuse_accumulated(manifest: Manifest | None) -> None:
 
 def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[str]:
     saved = contents.by_identity
-    parameters = flat_parameters(model)
+    parameters = all_parameters(model)
     for path, array in parameters.items():
         identity = ("parameters", path, "")
         problem = _mismatch(saved.get(identity), array, f"parameter {path}")

@@ -22,15 +22,15 @@ class Weights(NamedTuple):
     """How much each rank's gradients count in the mean.
 
     Attributes:
-        own: this rank's; an array while `mx.compile` traces one.
+        local: this rank's; an array while `mx.compile` traces one.
         every: those of all ranks, or None while tracing: the other ranks' are not known
             before the compiled step runs.
-        total: their sum; an array where `own` is one.
+        total: their sum; an array where `local` is one.
         pairwise: add the ranks in pairs (see pairwise_sum.py), so that the sum has the
             same bits on any number of ranks; otherwise one after the other.
     """
 
-    own: Array
+    local: Array
     every: tuple[float, ...] | None
     total: Array
     pairwise: bool = False
@@ -53,11 +53,11 @@ def weigh(flat: Array, weights: Weights) -> Array:
     Zeros where the weight is 0: a rank without examples may have nan gradients.
     """
     if weights.every is None:
-        own = weights.own.astype(flat.dtype)
-        return mx.where(own == 0, mx.array(0, flat.dtype), flat * own)
-    if weights.own == 0:
+        local = weights.local.astype(flat.dtype)
+        return mx.where(local == 0, mx.array(0, flat.dtype), flat * local)
+    if weights.local == 0:
         return mx.zeros_like(flat)
-    return flat if weights.own == 1 else flat * mx.array(weights.own, flat.dtype)
+    return flat if weights.local == 1 else flat * mx.array(weights.local, flat.dtype)
 
 
 def combine(

@@ -80,7 +80,7 @@ class Wire:
             `expected` gives the bytes on the wire.
         """
         if self.has_peers and weights.every is None:
-            weights = weights._replace(total=self.comm.sum_scalar(weights.own))
+            weights = weights._replace(total=self.comm.sum_scalar(weights.local))
         return Reduction(self, gradients, weights)
 
     def gather(self) -> Gather:

@@ -117,10 +117,10 @@ class CheckedBeforehand(NamedTuple):
 
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
         squares = 0.0
-        if weights.own:
+        if weights.local:
             arrays = gradients.values()
             squares = sum(sum_of_squares(raw(a, np.float32)) for a in arrays)
-        bound = self.wire.comm.sum_scalar(mx.array(squares * weights.own**2))
+        bound = self.wire.comm.sum_scalar(mx.array(squares * weights.local**2))
         if float(bound) < _FAR_FROM_OVERFLOW:
             return UNMEASURED
         return self.otherwise.measure(means, gradients, weights)
@@ -262,7 +262,7 @@ def first_fault(gradients: Flat) -> str | None:
 
 def fault_text(comm: Collectives, gradients: Flat, weights: Weights, step: int) -> str:
     """Return which ranks' gradients are not finite; the same text on all ranks."""
-    fault = first_fault(gradients) if weights.own else None
+    fault = first_fault(gradients) if weights.local else None
     local = json.dumps(fault or "all finite").encode()
     texts = [str(json.loads(text)) for text in comm.all_gather_bytes(local)]
     if set(texts) == {"all finite"}:

@@ -80,8 +80,8 @@ class _Shard:
     def initialize(self, parameters: Flat) -> None:
         """Make state where a user has put in one that lacks it, as MLX does."""
         if not self.inner.is_initialized:
-            own = cut_all(parameters, self.wire.pieces, self.wire.plan)
-            self.inner.init(self.copies.masters.widened(own))
+            local = cut_all(parameters, self.wire.pieces, self.wire.plan)
+            self.inner.init(self.copies.masters.widened(local))
 
     def states(self) -> dict[str, State]:
         found: dict[str, State] = {}
@@ -201,9 +201,9 @@ class WholeTreeUpdate:
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         shard = self.shard
         shard.initialize(parameters)
-        own = cut_all(parameters, shard.wire.pieces, shard.wire.plan)
+        local = cut_all(parameters, shard.wire.pieces, shard.wire.plan)
         parameters.clear()
-        return _WholeTreeStep(shard, own, scale)
+        return _WholeTreeStep(shard, local, scale)
 
 
 class _WholeTreeStep:
@@ -224,12 +224,12 @@ class _WholeTreeStep:
         return [] if self._buckets_left else self._step()
 
     def _step(self) -> Stepped:
-        shard, own = self._shard, self._parameters
+        shard, local = self._shard, self._parameters
         states, copies = shard.states(), shard.copies
-        masters = {p: copies.masters.current(own[p], states[p]) for p in own}
+        masters = {p: copies.masters.current(local[p], states[p]) for p in local}
         stepped = shard.inner.apply_gradients(self._means, masters)
         states = shard.states()  # the optimizer may have made new dicts
-        settled = {p: copies.settle(stepped[p], own[p], states[p]) for p in own}
+        settled = {p: copies.settle(stepped[p], local[p], states[p]) for p in local}
         return [
             (
                 index,

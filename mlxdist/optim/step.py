@@ -160,7 +160,7 @@ class DistributedStep:
         except MismatchError:
             self.micro_batches.drop()
             raise
-        self.weight = weights.own
+        self.weight = weights.local
         return weights
 
     def _accumulate(self, batch: Batch) -> None:

@@ -52,10 +52,10 @@ class WeightCopies(NamedTuple):
             return given
         result = {}
         for path, arrays in given.items():
-            own = fresh.get(path, {})
-            copies = {k: own[k] for k in (masters.KEY, ema.KEY) if k in own}
+            wanted = fresh.get(path, {})
+            copies = {k: wanted[k] for k in (masters.KEY, ema.KEY) if k in wanted}
             result[path] = copies | {
-                key: array.astype(own[key].dtype) if key in own else array
+                key: array.astype(wanted[key].dtype) if key in wanted else array
                 for key, array in arrays.items()
             }
         return result

@@ -1,4 +1,4 @@
-"""ShardedSampler: the examples that each rank trains on. Pure NumPy, no MPI."""
+"""ShardedSampler: the examples that each rank trains on. No communication."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Protocol, TypedDict
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-Indices = npt.NDArray[np.int64]
+Order = npt.NDArray[np.int64]
+
+
+class IndexBatch(mx.array):
+    """Indices of examples: int64, of shape (batch,). Iterating it yields `int`s.
+
+    It indexes MLX arrays, which refuse NumPy's integers, NumPy arrays, and, one by one,
+    lists and dicts: `x[batch]`, `[texts[i] for i in batch]`.
+    """
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        return iter(self.tolist())  # type: ignore[arg-type]
 
 
 class SamplerState(TypedDict):
-    """Position of a sampler in its data; JSON can hold it.
+    """Position of a sampler's next batch in its data; JSON can hold it.
 
-    `position` counts the examples of the epoch that were handed out on all ranks, so
-    that it means the same in a world of another size.
+    `position` counts the examples of the epoch that were yielded on all ranks, so that
+    it means the same in a world of another size.
     """
 
     epoch: int
@@ -53,18 +65,22 @@ class ShardedSampler:
     of NumPy. Global batch k is the k-th run of `batch_size * size` examples in that
     order, for any number of ranks; each rank takes an equal, contiguous part of it.
 
+    A batch is an MLX array of int64. It indexes MLX arrays, NumPy arrays and, as in
+    `[texts[i] for i in batch]`, lists.
+
     Nothing is padded, repeated or dropped. The last global batch of an epoch is split
     evenly: the parts differ by at most one example, and some may be EMPTY. All ranks
     get the same number of batches, so that their collectives match: do not skip a step
     because its batch is empty. Call `update` with `weight=len(batch)`; it is right for
-    every batch, and with weight 0 the gradients are ignored.
+    every batch, and with weight 0 the gradients are ignored. The mean loss of an empty
+    batch is nan: `world.mean(loss, weight=len(batch))` ignores it too.
 
     A batch counts as consumed once it has been yielded. A checkpoint saved in the body
-    of the loop, after training on batch k, resumes with batch k + 1. Saved in the body
-    of an epoch's last batch, it resumes with a pass of no batches, so that the code
-    after the loop (a validation) runs exactly once for that epoch. The next pass
-    continues one that was left by `break`. If batches are prefetched, take
-    `state_dict()` with each batch, and save the one of the last batch trained on.
+    of the loop, after training on batch k, resumes with batch k + 1. The epoch ends
+    when its last batch is yielded, so that a loop which takes exactly `len(sampler)`
+    batches ends it too: from then on, `epoch` and a saved state mean the next epoch.
+    The next pass continues one that was left by `break`. If batches are prefetched,
+    take `state_dict()` with each batch, and save the one of the last batch trained on.
 
     All ranks must pass the same arguments; nothing is communicated to verify it. A
     shuffled pass holds the order of the epoch in memory: 8 bytes per example.
@@ -102,47 +118,46 @@ class ShardedSampler:
                 f"world.rank: found {self.rank} in a world of {self.size} ranks, "
                 f"wanted 0 to {self.size - 1}"
             )
-        self._epoch = 0
-        self._position = 0
+        self._next = (0, 0)  # epoch and position of the next batch
         self._passes = 0
 
     @property
     def epoch(self) -> int:
-        """Number of the current epoch, or of the next one between passes; from 0."""
-        return self._epoch
+        """Number of the epoch of the next batch, from 0."""
+        return self._next[0]
 
     @property
     def position(self) -> int:
-        """Examples of this epoch yielded so far, on all ranks together."""
-        return self._position
+        """Examples yielded so far in the epoch of the next batch, on all ranks."""
+        return self._next[1]
 
     def __len__(self) -> int:
         """Number of batches left in this epoch, which the next pass yields.
 
         The same on every rank.
         """
-        return -(-(self.n - self._position) // (self.batch_size * self.size))
+        return -(-(self.n - self.position) // (self.batch_size * self.size))
 
-    def __iter__(self) -> Iterator[Indices]:
+    def __iter__(self) -> Iterator[IndexBatch]:
         self._passes += 1
         return self._batches(self._passes)
 
-    def _batches(self, this_pass: int) -> Iterator[Indices]:
+    def _batches(self, this_pass: int) -> Iterator[IndexBatch]:
         self._check_current(this_pass)
-        order = epoch_order(self.n, self.seed, self._epoch) if self.shuffle else None
-        while self._position < self.n:
-            start = self._position
-            stop = min(start + self.batch_size * self.size, self.n)
-            self._position = stop  # before the yield: a batch counts as consumed
-            first, last = _share(start, stop, self.rank, self.size)
-            if order is None:
-                yield np.arange(first, last, dtype=np.int64)
-            else:
-                yield order[
-                    first:last
-                ].copy()  # a view would keep the whole order alive
+        epoch, start = self._next
+        order = epoch_order(self.n, self.seed, epoch) if self.shuffle else None
+        if self.n == 0:
+            self._next = (epoch + 1, 0)
+        while start < self.n:
             self._check_current(this_pass)
-        self._epoch, self._position = self._epoch + 1, 0
+            stop = min(start + self.batch_size * self.size, self.n)
+            # Before the yield: nobody may ask for more after the epoch's last batch.
+            self._next = (epoch, stop) if stop < self.n else (epoch + 1, 0)
+            first, last = _share(start, stop, self.rank, self.size)
+            yield IndexBatch(
+                np.arange(first, last) if order is None else order[first:last]
+            )
+            start = stop
 
     def _check_current(self, this_pass: int) -> None:
         if this_pass != self._passes:
@@ -152,10 +167,11 @@ class ShardedSampler:
             )
 
     def state_dict(self) -> SamplerState:
-        """Return the position in the data, the same on every rank."""
+        """Return the position of the next batch, the same on every rank."""
+        epoch, position = self._next
         return {
-            "epoch": self._epoch,
-            "position": self._position,
+            "epoch": epoch,
+            "position": position,
             "seed": self.seed,
             "n": self.n,
             "shuffle": self.shuffle,
@@ -192,10 +208,11 @@ class ShardedSampler:
                 f"position of the state: found {position}, wanted 0 to n={self.n}"
             )
         self._passes += 1
-        self._epoch, self._position = epoch, position
+        # Older versions saved the end of an epoch, instead of the next one's start.
+        self._next = (epoch + 1, 0) if 0 < position == self.n else (epoch, position)
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> Indices:
+def epoch_order(n: int, seed: int, epoch: int) -> Order:
     """Return the permutation of `range(n)` for one epoch, as int64.
 
     It sorts n random 64-bit keys. NumPy guarantees the raw bits of PCG64 across

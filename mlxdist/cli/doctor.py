@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..doctor import Finding, LinkReport, diagnosis, survey
-from ..launcher import preflight
+from ..launcher import environment, preflight
 from .options import Commands, add_command, add_hosts, hosts_of, job_options, network_of
 
 _DESCRIPTION = """\
@@ -24,6 +24,7 @@ examples:
   mlxdist doctor
   mlxdist doctor -H mac1,mac2
   mlxdist doctor --hostfile hosts.json --json
+  mlxdist doctor --postmortem
   mlxdist doctor --postmortem mlxdist-postmortem/20260131-120000-4711
 """
 
@@ -52,8 +53,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--postmortem",
         type=Path,
+        nargs="?",
+        const=environment.postmortem_folder(),
         metavar="FOLDER",
-        help="the folder that a job named when it died, mlxdist-postmortem/...",
+        help="explain why a job died: the folder that it named, or one with the "
+        "folders of several jobs, of which the newest counts (default: "
+        "mlxdist-postmortem)",
     )
 
 

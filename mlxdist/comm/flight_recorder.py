@@ -48,16 +48,12 @@ class Record:
     end: float | None = None
 
     @property
-    def signature(self) -> tuple[str, str, int, int, str, int]:
-        """The fields that must be equal on all ranks for the same `sequence`."""
-        return (
-            self.name,
-            self.call,
-            self.step,
-            self.elements,
-            self.dtype,
-            self.nbytes,
-        )
+    def signature(self) -> tuple[str, str, int, int, str]:
+        """The fields that must be equal on all ranks for the same `sequence`.
+
+        The bytes are not among them: ranks send parts of different sizes.
+        """
+        return (self.name, self.call, self.step, self.elements, self.dtype)
 
     def __str__(self) -> str:
         payload = f" of {self.elements} {self.dtype}" if self.elements else ""
@@ -111,14 +107,40 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a rank ended the job.
+
+    Attributes:
+        time: of the failure, in seconds since the epoch.
+        activity: of the rank at that time, as in "in user code, after step 3".
+        message: of the exception, as in "ValueError: x", or of the guard.
+        location: the line of the user's code, as in "train.py:12, in main"; "" if
+            unknown.
+        traceback: lines of the exception's traceback; none for another failure.
+    """
+
+    time: float
+    activity: str
+    message: str
+    location: str = ""
+    traceback: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class RankInfo:
-    """Identity of a rank and the Python stack of its main thread, for a postmortem."""
+    """Identity of a rank and the Python stack of its main thread, for a postmortem.
+
+    `location` is the line of the user's code in that stack. `failure` is None where
+    another rank failed, or where the job was ended from outside.
+    """
 
     rank: int
     size: int
     host: str
     pid: int
     stack: list[str]
+    location: str = ""
+    failure: Failure | None = None
 
 
 class Recorder:

@@ -20,8 +20,9 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..comm.agreement import OnAllRanks
-from ..comm.flight_recorder import RankInfo, Recorder
+from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks
+from ..launcher.user_frames import skip_start, user_frame
 from .finalize import exit_without_finalize
 from .watchdog import TICK, Watchdog
 
@@ -59,6 +60,7 @@ class Guard:
         self._folder = folder
         self._exit_comm = comm.Dup()
         self._ending = threading.Lock()  # never released
+        self._failure: Failure | None = None  # of this rank
         self._main_thread = threading.main_thread().ident or 0
         self._watchdog = Watchdog(
             comm.Dup(), recorder, timeout=timeout, host=self._host, events=self
@@ -124,12 +126,13 @@ class Guard:
         if self._size == 1:
             sys.__excepthook__(kind, error, trace)
             return
+        self._failure = failure_of(error, self._recorder.status_at(error))
         if isinstance(error, OnAllRanks) and self._rank:
             # Rank 0 reports the error and ends this rank, if it fails as well.
             time.sleep(_PRECEDENCE)
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         self._end_job(
-            f"failed {self._recorder.status_at(error)}; the job ends:\n{text}",
+            f"failed {self._failure.activity}; the job ends:\n{text}",
             code=130 if kind is KeyboardInterrupt else 1,
             print_stacks=False,
         )
@@ -170,6 +173,8 @@ class Guard:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         self._log(reason)
+        if self._failure is None:
+            self._failure = Failure(time.time(), str(self._recorder.status), reason)
         self._mark("failed", " ".join(reason.split()[:60]))
         if self._size > 1:
             self._watchdog.notify(print_stacks=print_stacks)
@@ -191,9 +196,18 @@ class Guard:
             marks.leave_mark(mark, self._rank, text)
 
     def _write_record(self, *, print_stack: bool) -> None:
-        stack = self._main_stack()
+        frames = skip_start(
+            traceback.extract_stack(sys._current_frames().get(self._main_thread))
+        )
+        stack = "".join(traceback.format_list(frames)).rstrip()
         info = RankInfo(
-            self._rank, self._size, self._host, os.getpid(), stack.splitlines()
+            self._rank,
+            self._size,
+            self._host,
+            os.getpid(),
+            stack.splitlines(),
+            user_frame(frames),
+            self._failure,
         )
         try:
             self._recorder.write(self._folder, info)
@@ -202,12 +216,19 @@ class Guard:
         if print_stack:
             self._log(f"was {self._recorder.status}:\n{stack}")
 
-    def _main_stack(self) -> str:
-        frame = sys._current_frames().get(self._main_thread)
-        return "".join(traceback.format_stack(frame)).rstrip()
-
     def _log(self, text: str) -> None:
         # In a single write, because other ranks write to the same stream.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
             sys.stderr.flush()
+
+
+def failure_of(error: BaseException, activity: str) -> Failure:
+    """Return the record of an exception that a rank did not catch."""
+    return Failure(
+        time.time(),
+        activity,
+        "".join(traceback.format_exception_only(error)).rstrip(),
+        user_frame(traceback.extract_tb(error.__traceback__)),
+        "".join(traceback.format_exception(error)).rstrip().splitlines(),
+    )

@@ -1,4 +1,4 @@
-"""Postmortem of a failed job: which rank was the first to take another course.
+"""Postmortem of a failed job: which rank failed first, where, and why.
 
 Reads the files that `Recorder.write` left, one per rank.
 """
@@ -6,15 +6,21 @@ Reads the files that `Recorder.write` left, one per rank.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..comm.agreement import ranks_text
-from ..comm.flight_recorder import RankInfo, Record, Status
+from ..comm.flight_recorder import Failure, RankInfo, Record, Status
 
 _REMEDY = (
     "wanted the folder that a failed job printed, such as "
-    "mlxdist-postmortem/20260131-120000-4711"
+    "mlxdist-postmortem/20260131-120000-4711, or the folder of several"
+)
+_FILES = "rank-*.jsonl"
+_LISTED = 10  # earlier jobs
+_FROM_OUTSIDE = (
+    "no rank failed: the job was ended from outside, by SIGTERM or with its mpirun"
 )
 
 
@@ -30,41 +36,111 @@ class RankRecord:
     def rank(self) -> int:
         return self.info.rank
 
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} on {self.info.host}"
+
     def __str__(self) -> str:
-        waiting = ", waiting for others" if self.status.waiting else ""
-        return (
-            f"rank {self.rank} on {self.info.host}: {self.status}, "
-            f"collective {self.status.sequence}{waiting}"
-        )
+        failure = self.info.failure
+        if failure is not None and self.traceback:
+            return f"{self.name}: failed {failure.activity}{_at(failure.location)}"
+        sequence = f"collective {self.status.sequence}" * (self.status.sequence > 0)
+        parts = [str(self.status), sequence, "waiting for others" * self.status.waiting]
+        return f"{self.name}: {', '.join(filter(None, parts))}{_at(self.info.location)}"
+
+    @property
+    def traceback(self) -> list[str]:
+        """Lines of the exception that the rank did not catch; none without one."""
+        return [] if self.info.failure is None else self.info.failure.traceback
+
+
+def _at(location: str) -> str:
+    return f"; at {location}" if location else ""
+
+
+def find_job(folder: Path) -> tuple[Path, list[Path]]:
+    """Return the folder of a job's records, and those of other jobs beside it.
+
+    Args:
+        folder: a job's folder, or one that has several, of which the newest counts.
+
+    Raises:
+        ValueError: there are no records in it.
+    """
+    if not folder.is_dir():
+        found = "that is a file" if folder.exists() else "there is no such folder"
+        raise ValueError(f"--postmortem {folder}: {found}; {_REMEDY}")
+    if any(folder.glob(_FILES)):
+        return folder, []
+    jobs = {path.parent for path in folder.glob(f"*/{_FILES}")}
+    if not jobs:
+        raise ValueError(f"--postmortem {folder}: it has no {_FILES}; {_REMEDY}")
+    newest, *others = sorted(jobs, key=_last_written, reverse=True)
+    return newest, others
+
+
+def _last_written(job: Path) -> float:
+    return max(path.stat().st_mtime for path in job.glob(_FILES))
 
 
 def load(folder: Path) -> list[RankRecord]:
-    """Return the records in a folder, by rank.
+    """Return the records of one job, by rank.
 
     Raises:
-        ValueError: there are none, or a file is not a rank's record.
+        ValueError: a file is not a rank's record.
     """
-    if not folder.is_dir():
-        raise ValueError(f"--postmortem {folder}: there is no such folder; {_REMEDY}")
-    ranks = [_read(path) for path in folder.glob("rank-*.jsonl")]
-    if not ranks:
-        raise ValueError(f"--postmortem {folder}: it has no rank-*.jsonl; {_REMEDY}")
+    ranks = [_read(path) for path in folder.glob(_FILES)]
     return sorted(ranks, key=lambda record: record.rank)
 
 
 def _read(path: Path) -> RankRecord:
     try:
         first, *lines = map(json.loads, path.read_text().splitlines())
-        info, status = (
-            {field.name: first[field.name] for field in fields(kind)}
-            for kind in (RankInfo, Status)
-        )
+        info, status = (_values_of(kind, first) for kind in (RankInfo, Status))
         info["rank"] = int(info["rank"])
+        if info.get("failure") is not None:
+            info["failure"] = Failure(**info["failure"])
         return RankRecord(
             RankInfo(**info), Status(**status), [Record(**line) for line in lines]
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a rank's record: {error!r}") from error
+
+
+def _values_of(kind: type[RankInfo | Status], line: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a class in a record's first line."""
+    return {
+        each.name: line[each.name]
+        for each in fields(kind)
+        if each.name in line or each.default is MISSING  # older records have fewer
+    }
+
+
+def cause(ranks: list[RankRecord]) -> str:
+    """Return which rank failed first, with its error and the line of the user's code.
+
+    The time of a failure is by the clock of the rank's own host.
+    """
+    failed = [(each.info.failure, each) for each in ranks if each.info.failure]
+    if not failed:
+        missing = _missing(ranks)
+        return _no_record(missing) if missing else _FROM_OUTSIDE
+    failure, first = min(failed, key=lambda each: each[0].time)
+    lines = failure.message.splitlines()
+    if not failure.traceback:
+        return "\n".join([f"{first.name} ended the job: it {lines[0]}", *lines[1:]])
+    same = [each.rank for other, each in failed if other.message == failure.message]
+    many = f"{ranks_text(same)} failed with the same error"
+    title = many if len(same) > 1 else f"{first.name} failed first"
+    where = [f"at {failure.location}"] if failure.location else []
+    later = [
+        f"{each.name} failed {other.time - failure.time:.1f} s later: "
+        + other.message.partition("\n")[0]
+        for other, each in failed
+        if other.message != failure.message
+    ]
+    indented = [f"  {line}" for line in (*lines, *where)]
+    return "\n".join([f"{title}, {failure.activity}:", *indented, *later])
 
 
 def divergence(ranks: list[RankRecord]) -> str:
@@ -96,13 +172,54 @@ def divergence(ranks: list[RankRecord]) -> str:
 
 
 def report(folder: Path) -> str:
-    """Return each rank's last activity, where they diverged, and their stacks."""
-    ranks = load(folder)
-    lines = [*map(str, ranks), "", divergence(ranks)]
-    size = max(record.info.size for record in ranks)
-    for rank in sorted(set(range(size)) - {record.rank for record in ranks}):
-        lines.append(f"rank {rank} wrote nothing: it was killed, stopped, or crashed")
-    for record in ranks:
-        if record.info.stack:
-            lines += ["", f"stack of rank {record.rank}:", *record.info.stack]
+    """Return why the job ended, what each rank did last, and their stacks.
+
+    Args:
+        folder: of a job's records, or of several jobs', of which the newest counts.
+
+    Raises:
+        ValueError: there are no records, or a file is not a rank's record.
+    """
+    job, others = find_job(folder)
+    ranks = load(job)
+    lines = [f"the newest of {1 + len(others)} jobs: {job}", ""] if others else []
+    lines += [cause(ranks), "", *map(str, ranks)]
+    missing = _missing(ranks)
+    if missing and any(each.info.failure for each in ranks):
+        lines.append(_no_record(missing))
+    if len(ranks) > 1:
+        lines += ["", divergence(ranks)]
+    lines += _stacks(ranks)
+    if others:
+        lines += ["", "earlier jobs:", *(f"  {path}" for path in others[:_LISTED])]
+        lines += [f"  and {len(others) - _LISTED} more"] * (len(others) > _LISTED)
     return "\n".join(lines)
+
+
+def _stacks(ranks: list[RankRecord]) -> list[str]:
+    """Return the lines of all tracebacks, and of the stacks of the other ranks.
+
+    Equal ones are shown once.
+    """
+    by_text: dict[tuple[str, ...], list[RankRecord]] = {}
+    for record in ranks:
+        text = tuple(record.traceback or record.info.stack)
+        by_text.setdefault(text, []).append(record)
+    lines = []
+    for text, same in by_text.items():
+        title = "traceback" if same[0].traceback else "stack"
+        names = ranks_text([record.rank for record in same])
+        lines += ["", f"{title} of {names}:", *text] if text else []
+    return lines
+
+
+def _missing(ranks: list[RankRecord]) -> list[int]:
+    size = max(record.info.size for record in ranks)
+    return sorted(set(range(size)) - {record.rank for record in ranks})
+
+
+def _no_record(ranks: list[int]) -> str:
+    return (
+        f"{ranks_text(ranks)} left no record here: killed, stopped, crashed or exited. "
+        "The record of a rank on another host is there."
+    )

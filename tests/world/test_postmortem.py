@@ -1,23 +1,112 @@
 """Postmortem: the report on what the ranks of a failed job did last."""
 
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from mlxdist.comm.flight_recorder import RankInfo, Recorder
+from mlxdist.comm.flight_recorder import Failure, RankInfo, Recorder
 from mlxdist.world import postmortem
 from tests.support.failures import check_failure, postmortem_folder
 
 
-def write_records(folder, *ranks):
-    """Write the record of each rank, given the names of its collectives."""
+def write_records(folder, *ranks, failures=()):
+    """Write the record of each rank, given the names of its collectives.
+
+    Args:
+        failures: of the first ranks.
+    """
+    failures = [*failures, *[None] * len(ranks)]
     for rank, names in enumerate(ranks):
         recorder = Recorder()
         with recorder.call("update", 4):
             for name in names:
-                recorder.started(name, 9, "float32", 36)
-        recorder.write(folder, RankInfo(rank, len(ranks), "h", 1, ["a line"]))
+                recorder.started(name, 9, "float32", 36 + rank)
+        info = RankInfo(
+            rank, len(ranks), "h", 1, ["a line"], "train.py:5, in step", failures[rank]
+        )
+        recorder.write(folder, info)
+
+
+def failure(time, message, traceback=("Traceback",), location="train.py:7, in load"):
+    return Failure(time, "in update, step 4", message, location, list(traceback))
+
+
+def test_report_begins_with_the_rank_that_failed_first(tmp_path):
+    failures = [failure(9.5, "KeyError: 1"), failure(9.0, "ValueError: x\nand y")]
+    write_records(tmp_path, ["agree"], ["agree"], ["agree", "b"], failures=failures)
+    assert postmortem.report(tmp_path).startswith(
+        "rank 1 on h failed first, in update, step 4:\n"
+        "  ValueError: x\n"
+        "  and y\n"
+        "  at train.py:7, in load\n"
+        "rank 0 on h failed 0.5 s later: KeyError: 1\n"
+        "\n"
+        "rank 0 on h: failed in update, step 4; at train.py:7, in load\n"
+        "rank 1 on h: failed in update, step 4; at train.py:7, in load\n"
+        "rank 2 on h: in user code, after step 4, collective 2; at train.py:5, in step"
+    )
+
+
+def test_report_of_an_error_on_all_ranks_is_told_once(tmp_path):
+    failures = [failure(time, "ValueError: x") for time in (9.5, 9.0)]
+    write_records(tmp_path, ["agree"], ["agree"], failures=failures)
+    report = postmortem.report(tmp_path)
+    assert report.startswith("ranks 0, 1 failed with the same error, in update")
+    assert report.count("ValueError: x") == 1
+    assert "traceback of ranks 0, 1:\nTraceback" in report
+
+
+def test_report_of_a_stuck_rank_names_those_it_waited_for(tmp_path):
+    stuck = failure(9.0, "has been in update for 3 s:\n  rank 1 on h", traceback=())
+    write_records(tmp_path, ["agree"], [], failures=[stuck])
+    report = postmortem.report(tmp_path)
+    assert report.startswith(
+        "rank 0 on h ended the job: it has been in update for 3 s:\n  rank 1 on h\n"
+    )
+    assert "rank 1 on h: in user code, after step 4; at train.py:5, in step" in report
+
+
+def test_report_without_a_failure_says_that_the_job_was_ended_from_outside(tmp_path):
+    write_records(tmp_path, ["agree"], ["agree"])
+    assert postmortem.report(tmp_path).startswith("no rank failed: the job was ended")
+
+
+def test_report_of_a_parent_folder_is_of_the_newest_job_and_lists_the_others(tmp_path):
+    for time, job in enumerate(["b", "a", "c"]):
+        write_records(tmp_path / job, [job], [job])
+        for path in (tmp_path / job).iterdir():
+            os.utime(path, (time, time))
+    os.utime(tmp_path / "a" / "rank-1.jsonl", (9, 9))
+    report = postmortem.report(tmp_path)
+    assert report.startswith(f"the newest of 3 jobs: {tmp_path}/a\n")
+    assert report.endswith(f"earlier jobs:\n  {tmp_path}/c\n  {tmp_path}/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "there is no such folder"),
+        ("file", "that is a file"),
+        ("empty", r"it has no rank-\*\.jsonl"),
+    ],
+)
+def test_report_of_a_folder_without_records_raises(name, message, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty" / "empty").mkdir(parents=True)
+    with pytest.raises(ValueError, match=message):
+        postmortem.report(tmp_path / name)
+
+
+def test_load_accepts_records_of_an_older_version(tmp_path):
+    write_records(tmp_path, ["agree"])
+    path = tmp_path / "rank-0.jsonl"
+    older = path.read_text().replace('"failure": null, ', "")
+    path.write_text(older.replace('"location": "train.py:5, in step", ', ""))
+    (record,) = postmortem.load(tmp_path)
+    assert (record.info.location, record.info.failure) == ("", None)
 
 
 def test_divergence_of_equal_ranks_is_none(tmp_path):
@@ -25,7 +114,7 @@ def test_divergence_of_equal_ranks_is_none(tmp_path):
     text = postmortem.report(tmp_path)
     assert "all ranks started the same collectives" in text
     assert "rank 1 on h: in user code, after step 4, collective 2" in text
-    assert "stack of rank 0:\na line" in text
+    assert "stack of ranks 0, 1:\na line" in text
 
 
 def test_divergence_names_the_first_collective_that_differs(tmp_path):
@@ -65,7 +154,25 @@ def test_report_names_a_killed_rank(tmp_path):
     records = postmortem_folder(tmp_path)
     names = sorted(path.name for path in records.iterdir())
     assert names == ["rank-0.jsonl", "rank-2.jsonl"], err
-    assert "rank 1 wrote nothing: it was killed" in postmortem.report(records)
+    report = postmortem.report(records)
+    assert report.startswith("rank 1 left no record here: killed, stopped")
+
+
+def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):
+    check_failure(tmp_path, "raise", "forward", ranks=3, failing_rank=1)
+    report = subprocess.run(
+        [sys.executable, "-m", "mlxdist.cli", "doctor", "--postmortem"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    first, error, location, *_ = report.splitlines()
+    assert re.match("rank 1 on .* failed first, in user code, after step 3:", first)
+    assert error == "  KeyError: 'the dog ate it'"
+    assert re.match(r"  at .*failing_job\.py:\d+, in fail", location)
+    assert 'raise KeyError("the dog ate it")' in report
+    assert "rank 1 did not reach collective" in report
 
 
 def test_doctor_postmortem_shows_where_a_hanging_rank_was(tmp_path):

@@ -1,0 +1,66 @@
+"""The line of the user's code in a traceback or a stack, which reports name first.
+
+Standard library only: a rank's program uses it before the package exists.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterable, Sequence
+from traceback import FrameSummary
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = tuple(
+    os.path.join(os.path.realpath(folder), "")
+    for folder in {
+        _PACKAGE,
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    }
+)
+
+
+def user_frame(frames: Iterable[FrameSummary]) -> str:
+    """Return the innermost frame of the user's code, as `train.py:12, in main`.
+
+    Frames of mlxdist, of the standard library and of installed packages are not the
+    user's.
+
+    Args:
+        frames: from the outermost to the innermost, as `traceback.extract_tb` and
+            `traceback.extract_stack` return them.
+
+    Returns:
+        "" where no frame is the user's.
+    """
+    for frame in reversed(list(frames)):
+        if is_user_file(frame.filename):
+            return f"{_short_path(frame.filename)}:{frame.lineno}, in {frame.name}"
+    return ""
+
+
+def skip_start(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """Return a stack from the first frame of the user's code on.
+
+    The frames before it start the script. Where no frame is the user's, all are kept.
+    """
+    for index, frame in enumerate(frames):
+        if is_user_file(frame.filename):
+            return frames[index:]
+    return frames
+
+
+def is_user_file(path: str) -> bool:
+    """Return whether a frame's file is not of a library. `<stdin>` is the user's."""
+    if path.startswith("<"):
+        return not path.startswith("<frozen ")
+    return not os.path.realpath(path).startswith(_LIBRARIES)
+
+
+def _short_path(path: str) -> str:
+    """Return the path relative to the current folder, if it is in there."""
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):  # the folder is gone; another drive
+        return path
+    return path if path.startswith("<") or relative.startswith("..") else relative

@@ -1,0 +1,56 @@
+"""user_frames: the line of the user's code in a traceback or a stack."""
+
+import json
+import traceback
+from pathlib import Path
+
+import mlx.core
+import pytest
+
+from mlxdist.launcher import hosts
+from mlxdist.launcher.user_frames import skip_start, user_frame
+
+
+def frames_of(function, *arguments):
+    """Return the frames of the error that a function raises."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return traceback.extract_tb(error.__traceback__)
+    raise AssertionError("it did not raise")
+
+
+def frame(path, line, name="f"):
+    return traceback.FrameSummary(path, line, name, lookup_line=False, line="")
+
+
+def test_user_frame_skips_frames_of_mlxdist_and_of_the_standard_library(monkeypatch):
+    monkeypatch.chdir("/")
+    line = frames_of.__code__.co_firstlineno + 3
+    expected = f"{__file__.lstrip('/')}:{line}, in frames_of"
+    assert user_frame(frames_of(json.loads, "{")) == expected
+    assert user_frame(frames_of(hosts.read_hosts, Path("/none"))) == expected
+    assert user_frame(frames_of(json.loads, "{")[1:]) == ""
+    assert user_frame([]) == ""
+
+
+def test_user_frame_is_the_innermost_one_and_relative_to_the_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    script, library = str(tmp_path / "train.py"), json.__file__
+    frames = [frame(script, 1), frame(library, 2), frame(script, 3), frame(library, 4)]
+    assert user_frame(frames) == "train.py:3, in f"
+    assert user_frame([frame("/tmp/train.py", 3)]) == "/tmp/train.py:3, in f"
+    assert user_frame([frame("<stdin>", 3)]) == "<stdin>:3, in f"
+    assert user_frame([frame("<frozen runpy>", 3)]) == ""
+
+
+def test_user_frame_of_installed_packages_is_none():
+    assert user_frame([frame(mlx.core.__file__, 3), frame(pytest.__file__, 3)]) == ""
+
+
+def test_skip_start_drops_the_frames_that_start_the_script():
+    library, script = frame(json.__file__, 1), frame("/elsewhere/train.py", 2)
+    assert skip_start([library, library, script, library]) == [script, library]
+    assert skip_start([library, library]) == [library, library]

@@ -17,7 +17,7 @@ from .numpy_view import raw
 from .types import Array, Flat, Tree
 
 Key = str | int
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
 def entries_of(tree: Tree) -> tuple[Entry, ...]:
@@ -79,9 +79,9 @@ def dtype_name(dtype: object) -> str:
 def dtype_problem(entries: Sequence[Entry]) -> str | None:
     """Return which entry's gradients can't be averaged for its dtype, or None."""
     for entry in entries:
-        if entry.dtype not in _FLOATS:
+        if entry.dtype not in FLOATS:
             return (
-                f"{entry} can't be trained: its dtype is none of {', '.join(_FLOATS)}; "
+                f"{entry} can't be trained: its dtype is none of {', '.join(FLOATS)}; "
                 "freeze it"
             )
     return None

@@ -12,12 +12,15 @@ import json
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
 from ..layout.entries import fingerprint
 from .collectives import Collectives
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 class OnAllRanks(Exception):
@@ -82,9 +85,17 @@ def agree(
     raise MismatchError(_error_text([json.loads(text) for text in gathered], remedy))
 
 
-def agree_on_lines(comm: Collectives, call: str, lines: list[str]) -> None:
-    """Refuse a call on all ranks where their lines of text differ."""
-    agree(comm, call, fingerprint(lines), lambda: lines)
+def result_or_problem(
+    read: Callable[[Argument], Result], argument: Argument
+) -> tuple[Result | None, str | None]:
+    """Return what `read` makes of an argument, or the text of its ValueError.
+
+    A rank that raised ahead of `agree` would leave the others waiting for it.
+    """
+    try:
+        return read(argument), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def weight_problem(weight: float | None) -> str | None:

@@ -54,7 +54,7 @@ class SyncedBuffers:
         averaged = {
             path: buffers[path]
             for path in paths
-            if self.mode == "mean" and mx.issubdtype(buffers[path].dtype, mx.floating)
+            if self.mode == "mean" and mx.issubdtype(buffers[path].dtype, mx.inexact)
         }
         means = self._world.mean(averaged, weight=weight) if averaged else {}
         for path in paths:

@@ -8,11 +8,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..arrays import device
-from ..arrays.trees import dtype_problem, entries_of, rebuild
+from ..arrays.trees import FLOATS, entries_of, rebuild
 from ..arrays.types import Flat, Tree
+from ..comm.agreement import result_or_problem
 from ..comm.reduction import Weights
 from ..comm.wire import Wire
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
+from ..layout.entries import Entry
 from ..layout.sharding import Plan, make_plan
 from ..world.join import current
 from ..world.world import World
@@ -46,26 +48,47 @@ def average_gradients(
         MismatchError: on all ranks, where paths, shapes, dtypes or weights don't fit.
     """
     world = current() if world is None else world
-    flat = dict(tree_flatten(gradients))
-    entries = entries_of(gradients)
+    entries, problem = result_or_problem(_floating_entries, gradients)
+    if not isinstance(bucket_size, int) or bucket_size < 1:
+        problem = f"bucket_size is {bucket_size!r}; it must be 1 byte or more"
+        bucket_size = DEFAULT_BUCKET_SIZE
     plan = make_plan(
-        entries, world.size, strategy="replicated", bucket_size=bucket_size
+        entries or (), world.size, strategy="replicated", bucket_size=bucket_size
     )
+    flat = dict(tree_flatten(gradients)) if problem is None else {}
     traced = not device.start_evaluation(_first(plan, flat))
     with world.native.tracing() if traced else nullcontext():
-        weights = _weights(world, plan, weight, traced)
+        weights = _weights(world, plan, weight, problem, traced=traced)
         return rebuild(gradients, _mean(world, plan, flat, weights))
 
 
+def _floating_entries(gradients: Tree) -> tuple[Entry, ...]:
+    """Return the entries of a tree; ValueError on what can't be averaged."""
+    entries = entries_of(gradients)
+    for entry in entries:
+        if entry.dtype not in FLOATS:
+            raise ValueError(
+                f"{entry} can't be averaged: its dtype is none of {', '.join(FLOATS)}; "
+                "leave it out of the tree, or pass it to world.mean()"
+            )
+    return entries
+
+
 def _first(plan: Plan, flat: Flat) -> list[Tree]:
-    """The gradients of the bucket that is sent first."""
-    buckets = plan.buckets[:1]
+    """The gradients of the bucket that is sent first; none where the tree is wrong."""
+    buckets = plan.buckets[:1] if flat else ()
     return [flat[entry.path] for bucket in buckets for entry in bucket.entries]
 
 
-def _weights(world: World, plan: Plan, weight: float | None, traced: bool) -> Weights:
+def _weights(
+    world: World,
+    plan: Plan,
+    weight: float | None,
+    problem: str | None,
+    *,
+    traced: bool,
+) -> Weights:
     """All ranks' weights. Other ranks may not be tracing, and then can't be asked."""
-    problem = dtype_problem(plan.entries)
     if traced:
         if problem:
             raise ValueError(problem)

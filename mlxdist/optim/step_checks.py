@@ -26,6 +26,10 @@ _INIT_REMEDY = (
     ". After freezing or adding layers call optimizer.init(model) again; it keeps the "
     "state of what stays"
 )
+_CAST_REMEDY = (
+    ". Cast it, as in g.astype(p.dtype); to add up micro-batches in float32 use "
+    "accumulate=; after model.set_dtype() call optimizer.init(model) again"
+)
 _DRIFT_REMEDY = (
     "If parameters or state differ, a rank changed them outside of update(), or had a "
     "memory error: start again from a checkpoint, or from rank 0 with init(model)."
@@ -93,19 +97,18 @@ def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
         if array is None:
             return f"there is no gradient for {entry}{_INIT_REMEDY}"
         if not isinstance(array, mx.array):
+            kind = type(array).__name__
+            return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"
+        shape = tuple(array.shape)
+        if shape != entry.shape or array.dtype != getattr(mx, entry.dtype):
+            remedy = _CAST_REMEDY if shape == entry.shape else _INIT_REMEDY
             return (
-                f"the gradient of {entry.path} is a {type(array).__name__}, wanted an "
-                f"mx.array, {entry.dtype}{list(entry.shape)}"
-            )
-        if tuple(array.shape) != entry.shape or array.dtype != getattr(mx, entry.dtype):
-            return (
-                f"the gradient of {entry.path} is {array.dtype}{list(array.shape)}, "
-                f"wanted {entry.dtype}{list(entry.shape)}{_INIT_REMEDY}"
+                f"the gradient of {entry.path} is {array.dtype}{list(shape)}, "
+                f"wanted {entry.dtype}{list(entry.shape)}{remedy}"
             )
     if len(gradients) > len(plan.entries):
-        extra = sorted(gradients.keys() - plan.by_path.keys())
-        text = f"there is a gradient for {extra[0]}, which init() did not see"
-        return text + _INIT_REMEDY
+        extra = min(gradients.keys() - plan.by_path.keys())
+        return f"there is a gradient for {extra}, new since init(){_INIT_REMEDY}"
     return None
 
 

@@ -13,15 +13,16 @@ from mlx.utils import tree_flatten
 
 from ..arrays import device
 from ..arrays.trees import digest, entries_of, rebuild
-from ..arrays.types import Array, Tree
-from ..comm.agreement import agree, agree_on_lines, weight_problem
+from ..arrays.types import Tree
+from ..comm.agreement import MismatchError, agree, result_or_problem, weight_problem
 from ..comm.collectives import Collectives
 from ..comm.flight_recorder import Recorder
 from ..comm.mpi import MpiTransport
 from ..comm.native import Group, NativeTransport
 from ..launcher import environment
-from ..layout.entries import fingerprint, path_key
+from ..layout.entries import fingerprint
 from .finalize import keep_alive
+from .metrics import read_metrics, weighted_mean
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -137,45 +138,31 @@ class World:
                 it is None. 0 leaves its metrics out, even nan.
 
         Returns:
-            The tree with `sum(weight * metric) / sum(weight)`: Python numbers as
-            floats, arrays as float32 arrays. Added in float64 and in rank order, so
-            that all ranks get the same bits. One collective of 8 bytes a number.
+            The tree with `sum(weight * metric) / sum(weight)`: numbers, NumPy's too, as
+            float or complex; MLX's arrays as float32, complex64 or float64, NumPy's as
+            float64 or complex128. Added in float64 and in rank order, so that all ranks
+            get the same bits. One collective of 8 bytes a number, 16 a complex one.
 
         Raises:
-            MismatchError: where the trees differ, or no rank has any weight.
+            MismatchError: on all ranks, where the trees differ, one has a leaf that is
+                no number, or no rank has any weight.
         """
-        flat = sorted(tree_flatten(metrics), key=lambda item: path_key(item[0]))
-        values = [np.array(_number(path, leaf), np.float64) for path, leaf in flat]
-        shapes = [
-            f"{path}{list(v.shape)}" for (path, _), v in zip(flat, values, strict=True)
-        ]
+        local, problem = result_or_problem(read_metrics, metrics)
+        problem = weight_problem(weight) or problem
+        lines = [] if local is None else local.lines
         weights = agree(
             self.control,
             "World.mean",
-            fingerprint(shapes),
-            lambda: shapes,
-            number=1.0 if weight is None else float(weight),
-            problem=weight_problem(weight),
+            fingerprint(lines),
+            lambda: lines,
+            number=1.0 if weight is None or problem else float(weight),
+            problem=problem,
         )
-        vector = np.concatenate([np.zeros(0), *(value.reshape(-1) for value in values)])
-        means = _split(self._weighted_mean(vector, weights), values)
-        leaves = {
-            path: _like(leaf, mean)
-            for (path, leaf), mean in zip(flat, means, strict=True)
-        }
-        return rebuild(metrics, leaves)
-
-    def _weighted_mean(
-        self, vector: np.ndarray[Any, np.dtype[np.float64]], weights: list[float]
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        rows = self.control.all_gather_words(vector.view(np.uint64)).view(np.float64)
-        total = np.zeros_like(vector)
-        for row, weight in zip(rows, weights, strict=True):
-            if weight:
-                total += weight * row
-        if not sum(weights):
-            raise ValueError("World.mean: every rank has weight 0")
-        return total / sum(weights)
+        assert local is not None
+        if not any(weights):
+            raise MismatchError("World.mean refused: every rank has weight 0")
+        words = self.control.all_gather_words(local.vector.view(np.uint64))
+        return local.with_values(weighted_mean(words.view(np.float64), weights))
 
     def broadcast(self, tree: Tree, root: int = 0) -> Tree:
         """Return the root's arrays on every rank.
@@ -189,11 +176,13 @@ class World:
             A tree of new arrays; the module itself where it was one.
         """
         arrays = tree.parameters() if isinstance(tree, Module) else tree
-        entries = entries_of(arrays)
-        lines = [f"root {root}", *map(str, entries)]
-        agree_on_lines(self.control, "World.broadcast", lines)
-        if not 0 <= root < self.size:
-            raise ValueError(f"root is {root}; the ranks go from 0 to {self.size - 1}")
+        entries, problem = result_or_problem(entries_of, arrays)
+        if not (isinstance(root, int) and 0 <= root < self.size):
+            problem = f"root is {root!r}; the ranks go from 0 to {self.size - 1}"
+        lines = [f"root {root}", *map(str, entries or ())]
+        call = "World.broadcast"
+        agree(self.control, call, fingerprint(lines), lambda: lines, problem=problem)
+        assert entries is not None
         flat = dict(tree_flatten(arrays))
         sent = {e.path: self.control.broadcast(flat[e.path], root) for e in entries}
         result = rebuild(arrays, sent)
@@ -207,8 +196,9 @@ class World:
 
         Takes a tree of arrays or a module. Hashes all of it: about 2 s a gigabyte.
         """
-        checksum = digest(tree)
-        agree(self.control, "World.identical")
+        checksum, problem = result_or_problem(digest, tree)
+        agree(self.control, "World.identical", problem=problem)
+        assert checksum is not None
         every = self.control.all_gather_words(checksum)
         return bool((every == every[0]).all())
 
@@ -234,12 +224,12 @@ class World:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
-        is_valid = isinstance(color, int) and color >= 0
+        is_valid = isinstance(color, int | np.integer) and color >= 0
         problem = None if is_valid else f"color is {color!r}; it must be 0 or more"
         agree(self.control, "World.split", problem=problem)
         self.native.flush()
-        group = split_group(self.group, self.backend, color)
-        comm = None if self._comm is None else self._comm.Split(color, self.rank)
+        group = split_group(self.group, self.backend, int(color))
+        comm = None if self._comm is None else self._comm.Split(int(color), self.rank)
         return World(group, self.backend, comm, Recorder(self.recorder))
 
 
@@ -260,26 +250,3 @@ def split_group(group: Group, backend: Backend, color: int) -> Group:
     part = group.split(color)
     keep_alive(part)
     return part
-
-
-def _number(path: str, leaf: object) -> Array:
-    if isinstance(leaf, mx.array):
-        wide = leaf.dtype in (mx.bfloat16, mx.complex64)
-        return np.array(leaf.astype(mx.float32) if wide else leaf)
-    if isinstance(leaf, int | float):
-        return leaf
-    raise ValueError(
-        f"World.mean: {path or 'the metric'} is a {type(leaf).__name__}; it must be a "
-        "number or an mx.array"
-    )
-
-
-def _split(vector: Array, like: list[Array]) -> list[Array]:
-    """Cut a vector into arrays of the sizes and shapes of others."""
-    ends = np.cumsum([array.size for array in like], dtype=int)
-    parts = np.split(vector, ends)[:-1]
-    return [part.reshape(a.shape) for part, a in zip(parts, like, strict=True)]
-
-
-def _like(leaf: object, mean: Array) -> Array:
-    return mx.array(mean, mx.float32) if isinstance(leaf, mx.array) else float(mean)

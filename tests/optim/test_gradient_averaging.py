@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 
 import mlxdist
@@ -49,10 +50,58 @@ def test_average_gradients_of_other_trees_is_refused(world):
         mlxdist.average_gradients({"w": mx.zeros(2 + world.rank)}, world=world)
 
 
-@pytest.mark.parametrize("dtype", [mx.int32, mx.complex64])
-def test_average_gradients_of_other_dtypes_is_refused(dtype, world):
-    with pytest.raises(MismatchError, match="its dtype is none of"):
-        mlxdist.average_gradients({"w": mx.ones(3, dtype)}, world=world)
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (mx.ones(3, mx.int32), r"w int32\[3\] can't be averaged"),
+        (mx.ones(3, mx.complex64), r"w complex64\[3\] can't be averaged"),
+        (np.ones(3, np.float32), "w is a ndarray, not an mx.array"),
+        (1.0, "w is a float, not an mx.array"),
+        (None, "w is a NoneType, not an mx.array"),
+    ],
+    ids=["int32", "complex64", "numpy", "float", "none"],
+)
+def test_average_gradients_that_are_wrong_on_one_rank_raise_on_all(
+    wrong, problem, world
+):
+    last, right = world.size - 1, mx.ones(3)
+    with pytest.raises(MismatchError, match=f"rank {last}: {problem}"):
+        mlxdist.average_gradients({"w": wrong if world.rank == last else right})
+    assert mlxdist.average_gradients({"w": right})["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"bucket_size": 0}, "bucket_size is 0; it must be 1 byte or more"),
+        ({"bucket_size": 1.5}, "bucket_size is 1.5; it must be 1 byte or more"),
+        ({"weight": "x"}, "its weight is 'x'"),
+        ({"weight": -1.0}, "its weight is -1.0"),
+    ],
+    ids=str,
+)
+def test_average_gradients_with_a_wrong_option_on_one_rank_raises_on_all(
+    options, problem, world
+):
+    last, right = world.size - 1, {"w": mx.ones(3)}
+    with pytest.raises(MismatchError, match=f"rank {last}: {problem}"):
+        mlxdist.average_gradients(right, **(options if world.rank == last else {}))
+    assert mlxdist.average_gradients(right)["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.mpi(min_size=2)
+def test_average_gradients_of_no_arrays_on_one_rank_raises_on_all(world):
+    with pytest.raises(MismatchError, match="the ranks differ"):
+        mlxdist.average_gradients({} if world.rank == 0 else {"w": mx.ones(3)})
+    assert mlxdist.average_gradients({}) == {}
+
+
+def test_average_gradients_of_float64_keeps_its_digits(world):
+    value = 1 + 2.0**-40
+    gradients = [mx.array(np.array([value]), mx.float64)]
+    with mx.stream(mx.cpu):
+        mean = mlxdist.average_gradients(gradients)[0]
+    assert np.array(mean).tolist() == [value]
 
 
 def test_average_gradients_evaluated_in_another_order_gives_the_same(world):

@@ -5,19 +5,20 @@ too early, while MLX's thread still runs a collective, or it may never happen. I
 
 - `keep_alive` keeps every group for the life of the process, so MLX never finalizes.
 - `finalize_at_exit` has the C library call MPI_Finalize, after all other handlers.
-- A forked child inherits that C handler, but MPI belongs to its parent, so
-  `exit_without_finalize` makes the child exit past the C library's handlers.
+- A forked child inherits that C handler, but MPI belongs to its parent, so the child
+  leaves ahead of the handlers that it has inherited.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import os
 import sys
 from types import TracebackType
 from typing import NoReturn
+
+from .hooks import flush_output
 
 
 def finalize_at_exit(library: str) -> None:
@@ -26,9 +27,14 @@ def finalize_at_exit(library: str) -> None:
     C exit handlers run in reverse order of registration, so this one runs last.
     """
     finalize = ctypes.cast(ctypes.CDLL(library).MPI_Finalize, ctypes.c_void_p)
+    _at_c_exit(finalize)
+    os.register_at_fork(after_in_child=_skip_inherited_handlers)
+
+
+def _at_c_exit(function: ctypes.c_void_p) -> None:
     register = ctypes.CDLL(None).__cxa_atexit
     register.argtypes = [ctypes.c_void_p] * 3
-    register(finalize, None, None)
+    register(function, None, None)
 
 
 def keep_alive(group: object) -> None:
@@ -40,9 +46,16 @@ def keep_alive(group: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
-def exit_without_finalize() -> None:
-    """Make this forked child exit through `os._exit`, with the exit code it chose."""
-    _ForkedChildExit().install()
+def _skip_inherited_handlers() -> None:
+    """Make this forked child exit ahead of the C exit handlers of its parent."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "on_exit"):  # macOS, musl
+        _ForkedChildExit().install()
+        return
+    # Handlers run in reverse order: fflush(NULL), then _exit with the exit code.
+    libc.on_exit.argtypes = [ctypes.c_void_p] * 2
+    libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+    _at_c_exit(ctypes.cast(libc.fflush, ctypes.c_void_p))
 
 
 class _ForkedChildExit:
@@ -50,6 +63,7 @@ class _ForkedChildExit:
 
     def __init__(self) -> None:
         self._code = 0
+        self._previous = sys.excepthook
 
     def install(self) -> None:
         sys.exit = self._exit  # an exit handler can't see the code otherwise
@@ -67,10 +81,8 @@ class _ForkedChildExit:
         trace: TracebackType | None,
     ) -> None:
         self._code = 1
-        sys.__excepthook__(kind, error, trace)
+        self._previous(kind, error, trace)
 
     def _leave(self) -> NoReturn:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed
-                stream.flush()
+        flush_output()
         os._exit(self._code & 0xFF)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import os
 import signal
 import socket
@@ -16,14 +15,13 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks
 from ..launcher.user_frames import skip_start, user_frame
-from .finalize import exit_without_finalize
+from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .watchdog import TICK, Watchdog
 
 if TYPE_CHECKING:
@@ -67,18 +65,19 @@ class Guard:
         )
 
     def install(self) -> None:
-        """Set the process's hooks, and start the watchdog where there are peers."""
-        faulthandler.enable()
-        sys.excepthook = self._on_exception
+        """Set the process's hooks, and start the watchdog."""
+        enable_faulthandler()
+        self._exceptions = ExceptionHook(self._fail)
+        self._sigterm = SigtermHook(self.on_sigterm, self._watchdog.wake_fd)
         atexit.register(self._at_exit)
-        os.register_at_fork(after_in_child=self._release_child)
-        if self._size == 1:
-            return
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGTERM, self._handle_sigterm)
-                signal.set_wakeup_fd(self._watchdog.wake_fd, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._remove_hooks)
         self._watchdog.start()
+
+    def _remove_hooks(self) -> None:
+        """Restore the process's hooks: also in a forked child, which is no rank."""
+        self._exceptions.remove()
+        self._sigterm.remove()
+        atexit.unregister(self._at_exit)
 
     # Events of the watchdog
 
@@ -107,38 +106,32 @@ class Guard:
 
     def on_sigterm(self) -> None:
         """Exit; mpirun sends SIGTERM to all ranks once one of them has died."""
-        if self._ending.acquire(blocking=False):
+        if self._sigterm.is_current and self._ending.acquire(blocking=False):
             self._mark("ended")
             self._write_record(print_stack=False)
             os._exit(128 + signal.SIGTERM)
 
     # Hooks of the process
 
-    def _handle_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.on_sigterm()
-
-    def _on_exception(
-        self,
-        kind: type[BaseException],
-        error: BaseException,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._size == 1:
-            sys.__excepthook__(kind, error, trace)
-            return
+    def _fail(self, error: BaseException, is_reported: bool) -> None:
+        """End the job because of an exception, which the user's hook may have shown."""
         self._failure = failure_of(error, self._recorder.status_at(error))
         if isinstance(error, OnAllRanks) and self._rank:
             # Rank 0 reports the error and ends this rank, if it fails as well.
             time.sleep(_PRECEDENCE)
-        text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+        trace = "\n".join(self._failure.traceback)
         self._end_job(
-            f"failed {self._failure.activity}; the job ends:\n{text}",
-            code=130 if kind is KeyboardInterrupt else 1,
+            f"failed {self._failure.activity}; the job ends:\n"
+            + (self._failure.message if is_reported else trace),
+            code=130 if isinstance(error, KeyboardInterrupt) else 1,
             print_stacks=False,
         )
 
     def _at_exit(self) -> None:
         """Wait for the other ranks: one of them may still need this one."""
+        error = self._exceptions.missed_error()
+        if error is not None:
+            self._fail(error, True)
         self._recorder.status.leaving = True
         all_finished = self._exit_comm.Ibarrier()
         deadline = time.monotonic() + self._timeout
@@ -153,16 +146,7 @@ class Guard:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        if self._size > 1:
-            self._watchdog.stop()
-
-    def _release_child(self) -> None:
-        """Undo the hooks in a forked child, which is not a rank of the job."""
-        if signal.getsignal(signal.SIGTERM) == self._handle_sigterm:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        atexit.unregister(self._at_exit)
-        exit_without_finalize()
+        self._watchdog.stop()
 
     # The end of the job
 
@@ -170,20 +154,18 @@ class Guard:
         """Print the reason, have all ranks write their records, and end all of them."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # for ever: another thread is ending the job
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
+        flush_output()
         self._log(reason)
         if self._failure is None:
             self._failure = Failure(time.time(), str(self._recorder.status), reason)
         self._mark("failed", " ".join(reason.split()[:60]))
-        if self._size > 1:
-            self._watchdog.notify(print_stacks=print_stacks)
-            self._write_record(print_stack=print_stacks)
-            time.sleep(_NOTICE_DELAY)
-            self._log(
-                f"wrote the last calls of the ranks to {self._folder}; read them with "
-                f"`mlxdist doctor --postmortem {self._folder}`"
-            )
+        self._watchdog.notify(print_stacks=print_stacks)
+        self._write_record(print_stack=print_stacks)
+        time.sleep(_NOTICE_DELAY)
+        self._log(
+            f"wrote the last calls of the ranks to {self._folder}; read them with "
+            f"`mlxdist doctor --postmortem {self._folder}`"
+        )
         timer = threading.Timer(_ABORT_TIMEOUT, os._exit, (code,))
         timer.daemon = True
         timer.start()
@@ -217,10 +199,7 @@ class Guard:
             self._log(f"was {self._recorder.status}:\n{stack}")
 
     def _log(self, text: str) -> None:
-        # In a single write, because other ranks write to the same stream.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
-            sys.stderr.flush()
+        log(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
 
 
 def failure_of(error: BaseException, activity: str) -> Failure:

@@ -96,7 +96,7 @@ def _join(
     if comm is None:
         return World(group, backend)
     world = World(group, backend, comm.Dup(), Recorder())
-    if guard:
+    if guard and world.size > 1:
         _install_guard(world, comm, timeout)
     if path := environment.timeline_path():
         Timeline(world.recorder, comm.Dup(), world.host, path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -82,8 +81,8 @@ class Watchdog(threading.Thread):
         self._host = host
         self._events = events
         self._stopped = False
-        # Python's signal handler in C writes the signal's number here at once, even
-        # while the main thread is inside MPI and can't run Python handlers.
+        # Bytes arrive here at once on SIGTERM, even while the main thread is inside MPI
+        # and can't run Python handlers. See `hooks`.
         self._wake, self.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         self._parent = os.getppid() if environment.started_by_mpirun() else None
@@ -121,7 +120,7 @@ class Watchdog(threading.Thread):
 
     def _wait_for_tick(self) -> None:
         readable = select.select([self._wake], [], [], TICK)[0]
-        if readable and signal.SIGTERM in os.read(self._wake, 64):
+        if readable and os.read(self._wake, 2**16) and not self._stopped:
             self._events.on_sigterm()
 
     def _forgive(self, seconds: float) -> None:

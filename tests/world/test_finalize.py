@@ -20,17 +20,19 @@ mx.eval(pending)
 FORKS = """
 import os, signal, sys, time, warnings
 import mlxdist
-world = mlxdist.init(timeout=10)
+world = mlxdist.init(timeout=10, guard={guard})
 warnings.simplefilter("ignore", DeprecationWarning)
 def fail():
     raise KeyError("of the child")
+def leave():
+    raise SystemExit(4)
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(9)
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 codes = []
-for end in (lambda: sys.exit(0), lambda: sys.exit(3), fail, terminate, kill):
+for end in (lambda: sys.exit(0), lambda: sys.exit(3), leave, fail, terminate, kill):
     if os.fork() == 0:
         end()
     codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -46,11 +48,12 @@ def test_exit_with_pending_collectives_has_exit_code_0(ranks, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_exit_of_forked_children_keeps_their_exit_codes_and_the_job(tmp_path):
+@pytest.mark.parametrize("guard", [True, False])
+def test_exit_of_forked_children_keeps_their_exit_codes_and_the_job(guard, tmp_path):
     """Data loaders fork. Their end must not end MPI, nor the job."""
-    result = mpi_job(2, FORKS, folder=tmp_path)
+    result = mpi_job(2, FORKS.format(guard=guard), folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    codes = [0, 3, 1, -15, -9]
+    codes = [0, 3, 4, 1, -15, -9]
     lines = sorted(result.stdout.splitlines())
     assert lines == [f"rank 0 {codes}", f"rank 1 {codes}"]
     assert result.stderr.count("KeyError: 'of the child'") == 2

@@ -1,6 +1,6 @@
 """MLX arrays and parameter trees in one process; nothing here communicates."""
 
-from .trees import digest, dtype_name, entries_of, nested, rebuild, trainable
+from .trees import digest, dtype_name, entries_of, leaves_of, rebuild, trainable
 from .types import Array, Flat, Pieces, Tree
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "digest",
     "dtype_name",
     "entries_of",
-    "nested",
+    "leaves_of",
     "rebuild",
     "trainable",
 ]

@@ -1,6 +1,6 @@
 """An index of a tree's leaves, made once, so that no step has to search for them.
 
-`tree_flatten` builds a string for each path at every call, which for thousands of small
+`leaves_of` makes a path for each leaf at every call, which for thousands of small
 tensors costs more than their update.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 
+from ..layout.paths import Key, KeyPath
+from .trees import sequence_like
 from .types import Array, Flat, Tree
-
-Key = str | int
 
 
 @dataclass
@@ -36,21 +36,22 @@ class TreeIndex:
     """Positions of some paths in all trees of one structure.
 
     Args:
-        paths: dotted, as `tree_flatten` gives them; a number is an index into a list.
+        paths: of the leaves, such as those of `leaves_of`.
         like: a tree; trees with other children than it has are then refused.
     """
 
-    def __init__(self, paths: Iterable[str], like: Tree = None):
+    def __init__(self, paths: Iterable[KeyPath], like: Tree = None):
         self._root = _Container()
         self._given = tuple(paths)
         for path in self._given:
-            *parents, last = [int(p) if p.isdecimal() else p for p in path.split(".")]
+            *parents, last = path
             container = self._root
             for part in parents:
                 container = container.children.setdefault(part, _Container())
             container.keys.append(last)
         _prepare(self._root, like)
-        self.paths = tuple(_paths(self._root, ""))
+        given = {path: path for path in self._given}
+        self.paths = tuple(given[path] for path in _paths(self._root, ()))
 
     def flat(self, tree: Tree) -> Flat:
         """Return `{path: leaf}`.
@@ -62,7 +63,7 @@ class TreeIndex:
         _collect(self._root, tree, leaves)
         return dict(zip(self.paths, leaves, strict=True))
 
-    def slots(self, tree: Tree) -> dict[str, tuple[Tree, Key]]:
+    def slots(self, tree: Tree) -> dict[KeyPath, tuple[Tree, Key]]:
         """Return `{path: (container, key)}`: where to write a leaf.
 
         Where several paths lead to one slot, as tied weights do, only the last one
@@ -78,7 +79,7 @@ class TreeIndex:
             return by_path
         return {path: by_path[path] for path in last.values()}
 
-    def rebuilt(self, tree: Tree, leaves: Mapping[str, Array]) -> Tree:
+    def rebuilt(self, tree: Tree, leaves: Mapping[KeyPath, Array]) -> Tree:
         """Return `tree`, which has the structure of `like`, with other leaves."""
         return _rebuilt(self._root, tree, iter(map(leaves.__getitem__, self.paths)))
 
@@ -102,10 +103,10 @@ def _only(key: Key, tree: Tree) -> tuple[Array]:
     return (tree[key],)
 
 
-def _paths(container: _Container, prefix: str) -> Iterator[str]:
-    yield from (f"{prefix}{key}" for key in container.keys)
+def _paths(container: _Container, parents: tuple[Key, ...]) -> Iterator[KeyPath]:
+    yield from (KeyPath((*parents, key)) for key in container.keys)
     for key, child in container.children.items():
-        yield from _paths(child, f"{prefix}{key}.")
+        yield from _paths(child, (*parents, key))
 
 
 def _collect(container: _Container, tree: Tree, leaves: list[Array]) -> None:
@@ -128,4 +129,4 @@ def _rebuilt(container: _Container, tree: Tree, leaves: Iterator[Array]) -> Tree
         new[key] = _rebuilt(child, tree[key], leaves)
     if isinstance(tree, dict):
         return {key: new[key] for key in tree}
-    return type(tree)(new[index] for index in range(len(tree)))
+    return sequence_like(tree, [new[index] for index in range(len(tree))])

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn import Module
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from ..layout.entries import Entry, in_order
+from ..layout.paths import Key, KeyPath
 from ..layout.sharding import Piece, Plan, Strategy
 from .numpy_view import raw
 from .types import Array, Flat, Tree
 
-Key = str | int
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def leaves_of(tree: Tree) -> Flat:
+    """Return a tree's leaves by path, in the order of MLX's `tree_flatten`."""
+    leaves: Flat = {}
+    _collect(tree, (), leaves)
+    return leaves
+
+
+def _collect(tree: Tree, path: tuple[Key, ...], leaves: Flat) -> None:
+    if isinstance(tree, dict):
+        for key, child in tree.items():
+            _collect(child, (*path, key), leaves)
+    elif isinstance(tree, list | tuple):
+        for index, child in enumerate(tree):
+            _collect(child, (*path, index), leaves)
+    else:
+        leaves[KeyPath(path)] = tree
 
 
 def entries_of(tree: Tree) -> tuple[Entry, ...]:
@@ -26,9 +44,8 @@ def entries_of(tree: Tree) -> tuple[Entry, ...]:
     Raises:
         ValueError: on a leaf that is not an array, with its path.
     """
-    _refuse_digit_keys(tree, "")
     entries = []
-    for path, leaf in tree_flatten(tree):
+    for path, leaf in leaves_of(tree).items():
         if not isinstance(leaf, mx.array):
             raise ValueError(
                 f"{path or 'the tree'} is a {type(leaf).__name__}, not an mx.array; "
@@ -36,25 +53,6 @@ def entries_of(tree: Tree) -> tuple[Entry, ...]:
             )
         entries.append(Entry(path, tuple(leaf.shape), dtype_name(leaf.dtype)))
     return in_order(entries)
-
-
-def _refuse_digit_keys(tree: Tree, path: str) -> None:
-    """Refuse the dict key "7", whose path is that of a list's eighth item to MLX."""
-    for key, child in _items(tree):
-        child_path = f"{path}.{key}" if path else str(key)
-        if isinstance(tree, dict) and str(key).isdecimal():
-            raise ValueError(
-                f"{child_path}: the dict's key {key!r} is a number, which MLX reads as "
-                "an index into a list; rename it, or use a list"
-            )
-        _refuse_digit_keys(child, child_path)
-
-
-def _items(tree: Tree) -> Iterator[tuple[Key, Tree]]:
-    if isinstance(tree, dict):
-        yield from tree.items()
-    elif isinstance(tree, list | tuple):
-        yield from enumerate(tree)
 
 
 def trainable(parameters: Tree) -> Tree:
@@ -67,7 +65,7 @@ def trainable(parameters: Tree) -> Tree:
 def all_parameters(model: Tree) -> Flat:
     """Return all arrays of a model, frozen ones and buffers too, sorted by path."""
     tree = model.parameters() if isinstance(model, Module) else model
-    flat = dict(tree_flatten(tree))
+    flat = leaves_of(tree)
     return {entry.path: flat[entry.path] for entry in entries_of(tree)}
 
 
@@ -87,33 +85,101 @@ def dtype_problem(entries: Sequence[Entry]) -> str | None:
     return None
 
 
-def rebuild(tree: Tree, leaves: Mapping[str, Array]) -> Tree:
+def rebuild(tree: Tree, leaves: Mapping[KeyPath, Array]) -> Tree:
     """Return the tree with other leaves, its dicts in the order they have."""
-    ordered = iter([leaves[path] for path, _ in tree_flatten(tree)])
+    ordered = iter([leaves[path] for path in leaves_of(tree)])
     return tree_map(lambda _: next(ordered), tree)
 
 
-def nested(flat: Mapping[str, Array]) -> Tree:
-    """`{"a.b": x}` -> `{"a": {"b": x}}`. List indices stay, gaps become `{}`."""
-    return tree_unflatten(list(flat.items())) if flat else {}
+def structure(tree: Tree) -> Tree:
+    """Return the containers of a tree alone, with None for each leaf."""
+    return tree_map(lambda _: None, tree)
 
 
-def slot(tree: Tree, path: str) -> tuple[Tree, Key]:
-    """Return the container and key of the leaf at a dotted path.
+_ABSENT = object()
+
+
+def nested(leaves: Mapping[KeyPath, Tree], like: Tree) -> Tree:
+    """Return a tree of the structure of `like` with these leaves alone.
+
+    A dict lacks what has none of the leaves; a list or tuple has `{}` there, as MLX's
+    own trees do. Containers that are empty in `like` stay.
+    """
+    tree = _nested(leaves, like, ())
+    return {} if tree is _ABSENT else tree
+
+
+def _nested(
+    leaves: Mapping[KeyPath, Tree], like: Tree, path: tuple[Key, ...]
+) -> Tree | object:
+    if isinstance(like, dict):
+        pairs = ((k, _nested(leaves, like[k], (*path, k))) for k in like)
+        children = {k: child for k, child in pairs if child is not _ABSENT}
+        return children if children or not like else _ABSENT
+    if isinstance(like, list | tuple):
+        items = [_nested(leaves, c, (*path, i)) for i, c in enumerate(like)]
+        if items and all(item is _ABSENT for item in items):
+            return _ABSENT
+        return sequence_like(like, [{} if c is _ABSENT else c for c in items])
+    return leaves.get(KeyPath(path), _ABSENT)
+
+
+def sequence_like(like: Tree, items: list[Tree]) -> Tree:
+    """Return a list, tuple or named tuple of the type of `like`."""
+    kind = type(like)
+    return kind(*items) if hasattr(like, "_fields") else kind(items)
+
+
+def unflatten(leaves: Mapping[KeyPath, Tree]) -> Tree:
+    """Return the tree of dicts and lists that has these leaves alone."""
+    if KeyPath() in leaves:
+        return leaves[KeyPath()]
+    children: dict[Key, dict[KeyPath, Tree]] = {}
+    for path, leaf in leaves.items():
+        children.setdefault(path[0], {})[KeyPath(path[1:])] = leaf
+    indices = [key for key in children if isinstance(key, int) and key >= 0]
+    if indices and len(indices) == len(children):
+        return [unflatten(children.get(i, {})) for i in range(1 + max(indices))]
+    return {key: unflatten(child) for key, child in children.items()}
+
+
+def slot(tree: Tree, path: Sequence[Key]) -> tuple[Tree, Key]:
+    """Return the container and key of the leaf at a path.
 
     Raises:
         LookupError, TypeError or ValueError: where the tree has no such place.
     """
-    *parents, last = path.split(".")
-    for part in parents:
-        tree = tree[int(part)] if isinstance(tree, list | tuple) else tree[part]
-    return tree, int(last) if isinstance(tree, list | tuple) else last
+    *parents, last = path
+    for key in parents:
+        tree = tree[_key_in(tree, key)]
+    return tree, _key_in(tree, last)
 
 
-def put(tree: Tree, path: str, leaf: Array) -> None:
-    """Replace the leaf at a dotted path, in place."""
+def _key_in(tree: Tree, key: Key) -> Key:
+    """Return a key as an index where the tree is a list.
+
+    `tree_unflatten` makes lists of dicts whose keys are digits.
+    """
+    if isinstance(tree, list | tuple) and isinstance(key, str):
+        return int(key)
+    return key
+
+
+def put(tree: Tree, path: Sequence[Key], leaf: Array) -> None:
+    """Replace the leaf at a path, in place; a tuple is replaced with its leaf.
+
+    Raises:
+        LookupError, TypeError or ValueError: where the tree has no such place, or has
+            only tuples around it.
+    """
     container, key = slot(tree, path)
-    container[key] = leaf
+    if not isinstance(container, tuple):
+        container[key] = leaf
+        return
+    if len(path) < 2:
+        raise ValueError("the tree is a tuple, which can't change: use a list")
+    items = [leaf if i == key else item for i, item in enumerate(container)]
+    put(tree, path[:-1], sequence_like(container, items))
 
 
 def cut(array: Array, piece: Piece, strategy: Strategy) -> Array:
@@ -135,7 +201,7 @@ def cut_all(parameters: Flat, pieces: Sequence[tuple[Piece, ...]], plan: Plan) -
 def digest(tree: Tree) -> NDArray[np.uint64]:
     """Return the sha256 of a tree's paths, shapes, dtypes and bits, as four words."""
     arrays = tree.parameters() if isinstance(tree, Module) else tree
-    flat = dict(tree_flatten(arrays))
+    flat = leaves_of(arrays)
     checksum = hashlib.sha256()
     for entry in entries_of(arrays):
         checksum.update(f"{entry}\n".encode())

@@ -49,8 +49,8 @@ class SavedArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
     Attributes:
         kind: "parameters", "optimizer" (state of a parameter), "scalars" (an
             optimizer's step, learning rate and the like) or "extra".
-        path: the parameter's path; of a scalar, its optimizer's.
-        key: name in the state of a parameter or optimizer; "" elsewhere.
+        path: text of the parameter's path; of a scalar, its optimizer's.
+        key: text of the path in the state of a parameter or optimizer; "" elsewhere.
     """
 
     kind: _Kind
@@ -100,7 +100,7 @@ class SavedOptimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at: prefix of its part of MLX's state tree: "" or "states.0.".
         name: module and class.
         settings: hyperparameters, as text.
-        paths: the parameters that it updates.
+        paths: texts of the paths that it updates.
     """
 
     at: str

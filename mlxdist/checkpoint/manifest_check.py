@@ -14,7 +14,16 @@ from itertools import pairwise
 
 import msgspec
 
-from .manifest import FORMAT, VERSION, Json, Manifest, SavedArray, SavedFile, digest
+from .manifest import (
+    FORMAT,
+    VERSION,
+    Identity,
+    Json,
+    Manifest,
+    SavedArray,
+    SavedFile,
+    digest,
+)
 
 MAX_BYTES = 256 * 2**20  # a manifest of 2**20 pieces has about a fifth
 
@@ -69,7 +78,7 @@ def _check(manifest: Manifest) -> None:
     _require(len(manifest.random) == ranks, "not one key of mx.random for each rank")
     _require(len(manifest.disks) == len(manifest.files), "not one disk for each file")
     _require_unique((file.name for file in manifest.files), "file")
-    _require_unique(("/".join(array.identity) for array in manifest.arrays), "array")
+    _require_unique((array.identity for array in manifest.arrays), "array")
     for file in manifest.files:
         blocks = -(-file.nbytes // manifest.block)
         _require(
@@ -82,7 +91,7 @@ def _check(manifest: Manifest) -> None:
     _check_inside(manifest.arrays, manifest.files)
 
 
-def _require_unique(names: Iterable[str], what: str) -> None:
+def _require_unique(names: Iterable[str | Identity], what: str) -> None:
     seen = set()
     for name in names:
         _require(name not in seen, f"the {what} {name!r} is listed twice")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..layout.entries import split_counts
+from ..layout.paths import KeyPath
 from ..optim.resumable_state import ResumableState
 from . import directory
 from .block_file import BLOCK, Reader, Writer
@@ -93,11 +94,12 @@ def _plain_files(
 
 def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
     """Return the plain file of an array, and the array's name in it."""
+    path, key = KeyPath.parse(array.path).dotted, KeyPath.parse(array.key).dotted
     if array.kind == "parameters":
-        return MODEL, array.path
+        return MODEL, path
     if array.kind == "optimizer":
-        return OPTIMIZER, f"{at[array.path]}{array.path}.{array.key}"
-    name = ".".join(filter(None, (array.path, array.key)))
+        return OPTIMIZER, f"{at[array.path]}{path}.{key}"
+    name = ".".join(filter(None, (path, key)))
     return OPTIMIZER if array.kind == "scalars" else f"{array.kind}.safetensors", name
 
 
@@ -170,5 +172,6 @@ def _state_names(state: ResumableState) -> dict[str, Identity]:
     at_path = {path: leaf.at for leaf in state.leaves for path in leaf.paths}
     for path, arrays in state.arrays().items():
         for key in arrays:
-            names[f"{at_path[path]}{path}.{key}"] = ("optimizer", path, key)
+            name = f"{path.dotted}.{KeyPath.parse(key).dotted}"
+            names[at_path[path.text] + name] = ("optimizer", path.text, key)
     return names

@@ -176,7 +176,9 @@ def _plan(
     )
     comm = state.world.control
     reports = require_success(comm.all_gather_bytes, "the save failed", None, report)
-    layout = _lay_out(request, snapshot, reports, list(state.plan.by_path))
+    layout = _lay_out(
+        request, snapshot, reports, [path.text for path in state.plan.by_path]
+    )
     random = tuple(report.random for report in reports)
     manifest = _manifest(request, snapshot, state, layout, random)
     return SavePlan(request, save, reports[0].token, layout, manifest)

@@ -22,7 +22,8 @@ class Snapshot:
     Attributes:
         replicated: arrays that all ranks hold.
         sharded: this rank's part of the state, if it is sharded.
-        buffers: paths of parameters that are not trained, and may differ over ranks.
+        buffers: texts of the paths of parameters that are not trained, and may differ
+            over ranks.
     """
 
     replicated: dict[Identity, Array]
@@ -56,11 +57,11 @@ def take_snapshot(
     """
     parameters = all_parameters(model)
     replicated: dict[Identity, Array] = {
-        ("parameters", path, ""): array for path, array in parameters.items()
+        ("parameters", path.text, ""): array for path, array in parameters.items()
     }
     replicated |= scalars(state)
     sharded: dict[Identity, StateArray] = {
-        ("optimizer", path, key): array
+        ("optimizer", path.text, key): array
         for path, arrays in state.arrays().items()
         for key, array in arrays.items()
     }
@@ -72,7 +73,8 @@ def take_snapshot(
         replicated |= {identity: part.array for identity, part in sharded.items()}
         sharded = {}
     position = None if sampler is None else sampler.state_dict()
-    buffers = [path for path in parameters if path not in state.plan.by_path]
+    by_path = state.plan.by_path
+    buffers = [path.text for path in parameters if path not in by_path]
     return Snapshot(replicated, sharded, buffers, encoded, position)
 
 

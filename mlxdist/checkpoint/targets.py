@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from ..arrays.trees import all_parameters, dtype_name
+from ..arrays.trees import all_parameters, dtype_name, put
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from ..world.world import World
@@ -90,15 +89,16 @@ def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[s
     saved = contents.by_identity
     parameters = all_parameters(model)
     for path, array in parameters.items():
-        identity = ("parameters", path, "")
+        identity = ("parameters", path.text, "")
         problem = _mismatch(saved.get(identity), array, f"parameter {path}")
         if problem is not None:
             yield problem
         else:
             shape = tuple(array.shape)
-            targets[identity] = Target(0, array.size, shape, _setter(model, path))
+            targets[identity] = Target(0, array.size, shape, partial(put, model, path))
+    texts = {path.text for path in parameters}
     for surplus in contents.arrays:
-        if surplus.kind == "parameters" and surplus.path not in parameters:
+        if surplus.kind == "parameters" and surplus.path not in texts:
             found = f"{surplus.path} {surplus.dtype}{list(surplus.shape)}"
             yield f"it has parameter {found}, which the model lacks"
 
@@ -110,17 +110,6 @@ def _mismatch(saved: SavedArray | None, array: Array, what: str) -> str | None:
         return f"it has no {what}, wanted {wanted}"
     found = f"{saved.dtype}{list(saved.shape)}"
     return None if found == wanted else f"its {what} is {found}, wanted {wanted}"
-
-
-def _setter(tree: Tree, path: str) -> Callable[[Array], None]:
-    """Return what replaces the array at a path of a model or tree."""
-    *parents, last = path.split(".")
-    for part in parents:
-        tree = tree[int(part)] if isinstance(tree, list | tuple) else tree[part]
-    if isinstance(tree, tuple):
-        raise ValueError(f"{path} is in a tuple, which can't change: use a list")
-    key = int(last) if isinstance(tree, list) else last
-    return partial(operator.setitem, tree, key)
 
 
 def _optimizers(manifest: Manifest | None, state: ResumableState) -> Iterator[str]:
@@ -153,8 +142,9 @@ def _scalars(
         if problem is not None:
             yield problem
         else:
-            put = partial(state.put_scalar, at, name)
-            targets[identity] = Target(0, array.size, tuple(array.shape), put)
+            put_scalar = partial(state.put_scalar, at, name)
+            shape = tuple(array.shape)
+            targets[identity] = Target(0, array.size, shape, put_scalar)
 
 
 def _state(
@@ -163,7 +153,7 @@ def _state(
     by_identity = contents.by_identity
     for path, parts in state.arrays().items():
         for key, part in parts.items():
-            identity = ("optimizer", path, key)
+            identity = ("optimizer", path.text, key)
             saved = by_identity.get(identity)
             if saved is None and state.may_lack(key):
                 continue
@@ -171,8 +161,9 @@ def _state(
             if elements is None:
                 yield str(_mismatch(saved, part.array, f"state {key} of {path}"))
                 continue
-            put = partial(state.put, path, key)
-            targets[identity] = Target(*elements, tuple(part.array.shape), put)
+            put_part = partial(state.put, path, key)
+            shape = tuple(part.array.shape)
+            targets[identity] = Target(*elements, shape, put_part)
 
 
 def _elements(saved: SavedArray, part: StateArray) -> tuple[int, int] | None:
@@ -187,11 +178,12 @@ def _elements(saved: SavedArray, part: StateArray) -> tuple[int, int] | None:
 def _new_state(contents: Contents, state: ResumableState, targets: Targets) -> None:
     """Add targets for state that an optimizer creates at its first step."""
     local = state.arrays()
+    path_of = {path.text: path for path in state.plan.by_path}
     for saved in contents.arrays:
-        kind, path, key = saved.identity
-        if kind != "optimizer" or key in local.get(path, {}):
+        path, key = path_of.get(saved.path), saved.key
+        if saved.kind != "optimizer" or path is None or key in local.get(path, {}):
             continue
         new = state.accept_new(path, key, saved.shape)
         if new is not None:
-            put = partial(state.put, path, key)
-            targets[saved.identity] = Target(new.start, new.stop, new.shape, put)
+            put_new = partial(state.put, path, key)
+            targets[saved.identity] = Target(new.start, new.stop, new.shape, put_new)

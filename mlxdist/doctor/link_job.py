@@ -19,7 +19,7 @@ from ..comm.exchange import MESSAGE_BYTES
 from ..comm.reduction import Weights
 from ..comm.wire import Wire
 from ..launcher.probe import MARK
-from ..layout import Entry, make_plan
+from ..layout import Entry, KeyPath, make_plan
 from ..world import World, init
 from .reports import ExchangeReport, LinkReport, PairReport
 
@@ -174,7 +174,9 @@ class _Exchange:
         comm = world.host_transport
         assert comm is not None, "mlxdist run joins MPI"
         shape = (elements,)
-        entries = [Entry(str(index), shape, "float32") for index in range(_TENSORS)]
+        entries = [
+            Entry(KeyPath((index,)), shape, "float32") for index in range(_TENSORS)
+        ]
         self.world = world
         self.elements = elements
         self.plan = make_plan(
@@ -204,7 +206,7 @@ class _Exchange:
         return slowest(self.world, time.perf_counter() - start)
 
 
-def lazy_gradients(paths: Sequence[str], elements: int, rounds: int) -> Flat:
+def lazy_gradients(paths: Sequence[KeyPath], elements: int, rounds: int) -> Flat:
     """Return unevaluated gradients, each computed after `rounds` more matrix products.
 
     Returns:

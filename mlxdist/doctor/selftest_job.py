@@ -23,7 +23,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..arrays.types import Array, Flat
+from ..arrays.types import Array, Named
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..launcher.probe import MARK
 from ..optim import DistributedOptimizer
@@ -39,7 +39,7 @@ SHARDS: tuple[Shard, ...] = (False, "elements", "tensors")
 _SHAPES = {"embed": (257, 33), "weight": (129, 65), "bias": (65,), "scale": ()}
 
 
-def initial_parameters() -> Flat:
+def initial_parameters() -> Named:
     """Return the initial parameters, the same on all ranks."""
     key = mx.random.key(11)
     parameters = {}
@@ -50,7 +50,7 @@ def initial_parameters() -> Flat:
     return parameters
 
 
-def make_gradients(step: int, rank: int) -> Flat:
+def make_gradients(step: int, rank: int) -> Named:
     """Return a rank's gradients of a step: integers between -8 and 8."""
     generator = np.random.default_rng([step, rank])
 
@@ -61,7 +61,7 @@ def make_gradients(step: int, rank: int) -> Flat:
     return {path: draw(leaf) for path, leaf in initial_parameters().items()}
 
 
-def mean_gradients(step: int, ranks: int) -> Flat:
+def mean_gradients(step: int, ranks: int) -> Named:
     """Return the mean of all ranks' gradients, summed in float32 and rounded once."""
     gradients = [make_gradients(step, rank) for rank in range(ranks)]
     means = {}
@@ -75,7 +75,7 @@ def make_optimizer() -> optim.Optimizer:
     return optim.AdamW(optim.linear_schedule(1e-2, 1e-3, STEPS))
 
 
-def train_alone(ranks: int) -> Flat:
+def train_alone(ranks: int) -> Named:
     """Train with MLX's optimizer on the mean gradients of `ranks`, in this process."""
     parameters, optimizer = initial_parameters(), make_optimizer()
     for step in range(STEPS):
@@ -84,7 +84,7 @@ def train_alone(ranks: int) -> Flat:
     return parameters
 
 
-def wrap(world: World, shard: Shard, parameters: Flat) -> DistributedOptimizer:
+def wrap(world: World, shard: Shard, parameters: Named) -> DistributedOptimizer:
     """Return an initialized distributed optimizer."""
     optimizer = DistributedOptimizer(make_optimizer(), shard=shard, world=world)
     optimizer.init(parameters)
@@ -92,8 +92,8 @@ def wrap(world: World, shard: Shard, parameters: Flat) -> DistributedOptimizer:
 
 
 def train(
-    optimizer: DistributedOptimizer, parameters: Flat, steps: Iterable[int]
-) -> Flat:
+    optimizer: DistributedOptimizer, parameters: Named, steps: Iterable[int]
+) -> Named:
     """Take steps with the distributed optimizer, and return the new parameters."""
     for step in steps:
         gradients = make_gradients(step, optimizer.world.rank)
@@ -102,13 +102,13 @@ def train(
     return parameters
 
 
-def train_from_scratch(world: World, shard: Shard) -> Flat:
+def train_from_scratch(world: World, shard: Shard) -> Named:
     """Take all steps with the distributed optimizer."""
     parameters = initial_parameters()
     return train(wrap(world, shard, parameters), parameters, range(STEPS))
 
 
-def largest_difference(parameters: Flat, reference: Flat) -> float:
+def largest_difference(parameters: Named, reference: Named) -> float:
     """Return 0.0 if all bits are equal, else the largest difference, at least 1e-30."""
     largest = 0.0
     for path, leaf in parameters.items():

@@ -1,7 +1,8 @@
 """Planning in pure integers: parameters, buckets, and which rank owns what."""
 
 from .buckets import DEFAULT_BUCKET_SIZE, make_buckets
-from .entries import ITEM_SIZES, Entry, fingerprint, in_order, path_key, split_counts
+from .entries import ITEM_SIZES, Entry, fingerprint, in_order, split_counts
+from .paths import KeyPath
 from .sharding import Bucket, Piece, Plan, Strategy, make_plan
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "ITEM_SIZES",
     "Bucket",
     "Entry",
+    "KeyPath",
     "Piece",
     "Plan",
     "Strategy",
@@ -16,6 +18,5 @@ __all__ = [
     "in_order",
     "make_buckets",
     "make_plan",
-    "path_key",
     "split_counts",
 ]

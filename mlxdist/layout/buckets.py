@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .entries import Entry
+from .paths import KeyPath
 
 DEFAULT_BUCKET_SIZE = 4 * 2**20  # bytes
 
@@ -14,7 +15,7 @@ ALONE_FROM = 2**20
 
 
 def make_buckets(
-    entries: Sequence[Entry], bucket_size: int, order: Sequence[str] = ()
+    entries: Sequence[Entry], bucket_size: int, order: Sequence[KeyPath] = ()
 ) -> list[list[int]]:
     """Group small entries of one dtype until a group has `bucket_size` bytes.
 

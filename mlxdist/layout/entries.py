@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from .paths import KeyPath
+
 ITEM_SIZES = {
     "bool": 1,
     "uint8": 1,
@@ -36,7 +38,7 @@ ITEM_SIZES = {
 class Entry:
     """One parameter: its path in the tree, its shape and the name of its dtype."""
 
-    path: str
+    path: KeyPath
     shape: tuple[int, ...]
     dtype: str
 
@@ -52,26 +54,18 @@ class Entry:
         return f"{self.path} {self.dtype}{list(self.shape)}"
 
 
-def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts paths so that `layers.2` comes before `layers.10`."""
-    return tuple(
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in path.split(".")
-    )
-
-
 def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """The entries sorted by path.
 
     Raises:
-        ValueError: where two entries have one path, as `{"a.b": x, "a": {"b": y}}` has.
+        ValueError: where two entries have the same path, or the same text of it.
     """
-    ordered = tuple(sorted(entries, key=lambda entry: path_key(entry.path)))
+    ordered = tuple(sorted(entries, key=lambda entry: entry.path))
     for first, second in pairwise(ordered):
-        if first.path == second.path:
+        if first.path.text == second.path.text:
             raise ValueError(
-                f"two parameters have the path {first.path!r}: {first} and {second}. "
-                "Rename a key that contains a dot."
+                f"two parameters have the path {first.path}: {first} and {second}; "
+                "rename a key"
             )
     return ordered
 

@@ -22,10 +22,11 @@ from typing import Literal, NamedTuple
 
 from .buckets import make_buckets
 from .entries import ITEM_SIZES, Entry, fingerprint, in_order
+from .paths import KeyPath
 
 Strategy = Literal["replicated", "elements", "tensors"]
 Groups = Sequence[tuple[Entry, ...]]  # the entries of each bucket
-Costs = dict[str, float]  # by path
+Costs = dict[KeyPath, float]
 
 
 class Piece(NamedTuple):
@@ -120,7 +121,7 @@ class Plan:
     def sharded(self) -> bool:
         return self.strategy != "replicated"
 
-    def shard(self, rank: int) -> dict[str, tuple[int, int]]:
+    def shard(self, rank: int) -> dict[KeyPath, tuple[int, int]]:
         """Return `{path: (start, stop)}`: the elements whose state a rank has."""
         if not self.sharded:
             return {entry.path: (0, entry.size) for entry in self.entries}
@@ -143,7 +144,7 @@ class Plan:
         ]
 
     @cached_property
-    def by_path(self) -> dict[str, Entry]:
+    def by_path(self) -> dict[KeyPath, Entry]:
         return {entry.path: entry for entry in self.entries}
 
     @property
@@ -158,7 +159,7 @@ class Plan:
                 self.strategy,
                 self.ranks,
                 [
-                    [[e.path, e.shape, e.dtype] for e in b.entries] + [b.owners]
+                    [[e.path.text, e.shape, e.dtype] for e in b.entries] + [b.owners]
                     for b in self.buckets
                 ],
             ]
@@ -210,7 +211,7 @@ def make_plan(
     strategy: Strategy,
     bucket_size: int,
     costs: Costs | None = None,
-    order: Sequence[str] = (),
+    order: Sequence[KeyPath] = (),
 ) -> Plan:
     """Plan the buckets and their owners.
 

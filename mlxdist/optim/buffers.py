@@ -12,10 +12,10 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 from mlx.nn import Module
-from mlx.utils import tree_flatten
 
-from ..arrays.trees import put
+from ..arrays.trees import leaves_of, put
 from ..arrays.types import Flat, Tree
+from ..layout.paths import KeyPath
 from ..world.world import World
 
 Mode = Literal["mean", "root"]
@@ -67,7 +67,7 @@ class SyncedBuffers:
             put(model, path, synced)
         self._synced = _untrained(model)
 
-    def _changed(self, buffers: Flat) -> list[str]:
+    def _changed(self, buffers: Flat) -> list[KeyPath]:
         """Paths that some rank has replaced; sorted, the same on all ranks."""
         replaced = np.array(
             [array is not self._synced.get(path) for path, array in buffers.items()]
@@ -83,6 +83,6 @@ class SyncedBuffers:
 
 def _untrained(model: Module) -> Flat:
     """The arrays of a model that are not trained, sorted by path."""
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    flat = dict(tree_flatten(model.parameters()))
+    trained = leaves_of(model.trainable_parameters())
+    flat = leaves_of(model.parameters())
     return {path: flat[path] for path in sorted(flat.keys() - trained.keys())}

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 from mlx.nn import Module
-from mlx.utils import tree_flatten
 
-from ..arrays.tree_index import Key, TreeIndex
-from ..arrays.types import Array, Dtype, Tree
+from ..arrays.tree_index import TreeIndex
+from ..arrays.trees import leaves_of
+from ..arrays.types import Array, Dtype, Flat, Named, Tree
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives
 from ..comm.wire import Whole, Wire
+from ..layout.paths import Key, KeyPath
 from .state import StateTree
 
 KEY = "average"  # in the optimizer's state of a parameter
@@ -31,9 +32,7 @@ class EmaWeights(NamedTuple):
     def initial(self, parameter: Array) -> Array:
         return parameter.astype(_dtype(parameter))
 
-    def updated(
-        self, stepped: Array, parameter: Array, state: dict[str, Array]
-    ) -> Array:
+    def updated(self, stepped: Array, parameter: Array, state: Named) -> Array:
         """Return the average after a step to `stepped`."""
         assert self.decay is not None
         wide = stepped.astype(_dtype(parameter))
@@ -97,11 +96,12 @@ class EmaSwap:
 
 def _slots(
     model: Module, wire: Wire, call: str, comm: Collectives
-) -> dict[str, tuple[Tree, Key]]:
+) -> dict[KeyPath, tuple[Tree, Key]]:
     """Return where the model's parameters are; MismatchError if it has others."""
-    paths, problem = {}, None
+    paths: Flat = {}
+    problem = None
     if isinstance(model, Module):
-        paths = dict(tree_flatten(model.trainable_parameters()))
+        paths = leaves_of(model.trainable_parameters())
     if paths.keys() != wire.plan.by_path.keys():
         problem = (
             f"found a {type(model).__name__} with other parameters than at init(): "
@@ -111,7 +111,7 @@ def _slots(
     return TreeIndex(paths).slots(model)
 
 
-def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[str, Array]]:
+def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[KeyPath, Array]]:
     """All ranks' averages by path, each evaluated before the next bucket is sent."""
     gather = wire.gather()
     for index, bucket in enumerate(wire.pieces):
@@ -125,7 +125,7 @@ def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[str, Array]]:
         yield from _evaluated(whole)
 
 
-def _evaluated(whole: Whole) -> Iterator[tuple[str, Array]]:
+def _evaluated(whole: Whole) -> Iterator[tuple[KeyPath, Array]]:
     mx.eval(whole.arrays)
     paths = (entry.path for entry in whole.bucket.entries)
     yield from zip(paths, whole.arrays, strict=True)

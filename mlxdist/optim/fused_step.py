@@ -19,6 +19,7 @@ from ..arrays.numpy_view import from_raw, raw
 from ..arrays.trees import cut, dtype_name
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
+from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Plan, Strategy
 from .inner_optimizer import InnerOptimizer, Leaf
 from .weight_copies import WeightCopies
@@ -143,7 +144,7 @@ class FusedStep:
         for piece in bucket:
             bounds.append((size, size + piece.stop - piece.start))
             size = bounds[-1][1]
-        whole = Piece(Entry("", (size,), bucket[0].entry.dtype), 0, size, 0)
+        whole = Piece(Entry(KeyPath(), (size,), bucket[0].entry.dtype), 0, size, 0)
         self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=True)
         self._joins: dict[str, Join] = {}
         self._split = Split(bounds, [piece.shape(strategy) for piece in bucket])
@@ -226,11 +227,11 @@ def compile_kernels(
 
 
 def _compile(leaf: Leaf, dtype: str, copies: WeightCopies, *, scales: bool) -> None:
-    piece = Piece(Entry("", (2,), dtype), 0, 2, 0)
+    piece = Piece(Entry(KeyPath(), (2,), dtype), 0, 2, 0)
     ones = mx.ones(2, getattr(mx, dtype))
     state: State = {}
     leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
-    copies.add("", ones, state)
+    copies.add(KeyPath(), ones, state)
     step = PieceStep(leaf, "elements", [piece], copies, compiled=True)
     scale = mx.array(1.0) if scales else None
     mx.eval(step([mx.ones(2)], [ones], [state], scale), state)

@@ -19,6 +19,7 @@ from ..comm.agreement import OnAllRanks, difference, float_of, word_of
 from ..comm.collectives import Collectives
 from ..comm.reduction import Weights
 from ..comm.wire import Reduction, Wire
+from ..layout.paths import KeyPath
 from ..layout.sharding import Bucket
 
 # Average bytes of a tensor from which on a look at every gradient beforehand costs less
@@ -146,7 +147,7 @@ class PairwiseNorm(NamedTuple):
         rows = (
             [local] if is_whole else _gathered(local, max(map(len, nodes)), wire.comm)
         )
-        sums: dict[str, dict[Node, float]] = {e.path: {} for e in wire.plan.entries}
+        sums: dict[KeyPath, dict[Node, float]] = {e.path: {} for e in wire.plan.entries}
         for row, values in zip(nodes, rows, strict=True):
             for (path, node), value in zip(row, values, strict=False):
                 sums[path][node] = value
@@ -221,8 +222,8 @@ def _numbers(array: Array) -> Raw:
 
 def _spans(
     bucket: Bucket, rank: int, is_whole: bool
-) -> list[tuple[str, int, int, int]]:
-    """Path, start, stop and size of each entry that a rank's chunk has a part of."""
+) -> list[tuple[KeyPath, int, int, int]]:
+    """KeyPath, start, stop and size of each entry that a rank's chunk has a part of."""
     if is_whole:
         return [(entry.path, 0, entry.size, entry.size) for entry in bucket.entries]
     return [(p.entry.path, p.start, p.stop, p.entry.size) for p in bucket.pieces(rank)]
@@ -230,7 +231,7 @@ def _spans(
 
 def _nodes(
     buckets: Sequence[Bucket], rank: int, is_whole: bool
-) -> list[tuple[str, Node]]:
+) -> list[tuple[KeyPath, Node]]:
     """The nodes that a rank holds, in the order in which it sends their sums."""
     spans = itertools.chain.from_iterable(_spans(b, rank, is_whole) for b in buckets)
     return [

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..arrays import device
-from ..arrays.trees import FLOATS, entries_of, rebuild
+from ..arrays.trees import FLOATS, entries_of, leaves_of, rebuild
 from ..arrays.types import Flat, Tree
 from ..comm.agreement import result_or_problem
 from ..comm.reduction import Weights
@@ -55,7 +54,7 @@ def average_gradients(
     plan = make_plan(
         entries or (), world.size, strategy="replicated", bucket_size=bucket_size
     )
-    flat = dict(tree_flatten(gradients)) if problem is None else {}
+    flat = leaves_of(gradients) if problem is None else {}
     traced = not device.start_evaluation(_first(plan, flat))
     with world.native.tracing() if traced else nullcontext():
         weights = _weights(world, plan, weight, problem, traced=traced)

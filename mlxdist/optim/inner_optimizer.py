@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten
 
-from ..arrays.trees import nested
-from ..arrays.types import Array, Flat
+from ..arrays.trees import leaves_of, nested, structure
+from ..arrays.types import Array, Flat, Named, Tree
 from ..layout.entries import Entry
+from ..layout.paths import Key, KeyPath
 from ..layout.sharding import Strategy
 
 # Optimizers whose update of one element depends on that element alone, so that a flat
@@ -51,7 +51,7 @@ class Leaf:
     optimizer: Optimizer
     at: str
     filters: tuple[tuple[Filter, ...], ...] = ()
-    paths: list[str] = field(default_factory=list)
+    paths: list[KeyPath] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -77,10 +77,11 @@ class Leaf:
         base = optim.Optimizer.apply_gradients
         return type(self.optimizer).apply_gradients is not base
 
-    def scalars(self) -> dict[str, Array]:
+    def scalars(self) -> Named:
         """Step, learning rate and the like, by name."""
         state = self.optimizer.state
-        return {k: v for k, v in sorted(state.items()) if isinstance(v, mx.array)}
+        arrays = {k: v for k, v in state.items() if isinstance(v, mx.array)}
+        return {name: arrays[name] for name in sorted(arrays)}
 
     def settings(self) -> list[str]:
         """Class and hyperparameters as text, to be compared across ranks."""
@@ -134,19 +135,21 @@ class InnerOptimizer:
             raise ValueError("the optimizer is a DistributedOptimizer already")
         self.optimizer = optimizer
         self.leaves = tuple(_leaves(optimizer, "", ()))
-        self._owners: dict[str, Leaf] = {}
+        self._owners: dict[KeyPath, Leaf] = {}
+        self._structure: Tree = {}
 
-    def assign(self, parameters: Flat) -> None:
-        """Find the leaf that updates each parameter, from full parameters."""
+    def assign(self, parameters: Tree) -> None:
+        """Find the leaf that updates each parameter, from a tree of full parameters."""
         self._owners = {}
+        self._structure = structure(parameters)
         for leaf in self.leaves:
             leaf.paths = []
-        for path, array in parameters.items():
+        for path, array in leaves_of(parameters).items():
             leaf = next(leaf for leaf in self.leaves if _takes(leaf, path, array))
             leaf.paths.append(path)
             self._owners[path] = leaf
 
-    def owner(self, path: str) -> Leaf:
+    def owner(self, path: KeyPath) -> Leaf:
         """Return the leaf that updates a path."""
         return self._owners[path]
 
@@ -154,7 +157,7 @@ class InnerOptimizer:
         """Make the state of the parameters, or slices of them, on this rank."""
         for leaf in self.leaves:
             part = {path: shard[path] for path in leaf.paths if path in shard}
-            leaf.optimizer.init(nested(part))
+            leaf.optimizer.init(self.nested(part))
 
     def apply_gradients(self, gradients: Flat, parameters: Flat) -> Flat:
         """Step whole trees, each leaf with its own parameters, by path."""
@@ -162,11 +165,15 @@ class InnerOptimizer:
         for leaf in self.leaves:
             paths = [path for path in leaf.paths if path in gradients]
             new = leaf.optimizer.apply_gradients(
-                nested({path: gradients[path] for path in paths}),
-                nested({path: parameters[path] for path in paths}),
+                self.nested({path: gradients[path] for path in paths}),
+                self.nested({path: parameters[path] for path in paths}),
             )
-            stepped.update(tree_flatten(new))
+            stepped.update(leaves_of(new))
         return stepped
+
+    def nested(self, leaves: Mapping[KeyPath, Tree]) -> Tree:
+        """Return leaves in the structure of the tree that was assigned."""
+        return nested(leaves, self._structure)
 
     @property
     def is_initialized(self) -> bool:
@@ -208,7 +215,7 @@ class InnerOptimizer:
             )
         return "elements"
 
-    def costs(self, entries: Sequence[Entry]) -> dict[str, float]:
+    def costs(self, entries: Sequence[Entry]) -> dict[KeyPath, float]:
         """Each tensor's share of all work plus its share of all bytes.
 
         Whole tensors are dealt out so that both even out over the ranks.
@@ -256,9 +263,10 @@ def _leaves(
         yield from _leaves(inner, f"{at}states.{index}.", (*filters, level))
 
 
-def _takes(leaf: Leaf, path: str, array: Array) -> bool:
+def _takes(leaf: Leaf, path: KeyPath, array: Array) -> bool:
+    name = path.dotted  # as MLX calls filters
     return all(
-        level[-1](path, array) and not any(wants(path, array) for wants in level[:-1])
+        level[-1](name, array) and not any(wants(name, array) for wants in level[:-1])
         for level in leaf.filters
     )
 
@@ -285,6 +293,6 @@ def _samples(schedule: Callable[[Array], Array]) -> str:
     return str([f"{value:.9g}" for value in values])
 
 
-def root_keys(paths: Iterable[str]) -> set[str]:
-    """Return the first parts of all paths: a state's keys that hold the tree."""
-    return {path.partition(".")[0] for path in paths}
+def root_keys(paths: Iterable[KeyPath]) -> set[Key]:
+    """Return the first keys of all paths: a state's keys that hold the tree."""
+    return {path[0] for path in paths if path}

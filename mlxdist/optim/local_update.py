@@ -15,6 +15,7 @@ from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import cut_all
 from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
+from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
 from .fused_step import FusedStep, PieceStep, State, scaled, select
 from .inner_optimizer import InnerOptimizer, Leaf
@@ -83,8 +84,8 @@ class _Shard:
             local = cut_all(parameters, self.wire.pieces, self.wire.plan)
             self.inner.init(self.copies.masters.widened(local))
 
-    def states(self) -> dict[str, State]:
-        found: dict[str, State] = {}
+    def states(self) -> dict[KeyPath, State]:
+        found: dict[KeyPath, State] = {}
         for leaf, index in self._states:
             found.update(index.flat(leaf.optimizer.state))
         return found
@@ -120,7 +121,7 @@ class BucketUpdate:
 class _BucketUpdateStep(NamedTuple):
     update: BucketUpdate
     parameters: Flat
-    states: dict[str, State]
+    states: dict[KeyPath, State]
     scale: Array | None
 
     def add(self, index: int, mean: Chunk) -> Stepped:

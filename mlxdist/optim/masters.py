@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..arrays.types import Array, Dtype, Flat
+from ..arrays.types import Array, Dtype, Flat, Named
 
 KEY = "master"  # in the optimizer's state of a parameter
 
@@ -36,7 +36,7 @@ class MasterWeights(NamedTuple):
             return parameters
         return {p: a.astype(self.update_dtype(a.dtype)) for p, a in parameters.items()}
 
-    def current(self, parameter: Array, state: dict[str, Array]) -> Array:
+    def current(self, parameter: Array, state: Named) -> Array:
         """Return the array that the optimizer updates: a master, or the parameter."""
         if not self.applies_to(parameter):
             return parameter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..arrays.types import Array
-from ..layout.entries import path_key
+from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from ..world.world import World
 from . import ema, masters, state
@@ -34,7 +34,7 @@ class LeafOptimizer(NamedTuple):
         at: prefix of its part of MLX's state tree: "" or "states.0.".
         name: module and class.
         settings: hyperparameters, as text.
-        paths: the parameters that it updates, in order.
+        paths: texts of the paths that it updates, in order.
     """
 
     at: str
@@ -94,7 +94,7 @@ class ResumableState:
                 leaf.at,
                 leaf.name,
                 tuple(leaf.settings()),
-                tuple(sorted(leaf.paths, key=path_key)),
+                tuple(path.text for path in sorted(leaf.paths)),
             )
             for leaf in self.inner.leaves
         )
@@ -107,7 +107,7 @@ class ResumableState:
             for name, value in leaf.scalars().items()
         }
 
-    def arrays(self) -> dict[str, dict[str, StateArray]]:
+    def arrays(self) -> dict[KeyPath, dict[str, StateArray]]:
         """`{path: {key: array}}` of the parameters whose state is on this rank."""
         shard = self.plan.shard(self.world.rank)
         return {
@@ -120,7 +120,7 @@ class ResumableState:
         return key == masters.KEY
 
     def accept_new(
-        self, path: str, key: str, shape: tuple[int, ...]
+        self, path: KeyPath, key: str, shape: tuple[int, ...]
     ) -> NewArray | None:
         """Return the part of a saved array that this rank takes, though it lacks `key`.
 
@@ -147,7 +147,7 @@ class ResumableState:
         leaf = next(leaf for leaf in self.inner.leaves if leaf.at == at)
         leaf.optimizer.state[name] = array
 
-    def put(self, path: str, key: str, array: Array) -> None:
+    def put(self, path: KeyPath, key: str, array: Array) -> None:
         """Replace this rank's part of an array of state, as `arrays` located it."""
         state.write(self.inner, {path: {key: array}})
 
@@ -163,7 +163,9 @@ class ResumableState:
         self.loss_scale.restore(counters)
         self.micro_batches.drop()
 
-    def _located(self, path: str, array: Array, span: tuple[int, int]) -> StateArray:
+    def _located(
+        self, path: KeyPath, array: Array, span: tuple[int, int]
+    ) -> StateArray:
         shape = tuple(array.shape)
         if state.is_slice(shape, span, self.plan):
             return StateArray(array, self.plan.by_path[path].shape, *span)

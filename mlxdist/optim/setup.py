@@ -8,14 +8,21 @@ from importlib import metadata
 from typing import NamedTuple
 
 from mlx.nn import Module
-from mlx.utils import tree_flatten
 
 from .. import version
-from ..arrays.trees import cut_all, digest, dtype_problem, entries_of, trainable
-from ..arrays.types import Flat, Tree
-from ..comm.agreement import MismatchError, agree, no_lines
+from ..arrays.trees import (
+    cut_all,
+    digest,
+    dtype_problem,
+    entries_of,
+    leaves_of,
+    trainable,
+)
+from ..arrays.types import Flat, Named, Tree
+from ..comm.agreement import MismatchError, agree, no_lines, result_or_problem
 from ..comm.collectives import Collectives
 from ..layout.entries import Entry, fingerprint
+from ..layout.paths import KeyPath
 from ..layout.sharding import Plan, make_plan
 from ..world.world import World
 from . import local_update, state
@@ -48,10 +55,10 @@ def initialize(
         name: of the optimizer, for errors.
         old_plan: of an earlier call, whose state is kept where it fits.
     """
-    entries = entries_of(trainable(parameters))
-    agree_to_init(world, name, entries, inner, options)
-    flat = dict(tree_flatten(trainable(parameters)))
-    before = earlier_state(world.control, inner, old_plan, flat)
+    entries, problem = read_entries(trainable(parameters))
+    agree_to_init(world, name, entries, inner, options, problem)
+    tree = trainable(parameters)
+    before = earlier_state(world.control, inner, old_plan, tree)
     flat = share_parameters(world, parameters)
     plan = plan_parameters(world.control, inner, options, entries, list(flat))
     nbytes = make_state(world.control, inner, plan, flat, before, options.copies)
@@ -66,12 +73,26 @@ def empty_plan(world: World, options: Options) -> Plan:
     )
 
 
+def read_entries(tree: Tree) -> tuple[Sequence[Entry], str | None]:
+    """Return the parameters of a tree, and why they can't be trained, or None."""
+    entries, problem = result_or_problem(entries_of, tree)
+    if entries is None:
+        return (), problem
+    if entries and not isinstance(tree, dict):
+        return entries, (
+            f"the parameters are a {type(tree).__name__}, for which MLX's optimizers "
+            'can\'t hold state; put it into a dict: {"parameters": tree}'
+        )
+    return entries, dtype_problem(entries)
+
+
 def agree_to_init(
     world: World,
     name: str,
     entries: Sequence[Entry],
     inner: InnerOptimizer,
     options: Options,
+    problem: str | None,
 ) -> None:
     """Refuse on all ranks where parameters or settings differ, or can't be trained."""
     transport = world.transport(
@@ -90,24 +111,25 @@ def agree_to_init(
         f"{name}.init",
         fingerprint(lines),
         lambda: lines,
-        problem=dtype_problem(entries),
+        problem=problem,
     )
 
 
 def earlier_state(
-    comm: Collectives, inner: InnerOptimizer, plan: Plan | None, flat: Flat
+    comm: Collectives, inner: InnerOptimizer, plan: Plan | None, parameters: Tree
 ) -> StateTree:
     """Return the full state from before `init`, on every rank: gathered, or rank 0's.
 
-    Assigns `flat`, the parameters, to the leaf optimizers.
+    Assigns the trainable parameters, whole ones, to the leaf optimizers.
     """
     if plan is not None:
         shard = state.read(inner, plan.shard(comm.rank))
         full = state.gather(shard, plan, comm)
-        inner.assign(flat)
+        inner.assign(parameters)
         return full
-    inner.assign(flat)
-    return state.share(state.read(inner, flat), comm)
+    inner.assign(parameters)
+    paths = leaves_of(parameters)
+    return state.share(state.read(inner, paths), paths, comm)
 
 
 def share_parameters(world: World, parameters: Tree) -> Flat:
@@ -124,7 +146,7 @@ def share_parameters(world: World, parameters: Tree) -> Flat:
             "`parameters = world.broadcast(parameters)` first, or call init(model), "
             "which does it"
         )
-    return dict(tree_flatten(trainable(parameters)))
+    return leaves_of(trainable(parameters))
 
 
 def plan_parameters(
@@ -132,20 +154,21 @@ def plan_parameters(
     inner: InnerOptimizer,
     options: Options,
     entries: Sequence[Entry],
-    paths: Sequence[str],
+    paths: Sequence[KeyPath],
 ) -> Plan:
     """Plan buckets and owners, in the order in which rank 0's model was written.
 
     Dicts of other ranks may have been filled in another order.
     """
-    orders = comm.all_gather_bytes(json.dumps(list(paths)).encode())
+    path_of = {entry.path.text: entry.path for entry in entries}
+    orders = comm.all_gather_bytes(json.dumps(list(map(str, paths))).encode())
     return make_plan(
         entries,
         comm.size,
         strategy=options.strategy,
         bucket_size=options.bucket_size,
         costs=inner.costs(entries),
-        order=[str(path) for path in json.loads(orders[0])],
+        order=[path_of[text] for text in json.loads(orders[0])],
     )
 
 
@@ -228,7 +251,7 @@ def load_full_state(
     """
     wanted = state.read(inner, plan.shard(world.rank))
     shard: StateTree = {}
-    scalars: list[Flat] = []
+    scalars: list[Named] = []
     checksum = 0
     try:
         flat = state.from_mlx(inner, full, plan.by_path)

@@ -1,7 +1,8 @@
 """The optimizer's state by path: read, written, cut into shards, gathered from them.
 
 MLX's state holds 'step', 'learning_rate' and the like, and a tree in which each
-parameter has a dict of arrays. Here that tree is flat: `{path: {key: array}}`.
+parameter has a dict of arrays. Here that tree is flat: `{path: {key: array}}`, where a
+key is the text of a path in the parameter's dict.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ import json
 from collections.abc import Iterable
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from ..arrays.trees import dtype_name, nested, put, slot
-from ..arrays.types import Array, Flat, Tree
+from ..arrays.trees import dtype_name, leaves_of, put, slot, unflatten
+from ..arrays.types import Array, Named, Tree
 from ..comm.collectives import Collectives
 from ..layout.entries import ITEM_SIZES, Entry
+from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from .inner_optimizer import InnerOptimizer, Leaf, root_keys
 
-StateTree = dict[str, dict[str, Array]]
-# {path: {key: [dtype, *shape]}}
+StateTree = dict[KeyPath, Named]
+# {text of a path: {key: [dtype, *shape]}}
 Shapes = dict[str, dict[str, list[str | int]]]
 
 
-def parameter_state(tree: Tree, path: str) -> dict[str, Array] | None:
+def parameter_state(tree: Tree, path: KeyPath) -> Tree | None:
     """Return the dict that a state tree has for a parameter, or None."""
     try:
         container, key = slot(tree, path)
@@ -34,13 +35,13 @@ def parameter_state(tree: Tree, path: str) -> dict[str, Array] | None:
     return found if isinstance(found, dict) else None
 
 
-def dicts(inner: InnerOptimizer, paths: Iterable[str]) -> dict[str, dict[str, Array]]:
+def dicts(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> dict[KeyPath, Tree]:
     """Return the optimizer's own dict of each of the given paths that has one."""
     states = {p: parameter_state(inner.owner(p).optimizer.state, p) for p in paths}
     return {path: state for path, state in states.items() if state is not None}
 
 
-def read(inner: InnerOptimizer, paths: Iterable[str]) -> StateTree:
+def read(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> StateTree:
     """Return the arrays of the given paths; nothing is evaluated."""
     return {path: _arrays(state) for path, state in dicts(inner, paths).items()}
 
@@ -49,11 +50,12 @@ def write(inner: InnerOptimizer, tree: StateTree) -> None:
     """Replace arrays that `read` returned."""
     for path, state in dicts(inner, tree).items():
         for key, array in tree[path].items():
-            put(state, key, array)
+            put(state, KeyPath.parse(key), array)
 
 
-def _arrays(state: Tree) -> Flat:
-    return {k: v for k, v in tree_flatten(state) if isinstance(v, mx.array)}
+def _arrays(state: Tree) -> Named:
+    leaves = leaves_of(state).items()
+    return {path.text: leaf for path, leaf in leaves if isinstance(leaf, mx.array)}
 
 
 def nbytes(tree: StateTree) -> int:
@@ -69,7 +71,7 @@ def reset(inner: InnerOptimizer, plan: Plan) -> None:
     tree = root_keys(plan.by_path)
     for leaf in inner.leaves:
         state = leaf.optimizer.state
-        clash = sorted(tree & leaf.scalars().keys())
+        clash = sorted(leaf.scalars().keys() & tree)
         if clash:
             raise ValueError(
                 f"a parameter is called {clash[0]!r}, as a part of the state of "
@@ -118,10 +120,11 @@ def _cut_array(array: Array, entry: Entry, span: tuple[int, int], plan: Plan) ->
     return array
 
 
-def share(tree: StateTree, comm: Collectives) -> StateTree:
-    """Return the root's state on every rank; it may be empty on the others."""
+def share(tree: StateTree, paths: Iterable[KeyPath], comm: Collectives) -> StateTree:
+    """Return the root's state of the paths on every rank; others may have none."""
     shapes = _gather_shapes(tree, comm)[0]
-    return {path: _broadcast(comm, tree, shapes, path, 0) for path in shapes}
+    shared = [path for path in paths if path.text in shapes]
+    return {path: _broadcast(comm, tree, shapes, path, 0) for path in shared}
 
 
 def gather(tree: StateTree, plan: Plan, comm: Collectives) -> StateTree:
@@ -135,7 +138,7 @@ def gather(tree: StateTree, plan: Plan, comm: Collectives) -> StateTree:
     shards = [plan.shard(rank) for rank in range(plan.ranks)]
     full: StateTree = {}
     for entry in plan.entries:
-        ranks = [r for r in range(plan.ranks) if entry.path in shapes[r]]
+        ranks = [r for r in range(plan.ranks) if entry.path.text in shapes[r]]
         parts = [
             _broadcast(comm, tree, shapes[rank], entry.path, rank) for rank in ranks
         ]
@@ -147,7 +150,7 @@ def gather(tree: StateTree, plan: Plan, comm: Collectives) -> StateTree:
 
 def _shapes(tree: StateTree) -> Shapes:
     return {
-        path: {key: [dtype_name(a.dtype), *a.shape] for key, a in arrays.items()}
+        path.text: {key: [dtype_name(a.dtype), *a.shape] for key, a in arrays.items()}
         for path, arrays in tree.items()
     }
 
@@ -158,10 +161,10 @@ def _gather_shapes(tree: StateTree, comm: Collectives) -> list[Shapes]:
 
 
 def _broadcast(
-    comm: Collectives, tree: StateTree, shapes: Shapes, path: str, rank: int
-) -> Flat:
-    arrays: Flat = {}
-    for key, (dtype, *shape) in shapes[path].items():
+    comm: Collectives, tree: StateTree, shapes: Shapes, path: KeyPath, rank: int
+) -> Named:
+    arrays: Named = {}
+    for key, (dtype, *shape) in shapes[path.text].items():
         assert dtype in ITEM_SIZES, dtype
         if comm.rank == rank:
             array = tree[path][key]
@@ -172,9 +175,9 @@ def _broadcast(
 
 
 def _joined(
-    parts: list[Flat], spans: list[tuple[int, int]], entry: Entry, plan: Plan
-) -> Flat:
-    joined: Flat = {}
+    parts: list[Named], spans: list[tuple[int, int]], entry: Entry, plan: Plan
+) -> Named:
+    joined: Named = {}
     for key, array in parts[0].items():
         slices = [part[key] for part in parts]
         pairs = zip(slices, spans, strict=True)
@@ -187,8 +190,9 @@ def _joined(
 
 def misfit(wanted: StateTree, given: StateTree) -> str | None:
     """Return how a state differs from what the optimizer holds, or None."""
+    found_shapes = _shapes(given)
     for path, arrays in _shapes(wanted).items():
-        found = _shapes({path: given[path]})[path] if path in given else {}
+        found = found_shapes.get(path, {})
         for key, (dtype, *shape) in arrays.items():
             if key not in found:
                 return f"the state has nothing for {path}.{key}, wanted {dtype}{shape}"
@@ -206,16 +210,27 @@ def misfit(wanted: StateTree, given: StateTree) -> str | None:
 
 def to_mlx(inner: InnerOptimizer, full: StateTree) -> Tree:
     """Return a full state in MLX's layout, as the unwrapped optimizer would hold it."""
-    flat: Flat = {}
+    parts = {}
     for leaf in inner.leaves:
-        flat |= {f"{leaf.at}{name}": value for name, value in leaf.scalars().items()}
-        for path in leaf.paths:
-            for key, array in full.get(path, {}).items():
-                flat[f"{leaf.at}{path}.{key}"] = array
-    return nested(flat)
+        states = {p: _nested_keys(full[p]) for p in leaf.paths if p in full}
+        parts[leaf.at] = {**leaf.scalars(), **inner.nested(states)}
+    return _assembled(parts, "")
 
 
-def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[str]) -> StateTree:
+def _assembled(parts: dict[str, Tree], at: str) -> Tree:
+    """Return the state of the optimizer at a prefix, from those of its leaves."""
+    if at in parts:
+        return parts[at]
+    inside = [part.removeprefix(at) for part in parts if part.startswith(at)]
+    count = len({part.split(".")[1] for part in inside})
+    return {"states": [_assembled(parts, f"{at}states.{i}.") for i in range(count)]}
+
+
+def _nested_keys(arrays: Named) -> Tree:
+    return unflatten({KeyPath.parse(key): array for key, array in arrays.items()})
+
+
+def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[KeyPath]) -> StateTree:
     """Return the given paths' arrays of a state in MLX's layout."""
     found: StateTree = {}
     for path in paths:
@@ -225,7 +240,7 @@ def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[str]) -> StateT
     return found
 
 
-def scalars_from_mlx(inner: InnerOptimizer, state: Tree) -> list[Flat]:
+def scalars_from_mlx(inner: InnerOptimizer, state: Tree) -> list[Named]:
     """Return step, learning rate and the like of each leaf, of a full state."""
     return [
         {name: _part_of(leaf, state)[name] for name in leaf.scalars()}
@@ -233,7 +248,7 @@ def scalars_from_mlx(inner: InnerOptimizer, state: Tree) -> list[Flat]:
     ]
 
 
-def write_scalars(inner: InnerOptimizer, values: list[Flat]) -> None:
+def write_scalars(inner: InnerOptimizer, values: list[Named]) -> None:
     for leaf, scalars in zip(inner.leaves, values, strict=True):
         leaf.optimizer.state.update(scalars)
 

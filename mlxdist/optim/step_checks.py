@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from ..arrays.numpy_view import raw
 from ..arrays.tree_index import TreeIndex
+from ..arrays.trees import leaves_of
 from ..arrays.types import Flat, Tree
 from ..comm.agreement import MismatchError, agree, no_lines, weight_problem
 from ..comm.reduction import Weights
@@ -69,9 +70,7 @@ def read_batch(
         except (LookupError, TypeError):
             pass  # another tree: search it for what is wrong, if anything is
     tree, problem = matching(gradients, parameters)
-    return Batch(
-        dict(tree_flatten(gradients)), dict(tree_flatten(tree)), weight, problem
-    )
+    return Batch(leaves_of(gradients), leaves_of(tree), weight, problem)
 
 
 def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
@@ -177,7 +176,7 @@ class EveryStep:
             return []
         arrays = dict(batch.parameters)
         if not self.plan.sharded:
-            arrays |= dict(tree_flatten(self.inner.optimizer.state))
+            arrays |= leaves_of(self.inner.optimizer.state)
         return checksums(arrays)
 
 

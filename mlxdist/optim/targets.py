@@ -6,9 +6,10 @@ from typing import Protocol
 
 from mlx.nn import Module
 
-from ..arrays.tree_index import Key, TreeIndex
+from ..arrays.tree_index import TreeIndex
 from ..arrays.types import Flat, Tree
 from ..comm.wire import Whole
+from ..layout.paths import Key, KeyPath
 
 
 class Target(Protocol):
@@ -38,7 +39,7 @@ class ModelTarget:
                 "tree of parameters there is apply_gradients()"
             )
         self.parameters: Tree = model
-        self._slots: dict[str, tuple[Tree, Key]] | None = None
+        self._slots: dict[KeyPath, tuple[Tree, Key]] | None = None
 
     @property
     def was_updated(self) -> bool:

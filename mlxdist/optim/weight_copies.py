@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..arrays.types import Array, Dtype
+from ..arrays.types import Array, Dtype, Named
+from ..layout.paths import KeyPath
 from . import ema, masters
 from .ema import EmaWeights
 from .inner_optimizer import Optimizer
@@ -27,7 +28,7 @@ class WeightCopies(NamedTuple):
     def none(self) -> bool:
         return self.masters.dtype is None and self.ema.decay is None
 
-    def add(self, path: str, parameter: Array, state: dict[str, Array]) -> None:
+    def add(self, path: KeyPath, parameter: Array, state: Named) -> None:
         """Add the copies to the optimizer's own state of a parameter or a slice.
 
         Raises:
@@ -65,7 +66,7 @@ class WeightCopies(NamedTuple):
         leaf: Optimizer,
         gradient: Array,
         parameter: Array,
-        state: dict[str, Array],
+        state: Named,
     ) -> Array:
         """Take one optimizer's step on a parameter, and return the new parameter."""
         if self.none:
@@ -75,9 +76,7 @@ class WeightCopies(NamedTuple):
             leaf.apply_single(gradient, current, state), parameter, state
         )
 
-    def settle(
-        self, stepped: Array, parameter: Array, state: dict[str, Array]
-    ) -> Array:
+    def settle(self, stepped: Array, parameter: Array, state: Named) -> Array:
         """Update the copies after a step, and return the new parameter."""
         if self.masters.applies_to(parameter):
             state[masters.KEY] = stepped

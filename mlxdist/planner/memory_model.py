@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..layout import ITEM_SIZES, Entry, Plan, Strategy, make_plan
+from ..layout import ITEM_SIZES, Entry, KeyPath, Plan, Strategy, make_plan
 
 # Arrays of a parameter's size that each MLX optimizer keeps. Adafactor keeps factored
 # second moments instead: a row and a column of each matrix.
@@ -120,11 +120,11 @@ def model_of_size(
         raise ValueError(f"{elements} parameters; there must be at least one")
     side = math.isqrt(elements // _EQUAL_TENSORS)
     entries: Sequence[Entry] = [
-        Entry(f"layers.{index}", (side, side), dtype)
+        Entry(KeyPath(("layers", index)), (side, side), dtype)
         for index in range(_EQUAL_TENSORS if side else 0)
     ]
     if rest := elements - len(entries) * side * side:
-        entries = [*entries, Entry("rest", (rest,), dtype)]
+        entries = [*entries, Entry(KeyPath(("rest",)), (rest,), dtype)]
     return Model(tuple(entries), optimizer, bucket_size)
 
 

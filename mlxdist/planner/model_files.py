@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..layout import Entry
+from ..layout import Entry, KeyPath
 from .memory_model import Model
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -46,7 +46,7 @@ def _read_header(path: Path) -> tuple[list[Entry], int]:
     for tensor in tensors:
         if tensor.dtype not in _FLOATS:
             continue
-        entry = Entry(tensor.name, tensor.shape, tensor.dtype)
+        entry = Entry(KeyPath.parse(tensor.name), tensor.shape, tensor.dtype)
         if tensor.nbytes != entry.nbytes:
             raise ValueError(
                 f"{path} is not a safetensors file: {entry} has {tensor.nbytes} bytes"

@@ -9,12 +9,11 @@ from numbers import Complex, Number, Real
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from ..arrays.trees import rebuild
+from ..arrays.trees import leaves_of, rebuild
 from ..arrays.types import Array, Tree
-from ..layout.entries import path_key
+from ..layout.paths import KeyPath
 
 Leaf = object  # a number, a NumPy scalar or array, or an mx.array
 
@@ -32,7 +31,7 @@ class Metrics:
     """
 
     tree: Tree
-    paths: Sequence[str]
+    paths: Sequence[KeyPath]
     values: Sequence[NDArray[np.float64]]
 
     @property
@@ -52,7 +51,7 @@ class Metrics:
 
     def with_values(self, vector: NDArray[np.float64]) -> Tree:
         """Return the tree with the numbers of a vector that is laid out as `vector`."""
-        leaves = dict(tree_flatten(self.tree))
+        leaves = leaves_of(self.tree)
         start = 0
         for path, value in zip(self.paths, self.values, strict=True):
             stop = start + value.size * value.itemsize // vector.itemsize
@@ -68,12 +67,12 @@ def read_metrics(tree: Tree) -> Metrics:
     Raises:
         ValueError: on a leaf that is neither, with its path.
     """
-    flat = sorted(tree_flatten(tree), key=lambda item: path_key(item[0]))
+    flat = sorted(leaves_of(tree).items(), key=lambda item: item[0])
     values = [_as_float64(path, leaf) for path, leaf in flat]
     return Metrics(tree, [path for path, _ in flat], values)
 
 
-def _as_float64(path: str, leaf: Leaf) -> NDArray[np.float64]:
+def _as_float64(path: KeyPath, leaf: Leaf) -> NDArray[np.float64]:
     """Return a leaf as a new float64 or complex128 array."""
     try:
         array = _as_numpy(leaf)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 import numpy as np
 from mlx.nn import Module
-from mlx.utils import tree_flatten
 
 from ..arrays import device
-from ..arrays.trees import digest, entries_of, rebuild
+from ..arrays.trees import digest, entries_of, leaves_of, rebuild
 from ..arrays.types import Tree
 from ..comm.agreement import MismatchError, agree, result_or_problem, weight_problem
 from ..comm.collectives import Collectives
@@ -183,7 +182,7 @@ class World:
         call = "World.broadcast"
         agree(self.control, call, fingerprint(lines), lambda: lines, problem=problem)
         assert entries is not None
-        flat = dict(tree_flatten(arrays))
+        flat = leaves_of(arrays)
         sent = {e.path: self.control.broadcast(flat[e.path], root) for e in entries}
         result = rebuild(arrays, sent)
         if isinstance(tree, Module):

@@ -3,27 +3,28 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxdist.arrays.tree_index import TreeIndex
+from mlxdist.arrays.trees import leaves_of
+from mlxdist.layout.paths import KeyPath
 
 TREE = {
     "embed": 1,
     "layers": [{"w": 2, "b": 3}, {}, {"w": 4, "norm": {"w": 5}}],
     "head": {"w": 6},
 }
-PATHS = [path for path, _ in tree_flatten(TREE)]
+PATHS = list(leaves_of(TREE))
 
 
-def test_flat_gives_the_leaves_of_tree_flatten():
+def test_flat_gives_the_leaves_of_the_tree():
     index = TreeIndex(PATHS, like=TREE)
-    assert index.flat(TREE) == dict(tree_flatten(TREE))
+    assert index.flat(TREE) == leaves_of(TREE)
     assert sorted(index.paths) == sorted(PATHS)
 
 
 def test_flat_of_keys_in_another_order_is_the_same():
     other = dict(reversed(TREE.items()))
-    assert TreeIndex(PATHS, like=TREE).flat(other) == dict(tree_flatten(other))
+    assert TreeIndex(PATHS, like=TREE).flat(other) == leaves_of(other)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +47,14 @@ def test_flat_of_another_tree_is_refused(change):
 
 
 def test_flat_without_an_example_allows_more_leaves():
-    assert TreeIndex(["head.w"]).flat(TREE) == {"head.w": 6}
+    assert TreeIndex([KeyPath(("head", "w"))]).flat(TREE) == {("head", "w"): 6}
 
 
 def test_rebuilt_keeps_the_order_of_keys_and_lists():
     index = TreeIndex(PATHS, like=TREE)
-    new = index.rebuilt(TREE, {path: path for path in PATHS})
-    assert [path for path, _ in tree_flatten(new)] == PATHS
-    assert dict(tree_flatten(new)) == {path: path for path in PATHS}
+    new = index.rebuilt(TREE, {path: path.text for path in PATHS})
+    assert list(leaves_of(new)) == PATHS
+    assert leaves_of(new) == {path: path.text for path in PATHS}
     assert isinstance(new["layers"], list)
 
 
@@ -65,7 +66,7 @@ def test_slots_of_tied_weights_are_the_last_ones():
             self.other = self.one
 
     model = Tied()
-    paths = [path for path, _ in tree_flatten(model.parameters())]
+    paths = list(leaves_of(model.parameters()))
     slots = TreeIndex(paths).slots(model)
     assert list(slots) == paths[-1:]
     container, key = slots[paths[-1]]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from mlxdist.checkpoint import manifest, manifest_check, partition
 from mlxdist.checkpoint.manifest import SavedArray, SavedFile
 from mlxdist.checkpoint.partition import LocalPart, Part
-from mlxdist.layout.entries import Entry
 from mlxdist.layout.sharding import make_plan
 from tests.support.checkpoints import SHA256, example_manifest
+from tests.support.plans import make_entry
 
 entries = st.lists(
     st.tuples(
@@ -23,7 +23,7 @@ entries = st.lists(
     max_size=8,
 ).map(
     lambda drawn: [
-        Entry(f"p.{index}", tuple(shape), dtype)
+        make_entry(f"p.{index}", tuple(shape), dtype)
         for index, (shape, dtype) in enumerate(drawn)
     ]
 )

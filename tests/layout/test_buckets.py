@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from mlxdist.layout.buckets import make_buckets
 from mlxdist.layout.entries import Entry, in_order
+from tests.support.plans import make_entry
 
 
 def entry(path: str, *shape: int, dtype: str = "float32") -> Entry:
-    return Entry(path, shape, dtype)
+    return make_entry(path, shape, dtype)
 
 
 def test_make_buckets_groups_one_dtype_with_the_last_layers_first():

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxdist.layout.entries import Entry
+from mlxdist.layout.paths import KeyPath
 from mlxdist.layout.sharding import Plan, balance, make_plan
+from tests.support.plans import make_entry
 
 STRATEGIES = ["elements", "tensors"]
 
@@ -30,7 +32,7 @@ def llama_70b() -> list[Entry]:
         "norm2": (width,),
     }
     entries = [
-        Entry(f"layers.{i}.{name}", shape, "bfloat16")
+        make_entry(f"layers.{i}.{name}", shape, "bfloat16")
         for i in range(80)
         for name, shape in shapes.items()
     ]
@@ -39,11 +41,11 @@ def llama_70b() -> list[Entry]:
         "head": (vocabulary, width),
         "norm": (width,),
     }
-    return entries + [Entry(n, s, "bfloat16") for n, s in outer.items()]
+    return entries + [make_entry(n, s, "bfloat16") for n, s in outer.items()]
 
 
 def assert_each_element_has_one_owner(plan: Plan) -> None:
-    owned: dict[str, list[tuple[int, int]]] = {e.path: [] for e in plan.entries}
+    owned: dict[KeyPath, list[tuple[int, int]]] = {e.path: [] for e in plan.entries}
     for rank in range(plan.ranks):
         for path, part in plan.shard(rank).items():
             owned[path].append(part)
@@ -82,8 +84,8 @@ def test_make_plan_imports_neither_mlx_nor_mpi_nor_numpy():
         "package = types.ModuleType('mlxdist')\n"
         "package.__path__ = [u.find_spec('mlxdist').submodule_search_locations[0]]\n"
         "sys.modules['mlxdist'] = package\n"
-        "from mlxdist.layout import Entry, make_plan\n"
-        "make_plan([Entry('a', (3, 5), 'float32')], 4, strategy='elements',"
+        "from mlxdist.layout import Entry, KeyPath, make_plan\n"
+        "make_plan([Entry(KeyPath(('a',)), (3, 5), 'float32')], 4, strategy='elements',"
         " bucket_size=16)\n"
         "assert not {'mlx', 'mlx.core', 'mpi4py', 'numpy'} & set(sys.modules)\n"
     )
@@ -96,7 +98,9 @@ entries_lists = st.lists(
         st.sampled_from(["float32", "bfloat16"]),
     ),
     max_size=12,
-).map(lambda shapes: [Entry(f"p{i}", tuple(s), d) for i, (s, d) in enumerate(shapes)])
+).map(
+    lambda shapes: [make_entry(f"p{i}", tuple(s), d) for i, (s, d) in enumerate(shapes)]
+)
 
 
 @settings(max_examples=100)
@@ -137,7 +141,7 @@ def test_make_plan_of_shuffled_entries_is_the_same(entries, ranks, random):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64, 1024])
 def test_make_plan_of_elements_is_even_on_any_number_of_ranks(ranks):
-    entries = [Entry(f"p{i}", (1009, 37), "float32") for i in range(40)]
+    entries = [make_entry(f"p{i}", (1009, 37), "float32") for i in range(40)]
     plan = make_plan(entries, ranks, strategy="elements", bucket_size=2**20)
     total = sum(e.size for e in entries)
     for rank in range(ranks):
@@ -147,9 +151,10 @@ def test_make_plan_of_elements_is_even_on_any_number_of_ranks(ranks):
 
 def test_make_plan_of_fewer_elements_than_ranks_leaves_some_ranks_empty():
     plan = make_plan(
-        [Entry("a", (3,), "float32")], 5, strategy="elements", bucket_size=1
+        [make_entry("a", (3,), "float32")], 5, strategy="elements", bucket_size=1
     )
-    assert [plan.shard(r) for r in range(5)] == [
+    shards = [{str(p): s for p, s in plan.shard(r).items()} for r in range(5)]
+    assert shards == [
         {"a": (0, 1)},
         {"a": (1, 2)},
         {"a": (2, 3)},
@@ -170,17 +175,18 @@ def test_balance_of_any_costs_is_within_its_bound(costs, ranks):
 
 
 def test_make_plan_of_tensors_balances_their_costs():
-    entries = [Entry(name, (10,), "float32") for name in "abc"]
-    costs = {"a": 10.0, "b": 1.0, "c": 1.0}
-    plan = make_plan(entries, 2, strategy="tensors", bucket_size=1, costs=costs)
-    assert {frozenset(plan.shard(r)) for r in (0, 1)} == {
-        frozenset("a"),
-        frozenset("bc"),
+    entries = [make_entry(name, (10,), "float32") for name in "abc"]
+    costs = {
+        KeyPath((name,)): cost
+        for name, cost in zip("abc", (10.0, 1.0, 1.0), strict=True)
     }
+    plan = make_plan(entries, 2, strategy="tensors", bucket_size=1, costs=costs)
+    shards = {frozenset(map(str, plan.shard(r))) for r in (0, 1)}
+    assert shards == {frozenset("a"), frozenset("bc")}
 
 
 def test_make_plan_of_wrong_arguments_is_refused():
-    one = [Entry("a", (1,), "float32")]
+    one = [make_entry("a", (1,), "float32")]
     with pytest.raises(ValueError, match="at least one"):
         make_plan(one, 0, strategy="elements", bucket_size=1)
     with pytest.raises(ValueError, match="unknown shard strategy 'rows'"):

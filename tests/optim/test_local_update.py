@@ -40,7 +40,7 @@ def test_compiled_update_of_a_model_with_frozen_layers_gives_the_bits_of_eager(
         update(eager_model, eager, x, y)
         update(model, optimizer, x, y)
     assert model.frozen.weight is frozen
-    assert "frozen" not in optimizer.gather_state()
+    assert not optimizer.gather_state()["frozen"]
     assert_as_eager(model.parameters(), eager_model.parameters())
     assert_as_eager(optimizer.gather_state(), eager.gather_state())
     assert world.identical(model)

@@ -4,10 +4,9 @@ import math
 
 import pytest
 
-from mlxdist.layout import Entry
 from mlxdist.planner import LINKS, Link, Model, measured_link, step_time
 from tests.support.doctor_report import doctor_report
-from tests.support.plans import MB, model_of
+from tests.support.plans import MB, make_entry, model_of
 
 PAIRS = {"bandwidth": 2e8, "latency": 1e-5}, {"bandwidth": 1e8, "latency": 1e-6}
 
@@ -62,7 +61,7 @@ def test_measured_link_predicts_the_measured_exchange(ranks):
     exchange = {"buckets": 4, "bytes": 4e6, "seconds": 0.5}
     exchange |= {"computing": 0.5, "both": 1.0}
     link = measured_link(doctor_report(*PAIRS, ranks=ranks, exchange=exchange))
-    entries = tuple(Entry(f"{i}", (MB // 4,), "float32") for i in range(4))
+    entries = tuple(make_entry(f"{i}", (MB // 4,), "float32") for i in range(4))
     model = Model(entries, "adamw", MB)
     for strategy in ("replicated", "elements"):
         time = step_time(model, ranks, strategy, link, local=0.0)

@@ -4,10 +4,9 @@ import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxdist.layout import Entry
 from mlxdist.planner import STATE_COPIES, Model, memory, model_of_size
 from tests.support import examples
-from tests.support.plans import MB, model_of
+from tests.support.plans import MB, make_entry, model_of
 
 # Optimizer names of the command, and MLX's classes
 OPTIMIZERS = {
@@ -49,7 +48,7 @@ def test_memory_state_equals_that_of_mlx_optimizers(name):
         if path not in ("step", "learning_rate") and leaf.size
     )
     entries = tuple(
-        Entry(path, tuple(leaf.shape), "float32")
+        make_entry(path, tuple(leaf.shape), "float32")
         for path, leaf in tree_flatten(net.trainable_parameters())
     )
     assert memory(Model(entries, name, MB), 1, "replicated").state == allocated

@@ -2,9 +2,8 @@
 
 import pytest
 
-from mlxdist.layout import Entry
 from mlxdist.planner import Link, Model, choose, imbalance, memory, step_time
-from tests.support.plans import MB, model_of
+from tests.support.plans import MB, make_entry, model_of
 
 
 @pytest.mark.parametrize(
@@ -31,8 +30,8 @@ def test_choose_gives_strategy_and_reason(
 
 def test_choose_with_an_unbalanced_owner_takes_replicated_state_if_it_fits():
     """One embedding is a third of the model, and its owner sends four shares of 12."""
-    entries = [Entry("embed", (50, MB), "bfloat16")]
-    entries += [Entry(f"{i}", (1000, 1000), "bfloat16") for i in range(100)]
+    entries = [make_entry("embed", (50, MB), "bfloat16")]
+    entries += [make_entry(f"{i}", (1000, 1000), "bfloat16") for i in range(100)]
     model = Model(tuple(entries), "muon", MB)
     assert imbalance(model, 2, "tensors") == 1
     assert imbalance(model, 12, "tensors") == pytest.approx(4, rel=0.1)

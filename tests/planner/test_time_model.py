@@ -2,9 +2,8 @@
 
 import pytest
 
-from mlxdist.layout import Entry
 from mlxdist.planner import LINKS, Link, Model, step_time
-from tests.support.plans import MB, model_of
+from tests.support.plans import MB, make_entry, model_of
 
 
 def test_step_time_communication_is_bytes_over_bandwidth_plus_latencies():
@@ -58,7 +57,7 @@ def test_step_time_sharding_divides_the_update():
 
 
 def test_step_time_owner_of_a_large_tensor_delays_the_step():
-    entries = (Entry("a", (MB,), "float32"), Entry("b", (10,), "float32"))
+    entries = (make_entry("a", (MB,), "float32"), make_entry("b", (10,), "float32"))
     model = Model(entries, "muon", MB)
     time = step_time(model, 4, "tensors", Link("x", 1e6, 0.0), local=0.0)
     assert time.communication == pytest.approx(2 * 3 * 4, rel=0.01)

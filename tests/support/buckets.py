@@ -3,18 +3,18 @@
 import numpy as np
 
 from mlxdist.comm.reduction import Weights
-from mlxdist.layout.entries import Entry
 from mlxdist.layout.sharding import Bucket, make_plan
+from tests.support.plans import make_entry
 
 
 def flat_bucket(world, size, dtype="float32"):
     """Return a bucket of one array, cut into equal slices."""
-    return Bucket((Entry("a", (size,), dtype),), world.size)
+    return Bucket((make_entry("a", (size,), dtype),), world.size)
 
 
 def bucket_of_owners(world, size):
     """Return a bucket of three arrays, each of which one rank owns."""
-    entries = [Entry(f"p{i}", (size // 3 + i,), "float32") for i in range(3)]
+    entries = [make_entry(f"p{i}", (size // 3 + i,), "float32") for i in range(3)]
     plan = make_plan(entries, world.size, strategy="tensors", bucket_size=2**30)
     return plan.buckets[0]
 

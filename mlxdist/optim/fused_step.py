@@ -20,8 +20,9 @@ from ..arrays.trees import cut, dtype_name
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
-from ..layout.sharding import Piece, Plan, Strategy
-from .inner_optimizer import InnerOptimizer, Leaf
+from ..layout.sharding import Piece, Strategy
+from .hyperparameters import Optimizer
+from .inner_optimizer import Leaf
 from .weight_copies import WeightCopies
 
 State = dict[str, Array]
@@ -31,6 +32,25 @@ def scaled(gradient: Array, dtype: Dtype, scale: Array | None) -> Array:
     """Return a gradient in `dtype`, times the factor that clips and unscales it."""
     gradient = gradient.astype(dtype)
     return gradient if scale is None else (gradient * scale).astype(dtype)
+
+
+def fitted(
+    stepped: object, parameter: Array, path: KeyPath, optimizer: Optimizer
+) -> Array:
+    """Return a user's new parameter in the dtype of the old one.
+
+    Raises:
+        ValueError: where it is no array of the same shape.
+    """
+    shape = tuple(parameter.shape)
+    if isinstance(stepped, mx.array) and tuple(stepped.shape) == shape:
+        return stepped.astype(parameter.dtype)
+    kind = type(stepped).__name__
+    found = list(stepped.shape) if isinstance(stepped, mx.array) else f"a {kind}"
+    raise ValueError(
+        f"{type(optimizer).__name__} returned {found} as the new {path}, wanted an "
+        f"mx.array of shape {list(shape)}"
+    )
 
 
 class PieceStep:
@@ -54,12 +74,17 @@ class PieceStep:
         compiled: bool,
     ):
         self._leaf = leaf.optimizer
+        self._is_known = leaf.is_known
         self._strategy = strategy
         self._pieces = pieces
         self._copies = copies
         self._dtypes = [copies.update_dtype(getattr(mx, p.entry.dtype)) for p in pieces]
         self._compiled: Callable[..., tuple[Pieces, list[State]]] | None = None
-        if compiled and leaf.is_known and device.fits_one_kernel(self._dtypes[0]):
+        if (
+            compiled
+            and leaf.can_be_compiled
+            and device.fits_one_kernel(self._dtypes[0])
+        ):
             self._compiled = mx.compile(self._pure)
 
     @property
@@ -94,17 +119,22 @@ class PieceStep:
         states: Sequence[State],
         scale: Array | None,
     ) -> Pieces:
-        apply, leaf, strategy = self._copies.apply, self._leaf, self._strategy
+        apply, leaf = self._copies.apply, self._leaf
+        local = [
+            cut(parameter, piece, self._strategy)
+            for parameter, piece in zip(parameters, self._pieces, strict=True)
+        ]
+        stepped = [
+            apply(leaf, scaled(gradient, dtype, scale), parameter, state)
+            for dtype, gradient, parameter, state in zip(
+                self._dtypes, gradients, local, states, strict=True
+            )
+        ]
+        if self._is_known:
+            return stepped
         return [
-            apply(
-                leaf,
-                scaled(gradient, dtype, scale),
-                cut(parameter, piece, strategy),
-                state,
-            )
-            for piece, dtype, gradient, parameter, state in zip(
-                self._pieces, self._dtypes, gradients, parameters, states, strict=True
-            )
+            fitted(new, parameter, piece.entry.path, leaf)
+            for new, parameter, piece in zip(stepped, local, self._pieces, strict=True)
         ]
 
     def _pure(
@@ -198,43 +228,6 @@ class FusedStep:
             for array, piece in zip(parameters, self._bucket, strict=True)
         ]
         return from_raw(pieces, parameters[0].dtype)
-
-
-def compile_kernels(
-    inner: InnerOptimizer, plan: Plan, copies: WeightCopies, *, scales: bool
-) -> bool:
-    """Compile the kernels that steps will need, one for each leaf and dtype.
-
-    A step on two elements compiles the kernel of all sizes. On a CPU that calls a C++
-    compiler and takes about a second for each.
-
-    Args:
-        scales: whether steps multiply gradients by a factor.
-
-    Returns:
-        Whether it worked.
-    """
-    kinds = {(inner.owner(e.path).at, e.dtype): e.path for e in plan.entries}
-    try:
-        for (_, dtype), path in kinds.items():
-            leaf = inner.owner(path)
-            wide = copies.update_dtype(getattr(mx, dtype))
-            if leaf.is_known and device.fits_one_kernel(wide):
-                _compile(leaf, dtype, copies, scales=scales)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _compile(leaf: Leaf, dtype: str, copies: WeightCopies, *, scales: bool) -> None:
-    piece = Piece(Entry(KeyPath(), (2,), dtype), 0, 2, 0)
-    ones = mx.ones(2, getattr(mx, dtype))
-    state: State = {}
-    leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
-    copies.add(KeyPath(), ones, state)
-    step = PieceStep(leaf, "elements", [piece], copies, compiled=True)
-    scale = mx.array(1.0) if scales else None
-    mx.eval(step([mx.ones(2)], [ones], [state], scale), state)
 
 
 def select(items: Sequence[Array], indices: Iterable[int]) -> Pieces:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -15,6 +14,9 @@ from ..arrays.types import Array, Flat, Named, Tree
 from ..layout.entries import Entry
 from ..layout.paths import Key, KeyPath
 from ..layout.sharding import Strategy
+from . import hyperparameters, overrides
+from .hyperparameters import Hyperparameters, Optimizer
+from .wrapping import Filter, Wrapping
 
 # Optimizers whose update of one element depends on that element alone, so that a flat
 # slice gives the same bits as the tensor. Subclasses are not assumed to be: they may
@@ -33,10 +35,6 @@ ELEMENTWISE = frozenset(
 )
 # Arithmetic that takes as long as moving one element and its state through memory.
 _FLOPS_PER_ELEMENT = 64
-_SAMPLED_STEPS = (0, 1, 10, 100, 1000, 10000)
-
-Optimizer = Any  # an mlx.optimizers.Optimizer
-Filter = Callable[[str, Array], bool]
 
 
 @dataclass
@@ -69,13 +67,18 @@ class Leaf:
     @property
     def is_known(self) -> bool:
         """Whether it is one of MLX's own elementwise optimizers, and no subclass."""
-        return type(self.optimizer) in ELEMENTWISE
+        known = type(self.optimizer) in ELEMENTWISE
+        return known and not overrides.is_changed_object(self.optimizer)
+
+    @property
+    def can_be_compiled(self) -> bool:
+        """Whether a compiled update is sure to do what the optimizer does."""
+        return self.is_known and not hyperparameters.has_arrays(self.optimizer)
 
     @property
     def steps_whole_trees(self) -> bool:
-        """Whether its class does more in `apply_gradients` than MLX's base class."""
-        base = optim.Optimizer.apply_gradients
-        return type(self.optimizer).apply_gradients is not base
+        """Whether it does more in `apply_gradients` than MLX's base class."""
+        return overrides.replaces(self.optimizer, "apply_gradients")
 
     def scalars(self) -> Named:
         """Step, learning rate and the like, by name."""
@@ -85,18 +88,7 @@ class Leaf:
 
     def settings(self) -> list[str]:
         """Class and hyperparameters as text, to be compared across ranks."""
-        lines = [self.name]
-        for name, value in sorted(vars(self.optimizer).items()):
-            if not name.startswith("_"):
-                lines.append(f"{name} = {_text(value)}")
-        schedules = getattr(self.optimizer, "_schedulers", {})
-        lines += [
-            f"{name} = {_text(value)}" for name, value in sorted(schedules.items())
-        ]
-        rate = self.optimizer.state.get("learning_rate")
-        if rate is not None and "learning_rate" not in schedules:
-            lines.append(f"learning_rate = {_text(rate)}")
-        return lines
+        return [self.name, *hyperparameters.settings(self.optimizer)]
 
     def tick(self) -> None:
         """Do what `Optimizer.apply_gradients` does before it looks at a parameter."""
@@ -131,12 +123,14 @@ class InnerOptimizer:
                 f"the optimizer is {optimizer!r}; it must be an "
                 "mlx.optimizers.Optimizer, such as optim.AdamW(3e-4)"
             )
-        if hasattr(optimizer, "resumable_state"):
-            raise ValueError("the optimizer is a DistributedOptimizer already")
         self.optimizer = optimizer
         self.leaves = tuple(_leaves(optimizer, "", ()))
         self._owners: dict[KeyPath, Leaf] = {}
         self._structure: Tree = {}
+        self.wrapping = Wrapping(optimizer, [leaf.optimizer for leaf in self.leaves])
+        self.hyperparameters = Hyperparameters(
+            (self._prefix(leaf), leaf.optimizer) for leaf in self.leaves
+        )
 
     def assign(self, parameters: Tree) -> None:
         """Find the leaf that updates each parameter, from a tree of full parameters."""
@@ -229,13 +223,16 @@ class InnerOptimizer:
 
     def settings(self) -> list[str]:
         """Classes and hyperparameters as text, to be compared across ranks."""
-        if len(self.leaves) == 1:
-            return self.leaves[0].settings()
         return [
-            f"optimizer {leaf.at.removeprefix('states.').rstrip('.')}: {line}"
+            f"{self._prefix(leaf)}{line}"
             for leaf in self.leaves
             for line in leaf.settings()
         ]
+
+    def _prefix(self, leaf: Leaf) -> str:
+        if len(self.leaves) == 1:
+            return ""
+        return f"optimizer {leaf.at.removeprefix('states.').rstrip('.')}: "
 
     def scalar_lines(self) -> list[str]:
         """Step, learning rate and the like as text. Waits for their values."""
@@ -269,28 +266,6 @@ def _takes(leaf: Leaf, path: KeyPath, array: Array) -> bool:
         level[-1](name, array) and not any(wants(name, array) for wants in level[:-1])
         for level in leaf.filters
     )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, mx.array):
-        return str(value.tolist())
-    if callable(value):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        return f"{name} {_samples(value)}"
-    if isinstance(value, list | tuple):
-        return str([_text(item) for item in value])
-    if isinstance(value, bool | int | float | str | type(None)):
-        return repr(value)
-    return type(value).__qualname__
-
-
-def _samples(schedule: Callable[[Array], Array]) -> str:
-    """A schedule's values at some steps; closures can't be compared otherwise."""
-    try:
-        values = [float(schedule(mx.array(step))) for step in _SAMPLED_STEPS]
-    except Exception:
-        return "(not a schedule)"
-    return str([f"{value:.9g}" for value in values])
 
 
 def root_keys(paths: Iterable[KeyPath]) -> set[Key]:

@@ -17,14 +17,9 @@ from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
-from .fused_step import FusedStep, PieceStep, State, scaled, select
+from .fused_step import FusedStep, PieceStep, State, fitted, scaled, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .weight_copies import WeightCopies
-
-# Bytes of parameters from which on the update is compiled, which takes about a second
-# for each kernel. It depends on the model's whole size alone, so that it is the same on
-# any number of ranks: not all devices give the same bits compiled.
-COMPILED_FROM = 2**20
 
 Stepped = list[tuple[int, Chunk]]  # (index of the bucket, its new pieces)
 
@@ -156,7 +151,8 @@ class _BucketStep:
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._fused: FusedStep | None = None
-        if compiled and len(bucket) > 1 and len(groups) == 1 and groups[0][0].is_known:
+        is_one = len(bucket) > 1 and len(groups) == 1
+        if compiled and is_one and groups[0][0].can_be_compiled:
             self._fused = FusedStep(groups[0][0], strategy, bucket, shard.copies)
 
     def __call__(
@@ -230,6 +226,9 @@ class _WholeTreeStep:
         masters = {p: copies.masters.current(local[p], states[p]) for p in local}
         stepped = shard.inner.apply_gradients(self._means, masters)
         states = shard.states()  # the optimizer may have made new dicts
+        for path, parameter in masters.items():
+            optimizer = shard.inner.owner(path).optimizer
+            stepped[path] = fitted(stepped.get(path), parameter, path, optimizer)
         settled = {p: copies.settle(stepped[p], local[p], states[p]) for p in local}
         return [
             (

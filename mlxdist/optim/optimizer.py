@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx.nn import Module
 
 from ..arrays.types import Array, Dtype, Tree
@@ -15,19 +14,21 @@ from ..world import process
 from ..world.join import current
 from ..world.world import World
 from . import setup, state
+from .batch import matching
 from .buffers import Mode, SyncedBuffers
 from .describe import Description, describe
 from .ema import EmaSwap
-from .inner_optimizer import InnerOptimizer, Optimizer
-from .options import Options, Transport, refuse_assignment
+from .hyperparameters import Optimizer
+from .inner_optimizer import InnerOptimizer
+from .options import Options, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
 from .step import DistributedStep
-from .step_checks import matching
 from .targets import ModelTarget, Target, TreeTarget
+from .wrapper import OptimizerWrapper
 
 
-class DistributedOptimizer(optim.Optimizer):
+class DistributedOptimizer(OptimizerWrapper):
     """Wraps an MLX optimizer so that N ranks train one model.
 
     Each `update` averages the gradients over the ranks and applies the same step
@@ -79,11 +80,10 @@ class DistributedOptimizer(optim.Optimizer):
         sync_buffers: Mode | None = None,
         reproducible: bool = False,
     ):
-        super().__init__()
         self.world = current() if world is None else world
-        self._inner = InnerOptimizer(optimizer)
+        inner = InnerOptimizer(optimizer)
         self.options = Options(
-            strategy=self._inner.strategy(shard),
+            strategy=inner.strategy(shard),
             transport=transport,
             bucket_size=bucket_size,
             reduce_dtype=reduce_dtype,
@@ -99,22 +99,18 @@ class DistributedOptimizer(optim.Optimizer):
             reproducible=reproducible,
         )
         self.options.check(self.world)
-        self._compose()
+        self._compose(inner)
 
-    def _compose(self) -> None:
+    def _compose(self, inner: InnerOptimizer) -> None:
         """Make the parts that hold what changes from step to step."""
-        options, world = self.options, self.world
-        self._name = f"optimizer {next(world.optimizer_numbers)}"
+        self._name = f"optimizer {next(self.world.optimizer_numbers)}"
         self._steps = DistributedStep(
-            world, self._name, self._inner, options, self.init
+            self.world, self._name, inner, self.options, self.init
         )
-        self._buffers = SyncedBuffers(options.sync_buffers, world)
-        self._ema = EmaSwap(options.copies.ema)
+        self._buffers = SyncedBuffers(self.options.sync_buffers, self.world)
+        self._ema = EmaSwap(self.options.copies.ema)
         self._state_bytes: tuple[int, ...] = ()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        refuse_assignment(name, vars(self))
-        super().__setattr__(name, value)
+        self._inner = inner
 
     def init(self, parameters: Tree) -> None:
         """Put the same parameters and state on all ranks, and plan who owns what.
@@ -150,6 +146,7 @@ class DistributedOptimizer(optim.Optimizer):
         Arguments and errors are those of `apply_gradients`.
         """
         target = ModelTarget(model)
+        self._inner.wrapping.refuse_update()
         self._take_step(gradients, target, weight)
         if target.was_updated:
             self._buffers.sync(model, self._steps.weight)
@@ -177,7 +174,7 @@ class DistributedOptimizer(optim.Optimizer):
         self._take_step(gradients, target, weight)
         index = self._steps.index
         if target.leaves and index is not None:
-            return index.rebuilt(gradients, target.leaves)
+            return index.gradients.rebuilt(gradients, target.leaves)
         return matching(gradients, parameters)[0]
 
     @property
@@ -188,23 +185,6 @@ class DistributedOptimizer(optim.Optimizer):
     @state.setter
     def state(self, value: Tree) -> None:
         self._inner.optimizer.state = value
-
-    @property
-    def step(self) -> Array:
-        return self._inner.leaves[0].optimizer.state["step"]
-
-    @property
-    def learning_rate(self) -> Array:
-        return self._inner.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float | Array) -> None:
-        self._inner.optimizer.learning_rate = value
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The wrapped optimizer."""
-        return self._inner.optimizer
 
     @property
     def skipped(self) -> int:

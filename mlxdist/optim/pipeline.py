@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..arrays import device
 from ..arrays.types import Pieces
 from ..comm.wire import Wire
 from ..layout.sharding import Plan
 from ..world.world import World
-from . import grad_norm
+from . import compilation, grad_norm
 from .grad_norm import NormPolicy
 from .inner_optimizer import InnerOptimizer
 from .local_update import LocalUpdate, make_local_update
@@ -65,6 +65,8 @@ class Pipelines:
         self._inner, self._options = inner, options
         self._traced: Pipeline | None = None
         self.plan = plan
+        self._compiled = compiled
+        self._steps_unchanged: int | None = None  # since the last change
         self.eager = self._eager(compiled)
 
     def traced(self, *, accumulates: bool) -> Pipeline:
@@ -82,6 +84,37 @@ class Pipelines:
         if self._traced is None:
             self._traced = self._make_traced()
         return self._traced
+
+    def with_changes(self, *, changed: bool) -> Pipeline:
+        """Return the eager pipeline for the present hyperparameters.
+
+        Called by all ranks before each step. Compiled kernels contain hyperparameters.
+
+        Args:
+            changed: whether one has changed since the last step, on all ranks.
+        """
+        if changed:
+            self._steps_unchanged = 0
+            self._use_kernels(compiled=False)
+        elif self._steps_unchanged is not None:
+            self._steps_unchanged += 1
+            if self._steps_unchanged == compilation.COMPILED_AGAIN_AFTER:
+                self._steps_unchanged = None
+                self._use_kernels(compiled=self._compile())
+        return self.eager
+
+    def _use_kernels(self, *, compiled: bool) -> None:
+        if compiled != self._compiled:
+            self._compiled = compiled
+            local = make_local_update(
+                self._inner, self.eager.wire, self._options.copies, compiled=compiled
+            )
+            self.eager = replace(self.eager, local=local)
+
+    def _compile(self) -> bool:
+        return compilation.compile_update(
+            self._world, self._name, self._inner, self.plan, self._options
+        )
 
     def _eager(self, compiled: bool) -> Pipeline:
         options, world, plan = self._options, self._world, self.plan

@@ -25,8 +25,8 @@ from ..layout.entries import Entry, fingerprint
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan, make_plan
 from ..world.world import World
-from . import local_update, state
-from .fused_step import compile_kernels
+from . import state
+from .compilation import compile_update
 from .inner_optimizer import InnerOptimizer
 from .options import Options
 from .pipeline import Pipelines
@@ -56,13 +56,17 @@ def initialize(
         old_plan: of an earlier call, whose state is kept where it fits.
     """
     entries, problem = read_entries(trainable(parameters))
+    problem = problem or inner.wrapping.init_problem(
+        sharded=options.strategy != "replicated", model=isinstance(parameters, Module)
+    )
     agree_to_init(world, name, entries, inner, options, problem)
     tree = trainable(parameters)
     before = earlier_state(world.control, inner, old_plan, tree)
     flat = share_parameters(world, parameters)
     plan = plan_parameters(world.control, inner, options, entries, list(flat))
     nbytes = make_state(world.control, inner, plan, flat, before, options.copies)
-    pipelines = make_pipelines(world, name, plan, inner, options)
+    compiled = compile_update(world, name, inner, plan, options)
+    pipelines = Pipelines(world, name, plan, inner, options, compiled=compiled)
     return Initialized(pipelines, state_bytes_by_rank(world, name, nbytes))
 
 
@@ -95,9 +99,8 @@ def agree_to_init(
     problem: str | None,
 ) -> None:
     """Refuse on all ranks where parameters or settings differ, or can't be trained."""
-    transport = world.transport(
-        options.transport, sharded=options.strategy != "replicated"
-    )
+    sharded = options.strategy != "replicated"
+    transport = world.transport(options.transport, sharded=sharded)
     lines = [
         f"mlxdist {version.__version__}",
         f"mlx {metadata.version('mlx')}",
@@ -196,27 +199,6 @@ def make_state(
     if state.misfit({path: fresh[path] for path in kept}, kept) is None:
         state.write(inner, kept)
     return state.nbytes(fresh)
-
-
-def make_pipelines(
-    world: World, name: str, plan: Plan, inner: InnerOptimizer, options: Options
-) -> Pipelines:
-    """Make the pipelines, with compiled kernels where the model is large enough.
-
-    One rank of each host compiles first. Ranks of a host share MLX's folder of compiled
-    kernels, and a kernel that another rank is still writing can't be loaded.
-    """
-    compiled = False
-    if sum(entry.nbytes for entry in plan.entries) >= local_update.COMPILED_FROM:
-        copies, scales = options.copies, options.scales_gradients
-        failed = world.is_first_on_host and not compile_kernels(
-            inner, plan, copies, scales=scales
-        )
-        agree(world.control, f"{name}.init")
-        failed = failed or not compile_kernels(inner, plan, copies, scales=scales)
-        failures = agree(world.control, f"{name}.init", number=float(failed))
-        compiled = not any(failures)
-    return Pipelines(world, name, plan, inner, options, compiled=compiled)
 
 
 def state_bytes_by_rank(world: World, name: str, nbytes: int) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.tree_index import TreeIndex
 from ..arrays.types import Array, Flat, Tree
 from ..comm.agreement import MismatchError
 from ..comm.reduction import Weights
@@ -15,13 +14,14 @@ from ..comm.wire import Whole
 from ..world.world import World
 from . import grad_norm, setup
 from .accumulation import MicroBatches
+from .batch import Batch, TreeIndexes, batch_problem, matching, read_batch
 from .grad_norm import NonFiniteError, Norm
 from .inner_optimizer import InnerOptimizer
 from .loss_scale import make_loss_scale
 from .options import Options
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
-from .step_checks import Batch, batch_problem, call_name, matching, read_batch
+from .step_checks import call_name
 from .targets import Target
 
 
@@ -34,7 +34,7 @@ class DistributedStep:
 
     Attributes:
         is_planned: whether `pipelines` are those of a model's parameters.
-        index: of the gradients' tree.
+        index: of the gradients' and the parameters' trees.
         norm: of the last mean gradients, where it was measured outside of mx.compile.
         weight: this rank's in the last step.
     """
@@ -58,13 +58,14 @@ class DistributedStep:
         plan = setup.empty_plan(world, options)
         self.pipelines = Pipelines(world, name, plan, inner, options, compiled=False)
         self.is_planned = False
-        self.index: TreeIndex | None = None
+        self.index: TreeIndexes | None = None
         self.norm: Array | None = None
         self.weight: float = 1.0
 
     def use(self, pipelines: Pipelines) -> None:
         """Run the steps that follow in the pipelines of a new plan."""
         self.pipelines, self.is_planned, self.index = pipelines, True, None
+        self._inner.hyperparameters.remember()
 
     def require_pipelines(self) -> Pipelines:
         """Return the pipelines of the model's plan; ValueError before `init`."""
@@ -106,29 +107,44 @@ class DistributedStep:
         recorder, name = self._world.recorder, call_name(self._name, batch)
         with recorder.call(name, self.counts.steps + 1), run.scope():
             # 1. Agree: here a step is refused, on all ranks or on none.
-            weights = self._agree(run, batch)
-            if not batch.gradients:
-                self._inner.apply_gradients({}, {})
-                return
-            self.index = batch.index or TreeIndex(batch.gradients, like=gradients)
-            contribution, weights = self._sums(batch, weights)
-            # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
-            recorder.phase("gradient exchange")
-            means = run.wire.reduce(contribution, weights)
-            # 3. Norm: one number for all ranks, or none where nothing needs it.
-            norm = run.norm.measure(means, contribution, weights)
-            if not norm.is_finite:
-                self._skip_or_raise(contribution, weights, norm)
-                return
-            means.release_gradients()
-            # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.
-            recorder.phase("optimizer and parameter exchange")
-            shard = run.local.begin(batch.parameters, self._scale(norm))
-            gather = run.wire.gather()
-            for index in range(len(run.wire.plan.buckets)):
-                for stepped in shard.add(index, means.take()):
-                    self._publish(gather.push(*stepped), run, target)
-            self._publish(gather.rest(), run, target)
+            run, weights = self._agree(run, batch)
+            try:
+                if batch.gradients:
+                    self._step(run, batch, weights, gradients, target)
+                else:
+                    self._inner.apply_gradients({}, {})
+            finally:
+                self._inner.hyperparameters.remember()
+
+    def _step(
+        self,
+        run: Pipeline,
+        batch: Batch,
+        weights: Weights,
+        gradients: Tree,
+        target: Target,
+    ) -> None:
+        """Take the step that all ranks have agreed to."""
+        recorder = self._world.recorder
+        self.index = batch.index or TreeIndexes.of(batch.gradients, gradients)
+        contribution, weights = self._sums(batch, weights)
+        # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
+        recorder.phase("gradient exchange")
+        means = run.wire.reduce(contribution, weights)
+        # 3. Norm: one number for all ranks, or none where nothing needs it.
+        norm = run.norm.measure(means, contribution, weights)
+        if not norm.is_finite:
+            self._skip_or_raise(contribution, weights, norm)
+            return
+        means.release_gradients()
+        # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.
+        recorder.phase("optimizer and parameter exchange")
+        shard = run.local.begin(batch.parameters, self._scale(norm))
+        gather = run.wire.gather()
+        for index in range(len(run.wire.plan.buckets)):
+            for stepped in shard.add(index, means.take()):
+                self._publish(gather.push(*stepped), run, target)
+        self._publish(gather.rest(), run, target)
         self.counts.steps += 1
         self.loss_scale.stepped()
 
@@ -154,14 +170,21 @@ class DistributedStep:
             return [gradients[entry.path] for entry in plan.buckets[0].entries]
         return list(gradients.values())[-1:]
 
-    def _agree(self, run: Pipeline, batch: Batch) -> Weights:
+    def _agree(self, run: Pipeline, batch: Batch) -> tuple[Pipeline, Weights]:
+        """Return the pipeline for the present hyperparameters, and all weights."""
+        eager = run is self.pipelines.eager
+        if eager:
+            batch.changes = self._inner.hyperparameters.changes()
+            batch.problem = batch.problem or self._inner.wrapping.problem()
         try:
             weights = run.agreement.agree(batch, self.micro_batches, self.counts.steps)
         except MismatchError:
             self.micro_batches.drop()
             raise
         self.weight = weights.local
-        return weights
+        if eager:
+            run = self.pipelines.with_changes(changed=bool(batch.changes))
+        return run, weights
 
     def _accumulate(self, batch: Batch) -> None:
         """Add a micro-batch that is not the step's last. Nothing is sent."""
@@ -203,7 +226,7 @@ class DistributedStep:
         assert self.index is not None
         for whole in buckets:
             run.evaluate(whole.arrays)
-            target.publish(self.index, whole)
+            target.publish(self.index.parameters, whole)
 
     def _skip_or_raise(self, gradients: Flat, weights: Weights, norm: Norm) -> None:
         self.norm = None if self._options.max_norm is None else norm.value

@@ -1,4 +1,4 @@
-"""Checks before a step: of this rank's gradients, then of all ranks together."""
+"""Agreement before a step: what the ranks compare, and where one can refuse it."""
 
 from __future__ import annotations
 
@@ -9,112 +9,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from ..arrays.numpy_view import raw
-from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import leaves_of
-from ..arrays.types import Flat, Tree
-from ..comm.agreement import MismatchError, agree, no_lines, weight_problem
+from ..arrays.types import Flat
+from ..comm.agreement import MismatchError, agree, weight_problem
 from ..comm.reduction import Weights
 from ..layout.entries import fingerprint
 from ..layout.sharding import Plan
 from ..world.world import World
 from .accumulation import MicroBatches
+from .batch import Batch, batch_problem
 from .inner_optimizer import InnerOptimizer
 
-_INIT_REMEDY = (
-    ". After freezing or adding layers call optimizer.init(model) again; it keeps the "
-    "state of what stays"
-)
-_CAST_REMEDY = (
-    ". Cast it, as in g.astype(p.dtype); to add up micro-batches in float32 use "
-    "accumulate=; after model.set_dtype() call optimizer.init(model) again"
-)
 _DRIFT_REMEDY = (
     "If parameters or state differ, a rank changed them outside of update(), or had a "
     "memory error: start again from a checkpoint, or from rank 0 with init(model)."
 )
-
-
-@dataclass
-class Batch:
-    """The arguments of one update, by path.
-
-    Attributes:
-        gradients: this rank's; empty for a step of the schedules alone.
-        parameters: those that the gradients are for.
-        problem: why the gradients can't be used, or None.
-        index: of the gradients' tree, where it is that of earlier steps.
-    """
-
-    gradients: Flat
-    parameters: Flat
-    weight: float | None
-    problem: str | None = None
-    index: TreeIndex | None = None
-
-
-def read_batch(
-    index: TreeIndex | None, gradients: Tree, parameters: Tree, weight: float | None
-) -> Batch:
-    """Flatten the arguments of an update. Raises nothing: `problem` says what is wrong.
-
-    Args:
-        index: of the gradients of earlier steps, which saves the search.
-    """
-    if index is not None:
-        try:
-            found = index.flat(gradients), index.flat(parameters)
-            return Batch(*found, weight, index=index)
-        except (LookupError, TypeError):
-            pass  # another tree: search it for what is wrong, if anything is
-    tree, problem = matching(gradients, parameters)
-    return Batch(leaves_of(gradients), leaves_of(tree), weight, problem)
-
-
-def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
-    """Return the parameters that gradients are for, or why there are none."""
-    try:
-        return tree_map(lambda _, parameter: parameter, gradients, parameters), None
-    except (KeyError, IndexError, TypeError) as error:
-        return {}, (
-            "the gradients have another structure than the parameters: "
-            f"{type(error).__name__} {error}"
-        )
-
-
-def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
-    """Return how gradients differ from the plan's parameters, or None.
-
-    No gradients at all are valid: such a step moves the schedules alone.
-    """
-    if not gradients:
-        return None
-    for entry in plan.entries:
-        array = gradients.get(entry.path)
-        if array is None:
-            return f"there is no gradient for {entry}{_INIT_REMEDY}"
-        if not isinstance(array, mx.array):
-            kind = type(array).__name__
-            return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"
-        shape = tuple(array.shape)
-        if shape != entry.shape or array.dtype != getattr(mx, entry.dtype):
-            remedy = _CAST_REMEDY if shape == entry.shape else _INIT_REMEDY
-            return (
-                f"the gradient of {entry.path} is {array.dtype}{list(shape)}, "
-                f"wanted {entry.dtype}{list(entry.shape)}{remedy}"
-            )
-    if len(gradients) > len(plan.entries):
-        extra = min(gradients.keys() - plan.by_path.keys())
-        return f"there is a gradient for {extra}, new since init(){_INIT_REMEDY}"
-    return None
-
-
-def batch_problem(plan: Plan, batch: Batch) -> str | None:
-    """Return why a batch doesn't fit the plan, or None; a plan of nothing fits all."""
-    problem = gradient_problem(plan, batch.gradients) if plan.entries else None
-    return problem or batch.problem
 
 
 def checksums(arrays: Flat) -> list[str]:
@@ -157,7 +68,7 @@ class EveryStep:
     check_every: int
 
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
-        lines = [f"{steps} steps done", *self._checksums(batch, steps)]
+        lines = [f"{steps} steps done", *self._checksums(batch, steps), *batch.changes]
         lines += self.inner.scalar_lines()
         if batch.gradients and micro.active:
             lines.append(f"{micro.count} micro-batches before")
@@ -182,7 +93,7 @@ class EveryStep:
 
 @dataclass
 class SingleRank:
-    """A world of one: refuses what is wrong, and compares nothing, as MLX."""
+    """A world of one: refuses what is wrong, and compares and waits for nothing."""
 
     world: World
     name: str
@@ -191,9 +102,14 @@ class SingleRank:
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
         weight, problem = _total(self.world, self.plan, batch, micro)
         call = call_name(self.name, batch)
-        return agree_on_weights(
-            self.world, call, 0, no_lines, weight=weight, problem=problem
-        )
+        problem = problem or weight_problem(weight)
+        if problem is not None:
+            raise MismatchError(
+                f"{call} refused, nothing was changed:\n  rank 0: {problem}"
+            )
+        if weight == 0:
+            raise MismatchError(f"{call} refused: every rank has weight 0")
+        return Weights.known(0, [1.0 if weight is None else float(weight)])
 
 
 @dataclass

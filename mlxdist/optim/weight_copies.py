@@ -13,7 +13,7 @@ from ..arrays.types import Array, Dtype, Named
 from ..layout.paths import KeyPath
 from . import ema, masters
 from .ema import EmaWeights
-from .inner_optimizer import Optimizer
+from .hyperparameters import Optimizer
 from .masters import MasterWeights
 from .state import StateTree
 

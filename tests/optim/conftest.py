@@ -3,7 +3,7 @@
 import pytest
 
 from mlxdist.layout import buckets
-from mlxdist.optim import grad_norm, local_update
+from mlxdist.optim import compilation, grad_norm
 
 
 @pytest.fixture
@@ -13,6 +13,6 @@ def compiled_always(monkeypatch):
     Tensors of 4 kB get a bucket of their own, and the gradients' finiteness is checked
     before the exchange whatever their size.
     """
-    monkeypatch.setattr(local_update, "COMPILED_FROM", 0)
+    monkeypatch.setattr(compilation, "COMPILED_FROM", 0)
     monkeypatch.setattr(buckets, "ALONE_FROM", 4096)
     monkeypatch.setattr(grad_norm, "STREAM_FROM", 64)

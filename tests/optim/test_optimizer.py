@@ -203,9 +203,6 @@ def test_learning_rate_changed_in_mid_run_applies_to_compiled_updates(shard, wor
     assert_same_bits(*train_with_changes(world, shard, set_learning_rate))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a compiled kernel keeps the weight decay of its first step"
-)
 @each_shard
 @pytest.mark.usefixtures("compiled_always")
 def test_weight_decay_changed_in_mid_run_applies_to_compiled_updates(shard, world):

@@ -1,0 +1,116 @@
+"""The arguments of one update, by path, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from ..arrays.tree_index import TreeIndex
+from ..arrays.trees import leaves_of
+from ..arrays.types import Flat, Tree
+from ..layout.sharding import Plan
+
+_INIT_REMEDY = (
+    ". After freezing or adding layers call optimizer.init(model) again; it keeps the "
+    "state of what stays"
+)
+_CAST_REMEDY = (
+    ". Cast it, as in g.astype(p.dtype); to add up micro-batches in float32 use "
+    "accumulate=; after model.set_dtype() call optimizer.init(model) again"
+)
+
+
+class TreeIndexes(NamedTuple):
+    """Where each gradient is in its tree, and its parameter in a tree that has more."""
+
+    gradients: TreeIndex
+    parameters: TreeIndex
+
+    @classmethod
+    def of(cls, flat: Flat, gradients: Tree) -> TreeIndexes:
+        return cls(TreeIndex(flat, like=gradients), TreeIndex(flat))
+
+
+@dataclass
+class Batch:
+    """The arguments of one update, by path.
+
+    Attributes:
+        gradients: this rank's; empty for a step of the schedules alone.
+        parameters: those that the gradients are for.
+        problem: why the gradients can't be used, or None.
+        index: of the trees, where they are those of earlier steps.
+        changes: hyperparameters that this rank's user changed since the last step.
+    """
+
+    gradients: Flat
+    parameters: Flat
+    weight: float | None
+    problem: str | None = None
+    index: TreeIndexes | None = None
+    changes: list[str] = field(default_factory=list)
+
+
+def read_batch(
+    index: TreeIndexes | None, gradients: Tree, parameters: Tree, weight: float | None
+) -> Batch:
+    """Flatten the arguments of an update. Raises nothing: `problem` says what is wrong.
+
+    Args:
+        index: of the trees of earlier steps, which saves the search.
+    """
+    if index is not None:
+        try:
+            found = index.gradients.flat(gradients), index.parameters.flat(parameters)
+            return Batch(*found, weight, index=index)
+        except (LookupError, TypeError):
+            pass  # another tree: search it for what is wrong, if anything is
+    tree, problem = matching(gradients, parameters)
+    return Batch(leaves_of(gradients), leaves_of(tree), weight, problem)
+
+
+def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
+    """Return the parameters that gradients are for, or why there are none."""
+    try:
+        return tree_map(lambda _, parameter: parameter, gradients, parameters), None
+    except (KeyError, IndexError, TypeError) as error:
+        return {}, (
+            "the gradients have another structure than the parameters: "
+            f"{type(error).__name__} {error}"
+        )
+
+
+def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
+    """Return how gradients differ from the plan's parameters, or None.
+
+    No gradients at all are valid: such a step moves the schedules alone.
+    """
+    if not gradients:
+        return None
+    for entry in plan.entries:
+        array = gradients.get(entry.path)
+        if array is None:
+            return f"there is no gradient for {entry}{_INIT_REMEDY}"
+        if not isinstance(array, mx.array):
+            kind = type(array).__name__
+            return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"
+        shape = tuple(array.shape)
+        if shape != entry.shape or array.dtype != getattr(mx, entry.dtype):
+            remedy = _CAST_REMEDY if shape == entry.shape else _INIT_REMEDY
+            return (
+                f"the gradient of {entry.path} is {array.dtype}{list(shape)}, "
+                f"wanted {entry.dtype}{list(entry.shape)}{remedy}"
+            )
+    if len(gradients) > len(plan.entries):
+        extra = min(gradients.keys() - plan.by_path.keys())
+        return f"there is a gradient for {extra}, new since init(){_INIT_REMEDY}"
+    return None
+
+
+def batch_problem(plan: Plan, batch: Batch) -> str | None:
+    """Return why a batch doesn't fit the plan, or None; a plan of nothing fits all."""
+    problem = gradient_problem(plan, batch.gradients) if plan.entries else None
+    return problem or batch.problem

@@ -67,9 +67,10 @@ class _Shard:
         self.inner = inner
         self.wire = wire
         self.copies = copies
-        paths = {p.entry.path for bucket in wire.pieces for p in bucket}
+        # The plan's own path objects: a lookup of an equal one takes longer.
+        paths = {p.entry.path: p.entry.path for bucket in wire.pieces for p in bucket}
         self._states = [
-            (leaf, TreeIndex(path for path in leaf.paths if path in paths))
+            (leaf, TreeIndex(paths[path] for path in leaf.paths if path in paths))
             for leaf in inner.leaves
         ]
 

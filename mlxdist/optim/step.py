@@ -126,7 +126,7 @@ class DistributedStep:
     ) -> None:
         """Take the step that all ranks have agreed to."""
         recorder = self._world.recorder
-        self.index = batch.index or TreeIndexes.of(batch.gradients, gradients)
+        self.index = batch.index or TreeIndexes.of(run.wire.plan, batch, gradients)
         contribution, weights = self._sums(batch, weights)
         # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
         recorder.phase("gradient exchange")

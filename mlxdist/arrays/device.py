@@ -12,6 +12,18 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
 
 
+def needs_fences(backend: str) -> bool:
+    """Return whether both sides of a collective have to be evaluated at once.
+
+    So it is where MLX computes on an accelerator and the collective runs on the CPU,
+    which is so for all backends but NCCL. Metal kills a command buffer that waits for
+    seconds, as one does that is queued behind a collective. On CUDA a collective reads
+    its input before kernels that are still queued have written it, and what is queued
+    behind a collective may never wake up.
+    """
+    return backend != "nccl" and not on_cpu()
+
+
 def evaluate(arrays: Tree) -> None:
     """Evaluate arrays, or queue them where an accelerator has a queue of its own.
 

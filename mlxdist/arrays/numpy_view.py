@@ -35,7 +35,7 @@ def raw(array: Array, dtype: DTypeLike = np.uint8) -> Raw:
         return np.empty(0, dtype)
     view = memoryview(array)
     if not view.c_contiguous:
-        array = mx.contiguous(array)
+        array = mx.contiguous(array, stream=mx.cpu)
         mx.eval(array)
         view = memoryview(array)
     return np.frombuffer(view.cast("B"), dtype)
@@ -72,7 +72,7 @@ def uninitialized(size: int, dtype: Dtype) -> Array:
         try:
             file: Any = _HeaderOnlyFile(bits, size)
             loaded: Array = mx.load(file, format="npy", stream=mx.cpu)
-            array = loaded.view(dtype)
+            array = mx.view(loaded, dtype, stream=mx.cpu)
             mx.eval(array)
         except (RuntimeError, ValueError, NotImplementedError):
             array = None

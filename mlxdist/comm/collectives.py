@@ -8,8 +8,9 @@ each, and nothing else in the package communicates.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +24,21 @@ from .reduction import Weights
 
 @dataclass
 class Traffic:
-    """What one rank sends: a number of collectives, and bytes without headers."""
+    """What one rank sends: a number of collectives, and bytes without headers.
+
+    Counted by the thread that starts collectives and by the one that drives them.
+    """
 
     collectives: int = 0
     bytes_sent: int = 0
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
     def add(self, nbytes: int, collectives: int = 1) -> None:
-        self.collectives += collectives
-        self.bytes_sent += nbytes
+        with self._lock:
+            self.collectives += collectives
+            self.bytes_sent += nbytes
 
 
 class Pending(Protocol):

@@ -7,6 +7,7 @@ depends on the collective before it, whatever is evaluated first, and starts at 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,25 @@ class Lazy:
         return self.array
 
 
+class CollectiveStream(threading.local):
+    """The stream of the collectives that a thread starts.
+
+    MLX's streams can be used only by the thread that made them.
+    """
+
+    def __init__(self, backend: str):
+        self._backend = backend
+        # Over MPI a stream of its own, as the communicator is its own: a user's
+        # collective that waits for another rank must not delay these, nor be delayed.
+        self._created = mx.new_stream(mx.cpu) if backend == "mpi" else None
+
+    def of_thread(self) -> mx.Stream | None:
+        """Return the stream; None for NCCL, which runs on the accelerator's own."""
+        if self._backend == "nccl":
+            return None
+        return self._created or mx.default_stream(mx.cpu)
+
+
 class NativeTransport:
     """Collectives of one `mx.distributed` group. See `Collectives` for the contract."""
 
@@ -59,9 +79,8 @@ class NativeTransport:
         self.traffic = Traffic()
         self.recorder = recorder
         self._has_reduce_scatter = backend in _HAVE_REDUCE_SCATTER
-        # Over MPI a stream of its own, as the communicator is its own: a user's
-        # collective that waits for another rank must not delay these, nor be delayed.
-        self._stream = mx.new_stream(mx.cpu) if backend == "mpi" else None
+        self._backend = backend
+        self._stream = CollectiveStream(backend)
         self._token: Array | None = None
         self._tracing = False
 
@@ -200,21 +219,24 @@ class NativeTransport:
     def _chained(self, collective: Callable[..., Array], array: Array) -> Array:
         name = collective.__name__
         self.recorder.started(name, array.size, str(array.dtype), array.nbytes)
-        if self._token is not None:
-            array = mx.depends([array], [self._token])[0]
-        # Metal kills a command buffer that waits for seconds, as one does that is
-        # queued behind a collective. So both sides are evaluated and nothing is queued.
-        fenced = not self._tracing and not device.on_cpu()
+        stream = self._stream.of_thread()
+        fenced = not self._tracing and device.needs_fences(self._backend)
         if fenced:
             mx.eval(array)
-        result = collective(array, group=self.group, stream=self._stream)
-        self._token = mx.depends([mx.array(0, mx.uint8)], [result])[0]
-        if fenced:
-            mx.eval(result)
-        elif not self._tracing:
+        # An operation of the collectives' stream, without a copy: `depends` runs on the
+        # stream of its first input, and what computes must not wait for other ranks.
+        array = mx.stop_gradient(array, stream=stream)
+        if self._token is not None:
+            array = mx.depends([array], [self._token])[0]
+        result = collective(array, group=self.group, stream=stream)
+        nothing = mx.zeros(1, mx.uint8, stream=stream)
+        self._token = mx.depends([nothing], [result])[0]
+        if not self._tracing:
             # Started now and not when it is needed: a rank that needs something else
             # first must not keep the others waiting.
-            mx.async_eval(result)
+            mx.async_eval(result, self._token)
+        if fenced:
+            mx.eval(result)
         return result
 
 

@@ -15,7 +15,7 @@ import os
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..comm.flight_recorder import Recorder, Status
 from ..launcher import environment
@@ -54,6 +54,16 @@ def peers_of(rank: int, size: int) -> list[int]:
     return [peer for peer in range(size) if peer != rank]
 
 
+class Discount(NamedTuple):
+    """Seconds that do not count of the activity that started at `since`.
+
+    The watchdog's own: the main thread alone writes the status.
+    """
+
+    since: float
+    seconds: float
+
+
 class Watchdog(threading.Thread):
     """Watches the other ranks of a job, and the process that started this one.
 
@@ -81,6 +91,7 @@ class Watchdog(threading.Thread):
         self._host = host
         self._events = events
         self._stopped = False
+        self._discount = Discount(0.0, 0.0)
         # Bytes arrive here at once on SIGTERM, even while the main thread is inside MPI
         # and can't run Python handlers. See `hooks`.
         self._wake, self.wake_fd = os.pipe()
@@ -128,7 +139,9 @@ class Watchdog(threading.Thread):
 
         It has received nothing meanwhile, which says nothing about its peers.
         """
-        self._recorder.status.since += seconds
+        since = self._recorder.status.since
+        earlier = self._discount.seconds if since == self._discount.since else 0.0
+        self._discount = Discount(since, earlier + seconds)
         for peer in self._peers:
             peer.last_seen += seconds
 
@@ -139,7 +152,13 @@ class Watchdog(threading.Thread):
         if now - then > 2:
             self._cpu_sample = (now, cpu)
         status = self._recorder.status
-        return Heartbeat(status, now - status.since, load, self._host, os.getpid())
+        duration = now - self._start_of(status)
+        return Heartbeat(status, duration, load, self._host, os.getpid())
+
+    def _start_of(self, status: Status) -> float:
+        """Return when the activity started, later by what was discounted of it."""
+        since, discount = status.since, self._discount
+        return since + discount.seconds if since == discount.since else since
 
     def _send(self, message: Message) -> None:
         data = encode(message)
@@ -157,7 +176,7 @@ class Watchdog(threading.Thread):
         if status.leaving or self._stopped:
             return
         now = time.monotonic()
-        waited = now - status.since if status.call or status.waiting else 0.0
+        waited = now - self._start_of(status) if status.call or status.waiting else 0.0
         if status.waiting:
             self._check_departed(status)
         self._check_timeout(status, waited, now)

@@ -7,9 +7,15 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
-from mlxdist.comm import Recorder
+from mlxdist.comm import Recorder, Traffic
 from mlxdist.world import World
-from tests.support.examples import assert_as_eager, distributed, each_shard
+from tests.support.examples import (
+    assert_as_eager,
+    assert_same_bits,
+    distributed,
+    each_shard,
+    each_transport,
+)
 
 pytestmark = pytest.mark.mpi
 
@@ -39,6 +45,70 @@ def integer_tree(seed):
         name: mx.random.randint(-8, 8, shape, key=key).astype(mx.float32)
         for name, shape in shapes.items()
     }
+
+
+@pytest.fixture
+def forbid_changes_of_device(monkeypatch):
+    """Fail where anything changes the default device, which all threads share."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("the default device or stream was changed")
+
+    for name in ("stream", "set_default_device", "set_default_stream"):
+        monkeypatch.setattr(mx, name, forbidden)
+
+
+@pytest.mark.usefixtures("forbid_changes_of_device")
+@each_transport
+@each_shard
+def test_step_leaves_the_default_device_and_stream_alone(
+    shard, transport, overlapping_world
+):
+    before = mx.default_device(), mx.default_stream(mx.default_device())
+    optimizer = distributed(overlapping_world, shard=shard, transport=transport)
+    tree = integer_tree(0)
+    optimizer.init(tree)
+    mx.eval(optimizer.apply_gradients(integer_tree(1), tree))
+    assert (mx.default_device(), mx.default_stream(mx.default_device())) == before
+
+
+@each_transport
+@each_shard
+def test_step_inside_a_stream_of_the_user_gives_the_same_and_leaves_it(
+    shard, transport, overlapping_world
+):
+    trees = []
+    for stream in (mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)):
+        optimizer = distributed(overlapping_world, shard=shard, transport=transport)
+        tree = integer_tree(0)
+        optimizer.init(tree)
+        with mx.stream(stream):
+            trees.append(optimizer.apply_gradients(integer_tree(1), tree))
+            assert mx.default_stream(mx.cpu) == stream
+        mx.eval(trees[-1])
+    assert_same_bits(*trees)
+
+
+def test_traffic_counted_by_two_threads_is_the_sum_of_both():
+    class SlowNumber(int):
+        """A number whose addition lets another thread run."""
+
+        def __radd__(self, other):
+            time.sleep(1e-4)
+            return int(other) + int(self)
+
+    traffic = Traffic()
+
+    def count():
+        for _ in range(20):
+            traffic.add(SlowNumber(2))
+
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert traffic == Traffic(collectives=40, bytes_sent=80)
 
 
 class SendTimes:

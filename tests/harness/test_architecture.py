@@ -64,6 +64,18 @@ def foreign_privates(tree: ast.Module) -> list[str]:
     ]
 
 
+def changes_of_device(tree: ast.Module) -> list[str]:
+    """Calls that change the default device or stream, in all threads or in this one."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) in ("mx", "mlx.core")
+        and node.attr
+        in ("stream", "StreamContext", "set_default_device", "set_default_stream")
+    ]
+
+
 def test_files_are_short():
     lengths = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines())
@@ -86,6 +98,11 @@ def test_modules_use_public_names_of_other_modules_only():
     assert {n: foreign_privates(t) for n, t in modules() if foreign_privates(t)} == {}
 
 
+def test_modules_leave_the_default_device_to_the_user():
+    found = {name: changes_of_device(tree) for name, tree in modules()}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
 def test_types_are_known():
     """`Any` is for what MLX's stubs lack, under the names of arrays/types.py."""
     names = [
@@ -102,6 +119,8 @@ def test_types_are_known():
     [
         (private_imports, "from ..comm.wire import _Window"),
         (foreign_privates, "from ..optim import state\nstate._joined([])"),
+        (changes_of_device, "with mx.stream(mx.cpu):\n    pass"),
+        (changes_of_device, "mlx.core.set_default_device(mx.cpu)"),
     ],
 )
 def test_rules_find_what_breaks_them(rule, source):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from run_folder import exit_if
 
 import mlxdist
 
@@ -27,6 +28,7 @@ SKIPPED_FOLDERS = {
     "tests",
 }
 HELD_OUT_OF_256 = 13  # files: 5% are for validation only
+PIECE = 2**24  # bytes that are decoded or hashed at once
 
 
 class Corpus(NamedTuple):
@@ -60,26 +62,22 @@ def read_rows(
         needed: rows of one step, which the text must have at least.
         validation_rows: at most so many held-out rows are used.
     """
-    problem = None
+    problem, text = None, np.zeros(0, np.uint8)
     try:
-        corpus = read_corpus(folder)
-        train, held_out = (windows(text, context) for text in corpus[:2])
+        text, held_out_text, prompt = read_corpus(folder)
+        train = windows(text, context, "to train on")
+        held_out = windows(held_out_text, context, "to hold out")
         if len(train) < needed:
             raise ValueError(f"found {len(train)} rows of text, wanted {needed} a step")
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
     except ValueError as error:
         problem = error
-    failed = world.mean(float(problem is not None))
-    if problem and (world.is_root or failed < 1):
-        print(f"train_lm.py: error: {problem}", file=sys.stderr)
-    if failed:
-        sys.exit(2)
-    if not world.identical({"text": mx.array(corpus.train)}):
-        world.print(
-            "train_lm.py: error: the ranks read different text", file=sys.stderr
-        )
-        sys.exit(2)
+    exit_if(world, problem)
+    if not world.identical({"checksum": checksum(text)}):
+        exit_if(world, "the ranks read different text")
     stride = max(1, len(held_out) // validation_rows)
-    return Rows(train, mx.array(held_out[::stride]), corpus.prompt)
+    return Rows(train, mx.array(held_out[::stride]), prompt)
 
 
 def read_corpus(folder: str | None = None) -> Corpus:
@@ -90,29 +88,34 @@ def read_corpus(folder: str | None = None) -> Corpus:
 
     Raises:
         ValueError: the folder does not exist, or has no text.
+        OSError: a file can't be read.
     """
     if folder is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         paths, prompt = standard_library(root), "def "
     else:
         root = Path(folder)
-        if not root.is_dir():
-            raise ValueError(f"--data {folder}: there is no such folder")
+        if not folder or not root.is_dir():
+            found = "that is a file, wanted a folder of text files"
+            problem = found if folder and root.exists() else "there is no such folder"
+            raise ValueError(f"--data {folder}: {problem}")
         paths, prompt = visible_files(root), ""
-    train, held_out = [], []
+    train, held_out = bytearray(), bytearray()
     for path in sorted(paths):
         text = path.read_bytes()
         if is_text(text):
             name = path.relative_to(root).as_posix().encode()
             is_held_out = hashlib.sha256(name).digest()[0] < HELD_OUT_OF_256
-            (held_out if is_held_out else train).append(text + b"\0")
+            part = held_out if is_held_out else train
+            part += text
+            part += b"\0"
     if not train and not held_out:
         raise ValueError(f"{root} has no text files: UTF-8 without zero bytes")
     if not train or not held_out:  # few files: hold out the end of the text
-        text = b"".join(train + held_out)
+        text = train or held_out
         cut = len(text) - len(text) * HELD_OUT_OF_256 // 256
-        train, held_out = [text[:cut]], [text[cut:]]
-    prompt = prompt or held_out[0][:32].decode(errors="ignore")
+        train, held_out = text[:cut], text[cut:]
+    prompt = prompt or held_out[:32].partition(b"\0")[0].decode(errors="ignore")
     return Corpus(as_array(train), as_array(held_out), prompt)
 
 
@@ -133,18 +136,33 @@ def visible_files(root: Path) -> Iterator[Path]:
 
 def is_text(data: bytes) -> bool:
     """Return whether a file's bytes are UTF-8 text without zero bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return bool(data) and "\0" not in data.decode()
+        for start in range(0, len(data), PIECE):
+            decoder.decode(data[start : start + PIECE])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
+    return bool(data) and b"\0" not in data
 
 
-def as_array(texts: list[bytes]) -> np.ndarray:
-    """Return texts as one uint8 array."""
-    return np.frombuffer(b"".join(texts), np.uint8)
+def as_array(text: bytearray) -> np.ndarray:
+    """Return text as a uint8 array, without copying it."""
+    return np.frombuffer(text, np.uint8)
 
 
-def windows(text: np.ndarray, context: int) -> Any:
+def checksum(text: np.ndarray) -> mx.array:
+    """Return the SHA-256 of a text, as uint8 of shape (32,).
+
+    The text itself may have more bytes than an MLX array can: 2^31.
+    """
+    hashed = hashlib.sha256()
+    for start in range(0, len(text), PIECE):
+        hashed.update(text[start : start + PIECE].tobytes())
+    return mx.array(np.frombuffer(hashed.digest(), np.uint8))
+
+
+def windows(text: np.ndarray, context: int, purpose: str) -> Any:
     """Return a view of the text as rows of `context + 1` bytes.
 
     The last byte of a row is the first one of the next row.
@@ -153,5 +171,7 @@ def windows(text: np.ndarray, context: int) -> Any:
         ValueError: the text is shorter than a row.
     """
     if len(text) <= context:
-        raise ValueError(f"found {len(text)} bytes of text, wanted {context + 1}")
+        raise ValueError(
+            f"found {len(text)} bytes of text {purpose}, wanted {context + 1} or more"
+        )
     return np.lib.stride_tricks.sliding_window_view(text, context + 1)[::context]

@@ -108,8 +108,13 @@ def is_hidden_matrix(path: str, parameter: mx.array) -> bool:
 def make_optimizer(
     name: str, steps: int, learning_rate: float | None = None
 ) -> optim.Optimizer:
-    """Return an MLX optimizer: a tenth of the steps is warmup, then cosine decay."""
-    peak = learning_rate or LEARNING_RATES[name]
+    """Return an MLX optimizer: a tenth of the steps is warmup, then cosine decay.
+
+    Args:
+        learning_rate: the peak; LEARNING_RATES has the default. With "muon", that of
+            AdamW, which updates embeddings and norms, is scaled alike.
+    """
+    peak = LEARNING_RATES[name] if learning_rate is None else learning_rate
     warmup = max(1, steps // 10)
     rise = optim.linear_schedule(peak / warmup, peak, warmup)
     fall = optim.cosine_decay(peak, max(1, steps - warmup), 0.05 * peak)
@@ -126,7 +131,8 @@ def make_optimizer(
     if name == "adafactor":
         return optim.Adafactor(rate, relative_step=False, scale_parameter=False)
     muon = optim.Muon(rate, weight_decay=0.01)
-    others = make_optimizer("adamw", steps)  # embeddings and norms
+    scale = peak / LEARNING_RATES["muon"]
+    others = make_optimizer("adamw", steps, scale * LEARNING_RATES["adamw"])
     return optim.MultiOptimizer([muon, others], [is_hidden_matrix])
 
 

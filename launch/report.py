@@ -14,22 +14,23 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from run_folder import RunFolder
 
 
 class Report:
     """The report of a run, which rank 0 makes.
 
     Args:
-        done: steps that an earlier run of the same name has taken.
+        folder: of the run.
+        done: steps that a loaded checkpoint had.
     """
 
-    def __init__(self, args, model, optimizer, done):
+    def __init__(self, args, folder: RunFolder, model, optimizer, done):
         self.optimizer, self.steps, self.done = optimizer, args.steps, done
         self.losses, self.rates, self.held_out = [], [], []
         self.describe(args, model, optimizer)
-        self.folder = Path("runs", args.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = self.open_metrics(self.folder / "metrics.jsonl")
+        self.folder = folder
+        self.metrics = self.open_metrics(folder.metrics)
         # A rank's output goes through mpirun; `mlxdist run` says if it has a terminal.
         terminal = None
         if "OMPI_COMM_WORLD_SIZE" in os.environ:
@@ -74,10 +75,10 @@ class Report:
             else:
                 self.losses.append(entry["loss"])
                 self.rates.append(entry["tokens_per_second"])
-        file = path.open("w", buffering=1)
-        for entry in entries:
-            print(json.dumps(entry), file=file)
-        return file
+        kept = path.with_suffix(".new")
+        kept.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+        kept.replace(path)
+        return path.open("a", buffering=1)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         self.losses.append(loss)
@@ -129,10 +130,10 @@ class Report:
 
     def finish(self, sample: str, identical: bool) -> None:
         self.live.stop()
-        written = [self.folder / "metrics.jsonl"]
+        written = [self.folder.metrics]
         with contextlib.suppress(ImportError):  # matplotlib comes with mlxdist[plot]
-            plot(self.folder / "loss.png", self.title, self.losses, self.held_out)
-            written.append(self.folder / "loss.png")
+            plot(self.folder.plot, self.title, self.losses, self.held_out)
+            written.append(self.folder.plot)
         rows = Table.grid(padding=(0, 3))
         for name, text in {
             "model": self.model,

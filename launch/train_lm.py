@@ -11,7 +11,6 @@ import itertools
 import os
 import sys
 import time
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +18,7 @@ import numpy as np
 from corpus import Rows, read_rows
 from model import LEARNING_RATES, Transformer, generate, loss_of, make_optimizer
 from report import Report
+from run_folder import RunFolder, exit_if
 
 import mlxdist
 from mlxdist.arrays import digest
@@ -33,6 +33,7 @@ def main() -> None:
     rows_per_rank = -(-args.batch_size // world.size)
     rows_per_step = rows_per_rank * world.size
     rows = read_rows(args.data, world, context=CONTEXT, needed=rows_per_step)
+    folder = RunFolder(world, args.name, resume=args.resume)
 
     world.seed(args.seed)
     model = Transformer()
@@ -46,11 +47,13 @@ def main() -> None:
     sampler = mlxdist.ShardedSampler(
         count, world=world, seed=args.seed, batch_size=rows_per_rank
     )
-    training = Training(args, world, model, optimizer, sampler, rows)
+    training = Training(args, world, model, optimizer, sampler, rows, folder)
     if args.resume or world.restarts:
         training.load()
     if training.done < args.steps:
         training.run()
+    else:
+        world.print(f"nothing to do: the run has its {args.steps} steps; set --steps")
 
 
 def wrap_optimizer(
@@ -83,10 +86,11 @@ class Training:
         optimizer: mlxdist.DistributedOptimizer,
         sampler: mlxdist.ShardedSampler,
         rows: Rows,
+        folder: RunFolder,
     ):
         self.args, self.world, self.rows, self.done = args, world, rows, 0
         self.model, self.optimizer, self.sampler = model, optimizer, sampler
-        self.folder = Path("runs", args.name, "checkpoints")
+        self.folder = folder
         self.micro_batches = micro_batches_per_rank(args, world)
         self.loss_and_gradients = nn.value_and_grad(model, loss_of)
 
@@ -94,10 +98,10 @@ class Training:
         """Take the steps that are left, and report them on rank 0."""
         args, world = self.args, self.world
         if args.checkpoint_every and not self.done:
-            self.save(0)  # replaces checkpoints of an earlier run of this name
+            self.save(0)
         report = None
         if world.is_root:
-            report = Report(args, self.model, self.optimizer, self.done)
+            report = Report(args, self.folder, self.model, self.optimizer, self.done)
         epochs = itertools.chain.from_iterable(itertools.repeat(self.sampler))
         batches = itertools.islice(epochs, args.steps - self.done)
         for step, batch in enumerate(batches, self.done + 1):
@@ -116,7 +120,7 @@ class Training:
                 self.save(step)
         self.finish(report)
 
-    def step(self, batch: np.ndarray) -> float:
+    def step(self, batch: mx.array) -> float:
         """Take one step on this rank's rows and return the mean loss of all ranks."""
         losses = []
         for part in np.array_split(batch, self.micro_batches):
@@ -143,18 +147,27 @@ class Training:
 
     def save(self, step: int) -> None:
         mlxdist.save_checkpoint(
-            self.folder, step, self.model, self.optimizer, sampler=self.sampler
+            self.folder.checkpoints,
+            step,
+            self.model,
+            self.optimizer,
+            sampler=self.sampler,
         )
 
     def load(self) -> None:
         """Load the last checkpoint of this run, if there is one."""
-        loaded = mlxdist.load_checkpoint(
-            self.folder,
-            self.model,
-            self.optimizer,
-            sampler=self.sampler,
-            missing_ok=True,
-        )
+        problem = loaded = None
+        try:
+            loaded = mlxdist.load_checkpoint(
+                self.folder.checkpoints,
+                self.model,
+                self.optimizer,
+                sampler=self.sampler,
+                missing_ok=True,
+            )
+        except mlxdist.CheckpointError as error:  # on all ranks
+            problem = error
+        exit_if(self.world, problem)
         self.done = loaded.step if loaded else 0
         self.world.print(
             f"resumes after step {self.done}" if loaded else "there is no checkpoint"
@@ -189,7 +202,7 @@ def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
     add("--steps", type=positive, default=240, help="optimizer steps")
     add("--batch-size", type=positive, default=12, help="rows a step, over all ranks")
     add("--optimizer", choices=LEARNING_RATES, default="adamw", help="what to wrap")
-    add("--learning-rate", type=float, help="the peak (default: the optimizer's)")
+    add("--learning-rate", type=rate, help="the peak (default: the optimizer's)")
     add("--shard", choices=shards, default="auto", help="how state is sharded")
     add("--transport", choices=transports, default="auto", help="for gradients")
     add("--dtype", choices=dtypes, default="float32", help="of the parameters")
@@ -197,16 +210,20 @@ def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
     add("--micro-batches", type=positive, default=1, help="a step, over all ranks")
     add("--reproducible", action="store_true", help="equal bits on 1, 2, 4, 8 ranks")
     add("--data", metavar="FOLDER", help="text files (default: Python's library)")
-    add("--seed", type=int, default=0, help="of the model and the order of the text")
+    add("--seed", type=seed, default=0, help="of the model and the order of the text")
     add("--checkpoint-every", type=positive, metavar="STEPS", help="save a checkpoint")
     add("--resume", action="store_true", help="continue from the last checkpoint")
-    add("--name", default="lm", help="results go to runs/NAME")
+    add("--name", type=name_of_run, help="results go to runs/NAME (default: a new one)")
     with open(os.devnull, "w") as devnull, contextlib.ExitStack() as stack:
         if not world.is_root:  # rank 0 alone prints help and errors
             stack.enter_context(contextlib.redirect_stdout(devnull))
             stack.enter_context(contextlib.redirect_stderr(devnull))
-        args = parser.parse_args()
-        check_arguments(parser, args, world.size)
+        try:
+            args = parser.parse_args()
+            check_arguments(parser, args, world.size)
+        except SystemExit:
+            world.barrier()  # mpirun ends the others as soon as one has exited
+            raise
         return args
 
 
@@ -216,7 +233,17 @@ def check_arguments(
     """Exit with an error where options contradict each other or the number of ranks."""
     if args.shard == "elements" and args.optimizer in ("muon", "adafactor"):
         parser.error(f"{args.optimizer} needs whole tensors: --shard tensors")
+    if args.master_dtype == args.dtype:
+        parser.error(
+            f"--master-dtype {args.master_dtype} has no effect on {args.dtype} "
+            "parameters: leave it out, or add --dtype bfloat16"
+        )
     count = args.micro_batches
+    if count > args.batch_size:
+        parser.error(
+            f"--micro-batches {count}: found more than the {args.batch_size} rows of a "
+            "step, see --batch-size"
+        )
     if count > 1 and count % ranks:
         parser.error(f"--micro-batches {count} can't be split over {ranks} ranks")
     if args.reproducible and (count % ranks or args.batch_size % count):
@@ -229,9 +256,33 @@ def check_arguments(
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted 1 or more")
-    return int(text)
+    return integer(text, 1, 10**9)
+
+
+def seed(text: str) -> int:
+    return integer(text, 0, 2**64 - 1)
+
+
+def integer(text: str, least: int, most: int) -> int:
+    # Longer texts are too large. Python refuses to convert those above 4300 digits.
+    if text.isdecimal() and len(text) < 100 and least <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"found {text!r}, wanted an integer from {least} to {most}"
+    )
+
+
+def rate(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number from 0 on")
+
+
+def name_of_run(text: str) -> str:
+    if text.isprintable() and text.strip(".") and not {"/", "\\"} & set(text):
+        return text
+    raise argparse.ArgumentTypeError(f"found {text!r}, wanted the name of a folder")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..comm.collectives import Traffic
 from ..layout.sharding import Plan
 from .pipeline import Pipelines
+from .setup import Initialized
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Description:
         traffic: what this rank sends in a step.
         compiled: whether updates of elementwise optimizers run as compiled kernels.
         state_bytes_by_rank: bytes of per-parameter state on each rank.
+        begun_anew: parameters that the last `init` gave new state, though others kept
+            theirs, and why.
     """
 
     plan: Plan
@@ -28,6 +31,7 @@ class Description:
     traffic: Traffic
     compiled: bool
     state_bytes_by_rank: tuple[int, ...]
+    begun_anew: tuple[str, ...] = ()
 
     @property
     def state_bytes(self) -> int:
@@ -61,24 +65,26 @@ class Description:
                 f"rank {rank}: {megabytes(nbytes)} MB of state, {owned:,} elements of "
                 f"{len(shard)} tensors"
             )
+        if self.begun_anew:
+            lines.append(f"new state since the last init: {', '.join(self.begun_anew)}")
         return "\n".join(lines)
 
 
 def describe(
+    made: Initialized,
     pipelines: Pipelines,
     *,
     optimizer: str,
     accumulates: bool,
     pairwise: bool,
-    state_bytes_by_rank: tuple[int, ...],
 ) -> Description:
     """Describe a plan on its transport.
 
     Args:
+        made: by `init`.
         optimizer: the wrapped optimizer's name.
         accumulates: whether sums of micro-batches are exchanged, which are float32.
         pairwise: whether ranks are added in pairs.
-        state_bytes_by_rank: bytes of per-parameter state on each rank.
     """
     wire = pipelines.eager.wire
     return Description(
@@ -88,7 +94,8 @@ def describe(
         rank=wire.comm.rank,
         traffic=wire.expected("float32" if accumulates else None, pairwise=pairwise),
         compiled=pipelines.eager.local.is_compiled,
-        state_bytes_by_rank=state_bytes_by_rank,
+        state_bytes_by_rank=made.state_bytes_by_rank,
+        begun_anew=made.begun_anew,
     )
 
 

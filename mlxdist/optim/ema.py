@@ -53,11 +53,18 @@ class EmaSwap:
 
     def refuse_in_place(self, action: str) -> None:
         """Raise ValueError while a model has its EMA weights in place."""
-        if self._in_place:
-            raise ValueError(
-                f"the model has its EMA weights in place: {action} after the `with "
-                "optimizer.averaged(model)` block"
-            )
+        problem = self.problem_in_place(action)
+        if problem is not None:
+            raise ValueError(problem)
+
+    def problem_in_place(self, action: str) -> str | None:
+        """Return why an action must wait while a model has its EMA weights in place."""
+        if not self._in_place:
+            return None
+        return (
+            f"the model has its EMA weights in place: {action} after the `with "
+            "optimizer.averaged(model)` block"
+        )
 
     @contextmanager
     def swapped_in(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -12,10 +12,11 @@ import mlx.optimizers as optim
 from ..arrays.trees import leaves_of, nested, structure
 from ..arrays.types import Array, Flat, Named, Tree
 from ..layout.entries import Entry
-from ..layout.paths import Key, KeyPath
+from ..layout.paths import KeyPath
 from ..layout.sharding import Strategy
 from . import hyperparameters, overrides
 from .hyperparameters import Hyperparameters, Optimizer
+from .state_values import as_array
 from .wrapping import Filter, Wrapping
 
 # Optimizers whose update of one element depends on that element alone, so that a flat
@@ -80,11 +81,17 @@ class Leaf:
         """Whether it does more in `apply_gradients` than MLX's base class."""
         return overrides.replaces(self.optimizer, "apply_gradients")
 
+    @property
+    def is_initialized(self) -> bool:
+        """Whether no user has assigned another state since `init`."""
+        return bool(self.optimizer._initialized)
+
     def scalars(self) -> Named:
-        """Step, learning rate and the like, by name."""
+        """Step, learning rate and the like, by name; numbers as arrays."""
         state = self.optimizer.state
-        arrays = {k: v for k, v in state.items() if isinstance(v, mx.array)}
-        return {name: arrays[name] for name in sorted(arrays)}
+        kinds = mx.array | bool | int | float
+        values = {k: as_array(v) for k, v in state.items() if isinstance(v, kinds)}
+        return {name: values[name] for name in sorted(values)}
 
     def settings(self) -> list[str]:
         """Class and hyperparameters as text, to be compared across ranks."""
@@ -125,8 +132,8 @@ class InnerOptimizer:
             )
         self.optimizer = optimizer
         self.leaves = tuple(_leaves(optimizer, "", ()))
-        self._owners: dict[KeyPath, Leaf] = {}
-        self._structure: Tree = {}
+        self.owners: dict[KeyPath, Leaf] = {}
+        self.structure: Tree = {}
         self.wrapping = Wrapping(optimizer, [leaf.optimizer for leaf in self.leaves])
         self.hyperparameters = Hyperparameters(
             (self._prefix(leaf), leaf.optimizer) for leaf in self.leaves
@@ -134,18 +141,18 @@ class InnerOptimizer:
 
     def assign(self, parameters: Tree) -> None:
         """Find the leaf that updates each parameter, from a tree of full parameters."""
-        self._owners = {}
-        self._structure = structure(parameters)
+        self.owners = {}
+        self.structure = structure(parameters)
         for leaf in self.leaves:
             leaf.paths = []
         for path, array in leaves_of(parameters).items():
             leaf = next(leaf for leaf in self.leaves if _takes(leaf, path, array))
             leaf.paths.append(path)
-            self._owners[path] = leaf
+            self.owners[path] = leaf
 
     def owner(self, path: KeyPath) -> Leaf:
         """Return the leaf that updates a path."""
-        return self._owners[path]
+        return self.owners[path]
 
     def init(self, shard: Flat) -> None:
         """Make the state of the parameters, or slices of them, on this rank."""
@@ -167,12 +174,12 @@ class InnerOptimizer:
 
     def nested(self, leaves: Mapping[KeyPath, Tree]) -> Tree:
         """Return leaves in the structure of the tree that was assigned."""
-        return nested(leaves, self._structure)
+        return nested(leaves, self.structure)
 
     @property
     def is_initialized(self) -> bool:
         """Whether no user has put in another state since `init`."""
-        return all(leaf.optimizer._initialized for leaf in self.leaves)
+        return all(leaf.is_initialized for leaf in self.leaves)
 
     @property
     def is_elementwise(self) -> bool:
@@ -266,8 +273,3 @@ def _takes(leaf: Leaf, path: KeyPath, array: Array) -> bool:
         level[-1](name, array) and not any(wants(name, array) for wants in level[:-1])
         for level in leaf.filters
     )
-
-
-def root_keys(paths: Iterable[KeyPath]) -> set[Key]:
-    """Return the first keys of all paths: a state's keys that hold the tree."""
-    return {path[0] for path in paths if path}

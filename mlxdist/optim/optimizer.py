@@ -13,13 +13,14 @@ from ..layout.buckets import DEFAULT_BUCKET_SIZE
 from ..world import process
 from ..world.join import current
 from ..world.world import World
-from . import setup, state
+from . import setup
 from .batch import matching
 from .buffers import Mode, SyncedBuffers
 from .describe import Description, describe
 from .ema import EmaSwap
 from .hyperparameters import Optimizer
 from .inner_optimizer import InnerOptimizer
+from .managed_state import ManagedState
 from .options import Options, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
@@ -104,19 +105,21 @@ class DistributedOptimizer(OptimizerWrapper):
     def _compose(self, inner: InnerOptimizer) -> None:
         """Make the parts that hold what changes from step to step."""
         self._name = f"optimizer {next(self.world.optimizer_numbers)}"
+        self._managed = ManagedState(self.world, self._name, inner, self.options)
         self._steps = DistributedStep(
             self.world, self._name, inner, self.options, self.init
         )
         self._buffers = SyncedBuffers(self.options.sync_buffers, self.world)
         self._ema = EmaSwap(self.options.copies.ema)
-        self._state_bytes: tuple[int, ...] = ()
+        self._made: setup.Initialized | None = None
         self._inner = inner
 
     def init(self, parameters: Tree) -> None:
         """Put the same parameters and state on all ranks, and plan who owns what.
 
-        Called again, after freezing layers or adding some, it keeps the state of those
-        parameters that it had.
+        Called again, after layers were frozen, added, replaced or cast, it keeps the
+        state of each parameter with the same path and shape, in the new dtype, and
+        tells on stderr which parameters begin with new state.
 
         Args:
             parameters: the model, whose parameters all become rank 0's, the frozen
@@ -127,13 +130,9 @@ class DistributedOptimizer(OptimizerWrapper):
                 parameters' paths, shapes or dtypes differ, or a tree's values do, or a
                 parameter can't be trained.
         """
-        self._ema.refuse_in_place("call init")
-        self._steps.micro_batches.drop()
-        plan = self._steps.pipelines.plan if self.is_initialized else None
-        pipelines, self._state_bytes = setup.initialize(
-            self.world, self._name, self._inner, self.options, parameters, plan
-        )
-        self._steps.use(pipelines)
+        in_place = self._ema.problem_in_place("call init")
+        self._made = self._managed.initialize(parameters, in_place)
+        self._steps.use(self._made)
         self._buffers.remember(parameters)
         process.return_freed_memory()
 
@@ -179,12 +178,17 @@ class DistributedOptimizer(OptimizerWrapper):
 
     @property
     def state(self) -> Tree:
-        """The wrapped optimizer's state on this rank: its shard, where it is cut."""
+        """The wrapped optimizer's state on this rank: its shard, where it is cut.
+
+        Assign on all ranks a full state in MLX's layout, of which each keeps its shard,
+        or on each rank what its own `state` was. The next call that all ranks make
+        takes it, or raises MismatchError on all and puts back the state from before.
+        """
         return self._inner.optimizer.state
 
     @state.setter
     def state(self, value: Tree) -> None:
-        self._inner.optimizer.state = value
+        self._managed.assign(value)
 
     @property
     def skipped(self) -> int:
@@ -219,9 +223,8 @@ class DistributedOptimizer(OptimizerWrapper):
         holds both. Save, load and update after it. Needs `ema_decay`.
         """
         wire = self._steps.require_pipelines().eager.wire
-        shard = state.read(self._inner, wire.plan.shard(self.world.rank))
-        call, comm = f"{self._name}.averaged", self.world.control
-        return self._ema.swapped_in(model, shard, wire, call, comm)
+        shard, comm = self._managed.read("averaged"), self.world.control
+        return self._ema.swapped_in(model, shard, wire, f"{self._name}.averaged", comm)
 
     def gather_state(self) -> Tree:
         """Return the full state in MLX's own layout, on every rank.
@@ -230,28 +233,24 @@ class DistributedOptimizer(OptimizerWrapper):
         weights under "master" and "average", which MLX ignores. Called by all ranks;
         sends each rank's own state to all others.
         """
-        plan = self._steps.require_pipelines().plan
-        call = f"{self._name}.gather_state"
-        with self.world.recorder.call(call, self._steps.counts.steps):
-            return setup.gather_full_state(self.world, call, self._inner, plan)
+        self._steps.require_pipelines()
+        return self._managed.gather(self._steps.counts.steps)
 
     def load_state(self, full: Tree) -> None:
-        """Take a full state, the same on all ranks, and keep this rank's shard of it.
-
-        MismatchError on all ranks where it doesn't fit; nothing is loaded then.
-        """
-        plan, copies = self._steps.require_pipelines().plan, self.options.copies
-        call = f"{self._name}.load_state"
-        setup.load_full_state(self.world, call, self._inner, plan, copies, full)
+        """Take a full state, the same on all ranks; MismatchError where it misfits."""
+        self._steps.require_pipelines()
+        self._managed.load(full)
 
     def describe(self) -> Description:
         """Return who owns what, what is sent, and the bytes of state on each rank."""
+        self._steps.require_pipelines()
+        assert self._made is not None
         return describe(
-            self._steps.require_pipelines(),
+            self._made,
+            self.pipelines,
             optimizer=type(self.optimizer).__name__,
             accumulates=self._steps.micro_batches.active,
             pairwise=self.options.reproducible,
-            state_bytes_by_rank=self._state_bytes,
         )
 
     @property
@@ -270,10 +269,12 @@ class DistributedOptimizer(OptimizerWrapper):
         ValueError before `init`, with EMA weights in place, or in the middle of a step.
         """
         self._ema.refuse_in_place(action)
+        self._managed.prepare(action)
         if action == "save":
             self._steps.micro_batches.refuse_unapplied()
         return self._steps.resumable_state()
 
     def _take_step(self, gradients: Tree, target: Target, weight: float | None) -> None:
         self._ema.refuse_in_place("update")
+        self._managed.settle("update")
         self._steps.take(gradients, target, weight)

@@ -100,6 +100,11 @@ class Options:
         )
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the state is cut."""
+        return self.strategy != "replicated"
+
+    @property
     def scales_gradients(self) -> bool:
         """Whether a step multiplies gradients, to clip or to unscale them."""
         return self.max_norm is not None or self.loss_scale is not None

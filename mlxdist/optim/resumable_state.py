@@ -17,6 +17,9 @@ from . import ema, masters, state
 from .accumulation import MicroBatches
 from .inner_optimizer import InnerOptimizer
 from .loss_scale import LossScale
+from .state_layout import StateArray as StateArray
+from .state_layout import StateLayout
+from .state_values import Value, as_array, like
 
 
 @dataclass
@@ -43,20 +46,6 @@ class LeafOptimizer(NamedTuple):
     paths: tuple[str, ...]
 
 
-class StateArray(NamedTuple):
-    """One array of a parameter's state: the part of it on this rank.
-
-    Attributes:
-        array: elements [start, stop) of the whole array; 1-D where it is a slice.
-        shape: shape of the whole array.
-    """
-
-    array: Array
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 class NewArray(NamedTuple):
     """The part of a saved array that this rank takes: elements [start, stop).
 
@@ -74,11 +63,16 @@ class ResumableState:
     """A live view of an initialized optimizer: reads and replaces its arrays."""
 
     world: World
-    plan: Plan
+    layout: StateLayout
     inner: InnerOptimizer
     counts: StepCounts
     loss_scale: LossScale
     micro_batches: MicroBatches
+
+    @property
+    def plan(self) -> Plan:
+        """Buckets and owners."""
+        return self.layout.plan
 
     @property
     def summary(self) -> list[str]:
@@ -108,11 +102,21 @@ class ResumableState:
         }
 
     def arrays(self) -> dict[KeyPath, dict[str, StateArray]]:
-        """`{path: {key: array}}` of the parameters whose state is on this rank."""
-        shard = self.plan.shard(self.world.rank)
+        """`{path: {key: array}}` of the parameters whose state is on this rank.
+
+        Numbers are arrays without dimensions. A None is left out: it is no state yet.
+
+        Raises:
+            ValueError: on text, which no array can hold.
+        """
+        located = self.layout.located(state.read(self.inner, self.layout.shard))
         return {
-            path: {key: self._located(path, a, shard[path]) for key, a in keys.items()}
-            for path, keys in state.read(self.inner, shard).items()
+            path: {
+                key: part._replace(array=_as_array(path, key, part.array))
+                for key, part in keys.items()
+                if part.array is not None
+            }
+            for path, keys in located.items()
         }
 
     def may_lack(self, key: str) -> bool:
@@ -131,13 +135,12 @@ class ResumableState:
         Args:
             shape: of the saved array.
         """
-        shard = self.plan.shard(self.world.rank)
+        shard = self.layout.shard
         if path not in shard or key in (masters.KEY, ema.KEY):
             return None
         if self.inner.owner(path).name.startswith("mlx."):
             return None
-        is_cut = self.plan.strategy == "elements"
-        if is_cut and shape == self.plan.by_path[path].shape:
+        if self.layout.cuts(path, key, shape):
             start, stop = shard[path]
             return NewArray(start, stop, (stop - start,))
         return NewArray(0, math.prod(shape), shape)
@@ -145,11 +148,12 @@ class ResumableState:
     def put_scalar(self, at: str, name: str, array: Array) -> None:
         """Replace a leaf's step, learning rate or the like."""
         leaf = next(leaf for leaf in self.inner.leaves if leaf.at == at)
-        leaf.optimizer.state[name] = array
+        state.put_scalar(leaf, name, array)
 
     def put(self, path: KeyPath, key: str, array: Array) -> None:
         """Replace this rank's part of an array of state, as `arrays` located it."""
-        state.write(self.inner, {path: {key: array}})
+        before = state.read(self.inner, [path]).get(path, {}).get(key)
+        state.write(self.inner, {path: {key: like(before, array)}})
 
     def counters(self) -> dict[str, int]:
         """Counts that are the same on all ranks: steps, skipped steps, loss scale."""
@@ -163,10 +167,9 @@ class ResumableState:
         self.loss_scale.restore(counters)
         self.micro_batches.drop()
 
-    def _located(
-        self, path: KeyPath, array: Array, span: tuple[int, int]
-    ) -> StateArray:
-        shape = tuple(array.shape)
-        if state.is_slice(shape, span, self.plan):
-            return StateArray(array, self.plan.by_path[path].shape, *span)
-        return StateArray(array, shape, 0, array.size)
+
+def _as_array(path: KeyPath, key: str, value: Value) -> Array:
+    try:
+        return as_array(value)
+    except ValueError as error:
+        raise ValueError(f"the state {key} of {path} can't be saved: {error}") from None

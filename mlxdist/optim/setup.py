@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import NamedTuple
@@ -10,35 +11,48 @@ from typing import NamedTuple
 from mlx.nn import Module
 
 from .. import version
-from ..arrays.trees import (
-    cut_all,
-    digest,
-    dtype_problem,
-    entries_of,
-    leaves_of,
-    trainable,
-)
-from ..arrays.types import Flat, Named, Tree
-from ..comm.agreement import MismatchError, agree, no_lines, result_or_problem
+from ..arrays.trees import dtype_problem, entries_of, leaves_of, trainable
+from ..arrays.types import Flat, Tree
+from ..comm.agreement import MismatchError, agree, result_or_problem
 from ..comm.collectives import Collectives
 from ..layout.entries import Entry, fingerprint
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan, make_plan
 from ..world.world import World
 from . import state
+from .assigned_state import find_assigned, take_assigned
 from .compilation import compile_update
 from .inner_optimizer import InnerOptimizer
+from .inner_snapshot import InnerSnapshot
 from .options import Options
 from .pipeline import Pipelines
-from .state import StateTree
-from .weight_copies import WeightCopies
+from .share_weights import share_module
+from .state_layout import StateLayout
+from .state_setup import (
+    Carried,
+    carry_over,
+    fit_into,
+    make_state,
+)
+
+_LISTED = 8  # parameters that are named where they begin with new state
 
 
 class Initialized(NamedTuple):
-    """What `initialize` made: the pipelines, and every rank's bytes of state."""
+    """What `initialize` made.
+
+    Attributes:
+        pipelines: the ways to run a step.
+        layout: of this rank's state.
+        state_bytes_by_rank: every rank's bytes of per-parameter state.
+        begun_anew: the parameters that had state before and begin with new state, or
+            that are new since an earlier `init`, and why.
+    """
 
     pipelines: Pipelines
+    layout: StateLayout
     state_bytes_by_rank: tuple[int, ...]
+    begun_anew: tuple[str, ...]
 
 
 def initialize(
@@ -47,34 +61,46 @@ def initialize(
     inner: InnerOptimizer,
     options: Options,
     parameters: Tree,
-    old_plan: Plan | None,
+    old: StateLayout,
+    problem: str | None,
 ) -> Initialized:
     """Put the same parameters and state on all ranks, and plan who owns what.
 
     Args:
         name: of the optimizer, for errors.
-        old_plan: of an earlier call, whose state is kept where it fits.
+        old: layout of an earlier call's state, which is kept where it fits; of nothing
+            at the first call, which takes the state that is there.
+        problem: why this rank can't be initialized, or None.
     """
-    entries, problem = read_entries(trainable(parameters))
+    call, comm = f"{name}.init", world.control
     problem = problem or inner.wrapping.init_problem(
-        sharded=options.strategy != "replicated", model=isinstance(parameters, Module)
+        sharded=options.is_sharded, model=isinstance(parameters, Module)
     )
-    agree_to_init(world, name, entries, inner, options, problem)
-    tree = trainable(parameters)
-    before = earlier_state(world.control, inner, old_plan, tree)
-    flat = share_parameters(world, parameters)
-    plan = plan_parameters(world.control, inner, options, entries, list(flat))
-    nbytes = make_state(world.control, inner, plan, flat, before, options.copies)
+    entries = agree_to_init(world, call, parameters, inner, options, problem)
+    before = InnerSnapshot.of(inner)
+    try:
+        earlier = state.read(inner, old.shard)
+        flat = share_parameters(world, call, parameters)
+        assign_parameters(comm, call, inner, trainable(parameters))
+        plan = plan_parameters(comm, inner, options, entries, list(flat))
+        found = find_assigned(inner, plan.by_path)
+        layout = make_state(comm, call, inner, plan, flat, options.copies)
+        if old.plan.entries:
+            carried = carry_over(comm, old, earlier, layout)
+        else:
+            kept = take_assigned(comm, call, inner, layout, found, root_wins=True)
+            carried = Carried(kept, ())
+        fit_into(inner, carried.tree)
+        state.share_scalars(inner, comm)
+    except BaseException:
+        before.restore(inner)
+        raise
     compiled = compile_update(world, name, inner, plan, options)
     pipelines = Pipelines(world, name, plan, inner, options, compiled=compiled)
-    return Initialized(pipelines, state_bytes_by_rank(world, name, nbytes))
-
-
-def empty_plan(world: World, options: Options) -> Plan:
-    """Return the plan of an optimizer that is not initialized."""
-    return make_plan(
-        (), world.size, strategy=options.strategy, bucket_size=options.bucket_size
-    )
+    nbytes = state.nbytes(state.read(inner, layout.shard))
+    every = state_bytes_by_rank(comm, call, nbytes)
+    _report_begun_anew(world, call, plan, carried.begun_anew)
+    return Initialized(pipelines, layout, every, carried.begun_anew)
 
 
 def read_entries(tree: Tree) -> tuple[Sequence[Entry], str | None]:
@@ -92,57 +118,41 @@ def read_entries(tree: Tree) -> tuple[Sequence[Entry], str | None]:
 
 def agree_to_init(
     world: World,
-    name: str,
-    entries: Sequence[Entry],
+    call: str,
+    parameters: Tree,
     inner: InnerOptimizer,
     options: Options,
     problem: str | None,
-) -> None:
+) -> Sequence[Entry]:
     """Refuse on all ranks where parameters or settings differ, or can't be trained."""
-    sharded = options.strategy != "replicated"
-    transport = world.transport(options.transport, sharded=sharded)
-    lines = [
-        f"mlxdist {version.__version__}",
-        f"mlx {metadata.version('mlx')}",
-        *options.lines(),
-        f"transport in use = {transport.name}",
-        *inner.settings(),
-        *map(str, entries),
-    ]
-    agree(
-        world.control,
-        f"{name}.init",
-        fingerprint(lines),
-        lambda: lines,
-        problem=problem,
-    )
+    transport = world.transport(options.transport, sharded=options.is_sharded)
+    entries, tree_problem = read_entries(trainable(parameters))
+    lines: list[str] = []
+    try:
+        lines = [
+            f"mlxdist {version.__version__}",
+            f"mlx {metadata.version('mlx')}",
+            *options.lines(),
+            f"transport in use = {transport.name}",
+            *inner.settings(),
+            *state.scalar_names(inner),
+            *map(str, entries),
+        ]
+        problem = problem or tree_problem
+    except Exception as error:
+        problem = problem or f"{type(error).__name__}: {error}"
+    agree(world.control, call, fingerprint(lines), lambda: lines, problem=problem)
+    return entries
 
 
-def earlier_state(
-    comm: Collectives, inner: InnerOptimizer, plan: Plan | None, parameters: Tree
-) -> StateTree:
-    """Return the full state from before `init`, on every rank: gathered, or rank 0's.
-
-    Assigns the trainable parameters, whole ones, to the leaf optimizers.
-    """
-    if plan is not None:
-        shard = state.read(inner, plan.shard(comm.rank))
-        full = state.gather(shard, plan, comm)
-        inner.assign(parameters)
-        return full
-    inner.assign(parameters)
-    paths = leaves_of(parameters)
-    return state.share(state.read(inner, paths), paths, comm)
-
-
-def share_parameters(world: World, parameters: Tree) -> Flat:
+def share_parameters(world: World, call: str, parameters: Tree) -> Flat:
     """Return rank 0's parameters on all ranks; a tree must have the same already.
 
     Raises:
         MismatchError: on all ranks, where a tree's values differ.
     """
     if isinstance(parameters, Module):
-        world.broadcast(parameters)
+        share_module(world.control, call, parameters)
     elif not world.identical(parameters):
         raise MismatchError(
             "init(parameters): the ranks hold different values. Make them equal with "
@@ -150,6 +160,29 @@ def share_parameters(world: World, parameters: Tree) -> Flat:
             "which does it"
         )
     return leaves_of(trainable(parameters))
+
+
+def assign_parameters(
+    comm: Collectives, call: str, inner: InnerOptimizer, parameters: Tree
+) -> None:
+    """Assign each parameter to its optimizer; refuse on all ranks if one can't."""
+    problem, cause = None, None
+    try:
+        inner.assign(parameters)
+    except Exception as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    try:
+        agree(comm, call, problem=problem)
+    except MismatchError as refusal:
+        raise refusal from cause
+
+
+def empty_layout(world: World, options: Options) -> StateLayout:
+    """Return the layout of an optimizer that is not initialized."""
+    plan = make_plan(
+        (), world.size, strategy=options.strategy, bucket_size=options.bucket_size
+    )
+    return StateLayout(plan, world.rank)
 
 
 def plan_parameters(
@@ -175,81 +208,21 @@ def plan_parameters(
     )
 
 
-def make_state(
-    comm: Collectives,
-    inner: InnerOptimizer,
-    plan: Plan,
-    parameters: Flat,
-    before: StateTree,
-    copies: WeightCopies,
-) -> int:
-    """Make this rank's shard of the state, and keep in it what there was before.
-
-    Returns:
-        Bytes of per-parameter state on this rank.
-    """
-    state.reset(inner, plan)
-    state.share_scalars(inner, comm)
-    shard = cut_all(parameters, plan.pieces(comm.rank), plan)
-    inner.init(copies.masters.widened(shard))
-    for path, arrays in state.dicts(inner, shard).items():
-        copies.add(path, shard[path], arrays)
-    fresh = state.read(inner, shard)
-    kept = copies.completed(state.cut(before, plan, comm.rank), fresh)
-    if state.misfit({path: fresh[path] for path in kept}, kept) is None:
-        state.write(inner, kept)
-    return state.nbytes(fresh)
-
-
-def state_bytes_by_rank(world: World, name: str, nbytes: int) -> tuple[int, ...]:
+def state_bytes_by_rank(comm: Collectives, call: str, nbytes: int) -> tuple[int, ...]:
     """Return every rank's number of bytes of state."""
-    every = agree(world.control, f"{name}.init", 0, no_lines, number=nbytes)
+    every = agree(comm, call, number=nbytes)
     return tuple(int(number) for number in every)
 
 
-def gather_full_state(
-    world: World, call: str, inner: InnerOptimizer, plan: Plan
-) -> Tree:
-    """Return the full state in MLX's layout, on every rank. Called by all of them."""
-    comm = world.control
-    agree(comm, call, plan.fingerprint)
-    shard = state.read(inner, plan.shard(comm.rank))
-    return state.to_mlx(inner, state.gather(shard, plan, comm))
-
-
-def load_full_state(
-    world: World,
-    call: str,
-    inner: InnerOptimizer,
-    plan: Plan,
-    copies: WeightCopies,
-    full: Tree,
+def _report_begun_anew(
+    world: World, call: str, plan: Plan, begun_anew: Sequence[str]
 ) -> None:
-    """Write this rank's shard of a full state in MLX's layout, or refuse it.
-
-    Raises:
-        MismatchError: on all ranks, and nothing is loaded, where it lacks a parameter,
-            its shapes or dtypes are others, or the ranks were given different states.
-    """
-    wanted = state.read(inner, plan.shard(world.rank))
-    shard: StateTree = {}
-    scalars: list[Named] = []
-    checksum = 0
-    try:
-        flat = state.from_mlx(inner, full, plan.by_path)
-        shard = copies.completed(state.cut(flat, plan, world.rank), wanted)
-        scalars = state.scalars_from_mlx(inner, full)
-        problem = state.misfit(wanted, shard)
-        checksum = int(digest(full)[0])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        problem = f"not a state of {type(inner.optimizer).__name__}: {error!r}"
-    agree(
-        world.control,
-        call,
-        checksum,
-        lambda: [f"a state with sha256 {checksum:016x}..."],
-        problem=problem,
-        remedy="Read the state on one rank and world.broadcast it to all.",
-    )
-    state.write(inner, shard)
-    state.write_scalars(inner, scalars)
+    """Tell on rank 0 which parameters begin with new state, though others keep it."""
+    if begun_anew:
+        count = len(begun_anew)
+        more = f" and {count - _LISTED} more" if count > _LISTED else ""
+        world.print(
+            f"mlxdist: {call}: new state for {count} of {len(plan.entries)} "
+            f"parameters: {', '.join(begun_anew[:_LISTED])}{more}",
+            file=sys.stderr,
+        )

@@ -1,28 +1,23 @@
-"""The optimizer's state by path: read, written, cut into shards, gathered from them.
+"""The optimizer's state by path: read, written, and in MLX's own layout.
 
 MLX's state holds 'step', 'learning_rate' and the like, and a tree in which each
-parameter has a dict of arrays. Here that tree is flat: `{path: {key: array}}`, where a
+parameter has a dict of arrays. Here that tree is flat: `{path: {key: value}}`, where a
 key is the text of a path in the parameter's dict.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-import mlx.core as mx
-
-from ..arrays.trees import dtype_name, leaves_of, put, slot, unflatten
+from ..arrays.trees import leaves_of, put, slot, unflatten
 from ..arrays.types import Array, Named, Tree
 from ..comm.collectives import Collectives
-from ..layout.entries import ITEM_SIZES, Entry
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
-from .inner_optimizer import InnerOptimizer, Leaf, root_keys
+from .inner_optimizer import InnerOptimizer, Leaf
+from .state_values import Value, is_number, like, values_of
 
-StateTree = dict[KeyPath, Named]
-# {text of a path: {key: [dtype, *shape]}}
-Shapes = dict[str, dict[str, list[str | int]]]
+StateTree = dict[KeyPath, dict[str, Value]]
 
 
 def parameter_state(tree: Tree, path: KeyPath) -> Tree | None:
@@ -42,24 +37,35 @@ def dicts(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> dict[KeyPath, Tree
 
 
 def read(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> StateTree:
-    """Return the arrays of the given paths; nothing is evaluated."""
-    return {path: _arrays(state) for path, state in dicts(inner, paths).items()}
+    """Return the state of the given paths; nothing is evaluated."""
+    return {path: values_of(state) for path, state in dicts(inner, paths).items()}
 
 
 def write(inner: InnerOptimizer, tree: StateTree) -> None:
-    """Replace arrays that `read` returned."""
+    """Replace values that `read` returned."""
     for path, state in dicts(inner, tree).items():
-        for key, array in tree[path].items():
-            put(state, KeyPath.parse(key), array)
+        for key, value in tree[path].items():
+            put(state, KeyPath.parse(key), value)
 
 
-def _arrays(state: Tree) -> Named:
-    leaves = leaves_of(state).items()
-    return {path.text: leaf for path, leaf in leaves if isinstance(leaf, mx.array)}
+def replace(inner: InnerOptimizer, tree: StateTree) -> None:
+    """Replace all per-parameter state. The scalars stay."""
+    for leaf in inner.leaves:
+        scalars = leaf.scalars()
+        kept = {k: v for k, v in leaf.optimizer.state.items() if k in scalars}
+        states = {p: _nested_keys(tree[p]) for p in leaf.paths if p in tree}
+        leaf.optimizer.state = {**kept, **inner.nested(states)}
+        leaf.optimizer._initialized = True
 
 
 def nbytes(tree: StateTree) -> int:
-    return sum(array.nbytes for arrays in tree.values() for array in arrays.values())
+    """Return the bytes of all arrays."""
+    return sum(
+        value.nbytes
+        for values in tree.values()
+        for value in values.values()
+        if not is_number(value)
+    )
 
 
 def reset(inner: InnerOptimizer, plan: Plan) -> None:
@@ -68,7 +74,7 @@ def reset(inner: InnerOptimizer, plan: Plan) -> None:
     Raises:
         ValueError: where a parameter has the name of one of those.
     """
-    tree = root_keys(plan.by_path)
+    tree = {path[0] for path in plan.by_path if path}
     for leaf in inner.leaves:
         state = leaf.optimizer.state
         clash = sorted(leaf.scalars().keys() & tree)
@@ -86,123 +92,43 @@ def share_scalars(inner: InnerOptimizer, comm: Collectives) -> None:
     """Give all ranks the root's step, learning rate and the like."""
     for leaf in inner.leaves:
         for name, value in leaf.scalars().items():
-            leaf.optimizer.state[name] = comm.broadcast(value, 0)
+            put_scalar(leaf, name, comm.broadcast(value, 0))
 
 
-# -- shards
+def put_scalar(leaf: Leaf, name: str, array: Array) -> None:
+    """Replace a leaf's step, learning rate or the like."""
+    state = leaf.optimizer.state
+    state[name] = like(state.get(name), array)
 
 
-def is_slice(shape: tuple[int, ...], span: tuple[int, int], plan: Plan) -> bool:
-    """Return whether a shape is that of a parameter's slice, and not of its whole.
-
-    The one rule of which arrays of state are cut: with "elements", those that are as
-    long as the slice of the parameter. A scalar state of an optimizer has no dimension.
-    """
-    return plan.strategy == "elements" and shape == (span[1] - span[0],)
-
-
-def cut(full: StateTree, plan: Plan, rank: int) -> StateTree:
-    """Return a rank's shard of a full state."""
-    shard: StateTree = {}
-    for path, span in plan.shard(rank).items():
-        if path in full:
-            entry = plan.by_path[path]
-            shard[path] = {
-                key: _cut_array(array, entry, span, plan)
-                for key, array in full[path].items()
-            }
-    return shard
+def surplus(inner: InnerOptimizer, paths: Collection[KeyPath]) -> list[str]:
+    """Return the names in the optimizer's state that are of none of the paths."""
+    return [
+        name.dotted
+        for leaf in inner.leaves
+        for name in leaves_of(leaf.optimizer.state)
+        if len(name) > 1
+        and not any(KeyPath(name[:count]) in paths for count in range(1, len(name)))
+    ]
 
 
-def _cut_array(array: Array, entry: Entry, span: tuple[int, int], plan: Plan) -> Array:
-    if plan.strategy == "elements" and tuple(array.shape) == entry.shape:
-        return array.reshape(-1)[span[0] : span[1]]
-    return array
+def scalar_names(inner: InnerOptimizer) -> list[str]:
+    """Return names and shapes of step, learning rate and the like, as text."""
+    return [
+        f"{leaf.at}{name} is {value.dtype}{list(value.shape)}"
+        for leaf in inner.leaves
+        for name, value in leaf.scalars().items()
+    ]
 
 
-def share(tree: StateTree, paths: Iterable[KeyPath], comm: Collectives) -> StateTree:
-    """Return the root's state of the paths on every rank; others may have none."""
-    shapes = _gather_shapes(tree, comm)[0]
-    shared = [path for path in paths if path.text in shapes]
-    return {path: _broadcast(comm, tree, shapes, path, 0) for path in shared}
-
-
-def gather(tree: StateTree, plan: Plan, comm: Collectives) -> StateTree:
-    """Return the full state on every rank, from the shard on each.
-
-    Sends a rank's own state to all others, an array at a time.
-    """
-    if not plan.sharded:
-        return tree
-    shapes = _gather_shapes(tree, comm)
-    shards = [plan.shard(rank) for rank in range(plan.ranks)]
-    full: StateTree = {}
-    for entry in plan.entries:
-        ranks = [r for r in range(plan.ranks) if entry.path.text in shapes[r]]
-        parts = [
-            _broadcast(comm, tree, shapes[rank], entry.path, rank) for rank in ranks
-        ]
-        if parts:
-            spans = [shards[rank][entry.path] for rank in ranks]
-            full[entry.path] = _joined(parts, spans, entry, plan)
-    return full
-
-
-def _shapes(tree: StateTree) -> Shapes:
-    return {
-        path.text: {key: [dtype_name(a.dtype), *a.shape] for key, a in arrays.items()}
-        for path, arrays in tree.items()
-    }
-
-
-def _gather_shapes(tree: StateTree, comm: Collectives) -> list[Shapes]:
-    local = json.dumps(_shapes(tree)).encode()
-    return [json.loads(text) for text in comm.all_gather_bytes(local)]
-
-
-def _broadcast(
-    comm: Collectives, tree: StateTree, shapes: Shapes, path: KeyPath, rank: int
-) -> Named:
-    arrays: Named = {}
-    for key, (dtype, *shape) in shapes[path.text].items():
-        assert dtype in ITEM_SIZES, dtype
-        if comm.rank == rank:
-            array = tree[path][key]
-        else:
-            array = mx.zeros(tuple(map(int, shape)), getattr(mx, str(dtype)))
-        arrays[key] = comm.broadcast(array, rank)
-    return arrays
-
-
-def _joined(
-    parts: list[Named], spans: list[tuple[int, int]], entry: Entry, plan: Plan
-) -> Named:
-    joined: Named = {}
-    for key, array in parts[0].items():
-        slices = [part[key] for part in parts]
-        pairs = zip(slices, spans, strict=True)
-        if all(is_slice(tuple(array.shape), span, plan) for array, span in pairs):
-            joined[key] = mx.concatenate(slices).reshape(entry.shape)
-        else:  # one for the whole tensor, the same on all
-            joined[key] = array
-    return joined
-
-
-def misfit(wanted: StateTree, given: StateTree) -> str | None:
-    """Return how a state differs from what the optimizer holds, or None."""
-    found_shapes = _shapes(given)
-    for path, arrays in _shapes(wanted).items():
-        found = found_shapes.get(path, {})
-        for key, (dtype, *shape) in arrays.items():
-            if key not in found:
-                return f"the state has nothing for {path}.{key}, wanted {dtype}{shape}"
-            if found[key] != [dtype, *shape]:
-                has_dtype, *has_shape = found[key]
-                return (
-                    f"the state of {path}.{key} is {has_dtype}{has_shape}, wanted "
-                    f"{dtype}{shape}"
-                )
-    return None
+def missing_scalars(inner: InnerOptimizer) -> list[str]:
+    """Return the names without which MLX's optimizer can't step."""
+    return [
+        name
+        for leaf in inner.leaves
+        for name in ("step", *leaf.optimizer._schedulers)
+        if name not in leaf.optimizer.state
+    ]
 
 
 # -- MLX's own layout
@@ -213,7 +139,8 @@ def to_mlx(inner: InnerOptimizer, full: StateTree) -> Tree:
     parts = {}
     for leaf in inner.leaves:
         states = {p: _nested_keys(full[p]) for p in leaf.paths if p in full}
-        parts[leaf.at] = {**leaf.scalars(), **inner.nested(states)}
+        scalars = {name: leaf.optimizer.state[name] for name in leaf.scalars()}
+        parts[leaf.at] = {**scalars, **inner.nested(states)}
     return _assembled(parts, "")
 
 
@@ -231,12 +158,12 @@ def _nested_keys(arrays: Named) -> Tree:
 
 
 def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[KeyPath]) -> StateTree:
-    """Return the given paths' arrays of a state in MLX's layout."""
+    """Return the given paths' values of a state in MLX's layout."""
     found: StateTree = {}
     for path in paths:
-        arrays = parameter_state(_part_of(inner.owner(path), state), path)
-        if arrays is not None:
-            found[path] = _arrays(arrays)
+        values = parameter_state(_part_of(inner.owner(path), state), path)
+        if values is not None:
+            found[path] = values_of(values)
     return found
 
 
@@ -244,6 +171,14 @@ def scalars_from_mlx(inner: InnerOptimizer, state: Tree) -> list[Named]:
     """Return step, learning rate and the like of each leaf, of a full state."""
     return [
         {name: _part_of(leaf, state)[name] for name in leaf.scalars()}
+        for leaf in inner.leaves
+    ]
+
+
+def scalars_of(inner: InnerOptimizer) -> list[Named]:
+    """Return step, learning rate and the like of each leaf, as they are."""
+    return [
+        {name: leaf.optimizer.state[name] for name in leaf.scalars()}
         for leaf in inner.leaves
     ]
 

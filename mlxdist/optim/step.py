@@ -34,6 +34,7 @@ class DistributedStep:
 
     Attributes:
         is_planned: whether `pipelines` are those of a model's parameters.
+        layout: of this rank's state.
         index: of the gradients' and the parameters' trees.
         norm: of the last mean gradients, where it was measured outside of mx.compile.
         weight: this rank's in the last step.
@@ -55,16 +56,19 @@ class DistributedStep:
         )
         self.loss_scale = make_loss_scale(options.loss_scale)
         self.counts = StepCounts()
-        plan = setup.empty_plan(world, options)
+        self.layout = setup.empty_layout(world, options)
+        plan = self.layout.plan
         self.pipelines = Pipelines(world, name, plan, inner, options, compiled=False)
         self.is_planned = False
         self.index: TreeIndexes | None = None
         self.norm: Array | None = None
         self.weight: float = 1.0
 
-    def use(self, pipelines: Pipelines) -> None:
-        """Run the steps that follow in the pipelines of a new plan."""
-        self.pipelines, self.is_planned, self.index = pipelines, True, None
+    def use(self, made: setup.Initialized) -> None:
+        """Run the steps that follow under a new plan."""
+        self.pipelines, self.layout = made.pipelines, made.layout
+        self.is_planned, self.index = True, None
+        self.micro_batches.drop()
         self._inner.hyperparameters.remember()
 
     def require_pipelines(self) -> Pipelines:
@@ -75,9 +79,10 @@ class DistributedStep:
 
     def resumable_state(self) -> ResumableState:
         """Return what a checkpoint reads and replaces; ValueError before `init`."""
+        self.require_pipelines()
         return ResumableState(
             self._world,
-            self.require_pipelines().plan,
+            self.layout,
             self._inner,
             self.counts,
             self.loss_scale,

@@ -15,7 +15,6 @@ from . import ema, masters
 from .ema import EmaWeights
 from .hyperparameters import Optimizer
 from .masters import MasterWeights
-from .state import StateTree
 
 
 class WeightCopies(NamedTuple):
@@ -46,20 +45,6 @@ class WeightCopies(NamedTuple):
                 "rename it: mlxdist keeps something else under that name there"
             )
         state.update(copies)
-
-    def completed(self, given: StateTree, fresh: StateTree) -> StateTree:
-        """Return a state from elsewhere in `fresh`'s dtypes, with copies it lacks."""
-        if self.none:
-            return given
-        result = {}
-        for path, arrays in given.items():
-            wanted = fresh.get(path, {})
-            copies = {k: wanted[k] for k in (masters.KEY, ema.KEY) if k in wanted}
-            result[path] = copies | {
-                key: array.astype(wanted[key].dtype) if key in wanted else array
-                for key, array in arrays.items()
-            }
-        return result
 
     def apply(
         self,

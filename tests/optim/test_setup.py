@@ -211,7 +211,6 @@ def test_init_again_with_another_shape_trains_on(shard, world):
     assert world.identical(tree)
 
 
-@pytest.mark.xfail(strict=True, reason="one other shape drops all state of a rank")
 @each_shard
 def test_init_again_with_another_shape_keeps_the_state_of_the_rest(shard, world):
     optimizer = distributed(world, optim.Adam(0.1), shard=shard)

@@ -1,0 +1,155 @@
+"""State that is in the optimizer before `init`, or that a user has assigned since.
+
+Every function here but `find_assigned` is called by all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..arrays.types import Array
+from ..comm.agreement import MismatchError, agree
+from ..comm.collectives import Collectives
+from ..layout.paths import KeyPath
+from . import state
+from .assigned_kind import Assigned, Kind, copy_problem, differing_ranks, kind_of
+from .inner_optimizer import InnerOptimizer
+from .state import StateTree
+from .state_exchange import exchange_headers, exchange_shards, headers_of
+from .state_layout import Parts, Specs, StateArray, StateLayout
+from .state_setup import all_specs, shards_of
+from .state_values import digest, is_number
+
+
+class Found(NamedTuple):
+    """What is in the optimizer's state on this rank, before it is taken.
+
+    Attributes:
+        tree: of the model's parameters.
+        assigned: the same without the elements, for the other ranks.
+        problem: why it can't be used, or None.
+    """
+
+    tree: StateTree
+    assigned: Assigned
+    problem: str | None = None
+
+
+def find_assigned(inner: InnerOptimizer, paths: Collection[KeyPath]) -> Found:
+    """Return the state that is in the optimizer."""
+    try:
+        tree = {path: keys for path, keys in state.read(inner, paths).items() if keys}
+        mx.eval(tree)
+    except ValueError:
+        problem = (
+            "a state was assigned, and mx.compile traces already: call "
+            "optimizer.init(model) before that, which takes it"
+        )
+        return Found({}, Assigned({}, [], []), problem)
+    parts = _whole_parts(tree)
+    surplus, missing = state.surplus(inner, paths), state.missing_scalars(inner)
+    return Found(tree, Assigned(headers_of(parts), surplus, missing))
+
+
+def take_assigned(
+    comm: Collectives,
+    call: str,
+    inner: InnerOptimizer,
+    layout: StateLayout,
+    found: Found,
+    *,
+    root_wins: bool,
+) -> StateTree:
+    """Return this rank's shard of a state that was assigned; empty without one.
+
+    Args:
+        layout: of the state that `init` made.
+        root_wins: whether rank 0's full state counts where they differ.
+
+    Raises:
+        MismatchError: on all ranks, where it fits on none or only on some of them.
+    """
+    agree(comm, call, problem=found.problem)
+    plan, tree = layout.plan, found.tree
+    kind, specs = _agree_on_kind(comm, inner, layout, found.assigned)
+    if kind == "none":
+        return {}
+    parts = layout.located(tree) if kind == "shard" else _whole_parts(tree)
+    if kind == "shard":
+        _refuse_copies(comm, parts)
+    elif not _are_equal(comm, tree, root_wins=root_wins) and comm.rank:
+        parts = {}
+    wants = shards_of(plan, specs)
+    return exchange_shards(comm, parts, plan.entries, lambda _: wants)
+
+
+def _whole_parts(tree: StateTree) -> Parts:
+    """Locate arrays that are whole, or to be compared by their own shapes."""
+    return {
+        path: {
+            key: StateArray(value, (), 0, 1)
+            if is_number(value)
+            else StateArray(value, tuple(value.shape), 0, value.size)
+            for key, value in values.items()
+        }
+        for path, values in tree.items()
+    }
+
+
+def _agree_on_kind(
+    comm: Collectives, inner: InnerOptimizer, layout: StateLayout, assigned: Assigned
+) -> tuple[Kind, Specs]:
+    plan = layout.plan
+    headers = exchange_headers(comm, assigned.headers, plan.entries)
+    names = [assigned.surplus, assigned.missing]
+    texts = comm.all_gather_bytes(json.dumps(names).encode())
+    every = [
+        Assigned(tree, *json.loads(text))
+        for tree, text in zip(headers, texts, strict=True)
+    ]
+    specs = all_specs(comm, layout)
+    known = {p: inner.owner(p).name.startswith("mlx.") for p in plan.by_path}
+    try:
+        return kind_of(plan, specs, every, known), specs
+    except ValueError as error:
+        raise MismatchError(str(error)) from None
+
+
+def _are_equal(comm: Collectives, tree: StateTree, *, root_wins: bool) -> bool:
+    """Return whether all ranks have the same full state."""
+    if comm.size == 1:
+        return True
+    digests = comm.all_gather_bytes(
+        digest({f"{p} {k}": v for p, keys in tree.items() for k, v in keys.items()})
+    )
+    if len(set(digests)) > 1 and not root_wins:
+        raise MismatchError(
+            f"the full state that was assigned on {differing_ranks(digests)} is not "
+            "that of rank 0. Read it on one rank and world.broadcast it to all, or "
+            "call optimizer.load_state"
+        )
+    return len(set(digests)) == 1
+
+
+def _refuse_copies(comm: Collectives, parts: Parts) -> None:
+    digests = {
+        f"{path}.{key}": digest({"": part.array}).hex()
+        for path, keys in parts.items()
+        for key, part in keys.items()
+        if not is_number(part.array) and _is_distinctive(part.array, part)
+    }
+    every = comm.all_gather_bytes(json.dumps(digests).encode())
+    problem = copy_problem([json.loads(text) for text in every])
+    if problem is not None:
+        raise MismatchError(problem)
+
+
+def _is_distinctive(array: Array, part: StateArray) -> bool:
+    """Whether a slice has elements that differ, so that no other slice equals it."""
+    is_slice = (part.start, part.stop) != (0, math.prod(part.shape))
+    return is_slice and bool(mx.any(array != array[0]))

@@ -1,0 +1,113 @@
+"""The full state: gathered from all ranks, and loaded on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..arrays.trees import dtype_name
+from ..arrays.types import Named, Tree
+from ..comm.agreement import agree
+from ..comm.collectives import Collectives
+from . import state
+from .inner_optimizer import InnerOptimizer
+from .state import StateTree
+from .state_exchange import exchange_shards, whole
+from .state_layout import COPIES, StateLayout
+from .state_setup import fit_into
+from .state_values import Value, digest, is_number
+
+
+def gather_full_state(
+    comm: Collectives, call: str, inner: InnerOptimizer, layout: StateLayout
+) -> Tree:
+    """Return the full state in MLX's layout, on every rank. Called by all of them.
+
+    Sends each rank's own state to all others, an array at a time.
+    """
+    agree(comm, call, layout.plan.fingerprint)
+    tree = state.read(inner, layout.shard)
+    parts = layout.located(tree)
+    full = exchange_shards(comm, parts, layout.plan.entries, lambda _: whole)
+    return state.to_mlx(inner, full)
+
+
+def load_full_state(
+    comm: Collectives,
+    call: str,
+    inner: InnerOptimizer,
+    layout: StateLayout,
+    full: Tree,
+    *,
+    any_dtype: bool,
+) -> None:
+    """Write this rank's shard of a full state in MLX's layout, or refuse it.
+
+    Args:
+        any_dtype: whether arrays are converted to the dtypes of this optimizer's.
+
+    Raises:
+        MismatchError: on all ranks, and nothing is loaded, where it lacks a parameter,
+            its shapes or dtypes are others, or the ranks were given different states.
+    """
+    wanted = state.read(inner, layout.shard)
+    shard: StateTree = {}
+    scalars: list[Named] = []
+    checksum = 0
+    try:
+        flat = state.from_mlx(inner, full, layout.plan.by_path)
+        shard = {
+            path: {k: layout.cut(path, k, value) for k, value in flat[path].items()}
+            for path in layout.shard
+            if path in flat
+        }
+        scalars = state.scalars_from_mlx(inner, full)
+        problem = misfit(wanted, shard, any_dtype=any_dtype)
+        checksum = _checksum(flat, scalars)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        problem = f"not a state of {type(inner.optimizer).__name__}: {error!r}"
+    agree(
+        comm,
+        call,
+        checksum,
+        lambda: [f"a state with sha256 {checksum:016x}..."],
+        problem=problem,
+        remedy="Read the state on one rank and world.broadcast it to all.",
+    )
+    fit_into(inner, shard)
+    state.write_scalars(inner, scalars)
+
+
+def _checksum(tree: StateTree, scalars: Sequence[Named]) -> int:
+    values = {f"{p} {k}": v for p, keys in tree.items() for k, v in keys.items()}
+    for index, named in enumerate(scalars):
+        values |= {f"{index} {name}": value for name, value in named.items()}
+    return int.from_bytes(digest(values)[:8], "little")
+
+
+def misfit(wanted: StateTree, given: StateTree, *, any_dtype: bool) -> str | None:
+    """Return how a state differs from what the optimizer holds, or None.
+
+    Copies of the weights may be missing: they follow from the parameters.
+    """
+    for path, values in wanted.items():
+        found = given.get(path, {})
+        for key, value in values.items():
+            if key not in found:
+                if key in COPIES:
+                    continue
+                return f"the state has nothing for {path}.{key}, wanted {_text(value)}"
+            has, want = _text(found[key]), _text(value)
+            if any_dtype:
+                has, want = has[has.find("[") :], want[want.find("[") :]
+            if has != want and not is_number(value):
+                return (
+                    f"the state of {path}.{key} is {_text(found[key])}, wanted "
+                    f"{_text(value)}"
+                )
+    return None
+
+
+def _text(value: Value) -> str:
+    if is_number(value):
+        return f"the number {value!r}"
+    return f"{dtype_name(value.dtype)}{list(value.shape)}"

@@ -1,0 +1,150 @@
+"""The state of a `DistributedOptimizer`: made, assigned, gathered and loaded.
+
+A user assigns to `optimizer.state` on each rank alone. All ranks take or refuse that
+state together, at the next call that all of them make. Until then the state from before
+stays in memory, and a refusal puts it back.
+"""
+
+from __future__ import annotations
+
+from ..arrays.types import Tree
+from ..comm.agreement import agree
+from ..layout.entries import fingerprint
+from ..world.world import World
+from . import setup, state
+from .assigned_state import find_assigned, take_assigned
+from .full_state import gather_full_state, load_full_state
+from .inner_optimizer import InnerOptimizer
+from .inner_snapshot import InnerSnapshot
+from .options import Options
+from .setup import Initialized
+from .state import StateTree
+from .state_setup import fit_into
+
+
+class ManagedState:
+    """The state of one optimizer on this rank.
+
+    Attributes:
+        layout: of the state that `initialize` made; empty before.
+    """
+
+    def __init__(
+        self, world: World, name: str, inner: InnerOptimizer, options: Options
+    ):
+        self._world, self._name = world, name
+        self._inner, self._options = inner, options
+        self._comm = world.control
+        # Nothing is cut and nothing compared: MLX's own optimizer takes its state.
+        self._is_mlx = world.size == 1 and not options.is_sharded
+        self._before: InnerSnapshot | None = None
+        self.layout = setup.empty_layout(world, options)
+
+    def initialize(self, parameters: Tree, problem: str | None) -> Initialized:
+        """Make the state of a model's parameters. Called by all ranks.
+
+        Args:
+            problem: why this rank can't do it, or None.
+        """
+        if problem is None:
+            self.settle("init")
+        try:
+            made = setup.initialize(
+                self._world,
+                self._name,
+                self._inner,
+                self._options,
+                parameters,
+                self.layout,
+                problem,
+            )
+        except BaseException:
+            self._put_back()
+            raise
+        self._before, self.layout = None, made.layout
+        return made
+
+    def gather(self, step: int) -> Tree:
+        """Return the full state in MLX's layout, on every rank."""
+        self.settle("gather_state")
+        call = f"{self._name}.gather_state"
+        with self._world.recorder.call(call, step):
+            return gather_full_state(self._comm, call, self._inner, self.layout)
+
+    def read(self, call: str) -> StateTree:
+        """Return this rank's state by path, for a call that all ranks make."""
+        self.settle(call)
+        return state.read(self._inner, self.layout.shard)
+
+    def load(self, full: Tree) -> None:
+        """Keep this rank's shard of a full state, instead of one that was assigned."""
+        self._put_back()
+        load_full_state(
+            self._comm,
+            f"{self._name}.load_state",
+            self._inner,
+            self.layout,
+            full,
+            any_dtype=not self._options.copies.none,
+        )
+
+    def assign(self, value: Tree) -> None:
+        """Assign a state. ValueError where it is no dict, as MLX's is."""
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"optimizer.state is set to a {type(value).__name__}; it must be a dict"
+            )
+        before = self._before or InnerSnapshot.of(self._inner)
+        self._inner.optimizer.state = value
+        self._before = None if self._is_mlx else before
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a state was assigned after `init` and is not taken yet."""
+        is_planned = bool(self.layout.plan.entries)
+        return is_planned and not self._is_mlx and not self._inner.is_initialized
+
+    def settle(self, call: str) -> None:
+        """Take the state that was assigned after `init`. Called by all ranks.
+
+        Raises:
+            MismatchError: on all ranks, where it is neither a full state, the same on
+                all of them, nor each rank's own shard. The one from before is back.
+        """
+        if not self.is_pending:
+            return
+        comm, inner, layout = self._comm, self._inner, self.layout
+        call = f"{self._name}.{call} with an assigned state"
+        try:
+            found = find_assigned(inner, layout.plan.by_path)
+            tree = take_assigned(comm, call, inner, layout, found, root_wins=False)
+            scalars = state.scalars_of(inner)
+            lines = inner.scalar_lines()
+            agree(comm, call, fingerprint(lines), lambda: lines)
+        finally:
+            had_before = self._before is not None
+            self._put_back()
+        if had_before:
+            fit_into(inner, tree)
+            state.write_scalars(inner, scalars)
+        else:
+            state.replace(inner, tree)
+
+    def prepare(self, action: str) -> None:
+        """Prepare to "save" or to "load" a checkpoint, which replaces what is pending.
+
+        ValueError where a state is to be saved that was assigned and is not taken yet.
+        """
+        if action == "load":
+            self._put_back()
+        elif self.is_pending:
+            raise ValueError(
+                "a state was assigned to optimizer.state and is not taken yet: call "
+                "update or init(model) first"
+            )
+
+    def _put_back(self) -> None:
+        """Return to the state from before, if there is one."""
+        if self._before is not None:
+            self._before.restore(self._inner)
+        self._before = None

@@ -1,0 +1,68 @@
+"""Values of an optimizer's state: arrays, and Python numbers that are no arrays.
+
+An optimizer of a user's own may count in Python numbers. Where only arrays can go, such
+as into a checkpoint, a number becomes an array without dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ..arrays.numpy_view import raw
+from ..arrays.trees import leaves_of
+from ..arrays.types import Array, Tree
+
+Number = bool | int | float | str | None
+Value = Array  # an mx.array, or a Number
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is kept as it is, and is no array."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def values_of(state: Tree) -> dict[str, Value]:
+    """Return the arrays and numbers of a parameter's state by the text of its key."""
+    return {
+        key.text: value
+        for key, value in leaves_of(state).items()
+        if isinstance(value, mx.array) or is_number(value)
+    }
+
+
+def as_array(value: Value) -> Array:
+    """Return an array for a value: bool, int64 or float64 without dimensions.
+
+    Raises:
+        ValueError: on text and None, which no array can hold.
+    """
+    if isinstance(value, bool):
+        return mx.array(value)
+    if isinstance(value, int):
+        return mx.array(value, mx.int64)
+    if isinstance(value, float):
+        return mx.array(value, mx.float64)  # noqa: TID251  computes nothing
+    if is_number(value):
+        raise ValueError(f"it is {value!r}; use a number or an mx.array instead")
+    return value
+
+
+def like(value: Value, array: Array) -> Value:
+    """Return an array as a number, where the `value` that it replaces is one."""
+    if isinstance(value, bool | int | float):
+        return type(value)(array.item())
+    return array
+
+
+def digest(values: Mapping[str, Value]) -> bytes:
+    """Return the sha256 of names and values, in the order of the names."""
+    checksum = hashlib.sha256()
+    for name in sorted(values):
+        value = values[name]
+        kind = type(value) if is_number(value) else [value.dtype, value.shape]
+        checksum.update(f"{name} {kind}\n".encode())
+        checksum.update(repr(value).encode() if is_number(value) else raw(value).data)
+    return checksum.digest()

@@ -73,9 +73,6 @@ def initialize(
         problem: why this rank can't be initialized, or None.
     """
     call, comm = f"{name}.init", world.control
-    problem = problem or inner.wrapping.init_problem(
-        sharded=options.is_sharded, model=isinstance(parameters, Module)
-    )
     entries = agree_to_init(world, call, parameters, inner, options, problem)
     before = InnerSnapshot.of(inner)
     try:
@@ -138,7 +135,13 @@ def agree_to_init(
             *state.scalar_names(inner),
             *map(str, entries),
         ]
-        problem = problem or tree_problem
+        problem = (
+            problem
+            or tree_problem
+            or inner.wrapping.init_problem(
+                sharded=options.is_sharded, model=isinstance(parameters, Module)
+            )
+        )
     except Exception as error:
         problem = problem or f"{type(error).__name__}: {error}"
     agree(world.control, call, fingerprint(lines), lambda: lines, problem=problem)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,6 +22,7 @@ RESTARTS = "MLXDIST_RESTARTS"  # how often the job was started again
 TIMELINE = "MLXDIST_TIMELINE"  # file for the Chrome trace
 POSTMORTEM = "MLXDIST_POSTMORTEM"  # folder for the records of a failed job
 KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
+JOINED = "MLXDIST_JOINED"  # the process that has joined, and its rank, as JSON
 JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1, ...
 
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
@@ -29,9 +30,12 @@ LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
 PRTE_PARAMETER = "PRTE_MCA_"  # before the name of a parameter of mpirun
 
-_RANK = "OMPI_COMM_WORLD_RANK"
-_RANK_VARIABLES = (_RANK, "PMIX_RANK", "PMIX_NAMESPACE")
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+RANK = "OMPI_COMM_WORLD_RANK"
+SIZE = "OMPI_COMM_WORLD_SIZE"
+NAMESPACE = "PMIX_NAMESPACE"  # of a job of mpirun: its host, process id and number
+SERVER_FOLDER = "PMIX_SERVER_TMPDIR"  # mpirun's own folder on this host
+THREAD_LEVEL = "OMPI_MPI_THREAD_LEVEL"  # that MPI_Init asks for
+_RANK_VARIABLES = (RANK, "PMIX_RANK", NAMESPACE)
 _RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR)
 _LONGEST_VALUE = 2**16  # characters; Linux takes 128 KiB
 
@@ -85,7 +89,7 @@ def keeps_freed_memory() -> bool:
 
 def started_by_mpirun() -> bool:
     """Return whether Open MPI's launcher started this process."""
-    return _RANK in os.environ
+    return RANK in os.environ
 
 
 def rank() -> str:
@@ -94,7 +98,7 @@ def rank() -> str:
     Raises:
         KeyError: mpirun did not start this process.
     """
-    return os.environ[_RANK]
+    return os.environ[RANK]
 
 
 def local_rank() -> int:
@@ -107,22 +111,12 @@ def local_size() -> int:
     return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
 
 
-def launched_size(backend: str) -> int | None:
-    """Return how many ranks the launcher started, None if it does not say.
-
-    Args:
-        backend: MLX's "mpi" or "ring".
-    """
-    if backend == "ring":
-        hosts = os.environ.get("MLX_HOSTFILE")
-        if hosts is None or "MLX_RANK" not in os.environ:
-            return None
-        return len(json.loads(Path(hosts).read_text()))
-    if backend == "mpi":
-        for name in _SIZES:
-            if os.environ.get(name, "").isdigit():
-                return int(os.environ[name])
-    return None
+def leave_job(names: Collection[str]) -> None:
+    """Remove some names and all of MPI's launcher, in a process that is no rank."""
+    kept = without_mpi(os.environ)
+    for name in list(os.environ):
+        if name not in kept or name in names:
+            del os.environ[name]
 
 
 def take_job() -> RankJob:
@@ -154,7 +148,7 @@ def use_libmpi(path: str, *, thread_level: int, parameters: Mapping[str, str]) -
         parameters: MCA parameters by name, without OMPI_MCA_.
     """
     os.environ["MLX_MPI_LIBNAME"] = path
-    os.environ.setdefault("OMPI_MPI_THREAD_LEVEL", str(thread_level))
+    os.environ.setdefault(THREAD_LEVEL, str(thread_level))
     for name, value in parameters.items():
         os.environ.setdefault(f"OMPI_MCA_{name}", value)
 

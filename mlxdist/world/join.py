@@ -1,18 +1,33 @@
-"""`init()`: join the world that the launcher started."""
+"""`init()`: join the world that the launcher started.
+
+It changes the process:
+
+- MPI_Finalize runs at the very end of it, and not in forked children.
+- On Linux, glibc's malloc keeps freed memory. MLXDIST_KEEP_MEMORY=0 disables that.
+- On several ranks, each seeds MLX's random numbers differently, unless they were seeded
+  before. MLX itself seeds them with the time, which ranks that start together share.
+- With `guard`, on several ranks over MPI: an exception, SIGTERM, a hang or an early
+  exit of one rank ends the whole job, `faulthandler` is enabled, and a rank that
+  finishes waits for the others. Your own exception hook is called first, your own
+  handler of SIGTERM replaces that of mlxdist, and your file of `faulthandler` is kept.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import numpy as np
 
-from ..comm.flight_recorder import Recorder
-from ..launcher import environment, openmpi
+from ..comm.agreement import difference
+from ..launcher import environment, launches
+from ..launcher.launches import Launch
+from ..version import __version__
 from .finalize import keep_alive
 from .guard import Guard
+from .identity import check_size, find_launch
 from .process import keep_freed_memory, prepare_mpi, world_communicator
 from .timeline import Timeline
 from .world import Backend, World
@@ -22,19 +37,14 @@ if TYPE_CHECKING:
 
 _world: World | None = None
 
-_SIZE_REMEDY = {
-    "mpi": (
-        "Either mpirun belongs to another Open MPI than the one that mpi4py loads (use "
-        "`mlxdist run`, or the mpirun in the folder of this Python), or something "
-        "called mx.distributed.init() before mlxdist.init(). "
-        f"{openmpi.INSTALL_HINT}"
-    ),
-    "ring": "Check MLX_HOSTFILE, and that nothing called mx.distributed.init() before.",
-}
+_options: dict[str, object] = {}
+_DEFAULTS: dict[str, object] = {"timeout": 300.0, "guard": True}
+_SETTINGS_BYTES = 128  # of the message in which ranks compare their settings
+_LONGEST_RUN = 1000 * 86400 * 365  # milliseconds; a seed of more is not the start time
 
 
 def init(
-    backend: Backend = "mpi",
+    backend: Backend | None = None,
     *,
     strict: bool | None = None,
     timeout: float = 300.0,
@@ -42,68 +52,106 @@ def init(
 ) -> World:
     """Join the world that mpirun or another launcher started.
 
-    Without a launcher it is a world of one rank. Call it before any other use of
-    `mx.distributed` or MPI. Further calls return the same world.
-
-    It changes the process. MPI_Finalize runs at the very end of it. On Linux, glibc's
-    malloc keeps freed memory (MLXDIST_KEEP_MEMORY=0 disables that). With `guard`, over
-    MPI: an exception, SIGTERM, a hang or an early exit of one rank ends the whole job;
-    `faulthandler` is enabled; a rank that finishes waits for the others; and a forked
-    child exits through `os._exit`, past the C library's exit handlers.
+    Without a launcher it is a world of one rank, and so it is in a process that a rank
+    has started, such as a data loader's. So call it before the program starts others,
+    and before other uses of `mx.distributed` or MPI. Further calls return the same
+    world, until it is closed. The module's docstring has what changes in the process.
 
     Args:
-        backend: "mpi" finds Open MPI by itself. "ring" is MLX's backend over TCP,
-            started by `mlx.launch`; "jaccl" and "nccl" are MLX's others.
+        backend: None takes what the launcher provides: MPI, or what `mlx.launch` was
+            asked for. "mpi" finds Open MPI by itself. "ring" is MLX's backend over TCP;
+            "jaccl" and "nccl" are MLX's others.
         strict: True rejects a world of one rank; False accepts a world of another size
             than was launched; None rejects that.
-        timeout: seconds that a rank may wait for others, in one call or at its end,
-            before the job ends with a report. Must exceed the longest work that one
-            rank does alone, such as writing a checkpoint.
+        timeout: seconds that a rank waits for others of which none makes progress,
+            before the job ends with a report. A rank that works alone, as in a long
+            evaluation, is reported now and then and ends nothing.
         guard: False leaves failures to mpirun.
 
     Raises:
-        RuntimeError: the launcher started N ranks and MLX sees another number; MPI is
-            not Open MPI or was started before; there is no such backend.
-        ValueError: `timeout` is no positive number, or a world of another backend was
-            joined before.
+        RuntimeError: MLX can't join the ranks that the launcher started, or not all;
+            another process has joined as this rank; the ranks run different versions of
+            mlxdist. The message has the remedy.
+        ValueError: `timeout` is no positive number, or a world was joined with other
+            arguments before.
     """
     global _world
-    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout is {timeout!r}; wanted a number of seconds above 0")
-    if _world is None:
-        _world = _join(backend, strict=strict, timeout=timeout, guard=guard)
-    elif _world.backend != backend:
-        raise ValueError(
-            f"mlxdist.init({backend!r}) after mlxdist.init({_world.backend!r}): "
-            "a process joins one world; call init once"
-        )
+    _check_timeout(timeout)
+    options: dict[str, object] = {"timeout": timeout, "guard": guard}
+    if _world is None or _world.is_closed:
+        _world = _join(backend, strict, timeout, guard, rejoins=_world is not None)
+        _options.update(options, process=os.getpid())
+    _check_repeated(_world, backend, options)
+    _check_strict(_world.size, strict)
     return _world
 
 
 def current() -> World:
-    """Return the world of this process; join one over MPI if there is none yet."""
-    return init() if _world is None else _world
+    """Return the world of this process; join one if there is none yet."""
+    return init() if _world is None or _world.is_closed else _world
+
+
+def _check_repeated(
+    world: World, backend: Backend | None, options: dict[str, object]
+) -> None:
+    """Refuse what a world that was joined before can't give."""
+    if world.size > 1 and _options["process"] != os.getpid():
+        raise RuntimeError(
+            "mlxdist.init() in a forked child of a rank: MLX and MPI don't survive a "
+            "fork. Start the process with multiprocessing's 'spawn', or by subprocess"
+        )
+    if backend not in (None, world.backend):
+        raise ValueError(
+            f"mlxdist.init({backend!r}) after mlxdist.init({world.backend!r}): "
+            "a process joins one world; call init once"
+        )
+    for name, value in options.items():
+        if value not in (_options[name], _DEFAULTS[name]):
+            raise ValueError(
+                f"mlxdist.init({name}={value!r}), but the world was joined with "
+                f"{name}={_options[name]!r}; pass it to the first call of init"
+            )
+
+
+def _check_timeout(timeout: float) -> None:
+    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout is {timeout!r}; wanted a number of seconds above 0")
 
 
 def _join(
-    backend: Backend, *, strict: bool | None, timeout: float, guard: bool
+    backend: Backend | None,
+    strict: bool | None,
+    timeout: float,
+    guard: bool,
+    *,
+    rejoins: bool,
 ) -> World:
+    launch = find_launch(backend, strict=strict is not False, rejoins=rejoins)
+    backend = backend or (cast(Backend, launch.backend) if launch else None) or "mpi"
     has_mpi = backend == "mpi" and prepare_mpi()
-    group = _make_group(backend)
-    _check_size(group.size(), backend, strict)
+    group = _make_group(backend, launch)
+    if strict is not False:
+        check_size(group.size(), launch)
+    _check_strict(group.size(), strict)
     keep_freed_memory()
     comm = world_communicator() if has_mpi else None
-    if comm is None:
-        return World(group, backend)
-    world = World(group, backend, comm.Dup(), Recorder())
-    if guard and world.size > 1:
-        _install_guard(world, comm, timeout)
-    if path := environment.timeline_path():
-        Timeline(world.recorder, comm.Dup(), world.host, path)
+    world = World(group, backend, None if comm is None else comm.Dup())
+    if launch is not None:
+        launches.note_join(launch)
+    if world.size == 1:
+        return world
+    _seed_unless_seeded()
+    path = environment.timeline_path()
+    _compare_settings(world, guard=guard, timeline=bool(path))
+    if comm is not None:
+        if guard:
+            _install_guard(world, comm, timeout)
+        if path:
+            Timeline(world.recorder, comm.Dup(), world.host, path)
     return world
 
 
-def _make_group(backend: Backend) -> mx.distributed.Group:
+def _make_group(backend: Backend, launch: Launch | None) -> mx.distributed.Group:
     """Return MLX's group of all ranks, which lives as long as the process."""
     if not mx.distributed.is_available(backend):
         if backend == "mpi":
@@ -114,26 +162,49 @@ def _make_group(backend: Backend) -> mx.distributed.Group:
     try:
         group = mx.distributed.init(strict=True, backend=backend)
     except RuntimeError:
-        # A strict MLX rejects a world of one. Over MPI, _check_size explains it better;
+        # A strict MLX rejects a world of one. Over MPI, check_size explains it better;
         # with other backends MLX's message is the better one.
-        if backend != "mpi" and (environment.launched_size(backend) or 1) > 1:
+        if backend != "mpi" and launch is not None and launch.size > 1:
             raise
         group = mx.distributed.init(backend=backend)
     keep_alive(group)
     return group
 
 
-def _check_size(size: int, backend: Backend, strict: bool | None) -> None:
-    launched = environment.launched_size(backend)
-    if strict is not False and launched is not None and launched != size:
-        raise RuntimeError(
-            f"the launcher started {launched} ranks, but MLX sees {size}. "
-            + _SIZE_REMEDY[backend]
-        )
+def _check_strict(size: int, strict: bool | None) -> None:
     if strict and size == 1:
         raise RuntimeError(
             "a world of one rank, and strict=True: start the program with "
             "`mlxdist run -n 2 script.py` or `mpirun -n 2 python script.py`"
+        )
+
+
+def _seed_unless_seeded() -> None:
+    """Seed MLX's random numbers, which differ between ranks then.
+
+    MLX's own seed is the time in milliseconds, and ranks start at the same time. The
+    state of its generator shows whether that seed is still in place.
+    """
+    state: list[mx.array] = mx.random.state  # type: ignore[assignment]
+    high, low = map(int, np.array(state[0]))
+    age = time.time() * 1000 - ((high << 32) + low)
+    if 0 <= age <= _LONGEST_RUN:
+        mx.random.seed(int.from_bytes(os.urandom(8), "little"))
+
+
+def _compare_settings(world: World, *, guard: bool, timeline: bool) -> None:
+    """Refuse ranks that would not communicate alike.
+
+    The length of this message is the same in all versions of mlxdist.
+    """
+    text = f"mlxdist {__version__}, guard={guard}, timeline={timeline}"
+    words = np.frombuffer(text.encode().ljust(_SETTINGS_BYTES)[:_SETTINGS_BYTES], "u8")
+    rows = world.control.all_gather_words(words)
+    if (rows != rows[0]).any():
+        texts = [row.tobytes().decode(errors="replace").strip() for row in rows]
+        raise RuntimeError(
+            "the ranks can't work together; install one version of mlxdist on all "
+            f"hosts, and call init alike:\n{difference(texts)}"
         )
 
 

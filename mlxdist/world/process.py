@@ -11,6 +11,8 @@ import ctypes
 import platform
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
+
 from ..launcher import environment
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
 from .finalize import finalize_at_exit
@@ -32,6 +34,8 @@ _MCA_PARAMETERS = {
     "btl_tcp_max_send_size": str(2**20),  # bytes
 }
 
+_prepared: list[str] = []  # the libmpi that this process uses
+
 # Options of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -50,7 +54,9 @@ def prepare_mpi() -> bool:
         return False
     from mpi4py import MPI
 
-    if MPI.Is_initialized():
+    if _prepared:
+        return True
+    if MPI.Is_initialized() and not _started_by_mlx():
         raise RuntimeError(
             "MPI was started before mlxdist.init(), and MLX can't join it then. Call "
             "mlxdist.init() first, or import mlxdist before mpi4py."
@@ -64,18 +70,37 @@ def prepare_mpi() -> bool:
         library, thread_level=_THREAD_MULTIPLE, parameters=_MCA_PARAMETERS
     )
     finalize_at_exit(library)
+    _prepared.append(library)
     return True
+
+
+def _started_by_mlx() -> bool:
+    """Return whether MLX has started MPI itself, and so has joined all ranks."""
+    from mpi4py import MPI
+
+    size = MPI.COMM_WORLD.Get_size()
+    return size > 1 and mx.distributed.init(backend="mpi").size() == size
 
 
 def world_communicator() -> MPI.Intracomm | None:
     """Return MPI's COMM_WORLD, None if MPI was not started.
 
     Its errors end the job. mpi4py makes them return codes, which MLX ignores.
+
+    Raises:
+        RuntimeError: MPI does not provide MPI_THREAD_MULTIPLE.
     """
     from mpi4py import MPI
 
     if not MPI.Is_initialized():
         return None
+    if MPI.Query_thread() < _THREAD_MULTIPLE:
+        raise RuntimeError(
+            f"MPI runs with thread level {MPI.Query_thread()}, and mlxdist needs "
+            f"{_THREAD_MULTIPLE}, MPI_THREAD_MULTIPLE. Remove "
+            f"{environment.THREAD_LEVEL} from the environment, and call mlxdist.init() "
+            "before mx.distributed.init()"
+        )
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_ARE_FATAL)
     return MPI.COMM_WORLD
 

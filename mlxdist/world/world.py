@@ -73,6 +73,7 @@ class World:
         self.background_errors: list[str] = []
         self.host_transport: MpiTransport | None = None
         self.is_first_on_host = True
+        self.is_closed = False
         self._comm = comm
         if comm is not None:
             on_host, self.is_first_on_host = _ranks_on_host(comm)

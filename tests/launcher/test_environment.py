@@ -1,7 +1,6 @@
 """The process environment has one owner."""
 
 import ast
-import json
 import os
 from pathlib import Path
 
@@ -72,33 +71,6 @@ def test_without_mpi_keeps_the_users_variables():
         "MLXDIST_RUN_DIR": "r",
     }
     assert environment.without_mpi({**of_user, **launchers}) == of_user
-
-
-@pytest.mark.parametrize(
-    ("variables", "size"),
-    [
-        ({}, None),
-        ({"OMPI_COMM_WORLD_SIZE": "3"}, 3),
-        ({"SLURM_STEP_NUM_TASKS": "8"}, 8),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "PMI_SIZE": "4"}, 2),
-        ({"PMI_SIZE": "many"}, None),
-    ],
-)
-def test_launched_size_over_mpi_reads_the_launchers_variables(
-    variables, size, monkeypatch
-):
-    monkeypatch.setattr(environment.os, "environ", variables)
-    assert environment.launched_size("mpi") == size
-
-
-def test_launched_size_over_a_ring_counts_its_hosts(tmp_path, monkeypatch):
-    path = tmp_path / "hosts.json"
-    path.write_text(json.dumps([["a:1"], ["b:1"], ["c:1"]]))
-    variables = {"MLX_HOSTFILE": str(path)}
-    monkeypatch.setattr(environment.os, "environ", variables)
-    assert environment.launched_size("ring") is None
-    variables["MLX_RANK"] = "0"
-    assert environment.launched_size("ring") == 3
 
 
 def test_use_libmpi_keeps_the_users_parameters(monkeypatch):

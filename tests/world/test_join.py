@@ -88,7 +88,7 @@ def test_init_strict_without_a_launcher_raises(tmp_path):
 
 
 def test_init_under_a_launcher_that_mpi_does_not_know_raises(tmp_path):
-    env = {"SLURM_STEP_NUM_TASKS": "4"}
+    env = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}
     result = init_alone(tmp_path, env=env)
     assert result.returncode == 1
     assert "the launcher started 4 ranks, but MLX sees 1" in result.stderr

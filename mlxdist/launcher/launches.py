@@ -1,0 +1,166 @@
+"""The launchers that gave this process a rank, according to its environment.
+
+Every child of a rank inherits these variables, and is no rank. So the process that
+joins notes that in the environment (`note_join`). Where two processes can't know of
+each other in this way, only one of them can `claim` the rank.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from . import environment
+
+# Open files whose locks hold the claims of this process, until it ends.
+_claims: list[IO[str]] = []
+
+
+class Launch(NamedTuple):
+    """A rank that a launcher gave to this process.
+
+    Attributes:
+        launcher: its name.
+        backend: the backend of MLX that joins its ranks; "" if MLX has none.
+        rank: of this process, as text.
+        size: how many ranks were started.
+        job: tells this job from others.
+    """
+
+    launcher: str
+    backend: str
+    rank: str
+    size: int
+    job: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.launcher} started this process as rank {self.rank} of {self.size}"
+        )
+
+
+class _Names(NamedTuple):
+    """The variables of a launcher. Those of rank and size must be set.
+
+    Attributes:
+        job: variables that tell its jobs apart; all must be set if `strict`.
+    """
+
+    launcher: str
+    backend: str
+    rank: str
+    size: str
+    job: tuple[str, ...]
+    strict: bool = False
+
+
+_HOST_FILES = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")
+
+# mpirun comes first: its job may run inside that of another launcher.
+_LAUNCHERS = (
+    _Names(
+        "mpirun",
+        "mpi",
+        environment.RANK,
+        environment.SIZE,
+        (environment.NAMESPACE,),
+    ),
+    _Names("mlx.launch", "ring", "MLX_RANK", "MLX_HOSTFILE", ("MLX_HOSTFILE",)),
+    _Names("mlx.launch", "jaccl", "MLX_RANK", "MLX_IBV_DEVICES", ("MLX_IBV_DEVICES",)),
+    _Names("mlx.launch", "nccl", "MLX_RANK", "MLX_WORLD_SIZE", ("NCCL_PORT",)),
+    _Names("mpiexec", "mpi", "PMI_RANK", "PMI_SIZE", ("PMI_ID",)),
+    _Names(
+        "srun",
+        "mpi",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ),
+    _Names("torchrun", "", "RANK", "WORLD_SIZE", ("MASTER_ADDR", "MASTER_PORT"), True),
+)
+
+
+def launches() -> list[Launch]:
+    """Return the ranks that launchers gave to this process, the innermost job first.
+
+    Raises:
+        ValueError: a file with hosts can't be read.
+    """
+    variables = environment.snapshot()
+    result = []
+    for names in _LAUNCHERS:
+        rank, size = variables.get(names.rank), variables.get(names.size)
+        job = [variables.get(name, "") for name in names.job]
+        if not rank or not size or (names.strict and not all(job)):
+            continue
+        if names.size in _HOST_FILES:
+            count = _count_hosts(names.size, size)
+        elif size.isdigit():
+            count = int(size)
+        else:
+            continue
+        result.append(Launch(names.launcher, names.backend, rank, count, "/".join(job)))
+    return result
+
+
+def _count_hosts(name: str, path: str) -> int:
+    try:
+        text = Path(path).read_text()
+        return len(json.loads(text)) if text.strip() else 1
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {path!r}, which has no list of hosts: {error}. Unless "
+            f"mlx.launch started this process, remove {name} from the environment"
+        ) from error
+
+
+def note_join(launch: Launch) -> None:
+    """Note for this process's children that it has joined as a launcher's rank."""
+    environment.update({environment.JOINED: json.dumps([os.getpid(), *launch])})
+
+
+def joined_process(launch: Launch) -> int | None:
+    """Return the id of the process that noted that it has joined as this rank."""
+    text = environment.get(environment.JOINED)
+    if text is None:
+        return None
+    pid, *joined = json.loads(text)
+    return int(pid) if joined == list(launch) else None
+
+
+def forget() -> None:
+    """Remove all names of launchers: this process is a rank of none of them."""
+    names = {name for x in _LAUNCHERS for name in (x.rank, x.size)}
+    environment.leave_job(names)
+
+
+def claim(launch: Launch) -> int | None:
+    """Claim a rank of mpirun for this process, until it ends.
+
+    Returns:
+        The id of another live process on this host that has claimed it; None if this
+        one has it now, or if the job has no folder that this process may write to.
+    """
+    folder = environment.get(environment.SERVER_FOLDER)
+    if folder is None or _claims:
+        return None
+    name = launch.job.rpartition("@")[2]  # the number of the job within mpirun
+    try:
+        file = Path(folder, f"mlxdist-{name}-{launch.rank}").open("a+")  # noqa: SIM115
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with file:
+            file.seek(0)
+            text = file.read()
+        return int(text) if text.isdigit() else None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _claims.append(file)
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import mlx.core as mx
 
 from ..arrays import device
@@ -15,6 +13,7 @@ from ..world.world import World
 from .fused_step import PieceStep, State
 from .inner_optimizer import InnerOptimizer, Leaf
 from .options import Options
+from .user_warning import warn_user
 from .weight_copies import WeightCopies
 
 # Bytes of parameters from which on the update is compiled, which takes about a second
@@ -45,12 +44,11 @@ def compile_update(
     error = error or _compile_error(inner, plan, options)
     failures = agree(world.control, f"{name}.init", number=float(error is not None))
     if error is not None:
-        warnings.warn(
+        warn_user(
             f"rank {world.rank} on {world.host} can't compile the optimizer's update, "
             "so that all ranks update with MLX's own kernels, which takes up to three "
             f"times as long: {error}. On Linux MLX needs g++ on PATH and a TMPDIR that "
-            "it can write to",
-            stacklevel=6,
+            "it can write to"
         )
     return not any(failures)
 

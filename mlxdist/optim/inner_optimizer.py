@@ -59,6 +59,11 @@ class Leaf:
         return f"{kind.__module__}.{kind.__qualname__}"
 
     @property
+    def is_of_mlx(self) -> bool:
+        """Whether its class is one of MLX's own."""
+        return self.name.startswith("mlx.")
+
+    @property
     def is_elementwise(self) -> bool:
         """Whether it may work on flat slices."""
         return self.is_known or bool(
@@ -240,6 +245,10 @@ class InnerOptimizer:
         if len(self.leaves) == 1:
             return ""
         return f"optimizer {leaf.at.removeprefix('states.').rstrip('.')}: "
+
+    def scalars(self) -> list[Array]:
+        """Step, learning rate and the like, of all leaves."""
+        return [array for leaf in self.leaves for array in leaf.scalars().values()]
 
     def scalar_lines(self) -> list[str]:
         """Step, learning rate and the like as text. Waits for their values."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import mlx.core as mx
+
 from ..arrays.concat import Chunk
 from ..arrays.tree_index import TreeIndex
-from ..arrays.trees import cut_all
+from ..arrays.trees import cut_all, leaves_of
 from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
+from . import ema
 from .fused_step import FusedStep, PieceStep, State, fitted, scaled, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .weight_copies import WeightCopies
@@ -29,6 +32,12 @@ class ShardStep(Protocol):
 
     def add(self, index: int, mean: Chunk) -> Stepped:
         """Take the mean gradients of a bucket; return the buckets that are stepped."""
+
+    def unpublished(self) -> list[Array]:
+        """After the step: arrays of state on which no new parameter depends.
+
+        Unless they are evaluated, each step's would hold those of all steps before.
+        """
 
 
 class LocalUpdate(Protocol):
@@ -80,6 +89,21 @@ class _Shard:
             local = cut_all(parameters, self.wire.pieces, self.wire.plan)
             self.inner.init(self.copies.masters.widened(local))
 
+    def unpublished(self) -> list[Array]:
+        arrays = self.inner.scalars()
+        has_ema = self.copies.ema.decay is not None
+        for leaf, index in self._states:
+            if has_ema or not leaf.is_of_mlx:
+                states = index.flat(leaf.optimizer.state).values()
+                arrays += [a for state in states for a in self._later(leaf, state)]
+        return arrays
+
+    def _later(self, leaf: Leaf, state: State) -> list[Array]:
+        """The EMA weights; of a user's own optimizer all state."""
+        if leaf.is_of_mlx:
+            return [state[ema.KEY]] if ema.KEY in state else []
+        return [a for a in leaves_of(state).values() if isinstance(a, mx.array)]
+
     def states(self) -> dict[KeyPath, State]:
         found: dict[KeyPath, State] = {}
         for leaf, index in self._states:
@@ -129,6 +153,9 @@ class _BucketUpdateStep(NamedTuple):
         if isinstance(stepped, Chunk):
             return [(index, stepped)]
         return [(index, self.update.shard.wire.stepped_chunk(index, stepped))]
+
+    def unpublished(self) -> list[Array]:
+        return self.update.shard.unpublished()
 
 
 class _BucketStep:
@@ -220,6 +247,9 @@ class _WholeTreeStep:
             self._means[path] = scaled(gradient, dtype, self._scale)
         self._buckets_left -= 1
         return [] if self._buckets_left else self._step()
+
+    def unpublished(self) -> list[Array]:
+        return self._shard.unpublished()
 
     def _step(self) -> Stepped:
         shard, local = self._shard, self._parameters

@@ -16,6 +16,7 @@ from . import grad_norm, setup
 from .accumulation import MicroBatches
 from .batch import Batch, TreeIndexes, batch_problem, matching, read_batch
 from .grad_norm import NonFiniteError, Norm
+from .identical_gradients import warn_if_identical
 from .inner_optimizer import InnerOptimizer
 from .loss_scale import make_loss_scale
 from .options import Options
@@ -63,6 +64,7 @@ class DistributedStep:
         self.index: TreeIndexes | None = None
         self.norm: Array | None = None
         self.weight: float = 1.0
+        self._gradients_compared = False
 
     def use(self, made: setup.Initialized) -> None:
         """Run the steps that follow under a new plan."""
@@ -118,6 +120,7 @@ class DistributedStep:
                     self._step(run, batch, weights, gradients, target)
                 else:
                     self._inner.apply_gradients({}, {})
+                    run.evaluate(self._inner.scalars())
             finally:
                 self._inner.hyperparameters.remember()
 
@@ -150,6 +153,7 @@ class DistributedStep:
             for stepped in shard.add(index, means.take()):
                 self._publish(gather.push(*stepped), run, target)
         self._publish(gather.rest(), run, target)
+        run.evaluate(shard.unpublished())
         self.counts.steps += 1
         self.loss_scale.stepped()
 
@@ -188,8 +192,16 @@ class DistributedStep:
             raise
         self.weight = weights.local
         if eager:
+            self._warn_once(batch, weights)
             run = self.pipelines.with_changes(changed=bool(batch.changes))
         return run, weights
+
+    def _warn_once(self, batch: Batch, weights: Weights) -> None:
+        """At the first update, warn where all ranks have the same gradients."""
+        if self._world.size > 1 and batch.gradients and not self._gradients_compared:
+            self._gradients_compared = True
+            weighted = batch.weight is not None
+            warn_if_identical(self._world, batch.gradients, weights, weighted=weighted)
 
     def _accumulate(self, batch: Batch) -> None:
         """Add a micro-batch that is not the step's last. Nothing is sent."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _ABORT_TIMEOUT = 1.5
 # Seconds in which the other ranks receive the end notice and write their records.
 _NOTICE_DELAY = 2 * TICK + 0.1
+# Seconds between a rank's record and its exit after SIGTERM. mpirun sends SIGKILL as soon
+# as one rank has exited, or 0.25 s later: others may still be writing their records.
+_SIGTERM_DELAY = 0.5
 # Seconds for which rank 0 is given precedence in reporting an error of all ranks.
 _PRECEDENCE = 1.0
 
@@ -109,6 +112,7 @@ class Guard:
         if self._sigterm.is_current and self._ending.acquire(blocking=False):
             self._mark("ended")
             self._write_record(print_stack=False)
+            time.sleep(_SIGTERM_DELAY)
             os._exit(128 + signal.SIGTERM)
 
     # Hooks of the process

@@ -9,6 +9,7 @@ import pytest
 
 from mlxdist.comm.flight_recorder import Failure, RankInfo, Recorder
 from mlxdist.world import postmortem
+from tests.support import jobs
 from tests.support.failures import check_failure, postmortem_folder
 
 
@@ -156,6 +157,28 @@ def test_report_names_a_killed_rank(tmp_path):
     assert names == ["rank-0.jsonl", "rank-2.jsonl"], err
     report = postmortem.report(records)
     assert report.startswith("rank 1 left no record here: killed, stopped")
+
+
+KILL_RANK_1 = """
+import os, signal, time
+import mlxdist
+from mlxdist.comm.flight_recorder import Recorder
+world = mlxdist.init()
+write = Recorder.write
+if world.rank == 0:
+    Recorder.write = lambda *arguments: time.sleep(0.06) or write(*arguments)
+world.barrier()
+if world.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+world.barrier()
+"""
+
+
+def test_record_of_a_slow_rank_is_complete_though_others_have_written_theirs(tmp_path):
+    """mpirun sends SIGKILL to all ranks once the first has exited after SIGTERM."""
+    result = jobs.mpi_job(3, KILL_RANK_1, folder=tmp_path)
+    names = sorted(path.name for path in postmortem_folder(tmp_path).iterdir())
+    assert names == ["rank-0.jsonl", "rank-2.jsonl"], result.stderr
 
 
 def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):

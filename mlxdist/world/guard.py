@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _ABORT_TIMEOUT = 1.5
 # Seconds in which the other ranks receive the end notice and write their records.
 _NOTICE_DELAY = 2 * TICK + 0.1
-# Seconds between a rank's record and its exit after SIGTERM. mpirun sends SIGKILL as soon
-# as one rank has exited, or 0.25 s later: others may still be writing their records.
+# Seconds between a rank's record and its exit after SIGTERM. mpirun sends SIGKILL when
+# one rank has exited, or after 0.25 s: others may still be writing their records.
 _SIGTERM_DELAY = 0.5
 # Seconds for which rank 0 is given precedence in reporting an error of all ranks.
 _PRECEDENCE = 1.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from ..launcher import standard_streams
 from ..version import __version__
 from . import checkpoint, doctor, plan, run, test
 
@@ -45,14 +45,22 @@ def _commands() -> list[ModuleType]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 if it could not start."""
-    parsed = make_parser().parse_args(arguments)
+    standard_streams.open_all()
     try:
-        return int(parsed.run(parsed))
+        try:
+            parsed = make_parser().parse_args(arguments)
+            return int(parsed.run(parsed))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # as in `mlxdist plan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.discard(1)
         return 1
+    except KeyboardInterrupt:  # Ctrl-C
+        return 130
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"mlxdist: error: {_message(error)}", file=sys.stderr)
+        standard_streams.print_error(f"mlxdist: error: {_message(error)}")
+        if isinstance(error, OSError):  # a full disk may be that of standard output
+            standard_streams.discard(1)
         return 2
 
 

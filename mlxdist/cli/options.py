@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 
 from ..launcher import hosts, network
 from ..launcher.hosts import Host, HostList
+from ..launcher.standard_streams import print_error
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -82,11 +82,9 @@ def hosts_of(parsed: argparse.Namespace) -> HostList:
         return HostList()
     slots = {host.name: host.slots for host in named.hosts}
     for name, times in named.repeated:
-        print(
+        print_error(
             f"mlxdist: warning: {name} is named {times} times, and takes {slots[name]} "
-            f"ranks; if this is intended, name it once, as {name}:{slots[name]}",
-            file=sys.stderr,
-            flush=True,
+            f"ranks; if this is intended, name it once, as {name}:{slots[name]}"
         )
     return named
 

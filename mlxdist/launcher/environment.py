@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -23,6 +24,8 @@ TIMELINE = "MLXDIST_TIMELINE"  # file for the Chrome trace
 POSTMORTEM = "MLXDIST_POSTMORTEM"  # folder for the records of a failed job
 KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
 JOINED = "MLXDIST_JOINED"  # the process that has joined, and its rank, as JSON
+FINALIZES = "MLXDIST_FINALIZES"  # the process that calls MPI_Finalize at its exit
+LIBMPI = "MLX_MPI_LIBNAME"  # the library that MLX loads
 JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1, ...
 
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
@@ -143,14 +146,39 @@ def has_chosen_libmpi() -> bool:
 def use_libmpi(path: str, *, thread_level: int, parameters: Mapping[str, str]) -> None:
     """Have MLX load a libmpi, and set Open MPI's parameters that the user did not set.
 
+    The caller has the process call MPI_Finalize when it exits.
+
     Args:
         thread_level: what MLX's MPI_Init asks for; 3 is MPI_THREAD_MULTIPLE.
         parameters: MCA parameters by name, without OMPI_MCA_.
     """
-    os.environ["MLX_MPI_LIBNAME"] = path
+    os.environ[LIBMPI] = path
+    os.environ[FINALIZES] = str(os.getpid())
     os.environ.setdefault(THREAD_LEVEL, str(thread_level))
     for name, value in parameters.items():
         os.environ.setdefault(f"OMPI_MCA_{name}", value)
+
+
+def finalizes_mpi(pid: int) -> bool:
+    """Return whether a process has called `use_libmpi`; a child inherits the name."""
+    return os.environ.get(FINALIZES) == str(pid)
+
+
+def mpi_library_folders() -> list[str]:
+    """Return the folders that may hold the libmpi of the mpirun that started this."""
+    prefix = os.environ.get("OPAL_PREFIX")
+    folders = [os.environ.get("OMPI_LIBDIR_LOC"), prefix and f"{prefix}/lib"]
+    return [*filter(None, folders), f"{sys.exec_prefix}/lib"]
+
+
+def set_default_libmpi(path: str) -> None:
+    """Set the libmpi that MLX loads, unless it is set."""
+    os.environ.setdefault(LIBMPI, path)
+
+
+def launched_by_mlx() -> bool:
+    """Return whether MLX's own launcher, or a script, has given this process a rank."""
+    return "MLX_RANK" in os.environ
 
 
 # The launcher's side

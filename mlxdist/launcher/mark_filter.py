@@ -1,13 +1,10 @@
-"""Filter that takes the ranks' marks out of a job's standard error."""
+"""Filter that takes a rank's marks out of its standard error."""
 
 from __future__ import annotations
-
-import re
 
 from . import marks
 from .mpirun_log import MpirunLog
 
-TAG = re.compile(rb"\[\d+,(\d{1,9})\]<std(?:out|err)>: ?")  # of mpirun --tag-output
 _FIRST_BYTE = marks.LINE_START[:1].encode()
 
 
@@ -16,36 +13,32 @@ class MarkFilter:
 
     Args:
         run_dir: folder for the marks' files, see `marks.mark_file`.
-        ranks: the number of ranks.
+        rank: the rank that writes to it.
         token: the random token of this job's marks.
-
-    Attributes:
-        log: the evidence of failures in what was read so far.
+        log: is told of each mark.
     """
 
-    def __init__(self, run_dir: str, *, ranks: int, token: str) -> None:
-        self.log = MpirunLog()
-        self._run_dir, self._ranks = run_dir, ranks
+    def __init__(self, run_dir: str, *, rank: int, token: str, log: MpirunLog) -> None:
+        self._run_dir, self._rank, self._log = run_dir, rank, log
         self._start = f"{marks.LINE_START} {token} ".encode()
         self._pending = b""  # the beginning of a line that may become a mark
+        self._chunks: dict[str, dict[int, str]] = {}  # of marks that are incomplete
 
     def feed(self, data: bytes) -> bytes:
-        """Return the output in the next piece, without marks and without their tags."""
+        """Return the output in the next piece, without marks."""
         data = self._pending + data
         self._pending = output = b""
         while (start := data.find(_FIRST_BYTE)) >= 0:
-            self.log.read(data[:start])
             before, line = data[:start], data[start:]
             mark_may_follow = self._start.startswith(line[: len(self._start)])
             line, end, rest = line.partition(b"\n")
             if mark_may_follow and not end:
                 self._pending = line
-                return output + _without_last_tag(before)
-            if mark_may_follow and self._save(line[len(self._start) :]):
-                output, data = output + _without_last_tag(before), rest
-            else:  # a control byte of the job, or a mark with another rank's text in it
+                return output + before
+            if mark_may_follow and self._read(line[len(self._start) :]):
+                output, data = output + before, rest
+            else:  # a control byte of the job, or a mark with other text in it
                 output, data = output + data[: start + 1], data[start + 1 :]
-        self.log.read(data)
         return output + data
 
     def close(self) -> bytes:
@@ -53,21 +46,20 @@ class MarkFilter:
         rest, self._pending = self._pending, b""
         return rest
 
-    def _save(self, text: bytes) -> bool:
-        """Write a mark's file, and return whether the text was a mark."""
-        mark, _, rest = text.decode(errors="replace").partition(" ")
-        rank, _, reason = rest.partition(" ")
-        if mark not in marks.MARKS or not rank.isdecimal():
+    def _read(self, line: bytes) -> bool:
+        """Read a line of a mark, and return whether it is one."""
+        chunk = marks.parse_line(line.decode(errors="replace"))
+        if chunk is None:
             return False
-        if int(rank) < self._ranks:
-            self.log.read_mark(mark, int(rank))
-            path = marks.mark_file(self._run_dir, mark, int(rank))
-            if not path.exists():
-                path.write_text(reason, errors="replace")
+        if chunk.rank == self._rank:
+            chunks = self._chunks.setdefault(chunk.mark, {})
+            chunks.setdefault(chunk.part, chunk.text)
+            if len(chunks) == chunk.parts:
+                self._save(chunk.mark, marks.join_chunks(chunks))
         return True
 
-
-def _without_last_tag(text: bytes) -> bytes:
-    """Return the text before a mark, without the tag of the mark's own line."""
-    tags = list(TAG.finditer(text))
-    return text[: tags[-1].start()] if tags and tags[-1].end() == len(text) else text
+    def _save(self, mark: str, text: str) -> None:
+        self._log.read_mark(mark, self._rank)
+        path = marks.mark_file(self._run_dir, mark, self._rank)
+        if not path.exists():
+            path.write_text(text, errors="replace")

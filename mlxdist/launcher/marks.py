@@ -15,15 +15,32 @@ launcher; a random token tells it from the job's own output.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from . import environment
 
-MARKS = ("done", "failed", "ended")
+# What a rank that failed adds: what it was doing, the user's line, the traceback, and
+# the folder with the records of all ranks.
+DETAILS = ("step", "place", "traceback", "record")
+# "alone": it used MLX, and never joined the other ranks.
+MARKS = ("done", "failed", "ended", "alone", *DETAILS)
 LINE_START = "\x1emlxdist"  # of a mark on standard error; the token follows
-_LONGEST_REASON = 100  # characters, on standard error
+_CHUNK = 120  # characters of a mark's text in a line on standard error
+_LONGEST_TEXT = 16_000  # characters
+
+
+class Chunk(NamedTuple):
+    """A line on standard error: a part of a mark, from 0, and the number of parts."""
+
+    mark: str
+    rank: int
+    part: int
+    parts: int
+    text: str
 
 
 def mark_file(run_dir: str, mark: str, rank: int | str) -> Path:
@@ -41,6 +58,19 @@ def unfinished(run_dir: str, ranks: int) -> list[int]:
     return [
         rank for rank in range(ranks) if not mark_file(run_dir, "done", rank).exists()
     ]
+
+
+def all_started(run_dir: str, ranks: int) -> bool:
+    """Return whether each rank has announced itself; False over several hosts."""
+    return all(pid_file(run_dir, rank).exists() for rank in range(ranks))
+
+
+def read(run_dir: str, mark: str, rank: int) -> str | None:
+    """Return the text of a rank's mark, None without the mark."""
+    try:
+        return mark_file(run_dir, mark, rank).read_text(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def announce(rank: int | str) -> IO[str] | None:
@@ -66,25 +96,57 @@ def announce(rank: int | str) -> IO[str] | None:
     return None
 
 
-def leave_mark(mark: str, rank: int | str, reason: str = "") -> None:
+def leave_mark(mark: str, rank: int | str, text: str = "") -> bool:
     """Leave one of MARKS if `mlxdist run` started this process, else do nothing.
 
-    Only the first line of `reason` is used, and only the first mark of a kind counts.
+    Only the first mark of a kind counts, and of the text of "failed" the first line.
+
+    Returns:
+        Whether `mlxdist run` gets the mark.
 
     Raises:
         OSError: the mark could not be written.
     """
-    reason = reason.partition("\n")[0]
+    text = text.partition("\n")[0] if mark == "failed" else text[-_LONGEST_TEXT:]
     run_dir = environment.get(environment.RUN_DIR)
     if run_dir:
         path = mark_file(run_dir, mark, rank)
         if not path.exists():
-            path.write_text(reason, errors="replace")
-        return
+            path.write_text(text, errors="replace")
+        return True
     token, _, owner = (environment.get(environment.MARKS) or "").rpartition(":")
     pid, _, descriptor = owner.partition("/")
-    if token and pid == str(os.getpid()):
-        line = f"{LINE_START} {token} {mark} {rank} {reason[:_LONGEST_REASON]}\n"
+    if not token or pid != str(os.getpid()):
+        return False
+    for line in _lines(token, mark, rank, text):
         # Twice: mpirun may cut a line in two when it reads much at once, and text of
         # another rank may come between.
-        os.write(int(descriptor), 2 * line.encode(errors="replace"))
+        os.write(int(descriptor), 2 * line.encode())
+    return True
+
+
+def _lines(token: str, mark: str, rank: int | str, text: str) -> list[str]:
+    escaped = json.dumps(text)  # ASCII, and no end of line
+    starts = range(0, len(escaped), _CHUNK)
+    return [
+        f"{LINE_START} {token} {mark} {rank} {part} {len(starts)} "
+        f"{escaped[start : start + _CHUNK]}\n"
+        for part, start in enumerate(starts)
+    ]
+
+
+def parse_line(line: str) -> Chunk | None:
+    """Return the part of a mark in a line, without its start and token."""
+    mark, _, rest = line.partition(" ")
+    rank, part, parts, text = (*rest.split(" ", 3), *4 * [""])[:4]
+    if mark not in MARKS or not all(x.isdecimal() for x in (rank, part, parts)):
+        return None
+    return Chunk(mark, int(rank), int(part), int(parts), text)
+
+
+def join_chunks(chunks: Mapping[int, str]) -> str:
+    """Return the text of a mark from all its parts, by their number."""
+    try:
+        return str(json.loads("".join(chunks[part] for part in sorted(chunks))))
+    except ValueError:  # a part was cut
+        return ""

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import cores, environment, rank_main
+from . import cores, environment, rank_main, tagged_stream
 from .hosts import Host
 from .job_spec import Job
 
@@ -49,6 +49,7 @@ def mpirun_command(
     forwarded: Sequence[str] = (),
     agent: str | None = None,
     session_dir: str = "",
+    tag_output: bool = False,
 ) -> list[str]:
     """Return the command line that starts the ranks.
 
@@ -61,6 +62,7 @@ def mpirun_command(
         forwarded: variables to pass on to ranks on other hosts.
         agent: the command by which mpirun reaches a host; None for plain ssh.
         session_dir: folder for mpirun's own files; "" leaves it to mpirun.
+        tag_output: have mpirun tag each line of output, see `tagged_stream`.
     """
     # Naming the host gives it as many slots as there are ranks. Without it mpirun
     # counts physical cores, and refuses ranks that hyperthreads have room for.
@@ -77,8 +79,9 @@ def mpirun_command(
         command += _remote_options(job, forwarded, agent)
     elif job.ranks > usable_cores:
         command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
-    if job.label or job.log_dir:
-        command += ["--tag-output"]
+    has_own_tags = any("output" in word for word in job.mpi_arguments)
+    if tag_output and not has_own_tags:
+        command += tagged_stream.OPTION
     command += job.mpi_arguments
     script = job.script if job.module else os.path.join(job.folder, job.script)
     return [*command, python, os.path.abspath(rank_main.__file__), script]

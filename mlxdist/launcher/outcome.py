@@ -5,23 +5,27 @@
     exit_code    of `mlxdist run`: 0 only if every rank finished; 124 after --timeout;
                  128 + the signal's number if the user ended the job
     message      the last line that `mlxdist run` printed, without its prefix; "" if all
-                 ranks finished
+                 ranks finished and there is nothing to say
     timed_out    whether --timeout ended the job
     stopped_by   the signal by which the user ended the job, such as "SIGINT", or null
     lost_hosts   hosts to which mpirun lost its connection
+    record       the folder with the records of all ranks, or null without one
     restarts     how often the job was started again; the other fields are of the last
                  start, apart from `seconds`
     seconds      wall-clock time of all starts
     ranks        a list in the order of the ranks, of objects:
         rank     its number
-        host     its host's name, or null on this machine alone
+        host     its host's name
         state    "finished"  it ran to its end
-                 "failed"    it raised, exited with another code than 0, or its guard
-                             ended the job; `reason` says why
+                 "failed"    it raised, exited with another code than 0, called
+                             MPI_Abort, or its guard ended the job; `reason` says why
                  "ended"     it was ended because another rank failed
                  "killed"    it died without any report: by a signal, by os._exit, with
                              its host, or because the whole job was ended
         reason   one line on why it failed, else null
+        step     what it was doing then, such as "in user code, after step 3", or null
+        place    the user's own line that failed, such as "/home/me/train.py:42, in
+                 loss", or null
         signal   the signal that killed it, such as "SIGKILL", where mpirun reports it,
                  else null
 
@@ -34,7 +38,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,6 +57,8 @@ class RankOutcome:
     state: State
     host: str | None = None
     reason: str | None = None
+    step: str | None = None
+    place: str | None = None
     signal: str | None = None
 
 
@@ -66,6 +72,7 @@ class Outcome:
     timed_out: bool = False
     stopped_by: str | None = None
     lost_hosts: tuple[str, ...] = ()
+    record: str | None = None
     restarts: int = 0
     seconds: float = 0.0
 
@@ -90,8 +97,7 @@ class Outcome:
 
 def read_ranks(
     run_dir: str,
-    ranks: int,
-    hosts: Sequence[str] = (),
+    hosts: Sequence[str],
     *,
     log: MpirunLog,
     lost_hosts: Sequence[str] = (),
@@ -101,12 +107,12 @@ def read_ranks(
 
     Args:
         run_dir: folder of the marks.
-        hosts: each rank's host; empty on this machine alone.
+        hosts: each rank's host.
         stopped: whether the user ended the job. Which rank was killed first then tells
             nothing.
     """
-    unfinished = marks.unfinished(run_dir, ranks)
-    reasons = _reasons(run_dir, unfinished)
+    unfinished = marks.unfinished(run_dir, len(hosts))
+    reasons = _reasons(run_dir, unfinished, log)
     silent = [rank for rank in unfinished if rank not in reasons]
     killed = {} if stopped else _killed(silent, hosts, log)
     ended = {
@@ -114,31 +120,31 @@ def read_ranks(
         for rank in silent
         if rank in log.disconnected or marks.mark_file(run_dir, "ended", rank).exists()
     }
-    if hosts and not reasons:
+    if not stopped and not reasons:
         # mpirun, or Open MPI in the ranks, ends the others without a mark.
         first = [rank for rank in silent if hosts[rank] in lost_hosts] or list(killed)
         ended = set(silent) - set(first) if first else ended
+    elif not stopped:
+        ended |= set(silent) - set(killed)
 
     def outcome(rank: int) -> RankOutcome:
-        host = hosts[rank] if hosts else None
+        host = hosts[rank]
         if rank not in unfinished:
             return RankOutcome(rank, "finished", host)
         if rank in reasons:
-            return RankOutcome(rank, "failed", host, reason=reasons[rank])
+            step, place = (marks.read(run_dir, x, rank) for x in ("step", "place"))
+            return RankOutcome(rank, "failed", host, reasons[rank], step, place)
         if rank in ended:
             return RankOutcome(rank, "ended", host)
         return RankOutcome(rank, "killed", host, signal=signal_name(killed.get(rank)))
 
-    return tuple(map(outcome, range(ranks)))
+    return tuple(map(outcome, range(len(hosts))))
 
 
-def _reasons(run_dir: str, ranks: Iterable[int]) -> dict[int, str]:
-    files = {rank: marks.mark_file(run_dir, "failed", rank) for rank in ranks}
-    return {
-        rank: file.read_text(errors="replace")
-        for rank, file in files.items()
-        if file.exists()
-    }
+def _reasons(run_dir: str, ranks: Sequence[int], log: MpirunLog) -> dict[int, str]:
+    aborted = {rank: "it called MPI_Abort" for rank in log.aborted if rank in ranks}
+    texts = {rank: marks.read(run_dir, "failed", rank) for rank in ranks}
+    return aborted | {rank: x for rank, x in texts.items() if x is not None}
 
 
 def _killed(
@@ -146,54 +152,16 @@ def _killed(
 ) -> dict[int, int | None]:
     """Return the ranks that died first, with the signal if it is known."""
     killed = {rank: number for rank, number in log.killed.items() if rank in silent}
-    if killed or not (hosts and log.peer_hosts):
+    if killed or not log.peer_hosts:
         return killed
     first = _short_name(log.peer_hosts[0])
     return dict.fromkeys(rank for rank in silent if _short_name(hosts[rank]) == first)
-
-
-def describe(ranks: Sequence[RankOutcome], lost_hosts: Sequence[str] = ()) -> str:
-    """Return the sentence that names the ranks that failed, died and were ended."""
-    if all(rank.state == "finished" for rank in ranks):
-        return f"all ranks of {len(ranks)} finished"
-    by_reason: dict[str, list[RankOutcome]] = {}
-    for rank in ranks:
-        if rank.reason is not None:
-            by_reason.setdefault(rank.reason, []).append(rank)
-    parts = [f"lost touch with {host}" for host in lost_hosts]
-    parts += [
-        f"{_list(failed)} failed ({reason})" for reason, failed in by_reason.items()
-    ]
-    killed = [rank for rank in ranks if rank.state == "killed"]
-    if killed:
-        parts.append(f"{_list(killed)} of {len(ranks)} did not finish")
-    ended = [rank for rank in ranks if rank.state == "ended"]
-    if ended:
-        verb = "was" if len(ended) == 1 else "were"
-        parts.append(f"{_list(ended)} {verb} ended with it")
-    return "; ".join(parts)
 
 
 def signal_name(number: int | None) -> str | None:
     """Return a signal's name, such as "SIGKILL"; None if no signal has it."""
     names = {each.value: each.name for each in signal.Signals}
     return None if number is None else names.get(number)
-
-
-def _list(ranks: Sequence[RankOutcome]) -> str:
-    """Return `ranks 0 and 1`, or `ranks 0 and 1 on mac1, rank 2 on mac2`."""
-    by_host: dict[str | None, list[int]] = {}
-    for rank in ranks:
-        by_host.setdefault(rank.host, []).append(rank.rank)
-    return ", ".join(
-        _list_numbers(numbers) + (f" on {host}" if host else "")
-        for host, numbers in by_host.items()
-    )
-
-
-def _list_numbers(numbers: Sequence[int]) -> str:
-    *others, last = map(str, numbers)
-    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
 
 
 def _short_name(name: str) -> str:

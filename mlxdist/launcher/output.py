@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from .mark_filter import TAG, MarkFilter
+from .mark_filter import MarkFilter
+from .message_filter import MessageFilter
 from .mpirun_log import MpirunLog
+from .standard_streams import discard, print_error, write_all
+from .tagged_stream import Piece, TaggedStream
 
 _STDERR = 2
 _PIECE = 2**16  # bytes
@@ -19,71 +24,124 @@ class Output:
     """The copy of mpirun's two streams to those of this process.
 
     Args:
-        label: turn mpirun's tags into `[rank 1]`.
+        run_dir: folder for the ranks' marks.
+        ranks: the number of ranks.
+        token: of marks on standard error; "" if marks are files.
+        label: begin each line with its rank: `[rank 1]`.
         logs: a file for each rank's output; see `open_logs`.
-        mark_filter: takes marks out of standard error; None if marks are files.
+
+    Attributes:
+        log: the evidence of failures so far.
     """
 
     def __init__(
         self,
         *,
-        label: bool,
-        logs: dict[int, IO[bytes]],
-        mark_filter: MarkFilter | None,
+        run_dir: str,
+        ranks: int,
+        token: str = "",
+        label: bool = False,
+        logs: dict[int, IO[bytes]] | None = None,
     ) -> None:
-        self._label, self._logs, self._filter = label, logs, mark_filter
-        self._lock = threading.Lock()
+        self.log = MpirunLog()
+        self._messages: defaultdict[int | None, MessageFilter] = defaultdict(
+            MessageFilter
+        )
+        self._ranks = ranks
+        self._filters: dict[int | None, MarkFilter] = {
+            rank: MarkFilter(run_dir, rank=rank, token=token, log=self.log)
+            for rank in range(ranks if token else 0)
+        }
+        self._label = label
+        self._logs = logs or {}
+        self._lock = threading.Lock()  # of the log files
+        self._within_line = {1: False, _STDERR: False}
 
-    @property
-    def log(self) -> MpirunLog:
-        """The evidence of failures so far; empty if standard error is not read."""
-        return self._filter.log if self._filter else MpirunLog()
+    def copy(self, source: IO[bytes], target: int, mpirun: int) -> threading.Thread:
+        """Start a thread that copies a stream to a descriptor, and closes it.
 
-    @property
-    def tagged(self) -> bool:
-        """True if mpirun must tag each line with its rank."""
-        return self._label or bool(self._logs)
-
-    @property
-    def piped(self) -> tuple[bool, bool]:
-        """For standard output and standard error: True if it must be copied here."""
-        return self.tagged, self.tagged or self._filter is not None
-
-    def copy(self, source: IO[bytes], target: int) -> threading.Thread:
-        """Start a thread that copies a stream to a file descriptor, to its end."""
-        thread = threading.Thread(target=self._copy, args=(source, target), daemon=True)
+        Args:
+            mpirun: its process id.
+        """
+        arguments = (source, target, TaggedStream(mpirun))
+        thread = threading.Thread(target=self._copy, args=arguments, daemon=True)
         thread.start()
         return thread
 
-    def close(self) -> None:
-        for file in self._logs.values():
-            file.close()
+    def add(self, rank: int, text: str, shown: str) -> None:
+        """Add text to a rank's log, and what is shown of it to standard error."""
+        self._write_log(rank, text.encode(errors="replace"))
+        label = b"[rank %d] " % rank if self._label else b""
+        lines = shown.encode(errors="replace").splitlines(keepends=True)
+        if lines:
+            self.end_line()
+        self._write(_STDERR, b"".join(label + line for line in lines))
 
-    def _copy(self, source: IO[bytes], target: int) -> None:
-        mark_filter = self._filter if target == _STDERR else None
-        reader_left = False
+    @property
+    def messages(self) -> bytes:
+        """The messages of Open MPI that were taken out."""
+        return b"".join(each.dropped for each in self._messages.values())
+
+    def print_messages(self) -> None:
+        """Print the messages of Open MPI that were taken out."""
+        self.end_line()
+        self._write(_STDERR, self.messages)
+
+    def end_line(self) -> None:
+        """Begin a new line on standard error, unless one begins there."""
+        if self._within_line[_STDERR]:
+            self._write(_STDERR, b"\n")
+            self._within_line[_STDERR] = False
+
+    def _copy(self, source: IO[bytes], target: int, stream: TaggedStream) -> None:
         # Read to the end even if nobody reads our output: mpirun must never block.
-        while data := self._read(source):
-            data = mark_filter.feed(data) if mark_filter else data
-            try:
-                text = self._log_and_label(data) if self.tagged else data
-                if not reader_left:
-                    _write(target, text)
-            except (OSError, ValueError):  # ValueError: the log files are closed
-                reader_left = True
-        if mark_filter and not reader_left:
-            _write(target, mark_filter.close())
+        with source:
+            while data := os.read(source.fileno(), _PIECE):
+                self._write(target, self.render(stream.feed(data), target))
+        self._write(target, self.render(stream.close(), target))
+        if target == _STDERR:
+            for rank in (None, *range(self._ranks)):
+                rest = self._filters[rank].close() if rank in self._filters else b""
+                rest = self._messages[rank].close() + rest
+                self._write(target, self._log_and_label(Piece(rank, rest), target))
 
-    def _read(self, source: IO[bytes]) -> bytes:
-        # Whole lines only if they are labelled: a progress bar never ends its line.
-        return source.readline() if self.tagged else os.read(source.fileno(), _PIECE)
+    def render(self, pieces: Iterable[Piece], target: int) -> bytes:
+        """Log the pieces of a stream, and return what is to be printed."""
+        parts = []
+        for rank, text in pieces:
+            if target == _STDERR:
+                text = self._without_reports(rank, text)
+            parts.append(self._log_and_label(Piece(rank, text), target))
+        return b"".join(parts)
 
-    def _log_and_label(self, line: bytes) -> bytes:
-        """Write the parts of a tagged line to the ranks' logs; return the output."""
-        parts = TAG.split(line)  # text, rank, text, rank, text
-        for rank, text in zip(parts[1::2], parts[2::2], strict=True):
-            self._write_log(int(rank), text)
-        return labelled(line) if self._label else b"".join(parts[::2])
+    def _without_reports(self, rank: int | None, text: bytes) -> bytes:
+        """Return text of standard error without marks and messages of mpirun."""
+        if rank in self._filters:
+            text = self._filters[rank].feed(text)
+        self.log.read(rank, text)
+        return self._messages[rank].feed(text) if text else text
+
+    def _log_and_label(self, piece: Piece, target: int) -> bytes:
+        """Write a piece to its rank's log, and return it with its label."""
+        rank, text = piece
+        if not text:
+            return text
+        start = b""
+        if rank is not None:
+            self._write_log(rank, text)
+            if self._label:
+                start = b"\n" * self._within_line[target] + b"[rank %d] " % rank
+        self._within_line[target] = not text.endswith(b"\n")
+        return start + text
+
+    def _write(self, target: int, data: bytes) -> None:
+        try:
+            write_all(target, data)
+        except OSError as error:  # its reader is gone, or the disk is full
+            discard(target)  # and the job goes on, as with mpirun
+            if error.errno != errno.EPIPE:
+                name = "standard error" if target == _STDERR else "standard output"
+                print_error(f"mlxdist run: {name} ends here: {error.strerror}")
 
     def _write_log(self, rank: int, text: bytes) -> None:
         with self._lock:
@@ -94,9 +152,7 @@ class Output:
                 file.write(text)
             except OSError as error:  # a full disk; the terminal's output goes on
                 del self._logs[rank]
-                message = f"mlxdist run: {file.name} ends here: {error.strerror}\n"
-                with contextlib.suppress(OSError):
-                    _write(_STDERR, message.encode(errors="replace"))
+                print_error(f"mlxdist run: {file.name} ends here: {error.strerror}")
 
 
 def open_logs(folder: Path | None, ranks: int, *, append: bool) -> dict[int, IO[bytes]]:
@@ -104,20 +160,13 @@ def open_logs(folder: Path | None, ranks: int, *, append: bool) -> dict[int, IO[
     if folder is None:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    mode = "ab" if append else "wb"
-    return {
-        rank: (folder / f"rank-{rank}.log").open(mode, buffering=0)
+    logs: dict[int, IO[bytes]] = {
+        rank: (folder / f"rank-{rank}.log").open("ab+" if append else "wb", buffering=0)
         for rank in range(ranks)
     }
-
-
-def labelled(line: bytes) -> bytes:
-    """Return a line with mpirun's tags as `[rank 1] `, each on a line of its own."""
-    return TAG.sub(
-        lambda tag: (b"\n" if tag.start() else b"") + b"[rank %s] " % tag[1], line
-    )
-
-
-def _write(target: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(target, data) :]
+    for file in logs.values():
+        if append and file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a rank was killed in the middle of a line
+                file.write(b"\n")
+    return logs

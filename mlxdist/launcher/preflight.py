@@ -6,7 +6,6 @@ import importlib.machinery
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from .cores import oversubscription_warning, usable_cores
 from .hosts import assign_ranks
 from .job_spec import Job
 from .mpirun_command import has_custom_agent
+from .standard_streams import print_error
 
 
 def check(job: Job) -> Job:
@@ -49,7 +49,7 @@ def _check_local(job: Job) -> None:
         check_writable("--timeline", job.timeline.parent)
     cores = usable_cores()
     if job.ranks > cores:
-        print(oversubscription_warning(job.ranks, cores), file=sys.stderr, flush=True)
+        print_error(oversubscription_warning(job.ranks, cores))
 
 
 def _check_ssh(job: Job) -> None:

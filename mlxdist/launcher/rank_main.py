@@ -21,12 +21,14 @@ if __name__ == "__main__":
 import atexit
 import os
 import runpy
+import site
 import socket
+import sysconfig
 import traceback
 from types import TracebackType
 from typing import NoReturn
 
-from . import cores, environment, marks
+from . import cores, environment, marks, rank_mpi
 
 # Objects that live as long as the process: the locked file with its id, and the globals
 # of the script, which a plain `python script.py` keeps until exit handlers have run.
@@ -40,10 +42,11 @@ def main() -> None:
 
     def leave_done() -> None:
         if finished and os.getpid() == pid:  # and not in a fork that ends normally
-            marks.leave_mark("done", rank)
+            _leave_marks_of_success(rank)
 
     atexit.register(leave_done)  # the first to register is the last to run
     file = marks.announce(rank)
+    rank_mpi.find_for_mlx()
     if file is None:
         _share_cores()
     _kept.append(file)
@@ -58,6 +61,15 @@ def main() -> None:
     except BaseException as error:
         _fail(error, rank)
     finished.append(True)
+
+
+def _leave_marks_of_success(rank: str) -> None:
+    if "mlx.core" in sys.modules and not rank_mpi.has_joined():
+        marks.leave_mark("alone", rank)
+    if rank_mpi.finalize():
+        marks.leave_mark("done", rank)
+        _exit(0)
+    marks.leave_mark("done", rank)
 
 
 def _share_cores() -> None:
@@ -111,12 +123,51 @@ def _exit_with(code: object, rank: str) -> NoReturn:
 
 
 def _fail(error: BaseException, rank: str) -> NoReturn:
-    """Print an exception as Python would, and end this rank."""
-    reason = traceback.format_exception_only(type(error), error)[-1]
-    marks.leave_mark("failed", rank, reason)
-    error = error.with_traceback(_script_frames(error.__traceback__))
-    sys.excepthook(type(error), error, error.__traceback__)
+    """Report an exception, and end this rank."""
+    trace = _script_frames(error.__traceback__)
+    error = error.with_traceback(trace)
+    try:
+        marks.leave_mark("failed", rank, _reason(error))
+        marks.leave_mark("place", rank, _place(error))
+        reported = _is_default_report() and marks.leave_mark(
+            "traceback", rank, "".join(traceback.format_exception(error))
+        )
+    except OSError:  # the disk of the marks is full
+        reported = False
+    if not reported:
+        sys.excepthook(type(error), error, trace)
     _exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _is_default_report() -> bool:
+    """Return whether Python would print a traceback to this process's stderr.
+
+    Otherwise the script wants it elsewhere, in a file of its own for example.
+    """
+    return sys.excepthook is sys.__excepthook__ and sys.stderr is sys.__stderr__
+
+
+def _reason(error: BaseException) -> str:
+    """Return the exception's type and message, without its notes."""
+    lines = traceback.format_exception_only(type(error), error)
+    name = type(error).__name__
+    return next((x for x in reversed(lines) if name in x.partition(":")[0]), name)
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of the user's own code: `train.py:42, in loss`."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "purelib", "platlib")]
+    folders += [*site.getsitepackages(), os.path.dirname(os.path.dirname(__file__))]
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [x for x in frames if not x.filename.startswith((*folders, "<frozen"))]
+    if not frames:
+        return ""
+    frame = (users or frames)[-1]
+    function = "" if frame.name == "<module>" else f", in {frame.name}"
+    return f"{frame.filename}:{frame.lineno}{function}"
 
 
 def _script_frames(trace: TracebackType | None) -> TracebackType | None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from . import environment, marks, mpirun_command, openmpi, preflight
+from . import environment, failure, mpirun_command, openmpi, preflight, summary
 from .cores import usable_cores
 from .hosts import assign_ranks
 from .job_spec import Job
-from .mark_filter import MarkFilter
-from .mpirun import Mpirun, kill_survivors
+from .mpirun import Mpirun
 from .mpirun_log import MpirunLog
-from .outcome import Outcome, RankOutcome, describe, read_ranks, signal_name
+from .orphans import end_ranks
+from .outcome import Outcome, read_ranks
 from .output import Output, open_logs
-
-TIMED_OUT = 124  # the exit code of timeout(1)
+from .signals import Signals
+from .standard_streams import print_error
 
 
 def launch(job: Job, *, max_restarts: int = 0) -> Outcome:
@@ -40,15 +42,16 @@ def launch(job: Job, *, max_restarts: int = 0) -> Outcome:
     """
     started = time.monotonic()
     restarts = 0
-    while True:
-        environment.set_restarts(restarts)
-        outcome = _launch_once(job, append_logs=restarts > 0)
-        succeeded = outcome.exit_code == 0
-        if succeeded or outcome.stopped_by is not None or restarts == max_restarts:
-            seconds = time.monotonic() - started
-            return replace(outcome, restarts=restarts, seconds=seconds)
-        restarts += 1
-        _print(f"starts it again, {restarts} of {max_restarts}.")
+    with Signals() as signals:
+        while True:
+            environment.set_restarts(restarts)
+            outcome = _launch_once(job, signals, append_logs=restarts > 0)
+            succeeded = outcome.exit_code == 0
+            if succeeded or outcome.stopped_by is not None or restarts == max_restarts:
+                seconds = time.monotonic() - started
+                return replace(outcome, restarts=restarts, seconds=seconds)
+            restarts += 1
+            print_error(f"mlxdist run: starts it again, {restarts} of {max_restarts}.")
 
 
 def dry_run(job: Job) -> str:
@@ -89,23 +92,22 @@ def prepare(
         forwarded=mpirun_command.forwarded_variables(job, variables),
         agent=mpirun_command.write_agent_script(job, run_dir) if over_hosts else None,
         session_dir=run_dir,
+        tag_output=bool(run_dir),
     )
     return arguments, variables
 
 
-def _launch_once(job: Job, *, append_logs: bool) -> Outcome:
+def _launch_once(job: Job, signals: Signals, *, append_logs: bool) -> Outcome:
     job = preflight.check(job)
-    with tempfile.TemporaryDirectory(
-        prefix="mlxdist-run-", ignore_cleanup_errors=True
-    ) as run_dir:
+    with contextlib.ExitStack() as stack:
+        run_dir = stack.enter_context(_run_folder())
         token = os.urandom(8).hex() if job.hosts else ""
         arguments, variables = prepare(job, run_dir=run_dir, token=token)
+        logs = open_logs(job.log_dir, job.ranks, append=append_logs)
+        for file in logs.values():
+            stack.enter_context(file)
         output = Output(
-            label=job.label,
-            logs=open_logs(job.log_dir, job.ranks, append=append_logs),
-            mark_filter=MarkFilter(run_dir, ranks=job.ranks, token=token)
-            if token
-            else None,
+            run_dir=run_dir, ranks=job.ranks, token=token, label=job.label, logs=logs
         )
         mpirun = Mpirun(
             arguments,
@@ -113,58 +115,54 @@ def _launch_once(job: Job, *, append_logs: bool) -> Outcome:
             run_dir=run_dir,
             ranks=job.ranks,
             output=output,
+            signals=signals,
             timeout=job.timeout,
         )
-        code = mpirun.wait()
-        lost_hosts = output.log.lost_hosts or mpirun_command.failed_hosts(run_dir)[:1]
-        ranks = read_ranks(
-            run_dir,
-            job.ranks,
-            assign_ranks(job.hosts, job.ranks) if job.hosts else (),
-            log=output.log,
-            lost_hosts=lost_hosts,
-            stopped=mpirun.received is not None,
-        )
-        kill_survivors(run_dir, marks.unfinished(run_dir, job.ranks))
-    outcome = _conclude(mpirun, code, ranks, lost_hosts)
+        outcome = _conclude(job, run_dir, mpirun, mpirun.wait(), signals, output)
+        outcome = failure.report(run_dir, job, outcome, output)
     if outcome.message:
-        _print(outcome.message + _hint(job, outcome, output.log))
+        output.end_line()
+        print_error(f"mlxdist run: {outcome.message}{_hint(job, outcome, output.log)}")
     return outcome
 
 
 def _conclude(
-    mpirun: Mpirun, code: int, ranks: tuple[RankOutcome, ...], lost_hosts: Sequence[str]
+    job: Job,
+    run_dir: str,
+    mpirun: Mpirun,
+    code: int,
+    signals: Signals,
+    output: Output,
 ) -> Outcome:
-    """Return the outcome, with the exit code of `mlxdist run` and its last message."""
-    outcome = Outcome(code, ranks, lost_hosts=tuple(lost_hosts))
-    summary = describe(ranks, lost_hosts)
-    if mpirun.timed_out:
-        message = f"ended after --timeout {mpirun.timeout:g} s; {summary}."
-        return replace(outcome, exit_code=TIMED_OUT, message=message, timed_out=True)
-    if mpirun.received is not None:
-        name = signal_name(mpirun.received)
-        return replace(
-            outcome,
-            exit_code=128 + mpirun.received,
-            message=f"ended by {name}; {summary}.",
-            stopped_by=name,
-        )
-    finished = all(rank.state == "finished" for rank in ranks)
-    if finished and mpirun.has_leftover:
-        message = f"{summary}; a process that one of them started still runs."
-        return replace(outcome, exit_code=0, message=message)
-    if finished and code == 0:
-        return outcome
-    exit_code = (128 - code if code < 0 else code) or 1
-    message = f"{summary}; {_describe_code(code)}."
-    return replace(outcome, exit_code=exit_code, message=message)
+    lost_hosts = output.log.lost_hosts or mpirun_command.failed_hosts(run_dir)[:1]
+    local = job.ranks * [socket.gethostname()]
+    hosts = assign_ranks(job.hosts, job.ranks) if job.hosts else local
+    ranks = read_ranks(
+        run_dir,
+        hosts,
+        log=output.log,
+        lost_hosts=lost_hosts,
+        stopped=signals.received is not None or mpirun.timed_out,
+    )
+    return summary.conclude(
+        code,
+        ranks,
+        lost_hosts=lost_hosts,
+        name_hosts=bool(job.hosts),
+        time_limit=mpirun.timeout if mpirun.timed_out else None,
+        received=signals.received,
+        has_leftover=mpirun.has_leftover,
+    )
 
 
-def _describe_code(code: int) -> str:
-    if code < 0:
-        return f"mpirun was ended by {signal_name(-code)}"
-    name = signal_name(code - 128)
-    return f"mpirun exited with code {code}" + (f" ({name})" if name else "")
+@contextlib.contextmanager
+def _run_folder() -> Iterator[str]:
+    """Make a folder for a job, and end what is left of the job afterwards."""
+    run_dir = tempfile.mkdtemp(prefix="mlxdist-run-")
+    try:
+        yield run_dir
+    finally:
+        end_ranks(run_dir)
 
 
 def _hint(job: Job, outcome: Outcome, log: MpirunLog) -> str:
@@ -182,10 +180,6 @@ def _hint(job: Job, outcome: Outcome, log: MpirunLog) -> str:
 def _terminal_columns(job: Job) -> int | None:
     # A live display redraws lines, which is impossible once they have labels or go to
     # files.
-    if job.label or job.log_dir or not sys.stdout.isatty():
+    if job.label or job.log_dir or sys.stdout is None or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
-
-
-def _print(message: str) -> None:
-    print(f"mlxdist run: {message}", file=sys.stderr, flush=True)

@@ -4,13 +4,14 @@ import pytest
 
 from mlxdist.launcher import marks
 from mlxdist.launcher.mark_filter import MarkFilter
+from mlxdist.launcher.mpirun_log import MpirunLog
 
-MARK = b"\x1emlxdist token done 1 \n"
+MARK = b'\x1emlxdist token done 1 0 1 ""\n'
 
 
 @pytest.fixture
 def mark_filter(tmp_path):
-    return MarkFilter(str(tmp_path), ranks=2, token="token")
+    return MarkFilter(str(tmp_path), rank=1, token="token", log=MpirunLog())
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
@@ -30,18 +31,13 @@ def test_feed_takes_marks_out(mark_filter, data, output, size, tmp_path):
     assert marks.unfinished(str(tmp_path), 2) == [0]
 
 
-def test_feed_of_a_tagged_mark_takes_its_tag_out(mark_filter):
-    assert mark_filter.feed(b"[1,0]<stderr>: x\n[1,1]<stderr>: " + MARK) == (
-        b"[1,0]<stderr>: x\n"
-    )
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x1emlxdist other done 1 \n",
-        b"\x1emlxdist token finished 1 \n",
-        b"\x1emlxdist token done x \n",
+        b'\x1emlxdist other done 1 0 1 ""\n',
+        b'\x1emlxdist token finished 1 0 1 ""\n',
+        b'\x1emlxdist token done x 0 1 ""\n',
+        b"\x1emlxdist token done 1\n",
         b"\x1e",
     ],
 )
@@ -50,12 +46,19 @@ def test_feed_of_what_is_no_mark_returns_it(mark_filter, data, tmp_path):
     assert marks.unfinished(str(tmp_path), 2) == [0, 1]
 
 
-def test_feed_of_a_mark_of_an_unknown_rank_drops_it(mark_filter, tmp_path):
-    assert mark_filter.feed(b"\x1emlxdist token done 7 \n") == b""
+def test_feed_of_a_mark_of_another_rank_drops_it(mark_filter, tmp_path):
+    assert mark_filter.feed(b'\x1emlxdist token done 7 0 1 ""\n') == b""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_feed_keeps_the_first_reason(mark_filter, tmp_path):
     for reason in (b"one", b"two"):
-        mark_filter.feed(b"\x1emlxdist token failed 0 " + reason + b"\n")
-    assert marks.mark_file(tmp_path, "failed", 0).read_text() == "one"
+        mark_filter.feed(b'\x1emlxdist token failed 1 0 1 "' + reason + b'"\n')
+    assert marks.read(str(tmp_path), "failed", 1) == "one"
+
+
+def test_feed_joins_the_parts_of_a_long_mark(mark_filter, tmp_path):
+    for part, text in ((1, b'\\nwo"'), (0, b'"one\\n'), (0, b'"one\\n'), (1, b"x")):
+        line = b"\x1emlxdist token traceback 1 %d 2 %s\n" % (part, text)
+        assert mark_filter.feed(line.replace(b"\\\\", b"\\")) == b""
+    assert marks.read(str(tmp_path), "traceback", 1) == "one\n\nwo"

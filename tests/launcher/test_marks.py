@@ -6,6 +6,7 @@ import pytest
 
 from mlxdist.launcher import environment, marks
 from mlxdist.launcher.mark_filter import MarkFilter
+from mlxdist.launcher.mpirun_log import MpirunLog
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def no_launcher(monkeypatch):
 def test_leave_mark_without_a_launcher_does_nothing(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert marks.announce(0) is None
-    marks.leave_mark("failed", 0, "why")
+    assert not marks.leave_mark("failed", 0, "why")
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""
 
@@ -35,15 +36,23 @@ def test_announce_with_a_run_dir_records_the_process_id(tmp_path, monkeypatch):
         assert marks.pid_file(str(tmp_path), 1).read_text() == str(os.getpid())
 
 
+@pytest.mark.parametrize(
+    ("mark", "text", "kept"),
+    [
+        ("failed", "why\nmore", "why"),
+        ("traceback", "line\n" * 500 + 'é \0 "', "line\n" * 500 + 'é \0 "'),
+        ("traceback", "x" * 99_999, "x" * 16_000),
+    ],
+)
 def test_leave_mark_with_a_token_writes_what_the_filter_reads(
-    tmp_path, monkeypatch, capfd
+    mark, text, kept, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setenv(environment.MARKS, "token")
     assert marks.announce(1) is None
-    marks.leave_mark("failed", 1, "why\nmore")
-    mark_filter = MarkFilter(str(tmp_path), ranks=2, token="token")
+    assert marks.leave_mark(mark, 1, text)
+    mark_filter = MarkFilter(str(tmp_path), rank=1, token="token", log=MpirunLog())
     assert mark_filter.feed(capfd.readouterr().err.encode()) == b""
-    assert marks.mark_file(str(tmp_path), "failed", 1).read_text() == "why"
+    assert marks.read(str(tmp_path), mark, 1) == kept
     os.close(int(environment.get(environment.MARKS).partition("/")[2]))
 
 

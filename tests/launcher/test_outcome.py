@@ -4,33 +4,17 @@ import json
 
 import pytest
 
-from mlxdist.launcher import marks
-from mlxdist.launcher.mark_filter import MarkFilter
 from mlxdist.launcher.mpirun_log import MpirunLog
-from mlxdist.launcher.outcome import Outcome, RankOutcome, describe, read_ranks
+from mlxdist.launcher.outcome import Outcome, RankOutcome, read_ranks
+from mlxdist.launcher.output import Output
+from mlxdist.launcher.summary import describe
+from mlxdist.launcher.tagged_stream import TaggedStream
 
 HOSTS = ["node1", "node2", "node3"]
 
 
-@pytest.mark.parametrize(
-    ("unfinished", "reasons", "text"),
-    [
-        ([], {}, "all ranks of 4 finished"),
-        ([2], {}, "rank 2 of 4 did not finish"),
-        (
-            [0, 1, 3],
-            {1: "exit 3"},
-            "rank 1 failed (exit 3); ranks 0 and 3 of 4 did not",
-        ),
-        ([0, 1, 3], {}, "ranks 0, 1 and 3 of 4 did not finish"),
-    ],
-)
-def test_describe_names_ranks_by_their_marks(unfinished, reasons, text, tmp_path):
-    for rank in {0, 1, 2, 3} - set(unfinished):
-        marks.mark_file(tmp_path, "done", rank).touch()
-    for rank, reason in reasons.items():
-        marks.mark_file(tmp_path, "failed", rank).write_text(reason)
-    assert describe(read_ranks(tmp_path, 4, log=MpirunLog())).startswith(text)
+def named(ranks, lost_hosts=()):
+    return describe(ranks, lost_hosts, name_hosts=True)
 
 
 # What mpirun and Open MPI print
@@ -51,69 +35,81 @@ usually indicates a failure in the peer process.
   Local PID:  6931
   Peer host:  node3
 """
-DISCONNECTED = b"""\
-[node1:00000] *** An error occurred in Socket closed
-[node1:00000] *** reported by process [1415708673,0]
-"""
-MARK = b"\x1emlxdist w "
+TAG = b"[prterun-node1-77@1,%d]<stderr>: "
+DISCONNECTED = TAG % 0 + b"[node1:00000] *** An error occurred in Socket closed\n"
+DISCONNECTED += TAG % 0 + b"[node1:00000] *** reported by process [1415708673,0]\n"
+ABORTED = 74 * b"-" + b"\nMPI_ABORT was invoked on rank 2 in communicator WORLD\n"
+OTHER = "rank 0 on node1, rank 1 on node2 were ended with it"
+
+
+def mark(rank, kind, text=""):
+    return TAG % rank + b'\x1emlxdist w %s %d 0 1 "%s"\n' % (kind, rank, text.encode())
 
 
 @pytest.mark.parametrize(
     ("stderr", "text"),
     [
-        (b"", "rank 0 on node1, rank 1 on node2, rank 2 on node3 of 3 did not"),
-        (KILLED, "rank 2 on node3 of 3 did not finish; rank 0 on node1, rank 1 on"),
-        (FIRST, "rank 2 on node3 of 3 did not finish; rank 0 on node1, rank 1 on"),
-        (PEER, "rank 2 on node3 of 3 did not finish; rank 0 on node1, rank 1 on"),
-        (
-            DISCONNECTED,
-            "rank 1 on node2, rank 2 on node3 of 3 did not finish; rank 0 on",
-        ),
-        (
-            DISCONNECTED + KILLED,
-            "rank 2 on node3 of 3 did not finish; rank 0 on node1,",
-        ),
+        (b"", "rank 0 of 3 on node1, rank 1 on node2, rank 2 on node3 did not finish"),
+        (KILLED, f"rank 2 of 3 on node3 was killed by SIGKILL; {OTHER}"),
+        (FIRST, f"rank 2 of 3 on node3 did not finish; {OTHER}"),
+        (PEER, f"rank 2 of 3 on node3 did not finish; {OTHER}"),
+        (DISCONNECTED, "rank 1 of 3 on node2, rank 2 on node3 did not finish; rank 0"),
+        (DISCONNECTED + KILLED, "rank 2 of 3 on node3 was killed by SIGKILL; rank 0 "),
         # It ended before any failure. mpirun would have ended all.
         (
-            MARK + b"ended 2 \n" + DISCONNECTED,
-            "rank 2 on node3 of 3 did not finish; rank 0",
+            mark(2, b"ended") + DISCONNECTED,
+            "rank 2 of 3 on node3 did not finish; rank 0",
         ),
         (
-            DISCONNECTED + MARK + b"ended 1 \n",
-            "rank 2 on node3 of 3 did not finish; rank 0",
+            DISCONNECTED + mark(1, b"ended"),
+            "rank 2 of 3 on node3 did not finish; rank 0",
         ),
-        (MARK + b"failed 1 why\n" + PEER + KILLED, "rank 1 on node2 failed (why); "),
+        (
+            mark(1, b"failed", "why") + PEER + KILLED,
+            "rank 1 of 3 on node2 failed (why)",
+        ),
+        (
+            ABORTED.replace(b"MPI_ABORT", TAG % 2 + b"MPI_ABORT"),
+            f"rank 2 of 3 on node3 failed (it called MPI_Abort); {OTHER}",
+        ),
+        # Of a job that rank 0 has started itself.
+        (
+            b"".join(TAG % 0 + line for line in KILLED.splitlines(keepends=True))
+            + TAG % 0
+            + b"MPI_ABORT was invoked on rank 2 in communicator WORLD\n",
+            "rank 0 of 3 on node1, rank 1 on node2, rank 2 on node3 did not finish",
+        ),
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 10**6])
 @pytest.mark.parametrize("more", [b"", 9000 * b"x"])
 def test_describe_names_the_rank_that_died_first(stderr, text, size, more, tmp_path):
-    mark_filter = MarkFilter(str(tmp_path), ranks=3, token="w")
-    stderr += more
+    output = Output(run_dir=str(tmp_path), ranks=3, token="w")
+    stream, stderr = TaggedStream(77), stderr + more
     for start in range(0, len(stderr), size):
-        mark_filter.feed(stderr[start : start + size])
-    ranks = read_ranks(str(tmp_path), 3, HOSTS, log=mark_filter.log)
-    assert describe(ranks).startswith(text)
+        output.render(stream.feed(stderr[start : start + size]), 2)
+    ranks = read_ranks(str(tmp_path), HOSTS, log=output.log)
+    assert named(ranks).startswith(text)
 
 
 def test_read_ranks_has_the_signal_of_a_killed_rank(tmp_path):
     log = MpirunLog()
-    log.read(KILLED)
-    ranks = read_ranks(str(tmp_path), 3, HOSTS, log=log)
+    log.read(None, KILLED)
+    ranks = read_ranks(str(tmp_path), HOSTS, log=log)
     assert [rank.state for rank in ranks] == ["ended", "ended", "killed"]
     assert [rank.signal for rank in ranks] == [None, None, "SIGKILL"]
 
 
 def test_read_ranks_of_a_lost_host_has_them_killed(tmp_path):
-    ranks = read_ranks(str(tmp_path), 3, HOSTS, log=MpirunLog(), lost_hosts=["node2"])
+    ranks = read_ranks(str(tmp_path), HOSTS, log=MpirunLog(), lost_hosts=["node2"])
     assert [rank.state for rank in ranks] == ["ended", "killed", "ended"]
-    assert describe(ranks, ["node2"]).startswith("lost touch with node2; rank 1 on")
+    assert named(ranks, ["node2"]).startswith("lost touch with node2; rank 1 of 3 on")
 
 
 def test_read_ranks_of_a_job_that_the_user_ended_blames_none(tmp_path):
     log = MpirunLog()
-    log.read(KILLED)
-    ranks = read_ranks(str(tmp_path), 3, HOSTS, log=log, stopped=True)
+    log.read(None, KILLED)
+    ranks = read_ranks(str(tmp_path), HOSTS, log=log, stopped=True)
     assert [rank.state for rank in ranks] == 3 * ["killed"]
 
 

@@ -4,23 +4,38 @@ import os
 
 import pytest
 
-from mlxdist.launcher.output import labelled
+from mlxdist.launcher.output import Output
+from mlxdist.launcher.tagged_stream import TaggedStream
+
+TAG = b"[prterun-h-77@1,%d]<stdout>: "
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("data", "expected"),
     [
-        (b"[1,0]<stdout>: hello\n", b"[rank 0] hello\n"),
-        (b"[1,12]<stderr>:   indented\n", b"[rank 12]   indented\n"),
+        (TAG % 0 + b"hello\n", b"[rank 0] hello\n"),
+        (TAG % 12 + b"  indented\n", b"[rank 12]   indented\n"),
         (b"plain\n", b"plain\n"),
         (
-            b"[1,0]<stdout>: no end[1,1]<stdout>: no end",
+            TAG % 0 + b"no end" + TAG % 1 + b"no end",
             b"[rank 0] no end\n[rank 1] no end",
         ),
+        (
+            TAG % 0 + b"[1,0]<stdout>: x [prterun-h-7@1,1]<stdout>: y\n",
+            b"[rank 0] [1,0]<stdout>: x [prterun-h-7@1,1]<stdout>: y\n",
+        ),
+        (TAG % 0 + b"\rbar\0\xff\n", b"[rank 0] \rbar\0\xff\n"),
     ],
 )
-def test_labelled_replaces_mpiruns_tags(line, expected):
-    assert labelled(line) == expected
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_render_labels_what_mpirun_has_tagged(data, expected, size, tmp_path):
+    output = Output(run_dir=str(tmp_path), ranks=13, label=True)
+    stream = TaggedStream(77)
+    text = b"".join(
+        output.render(stream.feed(data[start : start + size]), 1)
+        for start in range(0, len(data), size)
+    )
+    assert text + output.render(stream.close(), 1) == expected
 
 
 LINES = """

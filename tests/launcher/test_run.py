@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -42,25 +43,48 @@ inner()
 {after}
 """
 WAIT = "time.sleep(60)"
-BOTH_UNFINISHED = "ranks 0 and 1 of 2 did not finish; mpirun exited with code "
+ENDED = "rank 0 was ended with it; exit code"
 
 
 @pytest.mark.parametrize(
     ("act", "after", "code", "message"),
     [
-        ("sys.exit(3)", WAIT, 3, "rank 1 failed (exit 3); rank 0 of 2 did not finish"),
-        ("sys.exit('why')", WAIT, 1, "rank 1 failed (exit why); rank 0 of 2 did not"),
-        ("raise ValueError('x')", WAIT, 1, "rank 1 failed (ValueError: x); rank 0"),
-        ("os.kill(os.getpid(), 9)", WAIT, 137, BOTH_UNFINISHED + "137 (SIGKILL)"),
-        ("os.abort()", WAIT, 134, BOTH_UNFINISHED + "134 (SIGABRT)"),
+        ("sys.exit(3)", WAIT, 3, f"rank 1 of 2 failed (exit 3); {ENDED} 3."),
+        ("sys.exit('why')", WAIT, 1, f"rank 1 of 2 failed (exit why); {ENDED} 1."),
+        (
+            "raise ValueError('x')",
+            WAIT,
+            1,
+            f"rank 1 of 2 failed at script.py:6, in inner (ValueError: x); {ENDED} 1.",
+        ),
+        (
+            "e = ValueError('x\\ny'); e.add_note('note'); raise e",
+            WAIT,
+            1,
+            "rank 1 of 2 failed at script.py:6, in inner (ValueError: x); rank 0 was",
+        ),
+        (
+            "import json; json.loads('{{')",
+            WAIT,
+            1,
+            "rank 1 of 2 failed at script.py:6, in inner (json.decoder.JSONDecodeError",
+        ),
+        (
+            "os.kill(os.getpid(), 9)",
+            WAIT,
+            137,
+            f"rank 1 of 2 was killed by SIGKILL; {ENDED} 137.",
+        ),
+        ("os.abort()", WAIT, 134, f"rank 1 of 2 was killed by SIGABRT; {ENDED} 134."),
+        ("os._exit(5)", WAIT, 5, f"rank 1 of 2 did not finish; {ENDED} 5."),
         ("os._exit(0)", "", 1, "rank 1 of 2 did not finish; mpirun exited with code 0"),
         ("atexit.register(os._exit, 0)", "", 1, "rank 1 of 2 did not finish; mpirun"),
-        ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 failed"),
+        ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 of 2 failed"),
         (
             "sys.excepthook = lambda *_: sys.exit(0); raise ValueError('x')",
             "",
             1,
-            "rank 1 failed (ValueError: x); mpirun exited with code 0",
+            "rank 1 of 2 failed at script.py:6, in inner (ValueError: x); mpirun",
         ),
         (
             "os.fork() or sys.exit(0); os.wait(); os._exit(0)",
@@ -75,6 +99,7 @@ def test_run_with_a_rank_that_fails_names_it(run, act, after, code, message):
     done = run(FAIL.format(act=act, after=after), ranks=2)
     assert done.returncode == code, done.stderr
     assert last_line(done).startswith(f"mlxdist run: {message}")
+    assert "prterun" not in done.stderr
     assert time.monotonic() - began < 20
 
 
@@ -97,10 +122,10 @@ def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        ("raise KeyError('x')", "rank 1 failed (KeyError: 'x'); rank 0 was ended"),
+        ("raise KeyError('x')", "(KeyError: 'x'); rank 0 was ended with it"),
         (
             "os.kill(os.getpid(), 9)",
-            "rank 1 of 2 did not finish; rank 0 was ended with",
+            "rank 1 of 2 was killed by SIGKILL; rank 0 was ended with it",
         ),
         ("time.sleep(99)", "longer than timeout=2: rank 1 on"),
     ],
@@ -153,7 +178,7 @@ def test_run_with_a_child_that_outlives_its_rank_exits_with_0(tmp_path):
     for line in done.stdout.splitlines():
         os.kill(int(line.split()[-1]), signal.SIGKILL)
     assert done.returncode == 0, done.stderr
-    assert "all ranks of 2 finished; a process that one of them" in done.stderr
+    assert "all ranks finished; a process that one of them" in done.stderr
 
 
 # --report
@@ -186,7 +211,8 @@ def states(report):
 def test_report_of_a_job_that_finishes_has_exit_code_0(report):
     result = report("pass")
     assert result.pop("seconds") > 0
-    finished = {"state": "finished", "host": None, "reason": None, "signal": None}
+    finished = {"state": "finished", "host": socket.gethostname(), "reason": None}
+    finished |= {"step": None, "place": None, "signal": None}
     assert result == {
         "exit_code": 0,
         "ranks": [{"rank": 0, **finished}, {"rank": 1, **finished}],
@@ -194,6 +220,7 @@ def test_report_of_a_job_that_finishes_has_exit_code_0(report):
         "timed_out": False,
         "stopped_by": None,
         "lost_hosts": [],
+        "record": None,
         "restarts": 0,
     }
 
@@ -202,6 +229,14 @@ def test_report_of_a_job_with_a_killed_rank_names_it(report):
     result = report(FAIL.format(act="os.kill(os.getpid(), 9)", after=""))
     assert states(result) == ["finished", "killed"]
     assert result["exit_code"] == 137
+    assert [rank["signal"] for rank in result["ranks"]] == [None, "SIGKILL"]
+
+
+def test_report_of_a_job_with_a_rank_that_raises_has_its_place(report, tmp_path):
+    result = report(FAIL.format(act="1 / 0", after=""))
+    assert states(result) == ["finished", "failed"]
+    assert result["ranks"][1]["reason"].startswith("ZeroDivisionError: division")
+    assert result["ranks"][1]["place"] == f"{tmp_path}/script.py:6, in inner"
 
 
 def test_report_of_a_restarted_job_is_of_its_last_start(report):

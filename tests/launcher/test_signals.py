@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mlxdist.launcher.signals import Signals
 from tests.support import jobs
 
 SLEEP = """
@@ -62,7 +64,12 @@ def assert_ends(process, code, message):
 @pytest.mark.parametrize("arguments", [(), ("ignore",)])
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGQUIT, 131),
+    ],
 )
 def test_run_after_a_signal_ends_the_job(sleeping, number, code, arguments):
     process, _ = sleeping(*arguments)
@@ -98,6 +105,49 @@ def test_run_whose_mpirun_is_killed_kills_the_ranks(sleeping, tmp_path):
     assert not [name for name in left if name.startswith("mlxdist-run-")]
 
 
+@pytest.mark.parametrize("arguments", [(), ("ignore",)])
+def test_run_that_is_killed_leaves_no_process_and_no_file(
+    sleeping, tmp_path, arguments
+):
+    process, ranks = sleeping(*arguments)
+    pids = [*ranks, parent_of(ranks[0])]
+    process.kill()
+    process.wait()
+    assert jobs.wait_until(lambda: not any(map(is_alive, pids)))
+    assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
+
+
+def test_run_that_is_killed_with_its_mpirun_leaves_no_rank(sleeping, tmp_path):
+    process, ranks = sleeping("ignore")
+    os.killpg(process.pid, signal.SIGKILL)  # the ranks have groups of their own
+    process.wait()
+    assert jobs.wait_until(lambda: not any(map(is_alive, ranks)))
+    assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.3, 0.5])
+def test_run_that_is_killed_while_it_starts_leaves_nothing(
+    run_command, tmp_path, delay
+):
+    (tmp_path / "script.py").write_text(SLEEP)
+    (tmp_path / "tmp").mkdir()
+    process = jobs.start(
+        [*run_command, "-n", "2", "script.py"],
+        cwd=tmp_path,
+        env={"TMPDIR": str(tmp_path / "tmp")},
+    )
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert jobs.wait_until(lambda: jobs.processes(process.pid) == [])
+    assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
+
+
+def is_alive(pid):
+    """Return whether a process runs; a zombie does not."""
+    return state_of(pid) not in ("", "Z")
+
+
 def parent_of(pid):
     ps = subprocess.run(
         ["ps", "-o", "ppid=", "-p", str(pid)],
@@ -106,6 +156,95 @@ def parent_of(pid):
         check=True,
     )
     return int(ps.stdout)
+
+
+# Signals that go to the ranks (pytorch#154849)
+
+COUNT = """
+import os, signal, sys, time
+got = []
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT):
+    signal.signal(number, lambda number, _frame: got.append(number))
+print("ready", flush=True)
+last = time.monotonic()
+while not (got and got[-1] == signal.SIGUSR2):
+    time.sleep(0.02)
+    if time.monotonic() - last > 0.8:
+        got.append("stopped")
+    last = time.monotonic()
+names = [x if isinstance(x, str) else signal.Signals(x).name for x in got]
+print(*dict.fromkeys(names), flush=True)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path, run_command):
+    """Starts 2 ranks that print the signals they got, once SIGUSR2 has come."""
+    (tmp_path / "script.py").write_text(COUNT)
+    options = ["-n", "2", "--timeout", "20"]
+    process = jobs.start([*run_command, *options, "script.py"], cwd=tmp_path)
+    assert [process.stdout.readline() for _ in range(2)] == 2 * ["ready\n"]
+    yield process
+    jobs.end_session(process.pid)
+    process.communicate()
+
+
+def test_run_forwards_signals_as_mpirun_does(counting):
+    for number in (signal.SIGUSR1, signal.SIGALRM, signal.SIGUSR2):
+        counting.send_signal(number)
+        time.sleep(0.2)
+    out, err = counting.communicate(timeout=20)
+    assert out.splitlines() == 2 * ["SIGUSR1 SIGALRM SIGUSR2"]
+    assert (counting.returncode, err) == (0, "")
+
+
+def test_run_that_is_stopped_stops_its_ranks_until_it_continues(counting):
+    counting.send_signal(signal.SIGTSTP)
+    assert jobs.wait_until(lambda: state_of(counting.pid) == "T")
+    time.sleep(1.2)
+    counting.send_signal(signal.SIGCONT)
+    time.sleep(0.3)
+    counting.send_signal(signal.SIGUSR2)
+    out, err = counting.communicate(timeout=20)
+    assert [sorted(line.split()) for line in out.splitlines()] == 2 * [
+        ["SIGCONT", "SIGUSR2", "stopped"]
+    ]
+    assert (counting.returncode, err) == (0, "")
+
+
+def test_signals_that_are_ignored_stay_ignored_and_handlers_come_back():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signals.forward_to(None)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGHUP)
+            sent = []
+            signals.forward_to(sent.append)
+        assert sent == [signal.SIGUSR2]
+        assert signals.received == signal.SIGHUP
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_signals_in_a_thread_change_no_handler():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers_while_entered).result() == signal.SIG_DFL
+
+
+def handlers_while_entered():
+    with Signals():
+        return signal.getsignal(signal.SIGUSR2)
+
+
+def state_of(pid):
+    ps = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    )
+    return ps.stdout.strip()[:1]
 
 
 # A terminal

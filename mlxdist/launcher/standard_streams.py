@@ -1,0 +1,54 @@
+"""This process's standard streams, which may be closed, full, or read by nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+
+
+def open_all() -> None:
+    """Open the null device for each of the three that is closed, as by `>&-`.
+
+    Otherwise the next file would get its number, and what programs print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name, descriptor, mode in (
+        ("stdin", 0, "r"),
+        ("stdout", 1, "w"),
+        ("stderr", 2, "w"),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
+def discard(descriptor: int) -> None:
+    """Send what is written to a descriptor from now on to the null device."""
+    with contextlib.suppress(OSError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, descriptor)
+        os.close(devnull)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write to a file descriptor, which may be one that does not block.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def print_error(message: str) -> None:
+    """Print a line on standard error, if anybody can read it."""
+    with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is full
+        print(message, file=sys.stderr, flush=True)

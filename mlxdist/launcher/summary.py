@@ -1,0 +1,157 @@
+"""The last line of `mlxdist run`: how a job ended, in words, and its exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .outcome import Outcome, RankOutcome, signal_name
+
+TIMED_OUT = 124  # the exit code of timeout(1)
+_MOST_REASONS = 3  # that are named
+_Failure = tuple[str | None, str | None, str | None]
+
+
+def conclude(
+    code: int,
+    ranks: tuple[RankOutcome, ...],
+    *,
+    lost_hosts: Sequence[str] = (),
+    name_hosts: bool = False,
+    time_limit: float | None = None,
+    received: int | None = None,
+    has_leftover: bool = False,
+) -> Outcome:
+    """Return the outcome, with the exit code of `mlxdist run` and its last message.
+
+    Args:
+        code: mpirun's exit code; a signal's negative number if one ended it.
+        name_hosts: name each rank's host.
+        time_limit: the limit in seconds, if it ended the job.
+        received: the signal by which the user ended the job.
+        has_leftover: whether mpirun waited for a process that a finished rank started.
+    """
+    outcome = Outcome(code, ranks, lost_hosts=tuple(lost_hosts))
+    summary = describe(ranks, lost_hosts, name_hosts=name_hosts)
+    if received is not None:
+        name = signal_name(received)
+        return replace(
+            outcome,
+            exit_code=128 + received,
+            message=f"ended by {name}; {summary}.",
+            stopped_by=name,
+        )
+    if time_limit is not None:
+        message = f"ended after --timeout {time_limit:g} s; {summary}."
+        return replace(outcome, exit_code=TIMED_OUT, message=message, timed_out=True)
+    finished = all(rank.state == "finished" for rank in ranks)
+    if finished and has_leftover:
+        message = f"{summary}; a process that one of them started still runs."
+        return replace(outcome, exit_code=0, message=message)
+    if finished and code == 0:
+        return outcome
+    exit_code = (128 - code if code < 0 else code) or 1
+    message = f"{summary}; {_describe_code(code)}."
+    return replace(outcome, exit_code=exit_code, message=message)
+
+
+def describe(
+    ranks: Sequence[RankOutcome],
+    lost_hosts: Sequence[str] = (),
+    *,
+    name_hosts: bool = False,
+) -> str:
+    """Return the sentence that names the ranks that failed, died and were ended."""
+    if all(rank.state == "finished" for rank in ranks):
+        return "the rank finished" if len(ranks) == 1 else "all ranks finished"
+    parts = [f"lost touch with {host}" for host in lost_hosts]
+    failures = _grouped(ranks)
+    for failure, failed in list(failures.items())[:_MOST_REASONS]:
+        names = _names(failed, len(ranks), name_hosts)
+        parts.append(f"{names} failed{_details(*failure)}")
+    others = sum(map(len, list(failures.values())[_MOST_REASONS:]))
+    if others:
+        parts.append(f"{others} more failed with other errors")
+    for number, killed in _by_signal(ranks).items():
+        was = "was" if len(killed) == 1 else "were"
+        how = f"{was} killed by {number}" if number else "did not finish"
+        parts.append(f"{_names(killed, len(ranks), name_hosts)} {how}")
+    ended = [rank for rank in ranks if rank.state == "ended"]
+    if ended:
+        was = "was" if len(ended) == 1 else "were"
+        parts.append(f"{_names(ended, None, name_hosts)} {was} ended with it")
+    return "; ".join(parts)
+
+
+def _grouped(ranks: Sequence[RankOutcome]) -> dict[_Failure, list[RankOutcome]]:
+    """Return the ranks that failed, by what they say."""
+    groups: dict[_Failure, list[RankOutcome]] = {}
+    for rank in ranks:
+        if rank.state == "failed":
+            key = (rank.reason, rank.step, rank.place)
+            groups.setdefault(key, []).append(rank)
+    return groups
+
+
+def _by_signal(ranks: Sequence[RankOutcome]) -> dict[str | None, list[RankOutcome]]:
+    groups: dict[str | None, list[RankOutcome]] = {}
+    for rank in ranks:
+        if rank.state == "killed":
+            groups.setdefault(rank.signal, []).append(rank)
+    return groups
+
+
+def _details(reason: str | None, step: str | None, place: str | None) -> str:
+    """Return ` in user code, after step 3, at train.py:42, in loss (KeyError: 'x')`."""
+    parts = []
+    if step:
+        parts.append(step)
+    if place:
+        parts.append(f"at {place.removeprefix(os.getcwd() + os.sep)}")
+    where = f" {', '.join(parts)}" if parts else ""
+    return where + (f" ({reason.strip()})" if reason else "")
+
+
+def _describe_code(code: int) -> str:
+    if code < 0:
+        return f"mpirun was ended by {signal_name(-code)}"
+    return f"exit code {code}" if code else "mpirun exited with code 0"
+
+
+def _names(ranks: Sequence[RankOutcome], size: int | None, with_hosts: bool) -> str:
+    """Return `ranks 0 and 1 of 4`, or `ranks 0 and 1 of 4 on mac1, rank 2 on mac2`.
+
+    Args:
+        size: the number of all ranks, None not to name it.
+    """
+    by_host: dict[str | None, list[int]] = {}
+    for rank in ranks:
+        by_host.setdefault(rank.host if with_hosts else None, []).append(rank.rank)
+    names = []
+    for index, (host, numbers) in enumerate(by_host.items()):
+        of_all = f" of {size}" if size is not None and index == 0 else ""
+        names.append(_numbers(numbers) + of_all + (f" on {host}" if host else ""))
+    return ", ".join(names)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Return `rank 3`, `ranks 0 and 3`, or `ranks 0 to 5 and 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [
+        word
+        for run in runs
+        for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
+    *others, last = words
+    plural = "s" if len(numbers) > 1 else ""
+    return (
+        f"rank{plural} {', '.join(others)} and {last}"
+        if others
+        else (f"rank{plural} {last}")
+    )

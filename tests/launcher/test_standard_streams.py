@@ -1,0 +1,96 @@
+"""`mlxdist run` with standard streams that are closed, full, or read by nobody."""
+
+import os
+import shlex
+
+import pytest
+
+from tests.support import jobs
+
+MEAN = """
+import os, mlxdist
+print("rank", os.environ["OMPI_COMM_WORLD_RANK"], flush=True)
+open("mark-" + os.environ["OMPI_COMM_WORLD_RANK"], "w").close()
+mlxdist.init().mean(1.0)
+"""
+
+
+@pytest.fixture
+def shell(tmp_path, run_command):
+    """Runs a line of a shell, with `RUN` for `mlxdist run` on 2 ranks."""
+
+    def start(line, source="pass"):
+        (tmp_path / "script.py").write_text(source)
+        run = shlex.join([*run_command, "-n", "2"])
+        return jobs.run(["bash", "-c", line.replace("RUN", run)], cwd=tmp_path)
+
+    return start
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "<&-", "2>&-"])
+def test_run_with_closed_streams_runs_the_job(shell, tmp_path, closed):
+    done = shell(f"RUN script.py {closed}", MEAN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.glob("mark-*"))) == 2
+
+
+def test_run_with_closed_streams_keeps_the_exit_code(shell):
+    assert shell("RUN script.py >&- 2>&-", "raise ValueError").returncode == 1
+
+
+def test_run_in_a_loop_leaves_the_input_of_the_loop(shell):
+    source = "import sys; print('did', sys.argv[1], repr(sys.stdin.read()))"
+    line = "printf 'a\\nb\\n' | while read x; do RUN script.py $x; done"
+    done = shell(line, source)
+    assert sorted(done.stdout.splitlines()) == ["did a ''"] * 2 + ["did b ''"] * 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(("source", "code"), [("pass", 0), ("raise SystemExit(3)", 3)])
+def test_run_on_a_full_disk_tells_it_and_keeps_the_exit_code(shell, source, code):
+    done = shell("RUN script.py > /dev/full", f"print('x', flush=True)\n{source}")
+    assert done.returncode == code
+    message = "mlxdist run: standard output ends here: No space left on device\n"
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_run_with_a_full_standard_error_keeps_the_exit_code(shell):
+    done = shell("RUN script.py 2> /dev/full", "raise SystemExit('why')")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+@pytest.mark.parametrize("option", ["--help", "--dry-run script.py"])
+@pytest.mark.parametrize("stream", ["| true", "> /dev/full"])
+def test_run_that_prints_where_nobody_reads_has_no_traceback(shell, option, stream):
+    done = shell(f"RUN {option} {stream}")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_run_whose_stderr_nobody_reads_keeps_the_exit_code(shell):
+    line = "RUN script.py 2> >(true); code=$?; echo $code"
+    done = shell(line, "raise ValueError")
+    assert done.stdout == "1\n"
+
+
+NONBLOCKING = """
+import os, subprocess, sys, time
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+job = subprocess.Popen(sys.argv[1:], stdout=writer)
+os.close(writer)
+time.sleep(1.5)
+text = b""
+while data := os.read(reader, 2**20):
+    text += data
+print(len(text), job.wait())
+"""
+
+
+def test_run_with_a_nonblocking_stdout_loses_nothing(shell, tmp_path):
+    (tmp_path / "reader.py").write_text(NONBLOCKING)
+    python = shlex.quote(os.sys.executable)
+    done = shell(f"{python} reader.py RUN script.py", "print('x' * 300_000)")
+    assert done.stdout == "600002 0\n", done.stderr

@@ -1,0 +1,80 @@
+"""The last line of `mlxdist run`."""
+
+import os
+
+import pytest
+
+from mlxdist.launcher.outcome import RankOutcome
+from mlxdist.launcher.summary import conclude, describe
+
+
+def outcomes(*states):
+    """Return outcomes of ranks on h0, h0, h1, h1 and so on; a dict gives the fields."""
+    return tuple(
+        RankOutcome(rank, host=f"h{rank // 2}", **fields)
+        for rank, fields in enumerate(
+            {"state": x} if isinstance(x, str) else {"state": "failed", **x}
+            for x in states
+        )
+    )
+
+
+EXIT = {"reason": "exit 3"}
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        (["finished"], "the rank finished"),
+        (["finished"] * 3, "all ranks finished"),
+        (["killed", "finished"], "rank 0 of 2 did not finish"),
+        (["ended", EXIT], "rank 1 of 2 failed (exit 3); rank 0 was ended with it"),
+        (["killed"] * 3 + ["finished"], "ranks 0 to 2 of 4 did not finish"),
+        (
+            ["killed", "ended", EXIT, "ended"],
+            "rank 2 of 4 failed (exit 3); rank 0 of 4 did not finish; ranks 1 and 3 "
+            "were ended with it",
+        ),
+        (
+            [{"reason": str(number)} for number in range(7)],
+            "rank 0 of 7 failed (0); rank 1 of 7 failed (1); rank 2 of 7 failed (2); "
+            "4 more failed with other errors",
+        ),
+        (
+            ["ended", {**EXIT, "step": "in user code", "place": "/a/b.py:3, in f"}],
+            "rank 1 of 2 failed in user code, at /a/b.py:3, in f (exit 3); rank 0",
+        ),
+        (
+            [{"reason": "x", "place": f"{os.getcwd()}/b.py:3"}],
+            "rank 0 of 1 failed at b.py:3 (x)",
+        ),
+        (
+            [{"state": "killed", "signal": "SIGSEGV"}] * 2,
+            "ranks 0 and 1 of 2 were killed by SIGSEGV",
+        ),
+    ],
+)
+def test_describe_names_ranks_by_their_state(states, text):
+    assert describe(outcomes(*states)).startswith(text)
+
+
+def test_describe_with_hosts_names_the_number_of_ranks_once():
+    ranks = outcomes("killed", "killed", "killed", "finished")
+    text = "ranks 0 and 1 of 4 on h0, rank 2 on h1 did not finish"
+    assert describe(ranks, name_hosts=True) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "exit_code", "message"),
+    [
+        (3, {}, 3, "rank 0 of 2 failed (exit 3); exit code 3."),
+        (0, {}, 1, "rank 0 of 2 failed (exit 3); mpirun exited with code 0."),
+        (-9, {}, 137, "rank 0 of 2 failed (exit 3); mpirun was ended by SIGKILL."),
+        (1, {"received": 2}, 130, "ended by SIGINT; rank 0 of 2 failed (exit 3)."),
+        (1, {"time_limit": 9}, 124, "ended after --timeout 9 s; rank 0 of 2 failed"),
+    ],
+)
+def test_conclude_gives_the_exit_code_and_its_cause(code, options, exit_code, message):
+    outcome = conclude(code, outcomes(EXIT, "finished"), **options)
+    assert outcome.exit_code == exit_code
+    assert outcome.message.startswith(message)

@@ -96,6 +96,13 @@ def announce(rank: int | str) -> IO[str] | None:
     return None
 
 
+def are_read() -> bool:
+    """Return whether `mlxdist run` reads the marks of this process."""
+    _, _, owner = (environment.get(environment.MARKS) or "").rpartition(":")
+    is_owner = owner.partition("/")[0] == str(os.getpid())
+    return bool(environment.get(environment.RUN_DIR)) or is_owner
+
+
 def leave_mark(mark: str, rank: int | str, text: str = "") -> bool:
     """Leave one of MARKS if `mlxdist run` started this process, else do nothing.
 

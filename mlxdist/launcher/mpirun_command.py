@@ -73,14 +73,12 @@ def mpirun_command(
         command += ["--stdin", "none"]
     if as_root:
         command += ["--allow-run-as-root"]
-    if session_dir and not _has_custom_session_dir(job):
-        command += ["--prtemca", _SESSION_DIR, session_dir]
+    command += _session_options(job, session_dir)
     if job.hosts:
         command += _remote_options(job, forwarded, agent)
     elif job.ranks > usable_cores:
         command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "mpi_yield_when_idle", "1"]
-    has_own_tags = any("output" in word for word in job.mpi_arguments)
-    if tag_output and not has_own_tags:
+    if tag_output and not any("output" in word for word in job.mpi_arguments):
         command += tagged_stream.OPTION
     command += job.mpi_arguments
     script = job.script if job.module else os.path.join(job.folder, job.script)
@@ -124,9 +122,12 @@ def has_custom_agent(job: Job) -> bool:
     return environment.get(AGENT_VARIABLE) is not None or _AGENT in job.mpi_arguments
 
 
-def _has_custom_session_dir(job: Job) -> bool:
+def _session_options(job: Job, session_dir: str) -> list[str]:
     names = (*environment.snapshot(), *job.mpi_arguments)
-    return any("tmpdir_base" in name for name in names)
+    is_set = any("tmpdir_base" in name for name in names)
+    return (
+        ["--prtemca", _SESSION_DIR, session_dir] if session_dir and not is_set else []
+    )
 
 
 def write_agent_script(job: Job, run_dir: str) -> str | None:

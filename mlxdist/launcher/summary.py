@@ -10,7 +10,7 @@ from .outcome import Outcome, RankOutcome, signal_name
 
 TIMED_OUT = 124  # the exit code of timeout(1)
 _MOST_REASONS = 3  # that are named
-_Failure = tuple[str | None, str | None, str | None]
+_LONGEST_REASON = 160  # characters, where a traceback has the rest
 
 
 def conclude(
@@ -66,11 +66,11 @@ def describe(
     if all(rank.state == "finished" for rank in ranks):
         return "the rank finished" if len(ranks) == 1 else "all ranks finished"
     parts = [f"lost touch with {host}" for host in lost_hosts]
-    failures = _grouped(ranks)
-    for failure, failed in list(failures.items())[:_MOST_REASONS]:
+    failures = _failures(ranks)
+    for failed in failures[:_MOST_REASONS]:
         names = _names(failed, len(ranks), name_hosts)
-        parts.append(f"{names} failed{_details(*failure)}")
-    others = sum(map(len, list(failures.values())[_MOST_REASONS:]))
+        parts.append(f"{names} failed{_details(failed)}")
+    others = sum(map(len, failures[_MOST_REASONS:]))
     if others:
         parts.append(f"{others} more failed with other errors")
     for number, killed in _by_signal(ranks).items():
@@ -84,14 +84,13 @@ def describe(
     return "; ".join(parts)
 
 
-def _grouped(ranks: Sequence[RankOutcome]) -> dict[_Failure, list[RankOutcome]]:
-    """Return the ranks that failed, by what they say."""
-    groups: dict[_Failure, list[RankOutcome]] = {}
+def _failures(ranks: Sequence[RankOutcome]) -> list[list[RankOutcome]]:
+    """Return the ranks that failed, grouped by what they say."""
+    groups: dict[tuple[str | None, str | None], list[RankOutcome]] = {}
     for rank in ranks:
         if rank.state == "failed":
-            key = (rank.reason, rank.step, rank.place)
-            groups.setdefault(key, []).append(rank)
-    return groups
+            groups.setdefault((rank.reason, rank.place), []).append(rank)
+    return list(groups.values())
 
 
 def _by_signal(ranks: Sequence[RankOutcome]) -> dict[str | None, list[RankOutcome]]:
@@ -102,15 +101,16 @@ def _by_signal(ranks: Sequence[RankOutcome]) -> dict[str | None, list[RankOutcom
     return groups
 
 
-def _details(reason: str | None, step: str | None, place: str | None) -> str:
+def _details(ranks: Sequence[RankOutcome]) -> str:
     """Return ` in user code, after step 3, at train.py:42, in loss (KeyError: 'x')`."""
-    parts = []
-    if step:
-        parts.append(step)
+    reason, place = (ranks[0].reason or "").strip(), ranks[0].place
+    parts = [rank.step for rank in ranks if rank.step][:1]
     if place:
         parts.append(f"at {place.removeprefix(os.getcwd() + os.sep)}")
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}..."
     where = f" {', '.join(parts)}" if parts else ""
-    return where + (f" ({reason.strip()})" if reason else "")
+    return where + (f" ({reason})" if reason else "")
 
 
 def _describe_code(code: int) -> str:

@@ -124,6 +124,10 @@ class Guard:
             # Rank 0 reports the error and ends this rank, if it fails as well.
             time.sleep(_PRECEDENCE)
         trace = "\n".join(self._failure.traceback)
+        self._mark("step", self._failure.activity)
+        if not is_reported:
+            self._mark("traceback", f"{trace}\n")
+        self._mark("failed", self._failure.message)
         self._end_job(
             f"failed {self._failure.activity}; the job ends:\n"
             + (self._failure.message if is_reported else trace),
@@ -159,17 +163,20 @@ class Guard:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # for ever: another thread is ending the job
         flush_output()
-        self._log(reason)
+        if not marks.are_read():  # else `mlxdist run` says it, and where the record is
+            self._log(reason)
         if self._failure is None:
             self._failure = Failure(time.time(), str(self._recorder.status), reason)
-        self._mark("failed", " ".join(reason.split()[:60]))
+        self._mark("failed", "it " + " ".join(reason.split()[:60]))
         self._watchdog.notify(print_stacks=print_stacks)
         self._write_record(print_stack=print_stacks)
         time.sleep(_NOTICE_DELAY)
-        self._log(
-            f"wrote the last calls of the ranks to {self._folder}; read them with "
-            f"`mlxdist doctor --postmortem {self._folder}`"
-        )
+        self._mark("record", str(self._folder))
+        if not marks.are_read():
+            self._log(
+                f"wrote the last calls of the ranks to {self._folder}; read them with "
+                f"`mlxdist doctor --postmortem {self._folder}`"
+            )
         timer = threading.Timer(_ABORT_TIMEOUT, os._exit, (code,))
         timer.daemon = True
         timer.start()
@@ -199,7 +206,7 @@ class Guard:
             self._recorder.write(self._folder, info)
         except OSError as error:
             self._log(f"could not write its record: {error}")
-        if print_stack:
+        if print_stack and not marks.are_read():
             self._log(f"was {self._recorder.status}:\n{stack}")
 
     def _log(self, text: str) -> None:

@@ -1,0 +1,101 @@
+"""The account of a failure: one traceback, no words of mpirun, and the record."""
+
+import json
+
+import pytest
+
+from mlxdist.launcher import failure
+from mlxdist.launcher.message_filter import MessageFilter
+
+BOTH = """
+import sys, mlxdist
+world = mlxdist.init(timeout=20)
+def loss(batch):
+    raise ValueError("bad batch")
+if world.rank or "all" in sys.argv:
+    loss(3)
+world.barrier()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "named"),
+    [((), 2, "rank 1 of 2"), (("all",), 2, "ranks 0 and 1 of 2")],
+)
+def test_failure_has_one_traceback_and_names_step_place_and_record(
+    run, tmp_path, arguments, ranks, named
+):
+    done = run(BOTH, *arguments, ranks=ranks, options=["--report", "report.json"])
+    *trace, record, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert (trace[0], trace[-1]) == (
+        "Traceback (most recent call last):",
+        "ValueError: bad batch",
+    )
+    assert done.stderr.count("Traceback") == 1
+    (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
+    text = f"the last calls of all ranks: mlxdist doctor --postmortem {folder}"
+    assert record == f"mlxdist run: {text}"
+    where = "in user code, after step 0, at script.py:5, in loss"
+    assert last.startswith(f"mlxdist run: {named} failed {where} (ValueError: bad ")
+    assert "MPI_ABORT was invoked" in (folder / "mpirun.log").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["record"] == str(folder)
+
+
+def test_failure_of_all_ranks_with_labels_and_logs_is_in_each_log(run, tmp_path):
+    source = "import sys\nprint('x', end='', file=sys.stderr)\n1 / 0\n"
+    done = run(source, ranks=2, options=["--label", "--log-dir", "logs"])
+    assert done.stderr.count("Traceback") == 1
+    assert "] ZeroDivisionError: division by zero\nmlxdist run: ranks 0" in done.stderr
+    for rank in (0, 1):
+        log = (tmp_path / f"logs/rank-{rank}.log").read_text()
+        assert log.endswith("ZeroDivisionError: division by zero\n")
+    assert "prterun" in (tmp_path / "logs/mpirun.log").read_text()
+
+
+def test_failure_that_the_script_reports_itself_is_left_to_it(run, tmp_path):
+    source = "import sys\nsys.stderr = open('own.txt', 'w')\n1 / 0\n"
+    done = run(source, ranks=1)
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "own.txt").read_text().startswith("Traceback")
+
+
+def test_shown_has_each_different_text_once_and_at_most_three():
+    texts = {5: "a", 1: "b", 2: "a", 3: "c", 0: "d"}
+    assert failure.shown(texts) == {5: "a", 1: "b", 3: "c"}
+
+
+def test_without_own_frames_keeps_those_of_the_user():
+    own = failure.__file__
+    text = (
+        "Traceback (most recent call last):\n"
+        '  File "/home/train.py", line 3, in <module>\n    update()\n    ^^^^^\n'
+        f'  File "{own}", line 9, in take\n    raise ValueError\n'
+        "ValueError: why\n  and more\n"
+    )
+    short = text.replace(f'  File "{own}", line 9, in take\n    raise ValueError\n', "")
+    assert failure.without_own_frames(text) == short
+    only_own = text.replace("/home/train.py", own)
+    assert failure.without_own_frames(only_own) == only_own
+
+
+RULE = 74 * b"-" + b"\n"
+ABORT = [RULE, b"MPI_ABORT was invoked on rank 1 in communicator\n", b"  x\n", RULE]
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ([*ABORT, b"\0text\n"], b"text\n"),
+        ([*ABORT, *ABORT, b"\0", b"a\0b\n"], b"a\0b\n"),
+        ([RULE, b"a table of the job\n", RULE], RULE + b"a table of the job\n" + RULE),
+        ([RULE, *ABORT], RULE),
+        (ABORT[:3], b"".join(ABORT[:3])),
+        ([b"\0 of the job\n", b"MPI_ABORT was invoked on rank 1\n"], None),
+        ([RULE, b"There are not enough slots\n", RULE], None),
+    ],
+)
+def test_message_filter_takes_out_what_follows_from_a_failure(lines, shown):
+    message_filter = MessageFilter()
+    text = b"".join(map(message_filter.feed, lines)) + message_filter.close()
+    assert text == (b"".join(lines) if shown is None else shown)

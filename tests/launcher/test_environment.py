@@ -80,6 +80,7 @@ def test_use_libmpi_keeps_the_users_parameters(monkeypatch):
     )
     assert environment.snapshot() == {
         "MLX_MPI_LIBNAME": "/lib/libmpi.so",
+        "MLXDIST_FINALIZES": str(os.getpid()),
         "OMPI_MPI_THREAD_LEVEL": "3",
         "OMPI_MCA_btl": "self,sm",
         "OMPI_MCA_x": "1",

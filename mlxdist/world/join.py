@@ -135,14 +135,16 @@ def _join(
     _check_strict(group.size(), strict)
     keep_freed_memory()
     comm = world_communicator() if has_mpi else None
+    path = environment.timeline_path()
+    if group.size() > 1:
+        over_mpi = comm is not None
+        _compare_settings(group, guard=guard, timeline=bool(path), over_mpi=over_mpi)
     world = World(group, backend, None if comm is None else comm.Dup())
     if launch is not None:
         launches.note_join(launch)
     if world.size == 1:
         return world
     _seed_unless_seeded()
-    path = environment.timeline_path()
-    _compare_settings(world, guard=guard, timeline=bool(path))
     if comm is not None:
         if guard:
             _install_guard(world, comm, timeout)
@@ -192,14 +194,21 @@ def _seed_unless_seeded() -> None:
         mx.random.seed(int.from_bytes(os.urandom(8), "little"))
 
 
-def _compare_settings(world: World, *, guard: bool, timeline: bool) -> None:
+def _compare_settings(
+    group: mx.distributed.Group, *, guard: bool, timeline: bool, over_mpi: bool
+) -> None:
     """Refuse ranks that would not communicate alike.
 
-    The length of this message is the same in all versions of mlxdist.
+    The length of this message is the same in all versions of mlxdist. It goes over
+    MLX's group: a rank whose mpi4py found no MPI compares calls over MLX, not MPI.
     """
-    text = f"mlxdist {__version__}, guard={guard}, timeline={timeline}"
-    words = np.frombuffer(text.encode().ljust(_SETTINGS_BYTES)[:_SETTINGS_BYTES], "u8")
-    rows = world.control.all_gather_words(words)
+    control = "MPI" if over_mpi else "MLX"
+    text = f"mlxdist {__version__}, guard={guard}, timeline={timeline}, over {control}"
+    data = text.encode().ljust(_SETTINGS_BYTES)[:_SETTINGS_BYTES]
+    local = mx.array(np.frombuffer(data, np.uint8))
+    mx.eval(local)
+    gathered = np.array(mx.distributed.all_gather(local, group=group))
+    rows = gathered.reshape(group.size(), -1)
     if (rows != rows[0]).any():
         texts = [row.tobytes().decode(errors="replace").strip() for row in rows]
         raise RuntimeError(

@@ -38,7 +38,7 @@ class World:
         comm: an MPI communicator of these ranks that belongs to this world alone; None
             over other backends than MPI.
         overlaps: whether ranks can compute while they communicate; None finds out:
-            on several hosts, or on an accelerator.
+            on several hosts, or where one of the ranks computes on an accelerator.
 
     Attributes:
         rank: this process's number, from 0.
@@ -78,7 +78,8 @@ class World:
         if comm is not None:
             on_host, self.is_first_on_host = _ranks_on_host(comm)
             if overlaps is None:
-                overlaps = on_host < self.size or not device.on_cpu()
+                computes_aside = on_host < self.size or not device.on_cpu()
+                overlaps = _on_any_rank(comm, condition=computes_aside)
             self.host_transport = MpiTransport(
                 comm, self.native.flush, self.recorder, overlaps=overlaps
             )
@@ -241,6 +242,13 @@ def _ranks_on_host(comm: Comm) -> tuple[int, bool]:
     result = on_host.Get_size(), on_host.Get_rank() == 0
     on_host.Free()
     return result
+
+
+def _on_any_rank(comm: Comm, *, condition: bool) -> bool:
+    """Return whether a condition holds on one rank or more, on all ranks."""
+    every = np.zeros(comm.Get_size(), np.uint8)
+    comm.Allgather(np.array([condition], np.uint8), every)
+    return bool(every.any())
 
 
 def split_group(group: Group, backend: Backend, color: int) -> Group:

@@ -98,3 +98,29 @@ def test_init_under_a_launcher_that_mpi_does_not_know_raises(tmp_path):
 def test_init_ring_without_a_launcher_is_a_world_of_one(tmp_path):
     result = init_alone(tmp_path, "'ring'")
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ('join.__version__ = "99.0"', "rank 1: mlxdist 99.0, "),
+        ("join.world_communicator = lambda: None", "timeline=False, over MLX"),
+    ],
+    ids=["version", "mpi4py"],
+)
+def test_init_where_one_rank_communicates_otherwise_raises_on_all(
+    difference, message, tmp_path
+):
+    script = f"""
+import os, mlxdist
+from mlxdist.world import join
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    {difference}
+try:
+    mlxdist.init()
+except RuntimeError as error:
+    print(error, flush=True)
+"""
+    output = mpi_job(2, script, folder=tmp_path, timeout=30).stdout
+    assert output.count("the ranks can't work together") == 2
+    assert output.count(message) == 2

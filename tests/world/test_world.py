@@ -9,6 +9,8 @@ import pytest
 
 import mlxdist
 from mlxdist import MismatchError
+from mlxdist.comm import Recorder
+from mlxdist.world import World
 from tests.support.examples import Net, assert_same_bits
 
 pytestmark = pytest.mark.mpi
@@ -117,3 +119,16 @@ def test_split_makes_worlds_that_train(world):
     assert result["w"].tolist() == [-mean] * 3
     averaged = mlxdist.average_gradients(grads, world=part)
     assert averaged["w"].tolist() == [mean] * 3
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_auto_transport_is_the_same_where_one_rank_has_an_accelerator(
+    sharded, world, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        if world.rank == 0:
+            patch.setattr(mx, "default_device", lambda: mx.gpu)
+        mixed = World(world.group, "mpi", world.duplicate(), Recorder())
+    assert mixed.transport("auto", sharded=sharded) is mixed.host_transport
+    assert mixed.host_transport.overlaps
+    assert mixed.mean(1.0) == 1.0

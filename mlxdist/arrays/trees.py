@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -180,6 +181,19 @@ def put(tree: Tree, path: Sequence[Key], leaf: Array) -> None:
         raise ValueError("the tree is a tuple, which can't change: use a list")
     items = [leaf if i == key else item for i, item in enumerate(container)]
     put(tree, path[:-1], sequence_like(container, items))
+
+
+def make_slot(tree: Tree, path: Sequence[Key]) -> None:
+    """Add the dicts and lists that lead to a path, where a tree lacks them."""
+    for key, following in pairwise([*path, None]):
+        if isinstance(tree, list) and isinstance(key, int):
+            tree.extend([None] * (key + 1 - len(tree)))
+            child = tree[key]
+        else:
+            child = tree.get(key) if isinstance(tree, dict) else tree[key]
+        if child is None and following is not None:
+            child = tree[key] = [] if isinstance(following, int) else {}
+        tree = child
 
 
 def cut(array: Array, piece: Piece, strategy: Strategy) -> Array:

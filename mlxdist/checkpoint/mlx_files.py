@@ -99,8 +99,9 @@ def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
         return MODEL, path
     if array.kind == "optimizer":
         return OPTIMIZER, f"{at[array.path]}{path}.{key}"
-    name = ".".join(filter(None, (path, key)))
-    return OPTIMIZER if array.kind == "scalars" else f"{array.kind}.safetensors", name
+    if array.kind == "scalars":
+        return OPTIMIZER, ".".join(filter(None, (path, key)))
+    return f"{array.kind}.safetensors", array.path  # which `extra` refers to
 
 
 def _write(

@@ -16,7 +16,7 @@ from .collective import CheckpointError, require_success
 from .directory import Save
 from .durable import DamagedError
 from .reader import ArrayReader, Contents
-from .targets import LoadTarget, Targets, find_targets
+from .targets import LoadTarget, Targets, find_targets, with_quoted_keys
 
 
 class Opened(NamedTuple):
@@ -72,7 +72,7 @@ def open_newest(
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        targets = _fit(contents, target, save.name, comm)
+        contents, targets = _fit(contents, target, save.name, comm)
         try:
             reader = _verified(contents, seen, save.name, comm)
         except CheckpointError as error:
@@ -185,20 +185,25 @@ def _open_mlx_files(
     require_success(comm.all_gather_bytes, failure, missing, None)
     assert contents is not None
     seen = [[True] * len(contents.files)] * comm.size
-    targets = _fit(contents, target, str(folder), comm)
+    contents, targets = _fit(contents, target, str(folder), comm)
     return Opened(contents, ArrayReader(contents, seen, comm), targets, ())
 
 
 def _fit(
     contents: Contents, target: LoadTarget, name: str, comm: Collectives
-) -> Targets:
-    """Return this rank's targets. Raises CheckpointError on all ranks."""
+) -> tuple[Contents, Targets]:
+    """Return the contents by the model's own paths, and this rank's targets.
+
+    Raises:
+        CheckpointError: on all ranks, if the checkpoint does not fit.
+    """
     targets: Targets = {}
     problem = None
     try:
+        contents = with_quoted_keys(contents, target.model)
         targets = find_targets(contents, target)
     except ValueError as error:
         problem = str(error)
     failure = f"{name} can't be loaded, and nothing was changed"
     require_success(comm.all_gather_bytes, failure, problem, None)
-    return targets
+    return contents, targets

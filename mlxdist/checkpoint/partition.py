@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from .manifest import Piece, SavedArray
-from .safetensors import Tensor, header
+from .safetensors import Tensor, header, with_unique_names
 
 
 class LocalPart(NamedTuple):
@@ -143,7 +143,8 @@ def lay_out(shares: Shares, empty: Sequence[SavedArray], about: str) -> Layout:
             (part for part in share if part.nbytes), key=lambda p: -p.array.item_size
         )
         text = f"rank {rank} of {len(shares)}, {about}"
-        headers.append(header([part.tensor for part in parts], {"mlxdist": text}))
+        tensors = with_unique_names(part.tensor for part in parts)
+        headers.append(header(tensors, {"mlxdist": text}))
         offset = len(headers[-1])
         for part in parts:
             piece = Piece(part.start, part.stop, rank, offset)

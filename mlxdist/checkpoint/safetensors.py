@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -61,6 +62,21 @@ def header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data
     return len(text).to_bytes(8, "little") + text
+
+
+def with_unique_names(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors with a number behind the names that are there already.
+
+    For files whose tensors are found by their offsets.
+    """
+    used: set[str] = set()
+    unique = []
+    for tensor in tensors:
+        names = (f"{tensor.name} ({number})" for number in itertools.count(2))
+        name = next(n for n in itertools.chain([tensor.name], names) if n not in used)
+        used.add(name)
+        unique.append(tensor._replace(name=name))
+    return unique
 
 
 def tensors_of(reader: Reader) -> list[Tensor]:

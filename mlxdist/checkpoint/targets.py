@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
+
+import msgspec
 
 from ..arrays.trees import all_parameters, dtype_name, put
 from ..arrays.types import Array, Tree
@@ -38,6 +41,28 @@ class LoadTarget(NamedTuple):
     model: Tree
     optimizer: ResumableState | None
     sampler: Sampler | None
+
+
+def with_quoted_keys(contents: Contents, model: Tree) -> Contents:
+    """Return the contents with the texts of the model's paths, where it quotes keys.
+
+    Files of plain MLX and checkpoints of mlxdist 0.1.0 have the keys without quotes.
+    """
+    paths = list(all_parameters(model))
+    texts = {path.text for path in paths}
+    counts = Counter(path.dotted for path in paths)
+    quoted = {
+        path.dotted: path.text
+        for path in paths
+        if path.dotted not in texts and counts[path.dotted] == 1
+    }
+    arrays = tuple(
+        msgspec.structs.replace(array, path=quoted[array.path])
+        if array.kind in ("parameters", "optimizer") and array.path in quoted
+        else array
+        for array in contents.arrays
+    )
+    return contents._replace(arrays=arrays) if quoted else contents
 
 
 def find_targets(contents: Contents, into: LoadTarget) -> Targets:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.types import Array
 from ..layout.entries import ITEM_SIZES
+from ..layout.paths import KeyPath
 from .manifest import Json
 
 # A value that JSON lacks is encoded as a dict whose first key is one of these.
@@ -32,10 +33,10 @@ def encode(value: object) -> tuple[Json, dict[str, Array]]:
         ValueError: on a leaf that is neither a JSON value nor an array, with its path.
     """
     arrays: dict[str, Array] = {}
-    return _encode(value, "", arrays), arrays
+    return _encode(value, KeyPath(), arrays), arrays
 
 
-def _encode(value: object, path: str, arrays: dict[str, Array]) -> Json:
+def _encode(value: object, path: KeyPath, arrays: dict[str, Array]) -> Json:
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
@@ -44,31 +45,35 @@ def _encode(value: object, path: str, arrays: dict[str, Array]) -> Json:
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
                 raise ValueError(
-                    f"extra{path} has the key {key!r}; it must be text that does not "
+                    f"{_text(path)} has the key {key!r}; it must be text that does not "
                     "begin with $"
                 )
-        return {k: _encode(v, f"{path}.{k}", arrays) for k, v in value.items()}
+        items = value.items()
+        return {k: _encode(v, KeyPath((*path, k)), arrays) for k, v in items}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        items = [_encode(v, f"{path}.{i}", arrays) for i, v in enumerate(value)]
-        return items if isinstance(value, list) else {_TUPLE: items}
+        pairs = enumerate(value)
+        encoded = [_encode(v, KeyPath((*path, i)), arrays) for i, v in pairs]
+        return encoded if isinstance(value, list) else {_TUPLE: encoded}
     if isinstance(value, mx.array | np.ndarray):
         return _encode_array(value, path, arrays)
     raise ValueError(
-        f"extra{path} is a {type(value).__name__}; it must be a number, text, None, an "
-        "array, or a list, tuple or dict of them. Nothing is pickled"
+        f"{_text(path)} is a {type(value).__name__}; it must be a number, text, None, "
+        "an array, or a list, tuple or dict of them. Nothing is pickled"
     )
 
 
-def _encode_array(value: Array, path: str, arrays: dict[str, Array]) -> Json:
-    name = path.removeprefix(".") or "extra"
-    if name in arrays:
-        raise ValueError(f"extra has two arrays at {name!r}; rename a key with a dot")
+def _text(path: KeyPath) -> str:
+    return f"extra.{path}" if path else "extra"
+
+
+def _encode_array(value: Array, path: KeyPath, arrays: dict[str, Array]) -> Json:
+    name = path.text or "extra"
     if isinstance(value, mx.array):
         arrays[name] = value
         return {_MLX: name}
     if value.dtype.name not in ITEM_SIZES or not value.dtype.isnative:
         raise ValueError(
-            f"extra{path} is an array of {value.dtype}, which can't be saved"
+            f"{_text(path)} is an array of {value.dtype}, which can't be saved"
         )
     # As bytes, since accelerators lack float64 and complex128.
     flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from ..arrays.trees import leaves_of, put, slot, unflatten
+from ..arrays.trees import leaves_of, make_slot, put, slot, unflatten
 from ..arrays.types import Array, Named, Tree
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
@@ -42,10 +42,12 @@ def read(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> StateTree:
 
 
 def write(inner: InnerOptimizer, tree: StateTree) -> None:
-    """Replace values that `read` returned."""
+    """Replace values that `read` returned, or add some."""
     for path, state in dicts(inner, tree).items():
         for key, value in tree[path].items():
-            put(state, KeyPath.parse(key), value)
+            key_path = KeyPath.parse(key)
+            make_slot(state, key_path)
+            put(state, key_path, value)
 
 
 def replace(inner: InnerOptimizer, tree: StateTree) -> None:

@@ -46,4 +46,14 @@ def assert_same_trees(one: Any, other: Any) -> None:
         assert leaf.dtype == others[path].dtype, path
         assert leaf.shape == others[path].shape, path
         assert (bits(leaf) == bits(others[path])).all(), path
-    assert repr(structure(one)) == repr(structure(other))
+    assert _description(structure(one)) == _description(structure(other))
+
+
+def _description(tree: Any) -> str:
+    """Describe the containers of a tree, with dicts in one order."""
+    if isinstance(tree, dict):
+        items = [f"{key!r}: {_description(child)}" for key, child in tree.items()]
+        return f"dict({sorted(items)})"
+    if isinstance(tree, list | tuple):
+        return f"{type(tree).__name__}({list(map(_description, tree))})"
+    return repr(tree)

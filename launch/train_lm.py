@@ -188,6 +188,7 @@ class Training:
 def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train_lm.py",
+        usage="train_lm.py [OPTION ...]    (--help lists the options)",
         description="Train a byte-level transformer on text, on N ranks.",
         allow_abbrev=False,
     )

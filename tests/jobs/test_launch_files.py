@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,67 @@ def test_batch_script_without_script_or_venv_exits_with_2(tmp_path):
     assert (done.returncode, "no script given" in done.stderr) == (2, True)
     done = sbatch(tmp_path, "x.py", SLURM_SUBMIT_DIR="/")
     assert (done.returncode, "launch/setup" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout without .venv, in which nothing can be installed."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    shutil.copy(LAUNCH.parent / "pyproject.toml", tmp_path)
+
+    def start(script, *arguments):
+        done = subprocess.run(
+            [tmp_path / "launch" / script, *arguments],
+            env={"PATH": "/usr/bin:/bin", "PYTHON": "/no/python"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "launch",
+            "pyproject.toml",
+        ]
+        return done
+
+    return start
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("script", ["quickstart", "setup", "test"])
+def test_script_prints_its_help_without_an_installation(checkout, script, option):
+    done = checkout(script, option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: launch/{script} ")
+
+
+def test_quickstart_help_lists_the_options_of_its_script(checkout):
+    script = [sys.executable, LAUNCH / "train_lm.py", "--help"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=50)
+    names = set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))
+    listed = re.findall(
+        r"^  (--[a-z-]+)  +\w", checkout("quickstart", "-h").stdout, re.M
+    )
+    assert sorted(names) == sorted(listed)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("quickstart", ["--steps", "3", "--nope=1"], "there is no option --nope"),
+        ("quickstart", ["--ranks"], "--ranks needs a number"),
+        ("quickstart", ["--ranks", "0"], "--ranks: found 0, wanted 1 or more"),
+        ("quickstart", ["--seed", "-1"], "PYTHON=/no/python is not a Python"),
+        ("setup", ["--nope"], "there is no option --nope"),
+        ("setup", ["tests"], "tests is not an extra; wanted one of: cuda plot test"),
+        ("setup", ["test", "plot"], "PYTHON=/no/python is not a Python"),
+        ("test", ["--nope"], "unknown argument --nope"),
+        ("test", ["--fast", "--", "--nope"], "PYTHON=/no/python is not a Python"),
+    ],
+)
+def test_script_refuses_arguments_before_it_installs(
+    checkout, script, arguments, message
+):
+    done = checkout(script, *arguments)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -21,14 +21,11 @@ if __name__ == "__main__":
 import atexit
 import os
 import runpy
-import site
 import socket
-import sysconfig
-import traceback
 from types import TracebackType
 from typing import NoReturn
 
-from . import cores, environment, marks, rank_mpi
+from . import cores, environment, marks, rank_failure, rank_mpi
 
 # Objects that live as long as the process: the locked file with its id, and the globals
 # of the script, which a plain `python script.py` keeps until exit handlers have run.
@@ -50,6 +47,7 @@ def main() -> None:
     if file is None:
         _share_cores()
     _kept.append(file)
+    rank_failure.defer_usage_errors()
     job = environment.take_job()
     try:
         _enter(job["cwd"])
@@ -57,13 +55,17 @@ def main() -> None:
     except SystemExit as leaving:
         _kept.append(leaving)
         if leaving.code not in (None, 0):
-            _exit_with(leaving.code, rank)
+            # Exit handlers could wait for the other ranks, which may never come.
+            _exit(rank_failure.report_exit(leaving, rank))
     except BaseException as error:
-        _fail(error, rank)
+        error = error.with_traceback(_script_frames(error.__traceback__))
+        rank_failure.report_error(error, rank)
+        _exit(130 if isinstance(error, KeyboardInterrupt) else 1)
     finished.append(True)
 
 
 def _leave_marks_of_success(rank: str) -> None:
+    rank_failure.print_usage_error()
     if "mlx.core" in sys.modules and not rank_mpi.has_joined():
         marks.leave_mark("alone", rank)
     if rank_mpi.finalize():
@@ -108,66 +110,6 @@ def _run(job: environment.RankJob) -> dict[str, object]:
     if not (safe or os.path.isdir(path)):
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     return runpy.run_path(path, run_name="__main__")
-
-
-def _exit_with(code: object, rank: str) -> NoReturn:
-    """End this rank with the script's exit code, without running exit handlers.
-
-    Exit handlers could wait for the other ranks, which may never come.
-    """
-    marks.leave_mark("failed", rank, f"exit {code}")
-    if not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    _exit(code & 0xFF or 1)
-
-
-def _fail(error: BaseException, rank: str) -> NoReturn:
-    """Report an exception, and end this rank."""
-    trace = _script_frames(error.__traceback__)
-    error = error.with_traceback(trace)
-    try:
-        marks.leave_mark("failed", rank, _reason(error))
-        marks.leave_mark("place", rank, _place(error))
-        reported = _is_default_report() and marks.leave_mark(
-            "traceback", rank, "".join(traceback.format_exception(error))
-        )
-    except OSError:  # the disk of the marks is full
-        reported = False
-    if not reported:
-        sys.excepthook(type(error), error, trace)
-    _exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def _is_default_report() -> bool:
-    """Return whether Python would print a traceback to this process's stderr.
-
-    Otherwise the script wants it elsewhere, in a file of its own for example.
-    """
-    return sys.excepthook is sys.__excepthook__ and sys.stderr is sys.__stderr__
-
-
-def _reason(error: BaseException) -> str:
-    """Return the exception's type and message, without its notes."""
-    lines = traceback.format_exception_only(type(error), error)
-    name = type(error).__name__
-    return next((x for x in reversed(lines) if name in x.partition(":")[0]), name)
-
-
-def _place(error: BaseException) -> str:
-    """Return the innermost line of the user's own code: `train.py:42, in loss`."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    paths = sysconfig.get_paths()
-    folders = [paths[name] for name in ("stdlib", "purelib", "platlib")]
-    folders += [*site.getsitepackages(), os.path.dirname(os.path.dirname(__file__))]
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [x for x in frames if not x.filename.startswith((*folders, "<frozen"))]
-    if not frames:
-        return ""
-    frame = (users or frames)[-1]
-    function = "" if frame.name == "<module>" else f", in {frame.name}"
-    return f"{frame.filename}:{frame.lineno}{function}"
 
 
 def _script_frames(trace: TracebackType | None) -> TracebackType | None:

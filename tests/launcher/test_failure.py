@@ -60,6 +60,47 @@ def test_failure_that_the_script_reports_itself_is_left_to_it(run, tmp_path):
     assert (tmp_path / "own.txt").read_text().startswith("Traceback")
 
 
+PARSE = """
+import argparse
+parser = argparse.ArgumentParser(prog="train.py")
+parser.add_argument("--steps", type=int)
+parser.add_argument("more", nargs="*")
+{}
+"""
+
+
+def test_failure_of_a_command_line_is_printed_once(run):
+    done = run(PARSE.format("parser.parse_args()"), "--steps", "x", ranks=2)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "usage: train.py [-h] [--steps STEPS] [more ...]\n"
+        "train.py: error: argument --steps: invalid int value: 'x'\n"
+        "mlxdist run: ranks 0 and 1 of 2 failed (exit 2); exit code 2.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try: parser.parse_args()\nexcept SystemExit: pass",
+        "import contextlib, sys\nwith contextlib.redirect_stderr(sys.stdout):\n"
+        "    try: parser.parse_args()\n    except SystemExit: pass",
+    ],
+)
+def test_usage_error_that_the_script_catches_is_printed_too(run, source):
+    done = run(PARSE.format(source), "--steps", "x", ranks=2)
+    assert done.returncode == 0
+    assert (done.stdout + done.stderr).count("train.py: error: argument --steps") == 2
+
+
+def test_failure_by_sys_exit_with_a_text_prints_it_once(run):
+    done = run("import sys; sys.exit('no data')", ranks=2)
+    lines = done.stderr.splitlines()
+    assert lines[0] == "no data"
+    assert lines[1].startswith("mlxdist run: ranks 0 and 1 of 2 failed (exit no data)")
+    assert (done.returncode, len(lines)) == (1, 2)
+
+
 def test_shown_has_each_different_text_once_and_at_most_three():
     texts = {5: "a", 1: "b", 2: "a", 3: "c", 0: "d"}
     assert failure.shown(texts) == {5: "a", 1: "b", 3: "c"}

@@ -1,0 +1,102 @@
+"""What a rank reports of its failure: the reason, the user's line, and the traceback.
+
+`mlxdist run` prints it once, also where many ranks fail the same way. `rank_main` loads
+this file before the package exists: standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import site
+import sys
+import sysconfig
+import traceback
+from typing import NoReturn
+
+from . import marks
+
+
+def report_error(error: BaseException, rank: str) -> None:
+    """Leave the marks of an exception, or print it where that can't be done."""
+    try:
+        marks.leave_mark("failed", rank, _reason(error))
+        marks.leave_mark("place", rank, _place(error))
+        text = "".join(traceback.format_exception(error))
+        if _is_default_report() and marks.leave_mark("traceback", rank, text):
+            return
+    except OSError:  # the disk of the marks is full
+        pass
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def report_exit(leaving: SystemExit, rank: str) -> int:
+    """Leave the marks of `sys.exit(code)`, and return the exit code of the process."""
+    code = leaving.code
+    marks.leave_mark("failed", rank, f"exit {code}")
+    text = _usage_error.pop() if _usage_error else None
+    if not isinstance(code, int):
+        text, code = f"{code}\n", 1
+    if text and not (
+        _is_default_stderr() and marks.leave_mark("traceback", rank, text)
+    ):
+        print(text, end="", file=sys.stderr)
+    return code & 0xFF or 1
+
+
+# The usage error of a command line, which is printed when it ends the script.
+_usage_error: list[str] = []
+
+
+def defer_usage_errors() -> None:
+    """Have argparse keep an error until it ends the script: all ranks have the same."""
+    argparse.ArgumentParser.error = _keep_usage_error  # type: ignore[method-assign, assignment]
+
+
+def print_usage_error() -> None:
+    """Print the error of a script that went on after it."""
+    if _usage_error:
+        print(_usage_error.pop(), end="", file=sys.stderr)
+
+
+def _keep_usage_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    text = f"{parser.format_usage()}{parser.prog}: error: {message}\n"
+    if _is_default_stderr():
+        _usage_error[:] = [text]
+        parser.exit(2)
+    parser.exit(2, text)
+
+
+def _is_default_stderr() -> bool:
+    return sys.stderr is sys.__stderr__
+
+
+def _is_default_report() -> bool:
+    """Return whether Python would print a traceback to this process's stderr.
+
+    Otherwise the script wants it elsewhere, in a file of its own for example.
+    """
+    return sys.excepthook is sys.__excepthook__ and _is_default_stderr()
+
+
+def _reason(error: BaseException) -> str:
+    """Return the exception's type and message, without its notes."""
+    lines = traceback.format_exception_only(type(error), error)
+    name = type(error).__name__
+    return next((x for x in reversed(lines) if name in x.partition(":")[0]), name)
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of the user's own code: `train.py:42, in loss`."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "purelib", "platlib")]
+    folders += [*site.getsitepackages(), os.path.dirname(os.path.dirname(__file__))]
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [x for x in frames if not x.filename.startswith((*folders, "<frozen"))]
+    if not frames:
+        return ""
+    frame = (users or frames)[-1]
+    function = "" if frame.name == "<module>" else f", in {frame.name}"
+    return f"{frame.filename}:{frame.lineno}{function}"

@@ -46,7 +46,7 @@ def kind_of(
 ) -> Kind:
     """Return what the ranks' states are, the same on all ranks.
 
-    A world of one takes part of a full state, as MLX does.
+    A world of one without sharding takes part of a full state, as MLX does.
 
     Args:
         specs: of all state that the optimizer has.
@@ -64,10 +64,10 @@ def kind_of(
         path: {key: spec.shape for key, spec in keys.items()}
         for path, keys in specs.items()
     }
-    is_alone = len(every) == 1
-    full = [_problem(r, full_wanted, known, partial=is_alone) for r in every]
+    is_mlx = len(every) == 1 and not plan.sharded
+    full = [_problem(r, full_wanted, known, partial=is_mlx) for r in every]
     shard = [
-        _problem(r, _shapes_of_shard(plan, specs, index), known, partial=is_alone)
+        _problem(r, _shapes_of_shard(plan, specs, index), known, partial=is_mlx)
         for index, r in enumerate(every)
     ]
     if plan.sharded and not any(shard):

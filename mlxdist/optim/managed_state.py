@@ -21,18 +21,20 @@ from .setup import Initialized
 from .state import StateTree
 from .state_setup import fit_into
 
+NEW = "optimizer"  # the name of one that is not initialized
+
 
 class ManagedState:
     """The state of one optimizer on this rank.
 
     Attributes:
+        name: of the optimizer, for errors: its number among those that all ranks have
+            initialized. A rank may make more of them than the others do.
         layout: of the state that `initialize` made; empty before.
     """
 
-    def __init__(
-        self, world: World, name: str, inner: InnerOptimizer, options: Options
-    ):
-        self._world, self._name = world, name
+    def __init__(self, world: World, inner: InnerOptimizer, options: Options):
+        self._world, self.name = world, NEW
         self._inner, self._options = inner, options
         self._comm = world.control
         # Nothing is cut and nothing compared: MLX's own optimizer takes its state.
@@ -48,10 +50,13 @@ class ManagedState:
         """
         if problem is None:
             self.settle("init")
+        count, name = self._world.optimizer_count, self.name
+        if name == NEW:
+            count, name = count + 1, f"{NEW} {count + 1}"
         try:
             made = setup.initialize(
                 self._world,
-                self._name,
+                name,
                 self._inner,
                 self._options,
                 parameters,
@@ -61,13 +66,14 @@ class ManagedState:
         except BaseException:
             self._put_back()
             raise
+        self._world.optimizer_count, self.name = count, name
         self._before, self.layout = None, made.layout
         return made
 
     def gather(self, step: int) -> Tree:
         """Return the full state in MLX's layout, on every rank."""
         self.settle("gather_state")
-        call = f"{self._name}.gather_state"
+        call = f"{self.name}.gather_state"
         with self._world.recorder.call(call, step):
             return gather_full_state(self._comm, call, self._inner, self.layout)
 
@@ -81,7 +87,7 @@ class ManagedState:
         self._put_back()
         load_full_state(
             self._comm,
-            f"{self._name}.load_state",
+            f"{self.name}.load_state",
             self._inner,
             self.layout,
             full,
@@ -114,7 +120,7 @@ class ManagedState:
         if not self.is_pending:
             return
         comm, inner, layout = self._comm, self._inner, self.layout
-        call = f"{self._name}.{call} with an assigned state"
+        call = f"{self.name}.{call} with an assigned state"
         try:
             found = find_assigned(inner, layout.plan.by_path)
             tree = take_assigned(comm, call, inner, layout, found, root_wins=False)

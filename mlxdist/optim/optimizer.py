@@ -104,11 +104,8 @@ class DistributedOptimizer(OptimizerWrapper):
 
     def _compose(self, inner: InnerOptimizer) -> None:
         """Make the parts that hold what changes from step to step."""
-        self._name = f"optimizer {next(self.world.optimizer_numbers)}"
-        self._managed = ManagedState(self.world, self._name, inner, self.options)
-        self._steps = DistributedStep(
-            self.world, self._name, inner, self.options, self.init
-        )
+        self._managed = ManagedState(self.world, inner, self.options)
+        self._steps = DistributedStep(self.world, inner, self.options, self.init)
         self._buffers = SyncedBuffers(self.options.sync_buffers, self.world)
         self._ema = EmaSwap(self.options.copies.ema)
         self._made: setup.Initialized | None = None
@@ -224,7 +221,9 @@ class DistributedOptimizer(OptimizerWrapper):
         """
         wire = self._steps.require_pipelines().eager.wire
         shard, comm = self._managed.read("averaged"), self.world.control
-        return self._ema.swapped_in(model, shard, wire, f"{self._name}.averaged", comm)
+        return self._ema.swapped_in(
+            model, shard, wire, f"{self._managed.name}.averaged", comm
+        )
 
     def gather_state(self) -> Tree:
         """Return the full state in MLX's own layout, on every rank.

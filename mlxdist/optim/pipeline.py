@@ -48,6 +48,7 @@ class Pipelines:
     """The pipelines of one plan. The traced one is made when `mx.compile` first traces.
 
     Attributes:
+        name: of the optimizer, for errors and records.
         eager: replaceable, for measurements.
     """
 
@@ -61,7 +62,7 @@ class Pipelines:
         *,
         compiled: bool,
     ):
-        self._world, self._name = world, name
+        self._world, self.name = world, name
         self._inner, self._options = inner, options
         self._traced: Pipeline | None = None
         self.plan = plan
@@ -113,7 +114,7 @@ class Pipelines:
 
     def _compile(self) -> bool:
         return compilation.compile_update(
-            self._world, self._name, self._inner, self.plan, self._options
+            self._world, self.name, self._inner, self.plan, self._options
         )
 
     def _eager(self, compiled: bool) -> Pipeline:
@@ -121,10 +122,10 @@ class Pipelines:
         comm = world.transport(options.transport, sharded=plan.sharded)
         dtype = options.wire_dtype if comm.adds_in_rank_order else options.reduce_dtype
         wire = Wire(plan, comm, wire_dtype=dtype, mean_dtype=options.mean_dtype)
-        agreement: StepAgreement = SingleRank(world, self._name, plan)
+        agreement: StepAgreement = SingleRank(world, self.name, plan)
         if wire.has_peers:
             agreement = EveryStep(
-                world, self._name, plan, self._inner, options.check_every
+                world, self.name, plan, self._inner, options.check_every
             )
         return Pipeline(
             agreement,
@@ -142,7 +143,7 @@ class Pipelines:
         if options.max_norm is not None:
             norm = grad_norm.TracedNorm(wire)
         return Pipeline(
-            WhileTracing(world, self._name, self.plan),
+            WhileTracing(world, self.name, self.plan),
             wire,
             norm,
             make_local_update(self._inner, wire, options.copies, compiled=False),

@@ -19,6 +19,7 @@ from .grad_norm import NonFiniteError, Norm
 from .identical_gradients import warn_if_identical
 from .inner_optimizer import InnerOptimizer
 from .loss_scale import make_loss_scale
+from .managed_state import NEW
 from .options import Options
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
@@ -30,7 +31,6 @@ class DistributedStep:
     """Takes the steps of one optimizer, and holds what changes from step to step.
 
     Args:
-        name: of the optimizer, for errors and records.
         initialize: called with the parameters, at a first step without `init`.
 
     Attributes:
@@ -44,12 +44,11 @@ class DistributedStep:
     def __init__(
         self,
         world: World,
-        name: str,
         inner: InnerOptimizer,
         options: Options,
         initialize: Callable[[Tree], None],
     ):
-        self._world, self._name = world, name
+        self._world = world
         self._inner, self._options = inner, options
         self._initialize = initialize
         self.micro_batches = MicroBatches(
@@ -59,7 +58,7 @@ class DistributedStep:
         self.counts = StepCounts()
         self.layout = setup.empty_layout(world, options)
         plan = self.layout.plan
-        self.pipelines = Pipelines(world, name, plan, inner, options, compiled=False)
+        self.pipelines = Pipelines(world, NEW, plan, inner, options, compiled=False)
         self.is_planned = False
         self.index: TreeIndexes | None = None
         self.norm: Array | None = None
@@ -111,7 +110,7 @@ class DistributedStep:
         if batch.gradients and self.micro_batches.expects_more:
             self._accumulate(batch)
             return
-        recorder, name = self._world.recorder, call_name(self._name, batch)
+        recorder, name = self._world.recorder, call_name(self.pipelines.name, batch)
         with recorder.call(name, self.counts.steps + 1), run.scope():
             # 1. Agree: here a step is refused, on all ranks or on none.
             run, weights = self._agree(run, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +67,8 @@ class World:
         self.recorder = recorder or Recorder()
         own_group = split_group(group, backend, 0)
         self.native = NativeTransport(own_group, backend, self.recorder)
-        self.optimizer_numbers = itertools.count(1)
+        # Optimizers that all ranks have initialized, and so the same number on all.
+        self.optimizer_count = 0
         # Failed background saves: the next step or save reports them.
         self.background_errors: list[str] = []
         self.host_transport: MpiTransport | None = None

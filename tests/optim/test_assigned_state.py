@@ -1,4 +1,4 @@
-"""`optimizer.state = ...`: a full state is cut, a rank's own is taken, others refused."""
+"""`optimizer.state = ...`: a full state is cut, a rank's own taken, others refused."""
 
 from functools import partial
 

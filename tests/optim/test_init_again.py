@@ -1,0 +1,255 @@
+"""init in mid-run: state is kept path by path, and only what moves is sent."""
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+
+from mlxdist import MismatchError
+from mlxdist.optim import state_exchange
+from tests.support.examples import (
+    apply_steps,
+    assert_same_bits,
+    distributed,
+    each_shard,
+    gradients,
+)
+
+pytestmark = pytest.mark.mpi
+
+SCALARS = 12  # bytes of step and learning rate, which rank 0 sends
+
+
+def tree_of(**extra):
+    """Three matrices of sizes that no number of ranks divides, and what is added."""
+    tree = {f"w{i}": mx.arange(35.0).reshape(5, 7) + i for i in range(3)}
+    return {**tree, **extra}
+
+
+def started(world, tree, inner=None, **options):
+    optimizer = distributed(world, inner or optim.Adam(0.1), **options)
+    optimizer.init(tree)
+    apply_steps(optimizer, tree, range(2), world.rank)
+    return optimizer
+
+
+@each_shard
+def test_replaced_and_new_parameters_begin_anew_and_are_named(shard, world, capfd):
+    optimizer = started(world, tree_of(head=mx.ones((4, 3))), shard=shard)
+    before = optimizer.gather_state()
+    optimizer.init(tree_of(head=mx.ones((6, 3)), new=mx.ones(2)))
+    after = optimizer.gather_state()
+    for name in tree_of():
+        assert_same_bits(after[name], before[name])
+        assert mx.any(after[name]["m"] != 0)
+    for name in ("head", "new"):
+        assert not mx.any(after[name]["m"]).item()
+    assert optimizer.step.item() == 2
+    line = "new state for 2 of 5 parameters: head float32[6, 3] ([4, 3] before), "
+    text = capfd.readouterr().err
+    assert (line + "new float32[2] (new)" in text) == world.is_root
+    assert "head float32[6, 3] ([4, 3] before)" in str(optimizer.describe())
+    optimizer.init(tree_of(head=mx.ones((6, 3)), new=mx.ones(2)))
+    assert optimizer.describe().begun_anew == ()
+
+
+@each_shard
+@pytest.mark.parametrize("masters", [None, mx.float32])
+def test_cast_parameters_keep_their_state_in_the_new_dtype(masters, shard, world):
+    tree = tree_of(b=mx.arange(4.0))
+    optimizer = started(world, tree, shard=shard, master_dtype=masters)
+    before = optimizer.gather_state()
+    half = {name: array.astype(mx.bfloat16) for name, array in tree.items()}
+    optimizer.init(half)
+    after = optimizer.gather_state()
+    dtype = masters or mx.bfloat16
+    for name in tree:
+        assert_same_bits(after[name]["m"], before[name]["m"].astype(dtype))
+        assert ("master" in after[name]) == (masters is not None)
+    half = optimizer.apply_gradients(gradients(half, 3, world.rank), half)
+    optimizer.init({name: array.astype(mx.float32) for name, array in half.items()})
+    assert "master" not in optimizer.gather_state()["b"]
+    assert mx.any(optimizer.gather_state()["b"]["v"] != 0)
+
+
+@each_shard
+def test_another_cut_moves_only_what_gets_another_owner(shard, world):
+    tree = tree_of(a=mx.arange(10.0))
+    optimizer = started(world, tree, shard=shard)
+    before = optimizer.gather_state()
+    del tree["w0"]  # frozen
+    traffic = world.control.traffic
+    sent, nbytes = traffic.bytes_sent, optimizer.describe().state_bytes_unsharded
+    optimizer.init(tree)
+    moved = world.mean(float(traffic.bytes_sent - sent)) * world.size
+    assert moved < nbytes * max(1, world.size - 1)
+    if not shard:
+        assert moved == SCALARS
+    after = optimizer.gather_state()
+    assert_same_bits(after, {k: v for k, v in before.items() if k != "w0"})
+
+
+@each_shard
+def test_init_again_of_the_same_model_sends_no_state(shard, world):
+    optimizer = started(world, tree_of(), shard=shard)
+    sent = world.control.traffic.bytes_sent
+    optimizer.init(tree_of())
+    assert world.control.traffic.bytes_sent - sent == SCALARS * world.is_root
+
+
+@pytest.mark.mpi(min_size=2)
+def test_moves_hold_no_more_than_a_piece_of_what_others_want(world, monkeypatch):
+    """The first rank's state goes to the last, in pieces of 64 KiB."""
+    monkeypatch.setattr(state_exchange, "PIECE_BYTES", 2**16)
+    big = mx.zeros(2**20)
+    optimizer = started(world, {"a": big, "b": mx.ones(8)}, shard="tensors")
+    bigger = {"a": big, "b": mx.ones(8), "c": mx.zeros(2**20 + 1)}
+    mx.eval(optimizer.state, bigger)
+    mx.reset_peak_memory()
+    start = mx.get_active_memory()
+    optimizer.init(bigger)
+    owns = sum(
+        v.nbytes for k, s in optimizer.state.items() if k in "abc" for v in s.values()
+    )
+    assert mx.get_peak_memory() - start < 2 * owns + 2**20
+
+
+class Counting(optim.Optimizer):
+    """Momentum with Python numbers, an array of one element, and one of two."""
+
+    elementwise = True
+
+    def __init__(self, rate=0.1):
+        super().__init__()
+        self._maybe_schedule("learning_rate", rate)
+        self.state["seen"] = 0
+
+    def init_single(self, parameter, state):
+        state["m"] = mx.zeros_like(parameter)
+        state["t"], state["scale"], state["warm"], state["note"] = 0, 1.0, True, None
+        state["count"] = mx.zeros(1)
+        state["range"] = mx.zeros(2)
+        state["noise"] = mx.random.uniform(shape=parameter.shape)
+
+    def apply_single(self, gradient, parameter, state):
+        state["t"] += 1
+        state["scale"] *= 0.5
+        state["warm"] = state["t"] < 2
+        state["count"] = state["count"] + 1
+        state["range"] = mx.minimum(state["range"] - 1, 0)
+        state["m"] = state["m"] + gradient
+        self.state["seen"] = state["t"]
+        return parameter - self.learning_rate * state["m"]
+
+
+def small(world):
+    """Parameters whose slices have one or two elements, as other arrays of state."""
+    n = world.size
+    return {
+        "n": mx.arange(float(n)),
+        "nk": mx.arange(2.0 * n).reshape(n, 2),
+        "two": mx.arange(2.0),
+        "one": mx.ones(1),
+        "scalar": mx.array(1.0),
+    }
+
+
+@each_shard
+def test_numbers_and_arrays_of_one_element_survive_another_cut(shard, world):
+    tree = small(world)
+    mx.random.seed(5)
+    optimizer = started(world, tree, Counting(), shard=shard)
+    before = optimizer.gather_state()
+    for name in tree:
+        state = before[name]
+        assert (state["t"], state["scale"], state["warm"]) == (2, 0.25, False)
+        assert state["note"] is None
+        assert state["count"].tolist() == [2]
+        assert state["range"].tolist() == [-2, -2]
+        assert state["m"].shape == tree[name].shape
+    assert before["seen"] == (2 if "n" in optimizer.state else before["seen"])
+    tree["a"] = mx.arange(3.0)
+    optimizer.init(tree)
+    after = optimizer.gather_state()
+    for name in before.keys() & tree.keys():
+        assert_same_bits(
+            {k: v for k, v in after[name].items() if isinstance(v, mx.array)},
+            {k: v for k, v in before[name].items() if isinstance(v, mx.array)},
+        )
+        assert after[name]["t"] == 2
+    other = distributed(world, Counting(), shard=shard)
+    other.init(tree)
+    other.load_state(after)
+    assert other.gather_state()["two"]["t"] == 2
+    assert other.gather_state()["n"]["count"].tolist() == [2]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_numbers_that_differ_between_ranks_are_refused_on_all(world):
+    tree = {"w": mx.arange(6.0)}
+    mx.random.seed(5)
+    optimizer = started(world, tree, Counting(), shard=False)
+    if world.rank == 1:
+        optimizer.state["w"]["t"] = 7
+    with pytest.raises(MismatchError, match="the state t of w is 7 on rank 1, and 2"):
+        optimizer.init(tree)
+    assert optimizer.state["w"]["count"].tolist() == [2]
+
+
+def test_random_numbers_are_not_drawn_to_record_a_layout(world):
+    mx.random.seed(5)
+    distributed(world, Counting(), shard="elements").init(
+        {"w": mx.arange(3.0 * world.size)}
+    )
+    drawn = mx.random.uniform()
+    mx.random.seed(5)
+    Counting().init({"w": mx.zeros(3)})
+    assert drawn.item() == mx.random.uniform().item()
+
+
+class Failing(Counting):
+    elementwise = True
+    fails = False
+
+    def init_single(self, parameter, state):
+        if Failing.fails:
+            raise RuntimeError("no memory for it")
+        super().init_single(parameter, state)
+
+
+@each_shard
+def test_init_that_fails_on_one_rank_fails_on_all_and_keeps_the_state(
+    shard, world, monkeypatch
+):
+    tree = tree_of()
+    optimizer = started(world, tree, Failing(), shard=shard)
+    before = optimizer.gather_state()
+    monkeypatch.setattr(Failing, "fails", world.rank == world.size - 1)
+    with pytest.raises(MismatchError, match="no memory for it"):
+        optimizer.init(tree_of(b=mx.ones(3 * world.size)))
+    monkeypatch.setattr(Failing, "fails", False)
+    assert_same_bits(optimizer.gather_state()["w0"]["m"], before["w0"]["m"])
+    optimizer.apply_gradients(gradients(tree, 0, 0), tree)
+    optimizer.init(tree_of(b=mx.ones(3)))
+
+
+@pytest.mark.parametrize("tree", [None, 3.0, "text", {"w": None}, {"w": [1, "a"]}])
+def test_init_of_no_parameters_on_one_rank_is_refused_on_all(tree, world):
+    optimizer = distributed(world, shard=True)
+    good = {"w": mx.ones(3)}
+    with pytest.raises(
+        MismatchError, match=rf"rank {world.size - 1}: .* not an mx.array"
+    ):
+        optimizer.init(tree if world.rank == world.size - 1 else good)
+    optimizer.init(good)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_filter_that_fails_on_one_rank_is_refused_on_all(world):
+    def is_matrix(path, array):
+        if world.rank == 1:
+            raise KeyError(path)
+        return array.ndim == 2
+
+    inner = optim.MultiOptimizer([optim.Adam(0.1), optim.SGD(0.1)], [is_matrix])
+    with pytest.raises(MismatchError, match="rank 1: KeyError: 'w'"):
+        distributed(world, inner).init({"w": mx.ones(3)})

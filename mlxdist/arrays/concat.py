@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from .dtypes import dtype_of
 from .types import Array, Dtype, Pieces
 
 
@@ -17,7 +18,7 @@ class Join:
     """Concatenates arrays of any shape into one flat vector of a dtype."""
 
     def __init__(self, dtype: str):
-        self._dtype: Dtype = getattr(mx, dtype)
+        self._dtype: Dtype = dtype_of(dtype)
         self._compiled: Callable[[Pieces], Array] = mx.compile(self._join)
 
     def __call__(self, parts: Pieces) -> Array:

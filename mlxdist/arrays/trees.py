@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..layout.entries import Entry, in_order
 from ..layout.paths import Key, KeyPath
 from ..layout.sharding import Piece, Plan, Strategy
+from .dtypes import dtype_name
 from .numpy_view import raw
 from .types import Array, Flat, Tree
 
@@ -68,11 +69,6 @@ def all_parameters(model: Tree) -> Flat:
     tree = model.parameters() if isinstance(model, Module) else model
     flat = leaves_of(tree)
     return {entry.path: flat[entry.path] for entry in entries_of(tree)}
-
-
-def dtype_name(dtype: object) -> str:
-    """mx.float32 -> "float32"."""
-    return str(dtype).rpartition(".")[2]
 
 
 def dtype_problem(entries: Sequence[Entry]) -> str | None:

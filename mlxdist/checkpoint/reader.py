@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..arrays.dtypes import dtype_of
 from ..arrays.numpy_view import raw, uninitialized
 from ..arrays.types import Array, Raw
 from ..comm.collectives import Collectives
@@ -159,7 +160,7 @@ class ArrayReader:
         read for the others.
         """
         size = array.item_size
-        result = uninitialized(stop - start, getattr(mx, array.dtype))
+        result = uninitialized(stop - start, dtype_of(array.dtype))
         view = raw(result)
         for piece in array.pieces:
             low, high = max(piece.start, start), max(piece.start, min(piece.stop, stop))

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from ..arrays.dtypes import dtype_name
 from ..arrays.numpy_view import raw
-from ..arrays.trees import dtype_name
 from ..arrays.types import Array, Raw, Tree
 from ..comm.agreement import OnAllRanks, agree
 from ..layout.entries import fingerprint

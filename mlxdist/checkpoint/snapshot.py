@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..arrays.trees import all_parameters, dtype_name
+from ..arrays.dtypes import dtype_name
+from ..arrays.trees import all_parameters
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from . import user_data

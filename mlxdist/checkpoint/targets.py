@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..arrays.trees import all_parameters, dtype_name, put
+from ..arrays.dtypes import dtype_name
+from ..arrays.trees import all_parameters, put
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from ..world.world import World

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays.dtypes import dtype_of
 from ..arrays.numpy_view import raw
 from ..arrays.types import Array, Dtype, Raw
 from ..layout import traffic
@@ -120,7 +121,7 @@ class MpiTransport:
         return self._start(ReduceScatter(self, list(parts), bucket, weights))
 
     def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
-        dtype = parts[0].dtype if parts else getattr(mx, bucket.dtype)
+        dtype = parts[0].dtype if parts else dtype_of(bucket.dtype)
         return self._start(AllGather(self, list(parts), dtype, bucket))
 
     def start_all_reduce(

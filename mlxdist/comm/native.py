@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import device
+from ..arrays.dtypes import dtype_of
 from ..arrays.pairwise_sum import pairwise_sum
 from ..arrays.types import Array, Dtype
 from ..layout import traffic
@@ -242,6 +243,6 @@ class NativeTransport:
 
 def _joined(parts: Sequence[Array], bucket: Bucket) -> Array:
     if not parts:
-        return mx.zeros(0, getattr(mx, bucket.dtype))
+        return mx.zeros(0, dtype_of(bucket.dtype))
     flat = [part.reshape(-1) for part in parts]
     return flat[0] if len(flat) == 1 else mx.concatenate(flat)

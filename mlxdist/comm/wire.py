@@ -12,10 +12,8 @@ from collections import deque
 from itertools import pairwise
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from ..arrays.concat import Chunk, Split
-from ..arrays.trees import dtype_name
+from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
 from ..layout.sharding import Bucket, Plan
@@ -132,12 +130,13 @@ class Wire:
     def start_reduce(self, index: int, gradients: Flat, weights: Weights) -> Pending:
         bucket = self.plan.buckets[index]
         parts = [gradients[entry.path] for entry in bucket.entries]
-        dtype = getattr(mx, _unless_wide(self._wire_dtype, bucket) or "", None)
+        name = _unless_wide(self._wire_dtype, bucket)
+        dtype = None if name is None else dtype_of(name)
         if dtype is not None and parts[0].dtype != dtype:
             parts = [part.astype(dtype) for part in parts]
         if self.plan.sharded:
             return self.comm.start_reduce_scatter(parts, bucket, weights)
-        mean = getattr(mx, _unless_wide(self._mean_dtype, bucket) or bucket.dtype)
+        mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
         return self.comm.start_all_reduce(parts, bucket, weights, mean)
 
     def start_gather(self, index: int, chunk: Chunk) -> Pending:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.trees import dtype_name
+from ..arrays.dtypes import dtype_name
 from ..arrays.types import Array, Dtype, Flat
 from ..comm.agreement import weight_problem
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from ..arrays.dtypes import dtype_of
 from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import leaves_of
 from ..arrays.types import Flat, Tree
@@ -101,7 +102,7 @@ def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
             kind = type(array).__name__
             return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"
         shape = tuple(array.shape)
-        if shape != entry.shape or array.dtype != getattr(mx, entry.dtype):
+        if shape != entry.shape or array.dtype != dtype_of(entry.dtype):
             remedy = _CAST_REMEDY if shape == entry.shape else _INIT_REMEDY
             return (
                 f"the gradient of {entry.path} is {array.dtype}{list(shape)}, "

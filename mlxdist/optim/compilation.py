@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..arrays import device
+from ..arrays.dtypes import dtype_of
 from ..comm.agreement import agree
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
@@ -64,7 +65,7 @@ def _compile_error(inner: InnerOptimizer, plan: Plan, options: Options) -> str |
     try:
         for (_, dtype), path in kinds.items():
             leaf = inner.owner(path)
-            wide = copies.update_dtype(getattr(mx, dtype))
+            wide = copies.update_dtype(dtype_of(dtype))
             if leaf.can_be_compiled and device.fits_one_kernel(wide):
                 _compile(leaf, dtype, copies, scales=options.scales_gradients)
     except RuntimeError as error:
@@ -74,7 +75,7 @@ def _compile_error(inner: InnerOptimizer, plan: Plan, options: Options) -> str |
 
 def _compile(leaf: Leaf, dtype: str, copies: WeightCopies, *, scales: bool) -> None:
     piece = Piece(Entry(KeyPath(), (2,), dtype), 0, 2, 0)
-    ones = mx.ones(2, getattr(mx, dtype))
+    ones = mx.ones(2, dtype_of(dtype))
     state: State = {}
     leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
     copies.add(KeyPath(), ones, state)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx.nn import Module
 
+from ..arrays.dtypes import dtype_of
 from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Dtype, Flat, Named, Tree
@@ -123,7 +124,7 @@ def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[KeyPath, Array]]:
     gather = wire.gather()
     for index, bucket in enumerate(wire.pieces):
         averages = [
-            shard[piece.entry.path][KEY].astype(getattr(mx, piece.entry.dtype))
+            shard[piece.entry.path][KEY].astype(dtype_of(piece.entry.dtype))
             for piece in bucket
         ]
         for whole in gather.push(index, wire.stepped_chunk(index, averages)):

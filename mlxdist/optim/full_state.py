@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..arrays.trees import dtype_name
+from ..arrays.dtypes import dtype_name
 from ..arrays.types import Named, Tree
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..arrays import device
 from ..arrays.concat import Chunk, Join, Split
+from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.numpy_view import from_raw, raw
-from ..arrays.trees import cut, dtype_name
+from ..arrays.trees import cut
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
@@ -78,7 +79,7 @@ class PieceStep:
         self._strategy = strategy
         self._pieces = pieces
         self._copies = copies
-        self._dtypes = [copies.update_dtype(getattr(mx, p.entry.dtype)) for p in pieces]
+        self._dtypes = [copies.update_dtype(dtype_of(p.entry.dtype)) for p in pieces]
         self._compiled: Callable[..., tuple[Pieces, list[State]]] | None = None
         if (
             compiled

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
-from ..arrays.trees import dtype_name
+from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.types import Array, Dtype
 from ..comm.agreement import MismatchError
 from ..comm.collectives import Collectives
@@ -203,7 +203,7 @@ def _exchange_one(
         {rank: other.span for rank, other in have.items()},
         {rank: (want.start, want.stop) for rank, want in wanted.items()},
     )
-    dtype = getattr(mx, header.dtype)
+    dtype = dtype_of(header.dtype)
     for root, first, last in moves:
         for low, high in split_counts(last - first, PIECE_BYTES // dtype.size):
             span = first + low, first + high

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..arrays.trees import dtype_name
+from ..arrays.dtypes import dtype_name
 from ..arrays.types import Array, Flat
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath

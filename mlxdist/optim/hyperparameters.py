@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..arrays import device
 from ..arrays.types import Array
 
 _SAMPLED_STEPS = (0, 1, 10, 100, 1000, 10000)
@@ -121,6 +122,8 @@ def _differences(before: Snapshot, now: Snapshot) -> list[str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, mx.array) and not device.start_evaluation([value]):
+        return "traced"
     if isinstance(value, mx.array | np.ndarray):
         small = value.size <= _LONGEST
         return str(value.tolist()) if small else f"{value.dtype}{list(value.shape)}"

@@ -11,7 +11,7 @@ from ..arrays.types import Tree
 from ..comm.agreement import agree
 from ..layout.entries import fingerprint
 from ..world.world import World
-from . import setup, state
+from . import setup, state, traced_setup
 from .assigned_state import find_assigned, take_assigned
 from .full_state import gather_full_state, load_full_state
 from .inner_optimizer import InnerOptimizer
@@ -53,8 +53,10 @@ class ManagedState:
         count, name = self._world.optimizer_count, self.name
         if name == NEW:
             count, name = count + 1, f"{NEW} {count + 1}"
+        traced = problem is None and traced_setup.is_traced(self._inner, parameters)
+        initialize = traced_setup.initialize if traced else setup.initialize
         try:
-            made = setup.initialize(
+            made = initialize(
                 self._world,
                 name,
                 self._inner,
@@ -120,6 +122,10 @@ class ManagedState:
         if not self.is_pending:
             return
         comm, inner, layout = self._comm, self._inner, self.layout
+        if traced_setup.is_traced(inner, {}):
+            traced_setup.settle(inner, layout)
+            self._before = None
+            return
         call = f"{self.name}.{call} with an assigned state"
         try:
             found = find_assigned(inner, layout.plan.by_path)

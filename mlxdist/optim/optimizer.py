@@ -13,7 +13,7 @@ from ..layout.buckets import DEFAULT_BUCKET_SIZE
 from ..world import process
 from ..world.join import current
 from ..world.world import World
-from . import setup
+from . import setup, traced_setup
 from .batch import matching
 from .buffers import Mode, SyncedBuffers
 from .describe import Description, describe
@@ -127,6 +127,9 @@ class DistributedOptimizer(OptimizerWrapper):
                 parameters' paths, shapes or dtypes differ, or a tree's values do, or a
                 parameter can't be trained.
         """
+        made = self._made
+        if made and traced_setup.is_repeated(self._inner, made.layout.plan, parameters):
+            return
         in_place = self._ema.problem_in_place("call init")
         self._made = self._managed.initialize(parameters, in_place)
         self._steps.use(self._made)
@@ -136,11 +139,14 @@ class DistributedOptimizer(OptimizerWrapper):
     def update(
         self, model: Module, gradients: Tree, weight: float | None = None
     ) -> None:
-        """Average the gradients over the ranks and step a model.
+        """Average the gradients over the ranks and step a model, or a dict.
 
-        Parameters are replaced bucket by bucket: there is never a second set of them.
-        Arguments and errors are those of `apply_gradients`.
+        A model's parameters are replaced bucket by bucket: there is never a second set
+        of them. Arguments and errors are those of `apply_gradients`.
         """
+        if type(model) is dict:
+            model.update(self.apply_gradients(gradients, model, weight))
+            return
         target = ModelTarget(model)
         self._inner.wrapping.refuse_update()
         self._take_step(gradients, target, weight)

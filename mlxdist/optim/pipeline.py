@@ -16,6 +16,7 @@ from ..comm.wire import Wire
 from ..layout.sharding import Plan
 from ..world.world import World
 from . import compilation, grad_norm
+from .from_root import FromRoot
 from .grad_norm import NormPolicy
 from .inner_optimizer import InnerOptimizer
 from .local_update import LocalUpdate, make_local_update
@@ -47,6 +48,9 @@ class Pipeline:
 class Pipelines:
     """The pipelines of one plan. The traced one is made when `mx.compile` first traces.
 
+    Args:
+        from_root: whether traced steps take rank 0's parameters: `init` could not.
+
     Attributes:
         name: of the optimizer, for errors and records.
         eager: replaceable, for measurements.
@@ -61,9 +65,11 @@ class Pipelines:
         options: Options,
         *,
         compiled: bool,
+        from_root: bool = False,
     ):
         self._world, self.name = world, name
         self._inner, self._options = inner, options
+        self._from_root = from_root
         self._traced: Pipeline | None = None
         self.plan = plan
         self._compiled = compiled
@@ -142,11 +148,14 @@ class Pipelines:
         norm: NormPolicy = grad_norm.Unmeasured()
         if options.max_norm is not None:
             norm = grad_norm.TracedNorm(wire)
+        update = make_local_update(self._inner, wire, options.copies, compiled=False)
+        if self._from_root and wire.has_peers:
+            update = FromRoot(update, wire)
         return Pipeline(
             WhileTracing(world, self.name, self.plan),
             wire,
             norm,
-            make_local_update(self._inner, wire, options.copies, compiled=False),
+            update,
             leave_lazy,
             world.native.tracing,
         )

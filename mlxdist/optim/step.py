@@ -158,14 +158,13 @@ class DistributedStep:
 
     def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
         """Choose how to run a step; initialize at the first one."""
-        eager = device.start_evaluation(self._first_gradients(batch.gradients))
-        if not eager:
-            if not self.is_planned:
-                raise ValueError("call optimizer.init(model) before mx.compile traces")
-            micro = self.micro_batches
-            return self.pipelines.traced(accumulates=micro.in_no_sync or micro.active)
+        first = self._first_gradients(batch.gradients) or self._inner.scalars()
+        eager = device.start_evaluation(first)
         if not self.is_planned and batch.gradients and batch.problem is None:
             self._initialize(matching(gradients, target.parameters)[0])
+        if not eager:
+            micro = self.micro_batches
+            return self.pipelines.traced(accumulates=micro.in_no_sync or micro.active)
         return self.pipelines.eager
 
     def _first_gradients(self, gradients: Flat) -> list[Array]:

@@ -123,19 +123,20 @@ class WhileTracing:
     world: World
     name: str
     plan: Plan
-    _agreed: bool = field(default=False, init=False)
+    _agreed: set[str] = field(default_factory=set, init=False)
 
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
         problem = _problem(self.world, self.plan, batch)
-        retraced, self._agreed = self._agreed, True
+        call = call_name(self.name, batch)
         lines = [f"{steps} steps done"]
-        if retraced:
+        if call in self._agreed:
             if problem:
                 raise ValueError(problem)
             return traced_weights(self.world, batch.weight)
+        self._agreed.add(call)
         agree(
             self.world.control,
-            call_name(self.name, batch),
+            call,
             fingerprint(lines) ^ self.plan.fingerprint,
             lambda: [*lines, *self.plan.lines],
             number=1.0,

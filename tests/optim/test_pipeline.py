@@ -192,14 +192,6 @@ def test_compiled_step_over_the_host_transport_is_refused(world):
         step(mx.ones((1, 4)))
 
 
-def test_compiled_step_before_init_is_refused(world):
-    optimizer = distributed(world, optim.SGD(1.0))
-    tree = {"w": mx.zeros(4)}
-    step = mx.compile(lambda grads: optimizer.apply_gradients(grads, tree))
-    with pytest.raises(ValueError, match=r"init\(model\) before mx\.compile"):
-        step({"w": mx.ones(4)})
-
-
 def test_compiled_step_with_skip_nonfinite_is_refused(world):
     step = compiled_apply(world, skip_nonfinite=True)
     with pytest.raises(ValueError, match="skip_nonfinite"):

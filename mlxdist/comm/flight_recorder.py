@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ class Record:
         elements, dtype, nbytes: of the payload.
         start, end: seconds since the epoch. `end` is None while the collective runs,
             and for collectives that MLX finishes by itself.
+        contents: the bucket and its parameters; "" where it carries no bucket.
     """
 
     sequence: int
@@ -46,6 +47,7 @@ class Record:
     nbytes: int
     start: float
     end: float | None = None
+    contents: str = ""
 
     @property
     def signature(self) -> tuple[str, str, int, int, str]:
@@ -57,8 +59,9 @@ class Record:
 
     def __str__(self) -> str:
         payload = f" of {self.elements} {self.dtype}" if self.elements else ""
+        contents = f" ({self.contents})" if self.contents else ""
         call = f" in {self.call}, step {self.step}" if self.call else ""
-        return f"{self.name}{payload}{call}"
+        return f"{self.name}{payload}{contents}{call}"
 
 
 @dataclass
@@ -158,6 +161,8 @@ class Recorder:
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.spans: deque[Span] | None = None  # only recorded for a timeline
         self._phase_start = 0.0
+        self._contents = ""
+        self._on_failure: list[Callable[[], object]] = []
 
     def keep_timeline(self) -> None:
         """Record spans from now on, and keep the last 200 000 spans and records."""
@@ -206,8 +211,17 @@ class Recorder:
         try:
             yield
         finally:
-            self._add_span("waiting", status.call or "waiting", start)
+            self._add_span("waiting", _waiting_name(status), start)
             status.waiting, status.since = False, time.monotonic()
+
+    @contextmanager
+    def carrying(self, contents: str) -> Iterator[None]:
+        """Name the bucket of the collectives that are started in the body."""
+        self._contents = contents
+        try:
+            yield
+        finally:
+            self._contents = ""
 
     def started(
         self, name: str, elements: int = 0, dtype: str = "", nbytes: int = 0
@@ -221,12 +235,17 @@ class Recorder:
             status.call,
             status.step,
             elements,
-            dtype,
+            dtype.removeprefix("mlx.core."),
             nbytes,
             time.time(),
+            contents=self._contents,
         )
         self.records.append(record)
         return record
+
+    def on_failure(self, function: Callable[[], object]) -> None:
+        """Call a function after the record is written, when the job fails."""
+        self._on_failure.append(function)
 
     def write(self, folder: Path, info: RankInfo) -> Path:
         """Write `rank-<r>.jsonl`: a line with info and status, then one per record."""
@@ -234,7 +253,14 @@ class Recorder:
         lines += [asdict(record) for record in list(self.records)]
         path = folder / f"rank-{info.rank}.jsonl"
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        for function in self._on_failure:
+            function()
         return path
+
+
+def _waiting_name(status: Status) -> str:
+    activity = status.phase or status.call
+    return f"waiting in {activity}" if activity else "waiting"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -49,6 +49,7 @@ class Wire:
         self.pieces = plan.pieces(comm.rank)
         self._wire_dtype = wire_dtype
         self._mean_dtype = mean_dtype
+        self._contents = [f"bucket {i}: {b.names}" for i, b in enumerate(plan.buckets)]
         self._entries = [
             Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
             for b in plan.buckets
@@ -134,13 +135,15 @@ class Wire:
         dtype = None if name is None else dtype_of(name)
         if dtype is not None and parts[0].dtype != dtype:
             parts = [part.astype(dtype) for part in parts]
-        if self.plan.sharded:
-            return self.comm.start_reduce_scatter(parts, bucket, weights)
-        mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
-        return self.comm.start_all_reduce(parts, bucket, weights, mean)
+        with self.comm.recorder.carrying(self._contents[index]):
+            if self.plan.sharded:
+                return self.comm.start_reduce_scatter(parts, bucket, weights)
+            mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
+            return self.comm.start_all_reduce(parts, bucket, weights, mean)
 
     def start_gather(self, index: int, chunk: Chunk) -> Pending:
-        return self.comm.start_all_gather(chunk.arrays, self.plan.buckets[index])
+        with self.comm.recorder.carrying(self._contents[index]):
+            return self.comm.start_all_gather(chunk.arrays, self.plan.buckets[index])
 
     def entries(self, index: int, flat: Array) -> Pieces:
         """Cut a whole bucket into its entries."""

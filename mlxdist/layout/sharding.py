@@ -72,6 +72,12 @@ class Bucket:
     def nbytes(self) -> int:
         return self.size * ITEM_SIZES[self.dtype]
 
+    @property
+    def names(self) -> str:
+        """Its parameters for a report, such as "head.bias and 3 more"."""
+        more = len(self.entries) - 1
+        return f"{self.entries[0].path}" + f" and {more} more" * (more > 0)
+
     @cached_property
     def chunk(self) -> int:
         """Elements of the largest share. With slices only the last ones are shorter."""

@@ -1,19 +1,22 @@
 """Timeline of all ranks as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
 
 Each rank has four rows: its calls, their phases, its waits for other ranks, and its
-collectives, which may overlap. A collective of the native transport is finished by MLX,
-so only its start is known.
+collectives, which may overlap and name their bucket. A collective of the native
+transport is finished by MLX, so only its start is known.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,54 +29,113 @@ if TYPE_CHECKING:
 
 Event = dict[str, object]
 
+_START, _END = '{"traceEvents": [', "]}\n"
+# Spans, and records, that a rank writes when the job fails: mpirun gives it 0.25 s.
+_LAST = 2000
+_LOCK_TIMEOUT = 1.0  # seconds
 _ROWS = ("call", "phase", "waiting", "collectives")
 
 
 class Timeline:
     """Collects the spans and records of all ranks at exit; rank 0 writes the file.
 
-    A job that fails writes none. `mlxdist doctor --postmortem` reads what it leaves.
+    When the job fails, each rank adds its last spans and records to the file of its
+    host by itself. A rank that is killed adds nothing.
 
     Args:
-        comm: a communicator for the timeline only.
+        comm: a communicator for the timeline only; None in a world of one rank.
         path: of the file.
     """
 
-    def __init__(self, recorder: Recorder, comm: MPI.Intracomm, host: str, path: str):
+    def __init__(
+        self, recorder: Recorder, comm: MPI.Intracomm | None, host: str, path: str
+    ):
         self._recorder = recorder
         self._comm = comm
+        self._rank = 0 if comm is None else comm.Get_rank()
         self._host = host
         self._path = Path(path)
         self._pid = os.getpid()
         recorder.keep_timeline()
-        self._clock_offset = _clock_offset(comm)
+        self._path.unlink(missing_ok=True)  # of an earlier job
+        self._clock_offset = 0.0 if comm is None else _clock_offset(comm)
         atexit.register(self._write)
+        recorder.on_failure(self._add_last_events)
+        if comm is None:  # there is no guard that calls on_failure
+            self._previous_hook, sys.excepthook = sys.excepthook, self._on_exception
 
     def _write(self) -> None:
         if os.getpid() != self._pid:  # a forked child
             return
         self._recorder.status.leaving = True
-        rank = self._comm.Get_rank()
-        local = events(
-            rank,
-            self._host,
-            self._recorder.spans or (),
-            self._recorder.records,
-            clock_offset=self._clock_offset,
-        )
-        parts = self._gather(np.frombuffer(json.dumps(local).encode(), np.uint8))
-        if rank == 0:
+        local = np.frombuffer(json.dumps(self._events()).encode(), np.uint8)
+        parts = [local.tobytes()] if self._comm is None else _gather(self._comm, local)
+        if self._rank == 0:
             # Each part is a JSON list; join their contents.
             text = ",".join(part[1:-1].decode() for part in parts)
-            write_atomically(self._path, '{"traceEvents": [' + text + "]}\n")
+            write_atomically(self._path, _START + text + _END)
 
-    def _gather(self, local: NDArray[np.uint8]) -> list[bytes]:
-        """Return the bytes of every rank, on rank 0."""
-        counts = np.zeros(self._comm.Get_size(), np.int64)
-        self._comm.Gather(np.array([local.size], np.int64), counts)
-        data = np.empty(int(counts.sum()), np.uint8)
-        self._comm.Gatherv(local, [data, counts.tolist()])
-        return [part.tobytes() for part in np.split(data, np.cumsum(counts)[:-1])]
+    def _events(self, most: int | None = None) -> list[Event]:
+        """Return this rank's events: of all spans and records, or of the last ones."""
+        spans, records = list(self._recorder.spans or ()), list(self._recorder.records)
+        return events(
+            self._rank,
+            self._host,
+            spans if most is None else spans[-most:],
+            records if most is None else records[-most:],
+            clock_offset=self._clock_offset,
+        )
+
+    def _add_last_events(self) -> None:
+        add_events(self._path, self._events(_LAST))
+
+    def _on_exception(
+        self,
+        kind: type[BaseException],
+        error: BaseException,
+        trace: TracebackType | None,
+    ) -> None:
+        self._add_last_events()
+        self._previous_hook(kind, error, trace)
+
+
+def _gather(comm: MPI.Intracomm, local: NDArray[np.uint8]) -> list[bytes]:
+    """Return the bytes of every rank, on rank 0."""
+    counts = np.zeros(comm.Get_size(), np.int64)
+    comm.Gather(np.array([local.size], np.int64), counts)
+    data = np.empty(int(counts.sum()), np.uint8)
+    comm.Gatherv(local, [data, counts.tolist()])
+    return [part.tobytes() for part in np.split(data, np.cumsum(counts)[:-1])]
+
+
+def add_events(path: Path, local: list[Event]) -> None:
+    """Add events to a trace, which other processes may do at the same time.
+
+    Raises:
+        OSError: the trace can't be written, or another process had the lock too long.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        _lock(folder)
+        before = path.read_text() if path.exists() else _START + _END
+        separator = "" if before == _START + _END else ","
+        text = before.removesuffix(_END) + separator + json.dumps(local)[1:-1] + _END
+        write_atomically(path, text)
+    finally:
+        os.close(folder)  # and with it the lock
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a folder. It must not wait for ever: the process may be stopped."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
 
 
 def _clock_offset(comm: MPI.Intracomm) -> float:
@@ -133,7 +195,7 @@ def _span_event(rank: int, span: Span, clock_offset: float) -> Event:
 def _record_events(rank: int, record: Record, clock_offset: float) -> list[Event]:
     """Return the start and the end of a collective, or its start alone."""
     common: Event = {
-        "name": record.name,
+        "name": f"{record.name}, {record.contents}".removesuffix(", "),
         "cat": "collectives",
         "pid": rank,
         "tid": _ROWS.index("collectives"),

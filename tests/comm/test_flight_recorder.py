@@ -39,6 +39,29 @@ def test_recorder_of_a_split_shares_the_status_but_numbers_no_collectives():
     assert [r.started("all_sum").sequence for r in (parent, split, parent)] == [1, 1, 2]
 
 
+def test_record_names_the_bucket_that_it_carries():
+    recorder = Recorder()
+    with recorder.call("update", 5), recorder.carrying("bucket 0: w and 1 more"):
+        record = recorder.started("all_sum", 9, "mlx.core.float32", 36)
+    text = "all_sum of 9 float32 (bucket 0: w and 1 more) in update, step 5"
+    assert str(record) == text
+    assert recorder.started("all_sum").contents == ""
+
+
+def test_waiting_spans_name_the_phase():
+    recorder = Recorder()
+    recorder.keep_timeline()
+    with recorder.call("update", 5):
+        with recorder.waiting():
+            recorder.phase("exchange")
+        with recorder.waiting():
+            pass
+    with recorder.waiting():
+        pass
+    names = [span.name for span in recorder.spans if span.kind == "waiting"]
+    assert names == ["waiting in exchange", "waiting in exchange", "waiting"]
+
+
 def test_write_has_a_line_on_the_rank_and_one_for_each_of_the_last_512(tmp_path):
     recorder = Recorder()
     for _ in range(600):

@@ -1,29 +1,37 @@
 """Timeline: one Chrome trace of all ranks, from `mlxdist run --timeline`."""
 
+import itertools
 import json
 import sys
+import threading
+
+import pytest
 
 from mlxdist.comm.flight_recorder import Recorder
-from mlxdist.world.timeline import events
+from mlxdist.world.timeline import add_events, events
 from tests.support import jobs
 
 TRAIN = """
-import sys
+import os, signal, sys, time
 import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim, mlxdist
 world = mlxdist.init()
-model = nn.Linear(64, 64)
+model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3))
 optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-3), shard=True)
 optimizer.init(model)
 for _ in range(3):
     optimizer.update(model, model.parameters())
     mx.eval(model.parameters())
-if world.rank and "fail" in sys.argv: raise ValueError("x")
+world.barrier()
+if world.rank == world.size - 1 and len(sys.argv) > 1:
+    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+    raise ValueError("x")
+if len(sys.argv) > 1: time.sleep(30)
 """
 
 
-def run_with_timeline(folder, path, *arguments):
+def run_with_timeline(folder, path, *arguments, ranks=2):
     (folder / "train.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "mlxdist.cli", "run", "-n", "2"]
+    command = [sys.executable, "-m", "mlxdist.cli", "run", "-n", str(ranks)]
     command += ["--timeline", path, "train.py", *arguments]
     return jobs.run(command, cwd=folder)
 
@@ -45,7 +53,10 @@ def check_rank(events):
     ends = {event["id"]: event["ts"] for event in events if event["ph"] == "e"}
     assert starts.keys() == ends.keys()
     assert all(starts[key] <= ends[key] for key in starts)
-    assert {"reduce_scatter", "all_gather"} <= {event["name"] for event in events}
+    contents = "bucket 0: layers.1.bias and 3 more"
+    names = {event["name"] for event in events}
+    assert {f"reduce_scatter, {contents}", f"all_gather, {contents}"} <= names
+    assert "waiting in gradient exchange" in names
 
 
 def test_timeline_of_a_job_has_the_calls_of_all_ranks(tmp_path):
@@ -59,10 +70,38 @@ def test_timeline_of_a_job_has_the_calls_of_all_ranks(tmp_path):
         check_rank([event for event in trace if event["pid"] == rank])
 
 
-def test_timeline_of_a_failed_job_is_not_written(tmp_path):
-    result = run_with_timeline(tmp_path, "trace.json", "fail")
-    assert result.returncode == 1
-    assert not (tmp_path / "trace.json").exists()
+def pids(path):
+    trace = json.loads(path.read_text())["traceEvents"]
+    return {event["pid"] for event in trace}
+
+
+@pytest.mark.parametrize(
+    ("how", "ranks", "written"),
+    [("raise", 1, {0}), ("raise", 2, {0, 1}), ("kill", 3, {0, 1})],
+)
+def test_timeline_of_a_failed_job_has_its_ranks(how, ranks, written, tmp_path):
+    (tmp_path / "trace.json").write_text("of an earlier job")
+    result = run_with_timeline(tmp_path, "trace.json", how, ranks=ranks)
+    assert result.returncode != 0
+    assert pids(tmp_path / "trace.json") == written, result.stderr
+
+
+def test_timeline_of_one_rank_is_written(mpi_job, tmp_path):
+    assert mpi_job(1, TRAIN, env={"MLXDIST_TIMELINE": "t.json"}).returncode == 0
+    assert pids(tmp_path / "t.json") == {0}
+
+
+def test_add_events_of_several_processes_makes_one_trace(tmp_path):
+    path = tmp_path / "new" / "trace.json"
+    parts = [[{"pid": rank, "ts": i} for i in range(500)] for rank in range(8)]
+    threads = [threading.Thread(target=add_events, args=(path, p)) for p in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trace = json.loads(path.read_text())["traceEvents"]
+    assert sorted(trace, key=lambda event: event["pid"]) == [*itertools.chain(*parts)]
+    assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
 
 
 def test_events_are_corrected_by_the_clock_offset():

@@ -142,7 +142,6 @@ def _join(
     world = World(group, backend, None if comm is None else comm.Dup())
     if launch is not None:
         launches.note_join(launch)
-    path = environment.timeline_path()
     if world.size == 1:
         if path:
             Timeline(world.recorder, None, world.host, path)

@@ -217,13 +217,18 @@ class Reduction:
         if self._collected is not None:
             return
         squares: list[float] = []
-        self._collected = deque(self._finish(squares) for _ in self._wire.plan.buckets)
+        left = range(self._finished, len(self._wire.plan.buckets))
+        self._collected = deque([self._finish(squares) for _ in left])
         self.squares = sum(squares) if squares else None
 
     def release_gradients(self) -> None:
         """Drop the gradients, where all buckets are reduced, to free their memory."""
         if self._collected is not None:
             self._gradients.clear()
+
+    def replace_gradients(self, gradients: Flat) -> None:
+        """After an error: go on with other gradients in buckets not started yet."""
+        self._gradients = gradients
 
     def chunks(self) -> list[Chunk]:
         """Wait for all buckets, and return them."""
@@ -236,11 +241,12 @@ class Reduction:
 
     def _finish(self, squares: list[float]) -> Chunk:
         """Finish the next bucket, and note the squares of its mean."""
-        index, self._finished = self._finished, self._finished + 1
         if not self._wire.has_peers:
-            return self._wire.local_chunk(index, self._gradients)
+            self._finished += 1
+            return self._wire.local_chunk(self._finished - 1, self._gradients)
         self._start()
-        _, pending = self._window.pop()
+        self._finished += 1
+        index, pending = self._window.pop()
         chunk = self._wire.reduced_chunk(index, pending.finish())
         if pending.squares is not None:
             squares.append(pending.squares)
@@ -249,9 +255,10 @@ class Reduction:
     def _start(self) -> None:
         """Start collectives until the window is full."""
         while self._started < len(self._wire.plan.buckets) and not self._window.is_full:
-            index, self._started = self._started, self._started + 1
+            index = self._started
             pending = self._wire.start_reduce(index, self._gradients, self._weights)
             self._window.push(index, pending)
+            self._started += 1
 
 
 class Whole(NamedTuple):

@@ -48,6 +48,7 @@ class Batch:
         problem: why the gradients can't be used, or None.
         index: of the trees, where they are those of earlier steps.
         changes: hyperparameters that this rank's user changed since the last step.
+        notes: lines for the error where the ranks disagree.
     """
 
     gradients: Flat
@@ -56,6 +57,7 @@ class Batch:
     problem: str | None = None
     index: TreeIndexes | None = None
     changes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_batch(

@@ -250,6 +250,11 @@ class InnerOptimizer:
         """Step, learning rate and the like, of all leaves."""
         return [array for leaf in self.leaves for array in leaf.scalars().values()]
 
+    def restore_scalars(self, values: Sequence[Named]) -> None:
+        """Put back what `Leaf.scalars` of all leaves returned."""
+        for leaf, scalars in zip(self.leaves, values, strict=True):
+            leaf.optimizer.state.update(scalars)
+
     def scalar_lines(self) -> list[str]:
         """Step, learning rate and the like as text. Waits for their values."""
         return [

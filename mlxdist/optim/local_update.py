@@ -8,23 +8,19 @@ one is computed, and so that one bucket's memory is enough for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
-
-import mlx.core as mx
+from typing import Protocol
 
 from ..arrays.concat import Chunk
-from ..arrays.tree_index import TreeIndex
-from ..arrays.trees import cut_all, leaves_of
 from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
-from . import ema
-from .fused_step import FusedStep, PieceStep, State, fitted, scaled, select
+from .fused_step import FusedStep, PieceStep, State, select
 from .inner_optimizer import InnerOptimizer, Leaf
+from .local_shard import LocalShard, Stepped
+from .rollback import SavedStates
 from .weight_copies import WeightCopies
-
-Stepped = list[tuple[int, Chunk]]  # (index of the bucket, its new pieces)
+from .whole_tree_update import WholeTreeUpdate
 
 
 class ShardStep(Protocol):
@@ -32,6 +28,9 @@ class ShardStep(Protocol):
 
     def add(self, index: int, mean: Chunk) -> Stepped:
         """Take the mean gradients of a bucket; return the buckets that are stepped."""
+
+    def undo(self) -> None:
+        """After an error: put back the state of what was not handed on."""
 
     def unpublished(self) -> list[Array]:
         """After the step: arrays of state on which no new parameter depends.
@@ -49,6 +48,9 @@ class LocalUpdate(Protocol):
 
     @property
     def is_compiled(self) -> bool: ...
+
+    def kept(self, index: int, parameters: Flat) -> Stepped:
+        """What a step's `add` returns for a bucket, with parameters as they are."""
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         """Step the schedules, and begin a step.
@@ -69,50 +71,13 @@ def make_local_update(
     return BucketUpdate(inner, wire, copies, compiled=compiled)
 
 
-class _Shard:
-    """This rank's pieces, and the optimizer's state of them by path."""
-
-    def __init__(self, inner: InnerOptimizer, wire: Wire, copies: WeightCopies):
-        self.inner = inner
-        self.wire = wire
-        self.copies = copies
-        # The plan's own path objects: a lookup of an equal one takes longer.
-        paths = {p.entry.path: p.entry.path for bucket in wire.pieces for p in bucket}
-        self._states = [
-            (leaf, TreeIndex(paths[path] for path in leaf.paths if path in paths))
-            for leaf in inner.leaves
-        ]
-
-    def initialize(self, parameters: Flat) -> None:
-        """Make state where a user has put in one that lacks it, as MLX does."""
-        if not self.inner.is_initialized:
-            local = cut_all(parameters, self.wire.pieces, self.wire.plan)
-            self.inner.init(self.copies.masters.widened(local))
-
-    def unpublished(self) -> list[Array]:
-        arrays = self.inner.scalars()
-        has_ema = self.copies.ema.decay is not None
-        for leaf, index in self._states:
-            if has_ema or not leaf.is_of_mlx:
-                states = index.flat(leaf.optimizer.state).values()
-                arrays += [a for state in states for a in self._later(leaf, state)]
-        return arrays
-
-    def _later(self, leaf: Leaf, state: State) -> list[Array]:
-        """The EMA weights; of a user's own optimizer all state."""
-        if leaf.is_of_mlx:
-            return [state[ema.KEY]] if ema.KEY in state else []
-        return [a for a in leaves_of(state).values() if isinstance(a, mx.array)]
-
-    def states(self) -> dict[KeyPath, State]:
-        found: dict[KeyPath, State] = {}
-        for leaf, index in self._states:
-            found.update(index.flat(leaf.optimizer.state))
-        return found
-
-
 class BucketUpdate:
-    """Steps bucket by bucket."""
+    """Steps bucket by bucket.
+
+    A user's own code may raise an error. So all buckets are stepped before the first
+    one is handed on, and an error leaves all as it was. New parameters are lazy until
+    then.
+    """
 
     def __init__(
         self,
@@ -122,14 +87,20 @@ class BucketUpdate:
         *,
         compiled: bool,
     ):
-        self.shard = _Shard(inner, wire, copies)
+        self.shard = LocalShard(inner, wire, copies)
         self.steps = [
             _BucketStep(self.shard, b, compiled=compiled) for b in wire.pieces
         ]
+        self.runs_user_code = any(not leaf.is_of_mlx for leaf in inner.leaves)
 
     @property
     def is_compiled(self) -> bool:
         return all(step.is_compiled for step in self.steps)
+
+    def kept(self, index: int, parameters: Flat) -> Stepped:
+        if self.runs_user_code:
+            return self.shard.kept_at_last(index, parameters)
+        return [self.shard.kept(index, parameters)]
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         self.shard.initialize(parameters)
@@ -138,30 +109,49 @@ class BucketUpdate:
         return _BucketUpdateStep(self, parameters, self.shard.states(), scale)
 
 
-class _BucketUpdateStep(NamedTuple):
-    update: BucketUpdate
-    parameters: Flat
-    states: dict[KeyPath, State]
-    scale: Array | None
+class _BucketUpdateStep:
+    """One step under way: see `ShardStep`."""
+
+    def __init__(
+        self,
+        update: BucketUpdate,
+        parameters: Flat,
+        states: dict[KeyPath, State],
+        scale: Array | None,
+    ):
+        self._update, self._parameters = update, parameters
+        self._states, self._scale = states, scale
+        self._stepped: Stepped = []
+        self._saved = SavedStates(states.values() if update.runs_user_code else ())
 
     def add(self, index: int, mean: Chunk) -> Stepped:
-        bucket = self.update.shard.wire.pieces[index]
-        parameters = [self.parameters.pop(piece.entry.path) for piece in bucket]
-        states = [self.states[piece.entry.path] for piece in bucket]
-        step = self.update.steps[index]
-        stepped = step(mean, parameters, states, self.scale)
-        if isinstance(stepped, Chunk):
-            return [(index, stepped)]
-        return [(index, self.update.shard.wire.stepped_chunk(index, stepped))]
+        update, wire = self._update, self._update.shard.wire
+        bucket, step = wire.pieces[index], update.steps[index]
+        parameters = [self._parameters.pop(piece.entry.path) for piece in bucket]
+        states = [self._states[piece.entry.path] for piece in bucket]
+        if not (update.runs_user_code or step.is_compiled):
+            self._saved = SavedStates(states)
+        stepped = step(mean, parameters, states, self._scale)
+        if not isinstance(stepped, Chunk):
+            stepped = wire.stepped_chunk(index, stepped)
+        self._stepped.append((index, stepped))
+        if update.runs_user_code and index + 1 < len(wire.pieces):
+            return []
+        self._saved = SavedStates()
+        handed_on, self._stepped = self._stepped, []
+        return handed_on
+
+    def undo(self) -> None:
+        self._saved.restore()
 
     def unpublished(self) -> list[Array]:
-        return self.update.shard.unpublished()
+        return self._update.shard.unpublished()
 
 
 class _BucketStep:
     """The step of all leaves on one bucket."""
 
-    def __init__(self, shard: _Shard, bucket: Sequence[Piece], *, compiled: bool):
+    def __init__(self, shard: LocalShard, bucket: Sequence[Piece], *, compiled: bool):
         strategy = shard.wire.plan.strategy
         groups = _by_leaf(shard.inner, bucket)
         self._steps = [
@@ -213,60 +203,3 @@ def _by_leaf(
     for index, piece in enumerate(bucket):
         groups.setdefault(inner.owner(piece.entry.path).at, []).append(index)
     return [(leaf, groups[leaf.at]) for leaf in inner.leaves if leaf.at in groups]
-
-
-class WholeTreeUpdate:
-    """Waits for all buckets, and calls the optimizer's `apply_gradients` once."""
-
-    is_compiled = False
-
-    def __init__(self, inner: InnerOptimizer, wire: Wire, copies: WeightCopies):
-        self.shard = _Shard(inner, wire, copies)
-
-    def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
-        shard = self.shard
-        shard.initialize(parameters)
-        local = cut_all(parameters, shard.wire.pieces, shard.wire.plan)
-        parameters.clear()
-        return _WholeTreeStep(shard, local, scale)
-
-
-class _WholeTreeStep:
-    def __init__(self, shard: _Shard, parameters: Flat, scale: Array | None):
-        self._shard = shard
-        self._parameters = parameters
-        self._scale = scale
-        self._means: Flat = {}
-        self._buckets_left = len(shard.wire.pieces)
-
-    def add(self, index: int, mean: Chunk) -> Stepped:
-        bucket = self._shard.wire.pieces[index]
-        for piece, gradient in zip(bucket, mean.pieces(), strict=True):
-            path = piece.entry.path
-            dtype = self._shard.copies.update_dtype(self._parameters[path].dtype)
-            self._means[path] = scaled(gradient, dtype, self._scale)
-        self._buckets_left -= 1
-        return [] if self._buckets_left else self._step()
-
-    def unpublished(self) -> list[Array]:
-        return self._shard.unpublished()
-
-    def _step(self) -> Stepped:
-        shard, local = self._shard, self._parameters
-        states, copies = shard.states(), shard.copies
-        masters = {p: copies.masters.current(local[p], states[p]) for p in local}
-        stepped = shard.inner.apply_gradients(self._means, masters)
-        states = shard.states()  # the optimizer may have made new dicts
-        for path, parameter in masters.items():
-            optimizer = shard.inner.owner(path).optimizer
-            stepped[path] = fitted(stepped.get(path), parameter, path, optimizer)
-        settled = {p: copies.settle(stepped[p], local[p], states[p]) for p in local}
-        return [
-            (
-                index,
-                shard.wire.stepped_chunk(
-                    index, [settled[piece.entry.path] for piece in bucket]
-                ),
-            )
-            for index, bucket in enumerate(shard.wire.pieces)
-        ]

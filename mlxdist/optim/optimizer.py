@@ -149,9 +149,11 @@ class DistributedOptimizer(OptimizerWrapper):
             return
         target = ModelTarget(model)
         self._inner.wrapping.refuse_update()
-        self._take_step(gradients, target, weight)
-        if target.was_updated:
-            self._buffers.sync(model, self._steps.weight)
+        try:
+            self._take_step(gradients, target, weight)
+        finally:  # after an error too: the other ranks do
+            if target.was_updated:
+                self._buffers.sync(model, self._steps.weight)
 
     def apply_gradients(
         self, gradients: Tree, parameters: Tree, weight: float | None = None
@@ -276,6 +278,7 @@ class DistributedOptimizer(OptimizerWrapper):
         self._ema.refuse_in_place(action)
         self._managed.prepare(action)
         if action == "save":
+            self._steps.refuse_torn()
             self._steps.micro_batches.refuse_unapplied()
         return self._steps.resumable_state()
 

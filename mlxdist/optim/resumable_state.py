@@ -24,10 +24,17 @@ from .state_values import Value, as_array, like
 
 @dataclass
 class StepCounts:
-    """Steps taken, and steps skipped where gradients were not finite."""
+    """Steps taken, and steps skipped where gradients were not finite.
+
+    Attributes:
+        torn: why a step was taken in part, until all ranks have one state again.
+        ended: the error that ended the last attempt at a step on this rank.
+    """
 
     steps: int = 0
     skipped: int = 0
+    torn: str | None = None
+    ended: str | None = None
 
 
 class LeafOptimizer(NamedTuple):
@@ -165,6 +172,7 @@ class ResumableState:
         self.counts.steps = counters.get("updates", 0)
         self.counts.skipped = counters.get("skipped", 0)
         self.loss_scale.restore(counters)
+        self.counts.torn = self.counts.ended = None
         self.micro_batches.drop()
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.types import Array, Flat, Tree
-from ..comm.agreement import MismatchError
+from ..arrays.types import Array, Flat, Named, Tree
+from ..comm.agreement import MismatchError, OnAllRanks
 from ..comm.reduction import Weights
-from ..comm.wire import Whole
 from ..world.world import World
 from . import grad_norm, setup
 from .accumulation import MicroBatches
+from .attempt import Attempt, torn_text
 from .batch import Batch, TreeIndexes, batch_problem, matching, read_batch
 from .grad_norm import NonFiniteError, Norm
 from .identical_gradients import warn_if_identical
@@ -23,6 +24,8 @@ from .managed_state import NEW
 from .options import Options
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
+from .rollback import interrupts_wait
+from .share_state import share_after_errors
 from .step_checks import call_name
 from .targets import Target
 
@@ -69,7 +72,8 @@ class DistributedStep:
         """Run the steps that follow under a new plan."""
         self.pipelines, self.layout = made.pipelines, made.layout
         self.is_planned, self.index = True, None
-        self.micro_batches.drop()
+        had_error = self.counts.ended is not None
+        share_after_errors(self.resumable_state(), had_error=had_error)
         self._inner.hyperparameters.remember()
 
     def require_pipelines(self) -> Pipelines:
@@ -90,6 +94,11 @@ class DistributedStep:
             self.micro_batches,
         )
 
+    def refuse_torn(self) -> None:
+        """Raise ValueError where a step was taken in part."""
+        if self.counts.torn is not None:
+            raise ValueError(self.counts.torn)
+
     def require_norm(self) -> Array:
         """Return the last step's norm; ValueError where it was not measured."""
         if self._options.max_norm is None:
@@ -106,12 +115,13 @@ class DistributedStep:
     def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
         """Average the gradients over the ranks and take a step, phase by phase."""
         batch = read_batch(self.index, gradients, target.parameters, weight)
+        batch.problem = self.counts.torn or batch.problem
         run = self._pipeline_for(batch, gradients, target)
         if batch.gradients and self.micro_batches.expects_more:
             self._accumulate(batch)
             return
         recorder, name = self._world.recorder, call_name(self.pipelines.name, batch)
-        with recorder.call(name, self.counts.steps + 1), run.scope():
+        with recorder.call(name, self.counts.steps + 1), run.scope(), interrupts_wait():
             # 1. Agree: here a step is refused, on all ranks or on none.
             run, weights = self._agree(run, batch)
             try:
@@ -131,30 +141,60 @@ class DistributedStep:
         gradients: Tree,
         target: Target,
     ) -> None:
-        """Take the step that all ranks have agreed to."""
+        """Take the step that all ranks have agreed to, or end it on an error."""
+        self.index = batch.index or TreeIndexes.of(
+            self.pipelines.plan, batch, gradients
+        )
+        attempt = Attempt(run, self.index, target, *self._sums(batch, weights))
+        scalars = [leaf.scalars() for leaf in self._inner.leaves]
+        try:
+            is_taken = self._phases(attempt, batch)
+        except OnAllRanks:
+            raise
+        except BaseException as error:
+            if run is self.pipelines.eager:
+                self._end(attempt, scalars, error)
+            raise
+        self.counts.ended = None
+        if is_taken:
+            self.counts.steps += 1
+            self.loss_scale.stepped()
+
+    def _phases(self, attempt: Attempt, batch: Batch) -> bool:
+        """Return whether the step was taken, and not skipped."""
         recorder = self._world.recorder
-        self.index = batch.index or TreeIndexes.of(run.wire.plan, batch, gradients)
-        contribution, weights = self._sums(batch, weights)
-        # 2. Exchange: a bucket leaves as soon as its gradients are evaluated.
+        # 2. Exchange gradients, and 3. measure their norm.
         recorder.phase("gradient exchange")
-        means = run.wire.reduce(contribution, weights)
-        # 3. Norm: one number for all ranks, or none where nothing needs it.
-        norm = run.norm.measure(means, contribution, weights)
+        norm = attempt.exchange()
         if not norm.is_finite:
-            self._skip_or_raise(contribution, weights, norm)
-            return
-        means.release_gradients()
+            self._skip_or_raise(attempt, norm)
+            return False
         # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.
         recorder.phase("optimizer and parameter exchange")
-        shard = run.local.begin(batch.parameters, self._scale(norm))
-        gather = run.wire.gather()
-        for index in range(len(run.wire.plan.buckets)):
-            for stepped in shard.add(index, means.take()):
-                self._publish(gather.push(*stepped), run, target)
-        self._publish(gather.rest(), run, target)
-        run.evaluate(shard.unpublished())
-        self.counts.steps += 1
-        self.loss_scale.stepped()
+        attempt.update(batch.parameters, self._scale(norm))
+        return True
+
+    def _end(
+        self, attempt: Attempt, scalars: list[Named], error: BaseException
+    ) -> None:
+        """End a step after an error, so that other ranks don't wait for this one."""
+        counts, is_torn = self.counts, attempt.has_handed_on
+        kind, step = type(error).__name__, counts.steps + 1
+        counts.ended = f"step {step} ended with {kind}: {error}"
+        attempt.undo()
+        if not is_torn:
+            self._inner.restore_scalars(scalars)
+        counts.torn = (
+            f"{counts.ended}, and its exchanges can't be ended: restart the job"
+        )
+        if self._world.size > 1:
+            norm = attempt.end_exchange()
+            if norm.is_finite:
+                attempt.end_update()
+            else:
+                with suppress(OnAllRanks):
+                    self._skip_or_raise(attempt, norm)
+        counts.torn = torn_text(counts.ended) if is_torn else None
 
     def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
         """Choose how to run a step; initialize at the first one."""
@@ -181,6 +221,7 @@ class DistributedStep:
         """Return the pipeline for the present hyperparameters, and all weights."""
         eager = run is self.pipelines.eager
         if eager:
+            batch.notes = [self.counts.ended] if self.counts.ended else []
             batch.changes = self._inner.hyperparameters.changes()
             batch.problem = batch.problem or self._inner.wrapping.problem()
         try:
@@ -237,17 +278,13 @@ class DistributedStep:
             scale = clip if scale is None else clip * scale
         return scale
 
-    def _publish(self, buckets: list[Whole], run: Pipeline, target: Target) -> None:
-        assert self.index is not None
-        for whole in buckets:
-            run.evaluate(whole.arrays)
-            target.publish(self.index.parameters, whole)
-
-    def _skip_or_raise(self, gradients: Flat, weights: Weights, norm: Norm) -> None:
+    def _skip_or_raise(self, attempt: Attempt, norm: Norm) -> None:
         self.norm = None if self._options.max_norm is None else norm.value
         if not self.loss_scale.overflowed():
             step = self.counts.steps + 1
-            text = grad_norm.fault_text(self._world.control, gradients, weights, step)
+            text = grad_norm.fault_text(
+                self._world.control, attempt.gradients, attempt.weights, step
+            )
             if not self._options.skip_nonfinite:
                 raise NonFiniteError(text)
         self.counts.skipped += 1

@@ -77,7 +77,7 @@ class EveryStep:
             self.world,
             call_name(self.name, batch),
             fingerprint(lines) ^ self.plan.fingerprint,
-            lambda: [*lines, *self.plan.lines],
+            lambda: [*lines, *batch.notes, *self.plan.lines],
             weight=weight,
             problem=problem,
         )

@@ -167,3 +167,21 @@ def test_new_parameter_of_another_dtype_is_cast_to_its_own(shard, world):
     tree = trained(optimizer)
     assert tree["half"].dtype == mx.float16
     assert optimizer.step.item() == 3
+
+
+@pytest.mark.parametrize("shard", [False, "elements"])
+@pytest.mark.parametrize(
+    ("new", "found"), [(None, "a NoneType"), (mx.zeros((3, 3)), r"\[3, 3\]")]
+)
+def test_new_parameter_that_does_not_fit_is_refused(new, found, shard, world):
+    class Wrong(optim.SGD):
+        elementwise = True
+
+        def apply_single(self, gradient, parameter, state):
+            return new
+
+    optimizer = distributed(world, Wrong(0.5), shard=shard)
+    tree = {"w": mx.zeros(8)}
+    optimizer.init(tree)
+    with pytest.raises(ValueError, match=rf"Wrong returned {found} as the new w"):
+        apply_steps(optimizer, tree, [0])

@@ -1,0 +1,130 @@
+"""One attempt at a step that all ranks have agreed to: taken whole, or ended.
+
+Each rank's part of an exchange is awaited by the others. So an error on one rank does
+not end its part: it goes through the collectives that are left, with zeros for
+gradients that it can't have, and with its parameters as they are.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..arrays.concat import Chunk
+from ..arrays.types import Array, Flat
+from ..comm.reduction import Weights
+from ..comm.wire import Gather, Reduction, Whole
+from .batch import TreeIndexes
+from .grad_norm import Norm
+from .local_shard import Stepped
+from .local_update import ShardStep
+from .pipeline import Pipeline
+from .targets import Target
+
+
+class Attempt:
+    """Exchanges gradients, steps this rank's shard, and publishes the parameters.
+
+    Args:
+        run: how each phase works.
+        index: of the gradients' and parameters' trees.
+        gradients: this rank's, or the sums of its micro-batches.
+        weights: theirs on all ranks.
+
+    Attributes:
+        has_handed_on: whether new parameters may have left this rank.
+    """
+
+    def __init__(
+        self,
+        run: Pipeline,
+        index: TreeIndexes,
+        target: Target,
+        gradients: Flat,
+        weights: Weights,
+    ):
+        self._run, self._index, self._target = run, index, target
+        self.gradients, self.weights = gradients, weights
+        self._buckets = len(run.wire.plan.buckets)
+        self._means: Reduction | None = None
+        self._norm: Norm | None = None
+        self._gather: Gather | None = None
+        self._shard: ShardStep | None = None
+        self._taken = 0  # buckets whose mean was taken
+        self._pushed = 0  # buckets that were handed on
+        self.has_handed_on = False
+
+    def exchange(self) -> Norm:
+        """Average the gradients. A bucket leaves as soon as its own are evaluated.
+
+        Returns:
+            Their norm: one number for all ranks, or none where nothing needs it.
+        """
+        if self._means is None:
+            self._means = self._run.wire.reduce(self.gradients, self.weights)
+        self._norm = self._run.norm.measure(self._means, self.gradients, self.weights)
+        return self._norm
+
+    def update(self, parameters: Flat, scale: Array | None) -> None:
+        """Step, gather and publish, bucket by bucket."""
+        assert self._means is not None
+        self._means.release_gradients()
+        shard = self._shard = self._run.local.begin(parameters, scale)
+        self._gather = self._run.wire.gather()
+        for index in range(self._buckets):
+            self._hand_on(shard.add(index, self._take()))
+        self._publish(self._gather.rest())
+        self._run.evaluate(shard.unpublished())
+
+    def undo(self) -> None:
+        """After an error: put back the state of what was not handed on."""
+        if self._shard is not None:
+            self._shard.undo()
+
+    def end_exchange(self) -> Norm:
+        """After an error: exchange what is left, zeros where gradients can't be had."""
+        self.gradients = {p: mx.zeros_like(a) for p, a in self.gradients.items()}
+        if self._means is not None:
+            self._means.replace_gradients(self.gradients)
+        return self.exchange() if self._norm is None else self._norm
+
+    def end_update(self) -> None:
+        """After an error and `end_exchange`: hand on parameters as they are.
+
+        Those of other ranks are published, so that all ranks have the same ones.
+        """
+        self._gather = self._gather or self._run.wire.gather()
+        parameters = self._index.parameters.flat(self._target.parameters)
+        for index in range(self._pushed, self._buckets):
+            if index >= self._taken:
+                self._take()
+            self._hand_on(self._run.local.kept(index, parameters))
+        self._publish(self._gather.rest())
+
+    def _take(self) -> Chunk:
+        assert self._means is not None
+        mean = self._means.take()
+        self._taken += 1
+        return mean
+
+    def _hand_on(self, stepped: Stepped) -> None:
+        assert self._gather is not None
+        self.has_handed_on = self.has_handed_on or bool(stepped)
+        for index, chunk in stepped:
+            if index >= self._pushed:  # and not before the error
+                whole = self._gather.push(index, chunk)
+                self._pushed = index + 1
+                self._publish(whole)
+
+    def _publish(self, buckets: list[Whole]) -> None:
+        for whole in buckets:
+            self._run.evaluate(whole.arrays)
+            self._target.publish(self._index.parameters, whole)
+
+
+def torn_text(ended: str) -> str:
+    """Return what is wrong after a step was taken in part, and what mends it."""
+    return (
+        f"{ended}: some parameters are of that step, the others of the one before. "
+        "Load a checkpoint with mlxdist.load_checkpoint(), or call "
+        "optimizer.init(model) on all ranks, which gives them rank 0's parameters"
+    )

@@ -1,0 +1,265 @@
+"""An error or Ctrl-C inside of update(): the step is whole, or refused until mended.
+
+composer#2461: a checkpoint of parameters of two steps.
+"""
+
+import signal
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+
+import mlxdist
+from tests.support.examples import (
+    apply_steps,
+    assert_same_bits,
+    distributed,
+    each_shard,
+    each_transport,
+    gradients,
+    parameters,
+)
+
+pytestmark = pytest.mark.mpi
+
+
+class Failing(optim.Adam):
+    """Raises an error at its n-th tensor."""
+
+    elementwise = True
+
+    def __init__(self, error):
+        super().__init__(0.5)
+        self._error = error
+        self._left = -1
+
+    def fail_at(self, tensor):
+        self._left = tensor
+
+    def apply_single(self, gradient, parameter, state):
+        self._left -= 1
+        state["m"] = state["m"] + 1
+        if self._left == 0:
+            raise self._error
+        return super().apply_single(gradient, parameter, state)
+
+
+class FailingTree(optim.SGD):
+    """Raises an error once its own apply_gradients has changed its state."""
+
+    _fails = False
+
+    def apply_gradients(self, gradients, parameters):
+        stepped = super().apply_gradients(gradients, parameters)
+        if self._fails:
+            raise KeyError("boom")
+        return stepped
+
+
+def state_of(optimizer):
+    return optimizer.gather_state()
+
+
+@each_shard
+@each_transport
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("boom")])
+def test_error_on_all_ranks_leaves_the_step_whole(error, transport, shard, world):
+    inner, reference = Failing(error), Failing(error)
+    options = {"shard": shard, "transport": transport, "bucket_size": 64}
+    optimizer = distributed(world, inner, **options)
+    twin = distributed(world, reference, **options)
+    start = parameters()
+    tree = other = start
+    for each in (optimizer, twin):
+        each.init(start)
+    tree, other = apply_steps(optimizer, tree, [0]), apply_steps(twin, other, [0])
+    inner.fail_at(1)
+    with pytest.raises(type(error)):
+        apply_steps(optimizer, tree, [1])
+    inner.fail_at(-1)
+    assert_same_bits(state_of(optimizer), state_of(twin))
+    tree, other = apply_steps(optimizer, tree, [1]), apply_steps(twin, other, [1])
+    assert_same_bits(tree, other)
+    assert_same_bits(state_of(optimizer), state_of(twin))
+
+
+def test_error_in_an_own_apply_gradients_leaves_the_step_whole(world):
+    inner = FailingTree(0.5, momentum=0.5)
+    optimizer = distributed(world, inner)
+    tree = apply_steps(optimizer, parameters(), [0])
+    before = {"state": optimizer.state["embed"]["weight"]["v"], "step": optimizer.step}
+    inner._fails = True
+    with pytest.raises(KeyError, match="boom"):
+        apply_steps(optimizer, tree, [1])
+    assert optimizer.state["embed"]["weight"]["v"] is before["state"]
+    assert optimizer.step is before["step"]
+
+
+@each_shard
+def test_schedule_that_fails_leaves_the_step_whole(shard, world):
+    def schedule(step):
+        if fails:
+            raise ZeroDivisionError
+        return 0.5 / (1 + step)
+
+    fails = False
+    inner = optim.MultiOptimizer(
+        [optim.SGD(0.5), optim.SGD(schedule)], [lambda path, x: path == "two"]
+    )
+    optimizer = distributed(world, inner, shard=bool(shard))
+    tree = apply_steps(optimizer, parameters(), [0])
+    fails = True
+    with pytest.raises(ZeroDivisionError):
+        apply_steps(optimizer, tree, [1])
+    fails = False
+    assert [part["step"].item() for part in inner.state["states"]] == [1, 1]
+    apply_steps(optimizer, tree, [1])
+    assert [part["step"].item() for part in inner.state["states"]] == [2, 2]
+
+
+def small_model(value=1.0):
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    model.update(
+        nn.utils.tree_map(lambda x: mx.full(x.shape, value), model.parameters())
+    )
+    return model
+
+
+@each_shard
+@each_transport
+@pytest.mark.mpi(min_size=2)
+def test_error_on_one_rank_is_told_to_all_at_the_next_call(transport, shard, world):
+    inner = Failing(KeyError("boom"))
+    optimizer = distributed(
+        world, inner, shard=shard, transport=transport, bucket_size=24
+    )
+    model = small_model()
+    optimizer.init(model)
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    optimizer.update(model, grads)
+    fails = world.rank == world.size - 1
+    inner.fail_at(1 if fails else -1)
+    if fails:
+        with pytest.raises(KeyError, match="boom"):
+            optimizer.update(model, grads)
+    else:
+        optimizer.update(model, grads)
+    inner.fail_at(-1)
+    with pytest.raises(
+        mlxdist.MismatchError, match=r"step 2 ended with KeyError: 'boom"
+    ):
+        optimizer.update(model, grads)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    assert world.identical(model)
+    assert optimizer.step.item() == 3
+
+
+class Torn(nn.Module):
+    """Raises an error when the parameter `b` is replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self._fails = False
+        self.a, self.b, self.c = mx.ones(6), mx.ones(7), mx.ones(8)
+
+    def __setitem__(self, key, value):
+        if key == "b" and self._fails:
+            raise KeyboardInterrupt
+        super().__setitem__(key, value)
+
+
+@pytest.fixture
+def torn(world):
+    """A model and optimizer after a step that was taken in part on all ranks."""
+    model = Torn()
+    optimizer = distributed(world, optim.SGD(1.0), transport="host", bucket_size=16)
+    optimizer.init(model)
+    grads = {name: mx.ones_like(model[name]) for name in "abc"}
+    optimizer.update(model, grads)
+    model._fails = True
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update(model, grads)
+    model._fails = False
+    return model, optimizer, grads
+
+
+def test_step_taken_in_part_is_refused_until_init(torn, world, shared_folder):
+    model, optimizer, grads = torn
+    remedy = r"load_checkpoint\(\), or call optimizer\.init\(model\)"
+    with pytest.raises(mlxdist.MismatchError, match=remedy):
+        optimizer.update(model, grads)
+    with pytest.raises(mlxdist.MismatchError, match=remedy):
+        mlxdist.save_checkpoint(shared_folder, 1, model, optimizer)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    mlxdist.save_checkpoint(shared_folder, 2, model, optimizer)
+    assert world.identical(model)
+
+
+def test_checkpoint_mends_a_step_taken_in_part(world, shared_folder):
+    model = Torn()
+    optimizer = distributed(world, optim.SGD(1.0), transport="host", bucket_size=16)
+    optimizer.init(model)
+    grads = {name: mx.ones_like(model[name]) for name in "abc"}
+    optimizer.update(model, grads)
+    mlxdist.save_checkpoint(shared_folder, 1, model, optimizer)
+    model._fails = True
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update(model, grads)
+    model._fails = False
+    mlxdist.load_checkpoint(shared_folder, model, optimizer)
+    optimizer.update(model, grads)
+    assert [model[name][0].item() for name in "abc"] == [-1, -1, -1]
+
+
+class Pressed(optim.SGD):
+    """Presses Ctrl-C in the middle of a step, so many times."""
+
+    elementwise = True
+    times = 1
+
+    def apply_single(self, gradient, parameter, state):
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+        self.times = 0
+        return super().apply_single(gradient, parameter, state)
+
+
+@pytest.mark.parametrize("shard", [False, "elements"])
+def test_ctrl_c_interrupts_after_the_step(shard, world):
+    optimizer = distributed(world, Pressed(1.0), shard=shard, bucket_size=16)
+    model = Torn()
+    optimizer.init(model)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update(model, {name: mx.ones_like(model[name]) for name in "abc"})
+    assert [model[name][0].item() for name in "abc"] == [0, 0, 0]
+    assert optimizer.step.item() == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_ctrl_c_interrupts_at_once(world):
+    inner = Pressed(1.0)
+    inner.times = 2
+    optimizer = distributed(world, inner)
+    tree = {"w": mx.ones(3)}
+    optimizer.init(tree)
+    with pytest.raises(KeyboardInterrupt):
+        apply_steps(optimizer, tree, [0])
+    assert optimizer.step.item() == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_error_in_the_last_micro_batch_begins_the_step_anew(world):
+    inner = Failing(KeyError("boom"))
+    optimizer = distributed(world, inner, accumulate=2, bucket_size=16)
+    tree = {"a": mx.ones(5), "b": mx.ones(7)}
+    optimizer.init(tree)
+    inner.fail_at(2)
+    assert_same_bits(apply_steps(optimizer, tree, [0]), tree)
+    with pytest.raises(KeyError, match="boom"):
+        apply_steps(optimizer, tree, [1])
+    assert_same_bits(apply_steps(optimizer, tree, [0]), tree)
+    apply_steps(optimizer, tree, [1])
+    assert optimizer.step.item() == 1

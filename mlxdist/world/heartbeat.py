@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SILENCE = 2.0  # seconds without a heartbeat after which a rank is reported as silent
 _MESSAGE_BYTES = 1024  # a heartbeat is about 200
+_SPINS = 0.5  # processor seconds per second of a call that waits inside MPI
+_LONG_CALL = 30.0  # seconds without progress that are reported
 _BUSY = 0.05  # processor seconds per second above which a rank counts as computing
 
 
@@ -28,12 +30,14 @@ class Heartbeat:
     Attributes:
         status: its `since` is a time of the sender's own clock.
         duration: seconds for which the sender has been in this status.
+        idle: seconds since its main thread has last made progress.
         cpu_load: processor seconds per second that the sender has used of late.
         host, pid: of the sender.
     """
 
     status: Status
     duration: float
+    idle: float
     cpu_load: float
     host: str
     pid: int
@@ -92,6 +96,22 @@ class Peer:
         """The last status that this peer sent."""
         return Status() if self.heartbeat is None else self.heartbeat.status
 
+    def works(self, timeout: float) -> bool:
+        """Whether the peer does something that others may wait for, however long."""
+        if self.heartbeat is None or self.status.waiting or self.status.leaving:
+            return False
+        silence = time.monotonic() - self.last_seen
+        return self.heartbeat.idle + silence < timeout
+
+    def spins(self, timeout: float) -> bool:
+        """Whether the peer uses the processor in one call, as MPI does where it waits.
+
+        A rank that waits for a disk, a network or another process uses none.
+        """
+        if self.heartbeat is None or self.status.leaving:
+            return False
+        return self.heartbeat.idle > timeout and self.heartbeat.cpu_load > _SPINS
+
     def send(self, data: NDArray[np.uint8], *, always: bool) -> None:
         """Start to send an encoded message.
 
@@ -138,6 +158,8 @@ class Peer:
             text += (
                 "; it is alive and computes" if computes else "; it is alive but idle"
             )
+            if beat.idle > _LONG_CALL:
+                text += f", and its main thread is in one call for {beat.idle:.0f} s"
         return text
 
 

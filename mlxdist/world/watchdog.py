@@ -3,8 +3,8 @@
 The main thread may hang in a collective for ever. MLX and mpi4py release Python's lock
 there, so this thread keeps running. On a communicator of its own it sends its rank's
 status to its peers four times a second. From theirs it can tell a slow rank (heartbeats
-come, its processor time grows) from an idle one (no processor time) and from one that
-is stopped or gone (no heartbeats).
+come, its main thread makes progress) from one that is stuck (it makes none) and from
+one that is stopped or gone (no heartbeats). A slow rank is reported, and goes on.
 
 Modelled on Horovod's stall inspector and PyTorch's flight recorder; on by default.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..comm.flight_recorder import Recorder, Status
 from ..launcher import environment
+from .activity import Activity
 from .heartbeat import SILENCE, EndNotice, Heartbeat, Message, Peer, encode
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Watchdog(threading.Thread):
     Args:
         comm: a communicator for heartbeats only.
         recorder: holds the status of this rank.
-        timeout: seconds that a rank may wait for others in one call.
+        timeout: seconds that this rank may wait in one call while no rank makes
+            progress.
         host: name of this machine.
         events: called with what happens.
     """
@@ -88,6 +90,7 @@ class Watchdog(threading.Thread):
         self._recorder = recorder
         self._timeout = timeout
         self._warn_after = self._first_warning = min(60.0, timeout / 2)
+        self._warned_since = 0.0  # start of the activity that is reported
         self._host = host
         self._events = events
         self._stopped = False
@@ -98,6 +101,8 @@ class Watchdog(threading.Thread):
         os.set_blocking(self.wake_fd, False)
         self._parent = os.getppid() if environment.started_by_mpirun() else None
         self._cpu_sample = (time.monotonic(), time.process_time())
+        self._activity = Activity()
+        self._idle = 0.0  # seconds without progress of the main thread
         self._rank = comm.Get_rank()
         ranks = peers_of(self._rank, comm.Get_size())
         self._peers = [Peer(rank, comm) for rank in ranks]
@@ -113,6 +118,7 @@ class Watchdog(threading.Thread):
             last = now
             if self._parent is not None and os.getppid() != self._parent:
                 self._events.on_orphaned()
+            self._idle = self._activity.sample()
             self._send(self._heartbeat())
             self._receive()
             self._check()
@@ -153,7 +159,7 @@ class Watchdog(threading.Thread):
             self._cpu_sample = (now, cpu)
         status = self._recorder.status
         duration = now - self._start_of(status)
-        return Heartbeat(status, duration, load, self._host, os.getpid())
+        return Heartbeat(status, duration, self._idle, load, self._host, os.getpid())
 
     def _start_of(self, status: Status) -> float:
         """Return when the activity started, later by what was discounted of it."""
@@ -172,20 +178,24 @@ class Watchdog(threading.Thread):
                     self._events.on_end_notice(print_stack=message.print_stacks)
 
     def _check(self) -> None:
-        status = self._recorder.status
-        if status.leaving or self._stopped:
+        if self._stopped:
             return
+        status = self._recorder.status
         now = time.monotonic()
-        waited = now - self._start_of(status) if status.call or status.waiting else 0.0
-        if status.waiting:
+        is_busy = status.call or status.waiting or status.leaving
+        waited = now - self._start_of(status) if is_busy else 0.0
+        if status.waiting and not status.leaving:
             self._check_departed(status)
         self._check_timeout(status, waited, now)
-        if not waited:
-            self._warn_after = self._first_warning
-        elif status.waiting and waited > self._warn_after:
+        if status.since != self._warned_since:
+            self._warned_since, self._warn_after = status.since, self._first_warning
+        elif (status.waiting or status.leaving) and waited > self._warn_after:
             self._warn_after = 2 * waited
-            laggards = self._describe(self._laggards(status))
-            self._events.on_slow(f"has waited for {waited:.0f} s {status}:\n{laggards}")
+            activity = "at its end" if status.leaving else str(status)
+            self._events.on_slow(
+                f"has waited for {waited:.0f} s {activity}:\n"
+                f"{self._describe(self._laggards(status))}"
+            )
 
     def _check_departed(self, status: Status) -> None:
         # A peer that has made the same calls may exit while this rank still receives.
@@ -205,20 +215,30 @@ class Watchdog(threading.Thread):
     def _check_timeout(self, status: Status, waited: float, now: float) -> None:
         # Staggered: ranks that wait for the same one would all end the job at once.
         limit = self._timeout + min(self._rank, 4) * TICK
-        if waited > limit:
+        if waited > limit and not self._may_go_on(status, limit):
             self._events.on_stuck(
                 f"has been {status} for {waited:.0f} s, longer than timeout="
-                f"{self._timeout:g}:\n{self._describe(self._laggards(status))}"
+                f"{self._timeout:g}, and no rank makes progress:\n"
+                f"{self._describe(self._laggards(status))}"
             )
         silent = [peer for peer in self._peers if now - peer.last_seen > limit]
         if silent:
             self._events.on_stuck(f"has lost touch with:\n{self._describe(silent)}")
 
+    def _may_go_on(self, status: Status, limit: float) -> bool:
+        """Whether this rank works, or waits for one that does."""
+        if status.leaving:  # nothing depends on it: others may also wait for a disk
+            return not all(peer.spins(limit) for peer in self._laggards(status))
+        works = not status.waiting and self._idle < limit
+        return works or any(peer.works(limit) for peer in self._peers)
+
     def _laggards(self, status: Status) -> list[Peer]:
-        """Return the peers behind this rank, else those at work, else all."""
+        """Return the peers for which this rank waits: those behind it, if there are."""
+        at_work = [p for p in self._peers if not p.status.leaving]
+        if status.leaving:
+            return at_work or self._peers
         behind = [p for p in self._peers if p.status.sequence < status.sequence]
-        at_work = [p for p in self._peers if not p.status.waiting]
-        return behind or at_work or self._peers
+        return behind or [p for p in at_work if not p.status.waiting] or self._peers
 
     def _describe(self, peers: list[Peer]) -> str:
         return "\n".join(f"  {peer.describe(self._host)}" for peer in peers)

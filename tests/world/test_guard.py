@@ -16,6 +16,8 @@ from tests.support.jobs import mpi_job, run
 
 HOST = socket.gethostname()
 CASES = list(itertools.product(WAYS, PLACES, [2, 3]))
+# Others have finished, and may wait for a rank that waits for a disk or a network.
+CASES = [case for case in CASES if case[:2] != ("sleep", "exit")]
 # With the tests of watchdog and postmortem, each way and each place at least once.
 QUICK_CASES = [
     ("memory", "checkpoint", 3),

@@ -11,6 +11,7 @@ from mlxdist.world.heartbeat import EndNotice, Heartbeat, Peer, decode, encode
 HEARTBEAT = Heartbeat(
     Status(sequence=7, step=3, call="update", waiting=True, since=1.0),
     duration=4.2,
+    idle=0.5,
     cpu_load=0.9,
     host="h",
     pid=11,
@@ -43,6 +44,23 @@ def test_peer_describe_tells_computing_from_idle():
     text = silent_peer(0).describe("elsewhere")
     assert text == "rank 1 on h: in update, step 3, for 4 s; it is alive and computes"
     assert "it is alive but idle" in silent_peer(0, cpu_load=0.01).describe("h")
+    stuck = silent_peer(0, idle=40.0).describe("h")
+    assert stuck.endswith("and its main thread is in one call for 40 s")
+
+
+@pytest.mark.parametrize(
+    ("fields", "works", "spins"),
+    [
+        ({"idle": 1.0}, True, False),
+        ({"idle": 9.0}, False, True),
+        ({"idle": 9.0, "cpu_load": 0.0}, False, False),  # waits for a disk
+        ({"idle": 1.0, "status": Status(waiting=True)}, False, False),
+        ({"idle": 1.0, "status": Status(leaving=True)}, False, False),
+    ],
+)
+def test_peer_works_while_its_main_thread_makes_progress(fields, works, spins):
+    peer = silent_peer(0, **{"status": Status(), **fields})
+    assert (peer.works(5.0), peer.spins(5.0)) == (works, spins)
 
 
 def test_peer_describe_of_a_silent_peer_looks_at_a_local_process():

@@ -84,6 +84,46 @@ def test_watchdog_slow_rank_raises_no_alarm(seconds, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+# Rank 0 works alone, in a step and at its end, for longer than the timeout.
+WORK_ALONE = """
+import subprocess, time
+import numpy as np
+import mlxdist
+world = mlxdist.init(timeout=1.2)
+if world.rank == 0:  # evaluates, while the others wait for it in a call
+    matrix, end = np.ones((300, 300)), time.monotonic() + 2.5
+    while time.monotonic() < end:
+        matrix @ matrix
+world.barrier()
+if world.rank == 0:  # uploads, while the others wait for it at their end
+    subprocess.run(["sleep", "2.5"])
+    print("uploaded")
+"""
+
+
+def test_watchdog_waits_for_a_rank_that_works_alone(tmp_path):
+    result = mpi_job(2, WORK_ALONE, folder=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "uploaded\n"), result.stderr
+    assert "rank 1 on" in result.stderr
+    assert "s in barrier, step 0:\n  rank 0 on" in result.stderr
+    assert "s at its end:\n  rank 0 on" in result.stderr
+
+
+def test_watchdog_rank_that_waits_for_one_that_finished_ends_the_job(tmp_path):
+    """In a collective of the program's own, of which mlxdist knows nothing."""
+    script = """
+import mlx.core as mx
+import mlxdist
+world = mlxdist.init(timeout=1.5)
+if world.rank == 0:
+    mx.eval(mx.distributed.all_sum(mx.ones(3), group=world.group))
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert result.returncode != 0
+    assert "has been exiting, after step 0 for" in result.stderr
+    assert "mx.distributed.all_sum(mx.ones(3)" in result.stderr  # rank 0's stack
+
+
 def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
     """mpirun killed with SIGKILL leaves its ranks running."""
     script = "import mlxdist, time\nmlxdist.init()\nprint('up', flush=True)\n"

@@ -1,0 +1,80 @@
+"""Progress of the main thread, seen from another thread."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mlxdist.world.activity import Activity
+
+SECONDS = 0.4
+stop = threading.Event()
+
+
+def run_python():
+    while not stop.is_set():
+        sum(range(100))
+
+
+def run_one_line():
+    """Always seen at this line, and it uses all of the processor, as MPI may."""
+    a = np.ones((200, 200))
+    while not stop.is_set():
+        a @ a
+
+
+def wait_in_one_call():
+    time.sleep(SECONDS + 0.3)
+
+
+def idle_after(work, *, in_main_thread):
+    """Return the idle seconds that another thread sees after some work."""
+    stop.clear()
+    idle: list[float] = []
+    ready = threading.Event()
+
+    def sample(activity):
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            idle.append(activity.sample())
+            time.sleep(0.02)
+        idle.append(activity.sample())
+        stop.set()
+
+    def start():
+        sampler = threading.Thread(target=sample, args=[Activity()])
+        sampler.start()
+        work()
+        sampler.join()
+        ready.set()
+
+    if in_main_thread:
+        start()
+    else:
+        threading.Thread(target=start).start()
+        assert ready.wait(10)
+    return idle[-1]
+
+
+@pytest.mark.parametrize("work", [run_python, run_one_line])
+def test_activity_of_a_thread_that_works_is_progress(work):
+    assert idle_after(work, in_main_thread=True) < SECONDS / 2
+
+
+def test_activity_of_another_thread_than_the_main_one_is_progress():
+    assert idle_after(run_python, in_main_thread=False) < SECONDS / 2
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+def test_activity_in_one_call_is_no_progress(in_main_thread):
+    idle = idle_after(wait_in_one_call, in_main_thread=in_main_thread)
+    assert idle > 0.7 * SECONDS
+
+
+def test_activity_forgives_time_without_samples(monkeypatch):
+    """The whole process was stopped then, as by Ctrl-Z."""
+    activity = Activity()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    assert activity.sample() == 0.0

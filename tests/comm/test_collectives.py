@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxdist.comm import agree
 from tests.support.buckets import (
     bucket_of_owners,
     flat_bucket,
@@ -69,6 +70,22 @@ def test_reduce_scatters_under_way_at_once_are_kept_apart(comm, world):
     ]
     for i, collective in enumerate(pending):
         assert values_of(collective.finish()) <= {float(i)}
+
+
+def test_collectives_that_nobody_finishes_leave_the_next_ones_unmixed(comm, world):
+    """As after an error that all ranks catch."""
+    bucket, weights = flat_bucket(world, 1000), known_weights(world)
+    start, stop = bucket.span(world.rank)
+    for value in (1.0, 2.0):
+        array = mx.full((1000,), value)
+        comm.start_reduce_scatter([array], bucket, weights)
+        comm.start_all_reduce([array], bucket, weights, mx.float32)
+        comm.start_all_gather([array[start:stop]], bucket)
+    agree(world.control, "the next call")
+    nine = mx.full((1000,), 9.0)
+    mean = comm.start_all_reduce([nine], bucket, weights, mx.float32).finish()
+    assert values_of(mean) == {9.0}
+    assert world.mean(3.0) == 3.0
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 5000])

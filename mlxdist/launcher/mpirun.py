@@ -17,6 +17,7 @@ FINISH_TIMEOUT = 60.0  # seconds for MPI to end once every rank has finished
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
+_SUSPEND_DELAY = 0.2  # seconds for mpirun to stop its ranks
 _POLL_INTERVAL = 0.1  # seconds
 
 
@@ -122,7 +123,15 @@ class Mpirun:
         elif self._active_seconds() > _START_TIMEOUT or marks.all_started(
             self._run_dir, self._ranks
         ):
-            self._signals.forward_to(self._process.send_signal)
+            self._signals.forward_to(self._forward)
+
+    def _forward(self, number: int) -> None:
+        self._process.send_signal(number)
+        if number == signal.SIGTSTP:
+            # mpirun stops the ranks and goes on. It must not read from the terminal
+            # while another program has that: it would hang in it later.
+            time.sleep(_SUSPEND_DELAY)
+            self._process.send_signal(signal.SIGSTOP)
 
     def _end(self, number: int, since: float) -> None:
         waited = time.monotonic() - since

@@ -80,13 +80,13 @@ class Signals:
                 self._former[number] = former
                 signal.signal(number, handler)
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
+    def _forward(self, number: int, _frame: FrameType | None = None) -> None:
         self._to_forward.append(number)
         self.forward_to(self._send)
 
     def _suspend(self, number: int, _frame: FrameType | None) -> None:
         """Stop the ranks, then this process, until SIGCONT."""
-        self._forward(number, None)
         began = time.monotonic()
+        self._forward(number)
         os.kill(os.getpid(), signal.SIGSTOP)
         self.suspended += time.monotonic() - began

@@ -167,7 +167,7 @@ for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT):
     signal.signal(number, lambda number, _frame: got.append(number))
 print("ready", flush=True)
 last = time.monotonic()
-while not (got and got[-1] == signal.SIGUSR2):
+while signal.SIGUSR2 not in got:
     time.sleep(0.02)
     if time.monotonic() - last > 0.8:
         got.append("stopped")
@@ -198,11 +198,12 @@ def test_run_forwards_signals_as_mpirun_does(counting):
     assert (counting.returncode, err) == (0, "")
 
 
-def test_run_that_is_stopped_stops_its_ranks_until_it_continues(counting):
-    counting.send_signal(signal.SIGTSTP)
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # as a terminal does
+def test_run_that_is_stopped_stops_its_ranks_until_it_continues(counting, send):
+    send(counting.pid, signal.SIGTSTP)
     assert jobs.wait_until(lambda: state_of(counting.pid) == "T")
     time.sleep(1.2)
-    counting.send_signal(signal.SIGCONT)
+    send(counting.pid, signal.SIGCONT)
     time.sleep(0.3)
     counting.send_signal(signal.SIGUSR2)
     out, err = counting.communicate(timeout=20)

@@ -82,6 +82,12 @@ class MpiTransport:
         self.traffic = Traffic()
         self.recorder = recorder
 
+    def close(self) -> None:
+        """Complete all exchanges, end the thread and free the communicator."""
+        self._drain()
+        self._progress.close()
+        self._comm.Free()
+
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._drain()
         gathered = np.empty((self.size, words.size), np.uint64)

@@ -49,6 +49,7 @@ class Progress:
         self._lock = threading.RLock()
         self._work = threading.Event()
         self._error: BaseException | None = None
+        self._is_closed = False
         self._thread: threading.Thread | None = None
         if overlaps:
             self._thread = threading.Thread(
@@ -90,11 +91,23 @@ class Progress:
 
     def drain(self) -> None:
         """Complete all exchanges, so that another collective may use the transport."""
+        self._check_open()
         self._add_deferred()
         with self._lock:
             left = [*self._waiting, *(exchange for exchange, _ in self._in_flight)]
         for exchange in left:
             self.wait(exchange)
+
+    def close(self) -> None:
+        """End the thread. All exchanges are complete; more of them raise an error."""
+        self._is_closed = True
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("a world is used that was closed")
 
     def _add_deferred(self) -> None:
         exchange, self._deferred = self._deferred, None
@@ -102,6 +115,7 @@ class Progress:
             self._enqueue(exchange)
 
     def _enqueue(self, exchange: Exchange) -> None:
+        self._check_open()
         mx.eval(exchange.arrays)
         with self._lock:
             self._waiting.append(exchange)
@@ -141,7 +155,7 @@ class Progress:
 
     def _run(self) -> None:
         pause = _SHORTEST
-        while True:
+        while not self._is_closed:
             self._work.wait()
             try:
                 with self._lock:

@@ -58,12 +58,12 @@ class Guard:
         self._host = socket.gethostname()
         self._recorder = recorder
         self._folder = folder
-        self._exit_comm = comm.Dup()
+        self._exit_comm, self._watch_comm = comm.Dup(), comm.Dup()
         self._ending = threading.Lock()  # never released
         self._failure: Failure | None = None  # of this rank
         self._main_thread = threading.main_thread().ident or 0
         self._watchdog = Watchdog(
-            comm.Dup(), recorder, timeout=timeout, host=self._host, events=self
+            self._watch_comm, recorder, timeout=timeout, host=self._host, events=self
         )
 
     def install(self) -> None:
@@ -74,6 +74,17 @@ class Guard:
         atexit.register(self._at_exit)
         os.register_at_fork(after_in_child=self._remove_hooks)
         self._watchdog.start()
+
+    def close(self) -> None:
+        """Restore the hooks and end the watchdog, on all ranks."""
+        self._remove_hooks()
+        self._wait_for_all()
+        self._recorder.status.leaving = False
+        self._watchdog.stop()
+        self._exit_comm.Barrier()  # no rank sends heartbeats any more
+        self._watchdog.close()
+        for comm in (self._watch_comm, self._exit_comm):
+            comm.Free()
 
     def _remove_hooks(self) -> None:
         """Restore the process's hooks: also in a forked child, which is no rank."""
@@ -140,7 +151,9 @@ class Guard:
         if error is not None:
             self._fail(error, True)
         self._wait_for_all()
+        self._sigterm.remove()
         self._watchdog.stop()
+        self._watchdog.close()
 
     def _wait_for_all(self) -> None:
         """Wait until all ranks have finished: the watchdog reports those that work."""

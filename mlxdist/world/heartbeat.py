@@ -134,9 +134,11 @@ class Peer:
         return messages
 
     def close(self) -> None:
-        """Stop receiving."""
+        """Stop receiving and sending. The peer does neither any more."""
         self._receiving.Cancel()
         self._receiving.Wait()
+        if self._sending is not None:
+            self._sending.Wait()
 
     def describe(self, local_host: str) -> str:
         """Return a line on what the peer does.

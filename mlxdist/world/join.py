@@ -151,7 +151,8 @@ def _join(
         if guard:
             _install_guard(world, comm, timeout)
         if path:
-            Timeline(world.recorder, comm.Dup(), world.host, path)
+            timeline = Timeline(world.recorder, comm.Dup(), world.host, path)
+            world.at_close.callback(timeline.close)
     return world
 
 
@@ -225,4 +226,6 @@ def _install_guard(world: World, comm: MPI.Intracomm, timeout: float) -> None:
     start, pid = world.control.all_gather_words(local)[0]
     name = time.strftime("%Y%m%d-%H%M%S", time.localtime(int(start)))
     folder = (environment.postmortem_folder() / f"{name}-{pid}").absolute()
-    Guard(comm, world.recorder, timeout=timeout, folder=folder).install()
+    guard = Guard(comm, world.recorder, timeout=timeout, folder=folder)
+    guard.install()
+    world.at_close.callback(guard.close)

@@ -75,6 +75,14 @@ class Timeline:
             text = ",".join(part[1:-1].decode() for part in parts)
             write_atomically(self._path, _START + text + _END)
 
+    def close(self) -> None:
+        """Write the file now, on all ranks, and not at exit."""
+        atexit.unregister(self._write)
+        self._write()
+        self._recorder.status.leaving = False
+        if self._comm is not None:
+            self._comm.Free()
+
     def _events(self, most: int | None = None) -> list[Event]:
         """Return this rank's events: of all spans and records, or of the last ones."""
         spans, records = list(self._recorder.spans or ()), list(self._recorder.records)

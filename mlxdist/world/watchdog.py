@@ -128,8 +128,14 @@ class Watchdog(threading.Thread):
         self._stopped = True
         os.write(self.wake_fd, b"\0")
         self.join()
+
+    def close(self) -> None:
+        """Take the last messages, and free what MPI and the system keep for this."""
         for peer in self._peers:
+            peer.receive()
             peer.close()
+        for descriptor in (self._wake, self.wake_fd):
+            os.close(descriptor)
 
     def notify(self, *, print_stacks: bool) -> None:
         """Tell all peers that the job ends, so that each writes its record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
@@ -74,6 +75,8 @@ class World:
         self.host_transport: MpiTransport | None = None
         self.is_first_on_host = True
         self.is_closed = False
+        # What `close` calls, the last one first.
+        self.at_close = ExitStack()
         self._comm = comm
         if comm is not None:
             on_host, self.is_first_on_host = _ranks_on_host(comm)
@@ -83,6 +86,7 @@ class World:
             self.host_transport = MpiTransport(
                 comm, self.native.flush, self.recorder, overlaps=overlaps
             )
+            self.at_close.callback(self.host_transport.close)
 
     @property
     def is_root(self) -> bool:
@@ -96,10 +100,12 @@ class World:
     @property
     def control(self) -> Collectives:
         """The transport for small data that is needed at once."""
+        self._check_open()
         return self.native if self.host_transport is None else self.host_transport
 
     def transport(self, name: str, *, sharded: bool) -> Collectives:
         """Return the transport that a name stands for, "auto" too, outside a trace."""
+        self._check_open()
         host = self.host_transport
         if host is None or name == "native":
             return self.native
@@ -110,6 +116,35 @@ class World:
             f"World(rank={self.rank}, size={self.size}, host={self.host!r}, "
             f"backend={self.backend!r})"
         )
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:  # other ranks may not have failed, and don't close it then
+            self.close()
+
+    def close(self) -> None:
+        """End this world on all ranks, which all call it; the end of a `with` does.
+
+        Ends its threads, frees its MPI communicators, restores the process's hooks, and
+        closes the worlds that were split from it. Its collectives raise RuntimeError
+        from then on, and `mlxdist.init()` makes a new world of the same ranks. MPI goes
+        on until the process ends, and so does `faulthandler`. Closing again does
+        nothing.
+        """
+        if self.is_closed:
+            return
+        agree(self.control, "World.close")
+        self.native.flush()
+        self.at_close.close()
+        self.is_closed = True
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise RuntimeError(
+                "this world is closed; mlxdist.init() joins the ranks again"
+            )
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
@@ -209,6 +244,7 @@ class World:
         Raises:
             ValueError: over other backends than MPI.
         """
+        self._check_open()
         if self._comm is None:
             raise ValueError(f"this works over MPI, and not over {self.backend!r}")
         return self._comm.Dup()
@@ -231,7 +267,9 @@ class World:
         self.native.flush()
         group = split_group(self.group, self.backend, int(color))
         comm = None if self._comm is None else self._comm.Split(int(color), self.rank)
-        return World(group, self.backend, comm, Recorder(self.recorder))
+        part = World(group, self.backend, comm, Recorder(self.recorder))
+        self.at_close.callback(part.close)
+        return part
 
 
 def _ranks_on_host(comm: Comm) -> tuple[int, bool]:

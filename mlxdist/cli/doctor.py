@@ -66,6 +66,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.postmortem is not None:
         from ..world import postmortem
 
+        _check_alone(parsed)
         print(postmortem.report(parsed.postmortem))
         return 0
     findings, links = _examine(parsed)
@@ -78,6 +79,19 @@ def _run(parsed: argparse.Namespace) -> int:
     else:
         _print_table(findings)
     return int(failed)
+
+
+def _check_alone(parsed: argparse.Namespace) -> None:
+    """Raise ValueError if an option was given that --postmortem has no use for."""
+    given = {
+        "--json": parsed.json,
+        "-H": parsed.hosts,
+        "--hostfile": parsed.hostfile,
+        "--iface": parsed.iface,
+    }
+    unused = [option for option, value in given.items() if value]
+    if unused:
+        raise ValueError(f"--postmortem reads a folder here: leave out {unused[0]}")
 
 
 def _examine(parsed: argparse.Namespace) -> tuple[list[Finding], LinkReport]:
@@ -129,7 +143,7 @@ def _print_table(findings: Sequence[Finding]) -> None:
         console.print(f"\n{sign}[/] {problem.check}{where}: fix it with")
         console.print(f"    {escape(problem.remedy)}", soft_wrap=True)
     if not problems:
-        console.print("\nNothing is wrong.")
+        console.print("\nNo problem was found.")
 
 
 def merge_rows(findings: Sequence[Finding]) -> list[Finding]:

@@ -88,14 +88,14 @@ def add_parser(commands: Commands) -> None:
 def _add_time_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step-time",
-        type=seconds,
+        type=_duration,
         metavar="SECONDS",
         help="time of a step on one rank alone, with its share of the batch (default: "
         "0, which predicts only communication)",
     )
     parser.add_argument(
         "--update-time",
-        type=seconds,
+        type=_duration,
         metavar="SECONDS",
         help="the part of it that the optimizer's update takes, which sharding divides "
         "by N",
@@ -126,7 +126,9 @@ def _run(parsed: argparse.Namespace) -> int:
     model = _model(parsed)
     local, update = parsed.step_time or 0.0, parsed.update_time or 0.0
     if update > local:
-        raise ValueError("--update-time is a part of --step-time, and not above it")
+        raise ValueError(
+            f"--update-time {update:g} is a part of --step-time, and that is {local:g}"
+        )
     if max(parsed.n or [1]) > _MAX_HOSTS:
         raise ValueError(f"-n {max(parsed.n)}: wanted at most {_MAX_HOSTS}")
     links = _links(parsed)
@@ -139,7 +141,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps([plan_report.to_json(each) for each in predictions], indent=1))
     else:
-        plan_table.show(model, predictions, links, parsed.step_time)
+        plan_table.show(model, predictions, links, parsed.step_time or None)
     return 0
 
 
@@ -198,8 +200,15 @@ def _count(text: str) -> int:
     except ValueError:
         number = math.nan
     if not 1 <= number <= 1e15:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number such as 7e9")
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, wanted a number from 1 to 1e15, such as 7e9"
+        )
     return int(number)
+
+
+def _duration(text: str) -> float:
+    """Parse a number of seconds, which may be 0."""
+    return seconds(text) if text.strip("0.") or not text.strip(".") else 0.0
 
 
 def _gigabytes(text: str) -> float:

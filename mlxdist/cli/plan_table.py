@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..layout.wording import counted
 from ..planner import Link, Model, Prediction, StepTime
-from .number_format import counted, gigabytes, short
+from .number_format import gigabytes, short
 from .plan_report import reason
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ def show(
         f"{gigabytes(model.parameter_bytes)}, {model.optimizer}"
     )
     if model.untrained_bytes:
-        untrained = f"{gigabytes(model.untrained_bytes)} of tensors that are no floats"
+        untrained = (
+            f"{gigabytes(model.untrained_bytes)} of tensors that are not floating-point"
+        )
         console.print(f"{untrained} are not trained, and not counted below")
     console.print("\nGB per rank, without activations:")
     console.print(_memory_table(model, predictions))
-    bounds = ", where an accelerator computes - where the CPU does"
+    bounds = ", computing on an accelerator - on the CPU"
     is_range = any(link.overlap is None for link in links)
     console.print(f"\nseconds per step{bounds * is_range}:")
     console.print(_time_table(predictions, links))
     if local:
-        console.print("\nhow many times the examples a second of one host:")
+        console.print("\nspeed-up over one host, in examples per second:")
         console.print(_speed_up_table(predictions, links, local))
     last = predictions[-1]
     for each in predictions:
@@ -55,11 +58,11 @@ def show(
 
 def _memory_table(model: Model, predictions: Sequence[Prediction]) -> Table:
     table = _table(model.strategies)
-    table.add_column("take")
+    table.add_column("best")
     for each in predictions:
         totals = (short(m.total / 1e9) for m in each.memory.values())
-        take = each.choice.strategy if each.choice.fits else "nothing fits"
-        table.add_row(str(each.ranks), *totals, take)
+        best = each.choice.strategy if each.choice.fits else "nothing fits"
+        table.add_row(str(each.ranks), *totals, best)
     return table
 
 

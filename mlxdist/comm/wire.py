@@ -1,5 +1,4 @@
-"""Buckets on a transport: gradients in, mean gradients out; updated pieces in, whole
-parameters out.
+"""Buckets on a transport: gradients to means, and updated pieces to parameters.
 
 `reduce` takes every rank's gradients and returns the mean of what this rank steps with,
 a chunk for each bucket. What the optimizer makes of a chunk goes into `gather`, and
@@ -132,9 +131,8 @@ class Wire:
         bucket = self.plan.buckets[index]
         parts = [gradients[entry.path] for entry in bucket.entries]
         name = _unless_wide(self._wire_dtype, bucket)
-        dtype = None if name is None else dtype_of(name)
-        if dtype is not None and parts[0].dtype != dtype:
-            parts = [part.astype(dtype) for part in parts]
+        if name is not None and parts[0].dtype != dtype_of(name):
+            parts = [part.astype(dtype_of(name)) for part in parts]
         with self.comm.recorder.carrying(self._contents[index]):
             if self.plan.sharded:
                 return self.comm.start_reduce_scatter(parts, bucket, weights)

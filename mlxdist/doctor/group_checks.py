@@ -25,7 +25,7 @@ def check_host_names(context: GroupContext) -> Iterator[Finding]:
             hosts = [host for host, report in reports.items() if report["host"] == name]
             new_name = f"{name.partition('.')[0]}-{count}"
             remedy = context.remedies[hosts[-1]].rename_host(new_name)
-            message = f"{', '.join(hosts)} all call themselves {name}"
+            message = f"{', '.join(hosts)} have the same host name, {name}"
             yield Finding("host names", message, "failure", remedy)
     if len(counts) == len(reports):
         yield Finding("host names", ", ".join(counts))

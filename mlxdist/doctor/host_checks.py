@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from ..launcher.probe import PACKAGES
+from ..layout.wording import counted
 from .finding import Finding, HostContext
 
 _SCARCE_MEMORY = 1e9  # bytes
@@ -89,8 +90,8 @@ def check_device(context: HostContext) -> Iterator[Finding]:
     if device["kind"] == expected:
         yield Finding("device", message)
         return
-    message += f", where the first host computes on its {expected}: one waits for the "
-    message += "other"
+    message += f", where the first host computes on its {expected}: the "
+    message += "faster one waits for the other"
     yield Finding("device", message, "warning", remedies.list_accelerators())
 
 
@@ -162,9 +163,8 @@ def check_leftovers(context: HostContext) -> Iterator[Finding]:
     if not folders:
         yield Finding("leftovers", "none of killed jobs")
         return
-    several = len(folders) > 1
     message = (
-        f"{len(folders)} folder{'s' * several} of killed jobs, such as {folders[0]}: "
+        f"{counted(len(folders), 'folder')} of killed jobs, such as {folders[0]}: "
         "a later job with the same process id would not start"
     )
     remedy = context.remedies.remove_folders(folders)
@@ -198,7 +198,7 @@ def check_peers(context: HostContext) -> Iterator[Finding]:
     peers, remedies = context.report["peers"], context.remedies
     failed = {host: peer for host, peer in peers.items() if "error" in peer}
     if peers and not failed:
-        yield Finding("reaches others", f"all {len(peers)}")
+        yield Finding("reaches others", counted(len(peers), "other host"))
     for host, peer in failed.items():
         remedy = remedies.allow_traffic(host)
         if not peer["resolved"]:

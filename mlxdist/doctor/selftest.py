@@ -67,7 +67,7 @@ def check_equality(result: JobResult) -> Iterator[CheckResult]:
             continue
         message = _difference(difference)
         if not report["identical"]:
-            message += ", but ranks differ among themselves"
+            message += ", but the ranks differ"
         passed = difference <= _TOLERANCE and report["identical"]
         message += f", on {report['device']}"
         yield CheckResult(name, passed, message, result.seconds)
@@ -77,7 +77,7 @@ def check_killed(result: JobResult, killed: int, name: str) -> CheckResult:
     """Check that the launcher reports the killed rank, and a checkpoint was saved."""
     report = cast(SelftestReport, result.report)
     passed = result.code != 0 and killed in result.killed and "saved" in report
-    message = f"{name} was killed, exit code {result.code}: {result.message}"
+    message = f"killed {name}: {result.message}"
     return CheckResult("a killed rank is noticed", passed, message, result.seconds)
 
 
@@ -92,4 +92,4 @@ def check_resumed(result: JobResult) -> CheckResult:
 
 
 def _difference(value: float) -> str:
-    return f"within {value:.0e}" if value else "every bit"
+    return f"within {value:.0e}" if value else "bit for bit"

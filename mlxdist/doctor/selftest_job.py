@@ -137,7 +137,7 @@ def compare(world: World) -> SelftestReport:
         "one_process": over_ranks(world, one_process),
         "sharded": over_ranks(world, sharded),
         "identical": all(world.identical(each) for each in trained),
-        "device": str(mx.default_device()),
+        "device": mx.default_device().type.name,
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..comm.collectives import Traffic
 from ..layout.sharding import Plan
+from ..layout.wording import counted
 from .pipeline import Pipelines
 from .setup import Initialized
 
@@ -50,20 +51,21 @@ class Description:
         elements = sum(entry.size for entry in plan.entries)
         update = "compiled" if self.compiled else "not compiled"
         lines = [
-            f"{self.optimizer}, {plan.strategy}, {plan.ranks} ranks, {self.transport}, "
-            f"update {update}",
-            f"{elements:,} parameters in {len(plan.entries)} tensors, "
-            f"{len(plan.buckets)} buckets",
+            f"{self.optimizer}, {plan.strategy}, {counted(plan.ranks, 'rank')}, "
+            f"{self.transport}, update {update}",
+            f"{counted(elements, 'parameter')} in "
+            f"{counted(len(plan.entries), 'tensor')}, "
+            f"{counted(len(plan.buckets), 'bucket')}",
             f"rank {self.rank} sends {megabytes(self.traffic.bytes_sent)} MB a step in "
-            f"{self.traffic.collectives} collectives",
+            f"{counted(self.traffic.collectives, 'collective')}",
             f"state unsharded: {megabytes(self.state_bytes_unsharded)} MB a rank",
         ]
         for rank, nbytes in enumerate(self.state_bytes_by_rank):
             shard = plan.shard(rank)
             owned = sum(stop - start for start, stop in shard.values())
             lines.append(
-                f"rank {rank}: {megabytes(nbytes)} MB of state, {owned:,} elements of "
-                f"{len(shard)} tensors"
+                f"rank {rank}: {megabytes(nbytes)} MB of state, "
+                f"{counted(owned, 'element')} of {counted(len(shard), 'tensor')}"
             )
         if self.begun_anew:
             lines.append(f"new state since the last init: {', '.join(self.begun_anew)}")

@@ -24,7 +24,7 @@ def test_check_host_names_equal_names_are_a_failure(system, command):
     same_name = answer("10.0.0.2", name="mac1", system=system)
     (problem,) = problems_beside_mac1(same_name)
     assert (problem.check, problem.level) == ("host names", "failure")
-    assert problem.message == "mac1, 10.0.0.2 all call themselves mac1"
+    assert problem.message == "mac1, 10.0.0.2 have the same host name, mac1"
     assert problem.remedy == command
 
 

@@ -15,7 +15,7 @@ REPORT = {
 def test_check_pairs_less_than_half_the_bandwidth_is_a_warning():
     exact, fast, slow = diagnose_links(REPORT, ["a", "b", "c"])
     assert (exact.level, fast.level, slow.level) == ("ok", "ok", "warning")
-    assert fast.message == "a - b: 20 us, 900 MB/s each way at once"
+    assert fast.message == "a - b: 20 us, 900 MB/s in both directions at once"
 
 
 def test_check_sums_wrong_sums_are_a_failure():

@@ -61,7 +61,7 @@ def test_check_killed_passes_if_the_outcome_has_the_rank(code, killed, passed):
     job = result(code, "why", killed=killed, saved=True)
     check = selftest.check_killed(job, 1, "rank 1")
     assert check.passed == passed
-    assert check.message == f"rank 1 was killed, exit code {code}: why"
+    assert check.message == "killed rank 1: why"
     unsaved = result(code, "why", killed=killed)
     assert not selftest.check_killed(unsaved, 1, "rank 1").passed
 

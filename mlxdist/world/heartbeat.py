@@ -155,7 +155,7 @@ class Peer:
             text += f"; no heartbeat for {silence:.0f} s"
             if beat is not None and beat.host == local_host:
                 text += _process_state(beat.pid)
-        elif beat is not None:
+        elif beat is not None and not self.status.leaving:
             computes = beat.cpu_load > _BUSY
             text += (
                 "; it is alive and computes" if computes else "; it is alive but idle"

@@ -44,6 +44,8 @@ def test_peer_describe_tells_computing_from_idle():
     text = silent_peer(0).describe("elsewhere")
     assert text == "rank 1 on h: in update, step 3, for 4 s; it is alive and computes"
     assert "it is alive but idle" in silent_peer(0, cpu_load=0.01).describe("h")
+    at_end = silent_peer(0, status=Status(step=3, leaving=True)).describe("h")
+    assert at_end == "rank 1 on h: exiting, after step 3, for 4 s"
     stuck = silent_peer(0, idle=40.0).describe("h")
     assert stuck.endswith("and its main thread is in one call for 40 s")
 

@@ -103,8 +103,8 @@ def weight_problem(weight: float | None) -> str | None:
     try:
         if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
             return None
-    except (TypeError, ValueError):
-        pass  # not a number at all
+    except (TypeError, ValueError, OverflowError):
+        pass  # not a number at all, or an integer beyond all floats
     return f"its weight is {weight!r}; it must be 0, or a number from 1e-9 to 1e15"
 
 

@@ -156,7 +156,10 @@ class Plan:
     @property
     def lines(self) -> list[str]:
         """The plan as text, to be compared across ranks."""
-        return [f"{self.strategy} over {self.ranks} ranks", *map(str, self.entries)]
+        layout = (
+            f"{self.strategy} in {len(self.buckets)} buckets over {self.ranks} ranks"
+        )
+        return [layout, *map(str, self.entries)]
 
     @cached_property
     def fingerprint(self) -> int:

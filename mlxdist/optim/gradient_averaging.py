@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import mlx.core as mx
+import numpy as np
 
 from ..arrays import device
 from ..arrays.trees import FLOATS, entries_of, leaves_of, rebuild
@@ -48,11 +49,11 @@ def average_gradients(
     """
     world = current() if world is None else world
     entries, problem = result_or_problem(_floating_entries, gradients)
-    if not isinstance(bucket_size, int) or bucket_size < 1:
+    if not isinstance(bucket_size, int | np.integer) or bucket_size < 1:
         problem = f"bucket_size is {bucket_size!r}; it must be 1 byte or more"
         bucket_size = DEFAULT_BUCKET_SIZE
     plan = make_plan(
-        entries or (), world.size, strategy="replicated", bucket_size=bucket_size
+        entries or (), world.size, strategy="replicated", bucket_size=int(bucket_size)
     )
     flat = leaves_of(gradients) if problem is None else {}
     traced = not device.start_evaluation(_first(plan, flat))
@@ -96,9 +97,10 @@ def _weights(
         world,
         "average_gradients",
         plan.fingerprint,
-        lambda: list(map(str, plan.entries)),
+        lambda: plan.lines,
         weight=weight,
         problem=problem,
+        remedy="Pass the same tree and the same bucket_size on all ranks.",
     )
 
 

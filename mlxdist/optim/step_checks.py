@@ -187,8 +187,11 @@ def agree_on_weights(
     *,
     weight: float | None,
     problem: str | None,
+    remedy: str = _DRIFT_REMEDY,
 ) -> Weights:
     """Compare a call over the ranks, and return all ranks' weights.
+
+    Args: as of `agree`.
 
     Raises:
         MismatchError: on all ranks, where they differ, or none has any weight.
@@ -202,7 +205,7 @@ def agree_on_weights(
         describe,
         number=number,
         problem=problem,
-        remedy=_DRIFT_REMEDY,
+        remedy=remedy,
     )
     if not math.fsum(every):
         raise MismatchError(f"{call} refused: every rank has weight 0")

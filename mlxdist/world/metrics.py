@@ -92,6 +92,10 @@ def _as_float64(path: KeyPath, leaf: Leaf) -> NDArray[np.float64]:
 def _as_numpy(leaf: Leaf) -> NDArray[np.generic] | None:
     if isinstance(leaf, mx.array):
         return np.array(leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf)
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise ValueError(
+            "its masked numbers have no mean; call filled() or compressed()"
+        )
     if isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(leaf)
     if isinstance(leaf, Complex) and not isinstance(leaf, Real):

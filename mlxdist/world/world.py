@@ -213,7 +213,7 @@ class World:
         """
         arrays = tree.parameters() if isinstance(tree, Module) else tree
         entries, problem = result_or_problem(entries_of, arrays)
-        if not (isinstance(root, int) and 0 <= root < self.size):
+        if not (isinstance(root, int | np.integer) and 0 <= root < self.size):
             problem = f"root is {root!r}; the ranks go from 0 to {self.size - 1}"
         lines = [f"root {root}", *map(str, entries or ())]
         call = "World.broadcast"
@@ -261,8 +261,10 @@ class World:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
-        is_valid = isinstance(color, int | np.integer) and color >= 0
-        problem = None if is_valid else f"color is {color!r}; it must be 0 or more"
+        is_valid = isinstance(color, int | np.integer) and 0 <= color < 2**31
+        problem = (
+            None if is_valid else f"color is {color!r}; it must be from 0 to 2^31-1"
+        )
         agree(self.control, "World.split", problem=problem)
         self.native.flush()
         group = split_group(self.group, self.backend, int(color))

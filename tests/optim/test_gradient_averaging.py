@@ -90,6 +90,13 @@ def test_average_gradients_with_a_wrong_option_on_one_rank_raises_on_all(
 
 
 @pytest.mark.mpi(min_size=2)
+def test_average_gradients_in_other_buckets_on_one_rank_raises_on_all(world):
+    gradients = {"a": mx.ones(200), "b": mx.ones(300)}
+    with pytest.raises(MismatchError, match=r"rank 0: .*in 2 buckets[^$]*bucket_size"):
+        mlxdist.average_gradients(gradients, bucket_size=10**6 if world.rank else 4)
+
+
+@pytest.mark.mpi(min_size=2)
 def test_average_gradients_of_no_arrays_on_one_rank_raises_on_all(world):
     with pytest.raises(MismatchError, match="the ranks differ"):
         mlxdist.average_gradients({} if world.rank == 0 else {"w": mx.ones(3)})

@@ -45,7 +45,7 @@ def test_broadcast_keeps_the_bits_of_every_dtype(dtype, world):
     root = world.size - 1
     local = values if world.rank == root else mx.zeros_like(values)
     empty = mx.zeros((0, 2), dtype)
-    tree = world.broadcast({"a": [local, empty], "s": local[3]}, root)
+    tree = world.broadcast({"a": [local, empty], "s": local[3]}, np.int64(root))
     assert_same_bits(tree["a"][0], values)
     assert tree["a"][1].shape == (0, 2)
     assert tree["s"].item() == values[3].item()
@@ -82,6 +82,8 @@ def test_identical_of_no_arrays_on_one_rank_raises_on_all(world):
 def test_split_with_a_color_that_is_none_raises_on_all_ranks(world):
     with pytest.raises(MismatchError, match=r"rank 0: color is np.int64\(-1\)"):
         world.split(np.int64(world.rank - 1))
+    with pytest.raises(MismatchError, match=r"color is 1099511627776; it must be"):
+        world.split(2**40)
     assert world.split(np.int64(world.rank)).size == 1
 
 

@@ -22,11 +22,12 @@ from ..arrays.trees import all_parameters, rebuild
 from ..arrays.types import Flat
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives
-from ..layout.entries import fingerprint
+from ..layout.entries import fingerprint, split_counts
 from ..layout.paths import KeyPath
 
 # Bytes of each array that are compared first.
 BEGINNING = 4096
+_PIECE_BYTES = 16 * 2**20  # that one thread hashes
 _THREADS = 4
 
 
@@ -74,14 +75,19 @@ def _equal(
     comm: Collectives, data: Sequence[NDArray[np.uint8]], words: int
 ) -> list[bool]:
     """Return for each vector of bytes whether all ranks have the same."""
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
-        digests = b"".join(threads.map(lambda d: _digest(d)[: 8 * words], data))
-    local = np.frombuffer(digests, np.uint64)
-    if not local.size:
+    if not data:
         return []
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        digests = [threads.map(_digest, _pieces(vector)) for vector in data]
+        whole = [_digest(b"".join(pieces))[: 8 * words] for pieces in digests]
+    local = np.frombuffer(b"".join(whole), np.uint64)
     every = comm.all_gather_words(local).reshape(comm.size, -1, words)
     return [bool(equal) for equal in (every == every[0]).all(axis=(0, 2))]
 
 
-def _digest(data: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(data.data).digest()
+def _pieces(data: NDArray[np.uint8]) -> list[memoryview]:
+    return [data[i:j].data for i, j in split_counts(data.size, _PIECE_BYTES)]
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..arrays.device import start_evaluation
 from ..arrays.types import Array
 from ..comm.agreement import MismatchError, agree
 from ..comm.collectives import Collectives
@@ -40,20 +41,21 @@ class Found(NamedTuple):
     problem: str | None = None
 
 
-def find_assigned(inner: InnerOptimizer, paths: Collection[KeyPath]) -> Found:
+def find_assigned(
+    comm: Collectives, inner: InnerOptimizer, paths: Collection[KeyPath]
+) -> Found:
     """Return the state that is in the optimizer."""
-    try:
-        tree = {path: keys for path, keys in state.read(inner, paths).items() if keys}
-        mx.eval(tree)
-    except ValueError:
+    tree = {path: keys for path, keys in state.read(inner, paths).items() if keys}
+    headers = headers_of(_whole_parts(tree))
+    surplus, missing = state.surplus(inner, paths), state.missing_scalars(inner)
+    arrays = [v for keys in tree.values() for v in keys.values() if not is_number(v)]
+    problem = None
+    if comm.size > 1 and not start_evaluation(arrays):
         problem = (
             "a state was assigned, and mx.compile traces already: call "
             "optimizer.init(model) before that, which takes it"
         )
-        return Found({}, Assigned({}, [], []), problem)
-    parts = _whole_parts(tree)
-    surplus, missing = state.surplus(inner, paths), state.missing_scalars(inner)
-    return Found(tree, Assigned(headers_of(parts), surplus, missing))
+    return Found(tree, Assigned(headers, surplus, missing), problem)
 
 
 def take_assigned(

@@ -256,12 +256,16 @@ class InnerOptimizer:
             leaf.optimizer.state.update(scalars)
 
     def scalar_lines(self) -> list[str]:
-        """Step, learning rate and the like as text. Waits for their values."""
+        """Step, learning rate and the like as text. Waits for their values.
+
+        Without numbers that are no arrays: an optimizer may count in them what a rank
+        does for its own shard.
+        """
         return [
             f"{name} {value.item()!r}"
             for leaf in self.leaves
             for name, value in leaf.scalars().items()
-            if value.size == 1
+            if value.size == 1 and isinstance(leaf.optimizer.state[name], mx.array)
         ]
 
 

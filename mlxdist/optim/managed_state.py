@@ -128,7 +128,7 @@ class ManagedState:
             return
         call = f"{self.name}.{call} with an assigned state"
         try:
-            found = find_assigned(inner, layout.plan.by_path)
+            found = find_assigned(comm, inner, layout.plan.by_path)
             tree = take_assigned(comm, call, inner, layout, found, root_wins=False)
             scalars = state.scalars_of(inner)
             lines = inner.scalar_lines()

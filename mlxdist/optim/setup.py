@@ -80,7 +80,7 @@ def initialize(
         flat = share_parameters(world, call, parameters)
         assign_parameters(comm, call, inner, trainable(parameters))
         plan = plan_parameters(comm, inner, options, entries, list(flat))
-        found = find_assigned(inner, plan.by_path)
+        found = find_assigned(comm, inner, plan.by_path)
         layout = make_state(comm, call, inner, plan, flat, options.copies)
         if old.plan.entries:
             carried = carry_over(comm, old, earlier, layout)

@@ -7,6 +7,7 @@ key is the text of a path in the parameter's dict.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 
 from ..arrays.trees import leaves_of, make_slot, put, slot, unflatten
@@ -92,9 +93,15 @@ def reset(inner: InnerOptimizer, plan: Plan) -> None:
 
 def share_scalars(inner: InnerOptimizer, comm: Collectives) -> None:
     """Give all ranks the root's step, learning rate and the like."""
+    numbers: list[dict[str, Value]] = []
     for leaf in inner.leaves:
-        for name, value in leaf.scalars().items():
-            put_scalar(leaf, name, comm.broadcast(value, 0))
+        state, names = leaf.optimizer.state, leaf.scalars()
+        numbers.append({name: state[name] for name in names if is_number(state[name])})
+        for name in names:
+            if name not in numbers[-1]:
+                state[name] = comm.broadcast(state[name], 0)
+    texts = comm.all_gather_bytes(json.dumps(numbers).encode())
+    write_scalars(inner, json.loads(texts[0]))
 
 
 def put_scalar(leaf: Leaf, name: str, array: Array) -> None:

@@ -47,6 +47,10 @@ class Header(NamedTuple):
     def span(self) -> Span:
         return self.start, self.stop
 
+    @property
+    def is_whole(self) -> bool:
+        return self.span == (0, math.prod(self.shape))
+
 
 Headers = dict[KeyPath, dict[str, Header]]  # {path: {key: header}}
 JsonByKey = Mapping[str, Any]
@@ -148,11 +152,14 @@ def exchange(
         local = parts.pop(path, {})
         by_rank = [headers.get(path, {}) for headers in every]
         for key in _ordered_union(by_rank):
-            have = {rank: keys[key] for rank, keys in enumerate(by_rank) if key in keys}
+            have = _same_shape(
+                {rank: keys[key] for rank, keys in enumerate(by_rank) if key in keys}
+            )
             first = next(iter(have.values()))
             found = {r: wants(r, path, key, first) for r in range(comm.size)}
             wanted = {r: want for r, want in found.items() if want is not None}
-            value = _exchange_one(comm, local.pop(key, None), have, wanted)
+            part = local.pop(key, None) if comm.rank in have else None
+            value = _exchange_one(comm, part, have, wanted)
             if comm.rank in wanted:
                 result.setdefault(path, {})[key] = value
     return result
@@ -179,6 +186,17 @@ def exchange_shards(
 def whole(rank: int, path: KeyPath, key: str, header: Header) -> Want:
     """Return that a rank is to have a whole array."""
     return Want(0, math.prod(header.shape), header.shape)
+
+
+def _same_shape(have: dict[int, Header]) -> dict[int, Header]:
+    """Return the headers with one shape, of those that differ in it.
+
+    An optimizer may make an array of shape (1,) at its first step. A rank whose slice
+    has one element takes it for a slice; the others know that it is whole.
+    """
+    headers = have.values()
+    first = next((h for h in headers if h.is_whole), next(iter(headers)))
+    return {rank: h for rank, h in have.items() if h.shape == first.shape}
 
 
 def _ordered_union(mappings: Sequence[Mapping[Name, object]]) -> list[Name]:

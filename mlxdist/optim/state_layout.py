@@ -68,11 +68,13 @@ class StateLayout:
 
     Attributes:
         specs: of the state that `init` made.
+        owners: for each parameter the prefix of its optimizer in MLX's state tree.
     """
 
     plan: Plan
     rank: int
     specs: Specs = field(default_factory=dict)
+    owners: Mapping[KeyPath, str] = field(default_factory=dict)
 
     @cached_property
     def shard(self) -> dict[KeyPath, tuple[int, int]]:
@@ -143,7 +145,8 @@ def record(
             key: _spec(value, entry, is_cut=key in cut_keys)
             for key, value in values.items()
         }
-    return StateLayout(plan, rank, specs)
+    owners = {path: inner.owner(path).at for path in plan.by_path}
+    return StateLayout(plan, rank, specs, owners)
 
 
 def _spec(value: Value, entry: Entry, *, is_cut: bool) -> Spec:

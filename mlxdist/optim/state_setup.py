@@ -126,6 +126,7 @@ def carry_over(
         for entry in plan.entries
         if entry.path in old.plan.by_path
         and old.plan.by_path[entry.path].shape == entry.shape
+        and old.owners[entry.path] == layout.owners[entry.path]
     ]
     parts = old.located({e.path: tree[e.path] for e in stayed if e.path in tree})
     tree.clear()

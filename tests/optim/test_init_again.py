@@ -3,15 +3,20 @@
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
+from mlx.utils import tree_flatten
 
 from mlxdist import MismatchError
 from mlxdist.optim import state_exchange
 from tests.support.examples import (
+    CLASSES,
     apply_steps,
     assert_same_bits,
     distributed,
     each_shard,
     gradients,
+    make,
+    parameters,
+    shard_modes,
 )
 
 pytestmark = pytest.mark.mpi
@@ -113,100 +118,7 @@ def test_moves_hold_no_more_than_a_piece_of_what_others_want(world, monkeypatch)
     assert mx.get_peak_memory() - start < 2 * owns + 2**20
 
 
-class Counting(optim.Optimizer):
-    """Momentum with Python numbers, an array of one element, and one of two."""
-
-    elementwise = True
-
-    def __init__(self, rate=0.1):
-        super().__init__()
-        self._maybe_schedule("learning_rate", rate)
-        self.state["seen"] = 0
-
-    def init_single(self, parameter, state):
-        state["m"] = mx.zeros_like(parameter)
-        state["t"], state["scale"], state["warm"], state["note"] = 0, 1.0, True, None
-        state["count"] = mx.zeros(1)
-        state["range"] = mx.zeros(2)
-        state["noise"] = mx.random.uniform(shape=parameter.shape)
-
-    def apply_single(self, gradient, parameter, state):
-        state["t"] += 1
-        state["scale"] *= 0.5
-        state["warm"] = state["t"] < 2
-        state["count"] = state["count"] + 1
-        state["range"] = mx.minimum(state["range"] - 1, 0)
-        state["m"] = state["m"] + gradient
-        self.state["seen"] = state["t"]
-        return parameter - self.learning_rate * state["m"]
-
-
-def small(world):
-    """Parameters whose slices have one or two elements, as other arrays of state."""
-    n = world.size
-    return {
-        "n": mx.arange(float(n)),
-        "nk": mx.arange(2.0 * n).reshape(n, 2),
-        "two": mx.arange(2.0),
-        "one": mx.ones(1),
-        "scalar": mx.array(1.0),
-    }
-
-
-@each_shard
-def test_numbers_and_arrays_of_one_element_survive_another_cut(shard, world):
-    tree = small(world)
-    mx.random.seed(5)
-    optimizer = started(world, tree, Counting(), shard=shard)
-    before = optimizer.gather_state()
-    for name in tree:
-        state = before[name]
-        assert (state["t"], state["scale"], state["warm"]) == (2, 0.25, False)
-        assert state["note"] is None
-        assert state["count"].tolist() == [2]
-        assert state["range"].tolist() == [-2, -2]
-        assert state["m"].shape == tree[name].shape
-    assert before["seen"] == (2 if "n" in optimizer.state else before["seen"])
-    tree["a"] = mx.arange(3.0)
-    optimizer.init(tree)
-    after = optimizer.gather_state()
-    for name in before.keys() & tree.keys():
-        assert_same_bits(
-            {k: v for k, v in after[name].items() if isinstance(v, mx.array)},
-            {k: v for k, v in before[name].items() if isinstance(v, mx.array)},
-        )
-        assert after[name]["t"] == 2
-    other = distributed(world, Counting(), shard=shard)
-    other.init(tree)
-    other.load_state(after)
-    assert other.gather_state()["two"]["t"] == 2
-    assert other.gather_state()["n"]["count"].tolist() == [2]
-
-
-@pytest.mark.mpi(min_size=2)
-def test_numbers_that_differ_between_ranks_are_refused_on_all(world):
-    tree = {"w": mx.arange(6.0)}
-    mx.random.seed(5)
-    optimizer = started(world, tree, Counting(), shard=False)
-    if world.rank == 1:
-        optimizer.state["w"]["t"] = 7
-    with pytest.raises(MismatchError, match="the state t of w is 7 on rank 1, and 2"):
-        optimizer.init(tree)
-    assert optimizer.state["w"]["count"].tolist() == [2]
-
-
-def test_random_numbers_are_not_drawn_to_record_a_layout(world):
-    mx.random.seed(5)
-    distributed(world, Counting(), shard="elements").init(
-        {"w": mx.arange(3.0 * world.size)}
-    )
-    drawn = mx.random.uniform()
-    mx.random.seed(5)
-    Counting().init({"w": mx.zeros(3)})
-    assert drawn.item() == mx.random.uniform().item()
-
-
-class Failing(Counting):
+class Failing(optim.SGD):
     elementwise = True
     fails = False
 
@@ -221,13 +133,13 @@ def test_init_that_fails_on_one_rank_fails_on_all_and_keeps_the_state(
     shard, world, monkeypatch
 ):
     tree = tree_of()
-    optimizer = started(world, tree, Failing(), shard=shard)
+    optimizer = started(world, tree, Failing(0.1, 0.9), shard=shard)
     before = optimizer.gather_state()
     monkeypatch.setattr(Failing, "fails", world.rank == world.size - 1)
     with pytest.raises(MismatchError, match="no memory for it"):
         optimizer.init(tree_of(b=mx.ones(3 * world.size)))
     monkeypatch.setattr(Failing, "fails", False)
-    assert_same_bits(optimizer.gather_state()["w0"]["m"], before["w0"]["m"])
+    assert_same_bits(optimizer.gather_state()["w0"]["v"], before["w0"]["v"])
     optimizer.apply_gradients(gradients(tree, 0, 0), tree)
     optimizer.init(tree_of(b=mx.ones(3)))
 
@@ -253,3 +165,35 @@ def test_filter_that_fails_on_one_rank_is_refused_on_all(world):
     inner = optim.MultiOptimizer([optim.Adam(0.1), optim.SGD(0.1)], [is_matrix])
     with pytest.raises(MismatchError, match="rank 1: KeyError: 'w'"):
         distributed(world, inner).init({"w": mx.ones(3)})
+
+
+@each_shard
+def test_parameters_of_another_optimizer_begin_anew(shard, world):
+    """A filter that sends `b` from Adam to SGD, whose momentum is called "v" too."""
+    takes = {"b"}
+    inner = optim.MultiOptimizer(
+        [optim.Adam(0.1), optim.SGD(0.1, 0.9)], [lambda path, x: path in takes]
+    )
+    tree = {"a": mx.arange(6.0), "b": mx.arange(6.0)}
+    optimizer = started(world, tree, inner, shard=shard)
+    before = optimizer.gather_state()["states"]
+    takes.clear()
+    optimizer.init(tree)
+    after = optimizer.gather_state()["states"]
+    assert_same_bits(after[1]["a"], before[1]["a"])
+    assert not mx.any(after[1]["b"]["v"]).item()
+    assert optimizer.describe().begun_anew == (
+        "b float32[6] (its state before is of another optimizer)",
+    )
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_state_of_every_class_is_kept_when_a_parameter_is_frozen(name, world):
+    for shard in shard_modes(name):
+        tree = parameters(name)
+        optimizer = started(world, tree, make(name), shard=shard)
+        before = dict(tree_flatten(optimizer.gather_state()))
+        del tree["embed"]
+        optimizer.init(tree)
+        after = dict(tree_flatten(optimizer.gather_state()))
+        assert_same_bits(after, {p: before[p] for p in before if "embed" not in p})

@@ -156,9 +156,7 @@ class Plan:
     @property
     def lines(self) -> list[str]:
         """The plan as text, to be compared across ranks."""
-        layout = (
-            f"{self.strategy} in {len(self.buckets)} buckets over {self.ranks} ranks"
-        )
+        layout = f"{self.strategy}, ranks: {self.ranks}, buckets: {len(self.buckets)}"
         return [layout, *map(str, self.entries)]
 
     @cached_property

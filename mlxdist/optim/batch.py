@@ -12,6 +12,7 @@ from ..arrays.dtypes import dtype_of
 from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import leaves_of
 from ..arrays.types import Flat, Tree
+from ..layout.entries import Entry
 from ..layout.sharding import Plan
 
 _INIT_REMEDY = (
@@ -92,14 +93,14 @@ def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:
 def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
     """Return how gradients differ from the plan's parameters, or None.
 
-    No gradients at all are valid: such a step moves the schedules alone.
+    A step may leave parameters out. One without gradients moves the schedules alone.
     """
-    if not gradients:
-        return None
+    unknown = len(gradients)
     for entry in plan.entries:
         array = gradients.get(entry.path)
         if array is None:
-            return f"there is no gradient for {entry}{_INIT_REMEDY}"
+            continue
+        unknown -= 1
         if not isinstance(array, mx.array):
             kind = type(array).__name__
             return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"
@@ -110,10 +111,33 @@ def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
                 f"the gradient of {entry.path} is {array.dtype}{list(shape)}, "
                 f"wanted {entry.dtype}{list(entry.shape)}{remedy}"
             )
-    if len(gradients) > len(plan.entries):
+    if unknown:
         extra = min(gradients.keys() - plan.by_path.keys())
         return f"there is a gradient for {extra}, new since init(){_INIT_REMEDY}"
     return None
+
+
+def missing_entries(plan: Plan, batch: Batch) -> list[Entry]:
+    """Return the parameters that a step of other ones leaves out."""
+    gradients = batch.gradients
+    if not gradients or len(gradients) == len(plan.entries):
+        return []
+    return [entry for entry in plan.entries if entry.path not in gradients]
+
+
+def missing_problem(plan: Plan, batch: Batch) -> str | None:
+    """Return which gradient is missing, where none may be, or None."""
+    missing = missing_entries(plan, batch)
+    return f"there is no gradient for {missing[0]}{_INIT_REMEDY}" if missing else None
+
+
+def missing_lines(plan: Plan, batch: Batch) -> list[str]:
+    """Return what a step leaves out as text, to be compared across ranks."""
+    return [
+        f"no gradient for {entry} (all ranks leave out the same ones: zeros stand for "
+        "a parameter that a rank did not use)"
+        for entry in missing_entries(plan, batch)
+    ]
 
 
 def batch_problem(plan: Plan, batch: Batch) -> str | None:

@@ -7,6 +7,7 @@ from ..comm.collectives import Collectives
 from ..comm.wire import Wire
 from ..layout.entries import Entry
 from ..layout.sharding import Bucket
+from .local_shard import Stepped
 from .local_update import LocalUpdate, ShardStep
 
 
@@ -21,6 +22,9 @@ class FromRoot:
 
     def __init__(self, update: LocalUpdate, wire: Wire):
         self._update, self._wire = update, wire
+
+    def kept(self, index: int, parameters: Flat) -> Stepped:
+        return self._update.kept(index, parameters)
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         for bucket in self._wire.plan.buckets:

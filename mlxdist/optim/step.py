@@ -15,13 +15,21 @@ from ..world.world import World
 from . import grad_norm, setup
 from .accumulation import MicroBatches
 from .attempt import Attempt, torn_text
-from .batch import Batch, TreeIndexes, batch_problem, matching, read_batch
+from .batch import (
+    Batch,
+    TreeIndexes,
+    batch_problem,
+    matching,
+    missing_problem,
+    read_batch,
+)
 from .grad_norm import NonFiniteError, Norm
 from .identical_gradients import warn_if_identical
 from .inner_optimizer import InnerOptimizer
 from .loss_scale import make_loss_scale
 from .managed_state import NEW
 from .options import Options
+from .partial_update import leave_out
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
 from .rollback import interrupts_wait
@@ -145,7 +153,9 @@ class DistributedStep:
         self.index = batch.index or TreeIndexes.of(
             self.pipelines.plan, batch, gradients
         )
-        attempt = Attempt(run, self.index, target, *self._sums(batch, weights))
+        sums, weights = self._sums(batch, weights)
+        part = leave_out(run, self._inner, batch, sums)
+        attempt = Attempt(part, self.index, target, sums, weights)
         scalars = [leaf.scalars() for leaf in self._inner.leaves]
         try:
             is_taken = self._phases(attempt, batch)
@@ -245,7 +255,7 @@ class DistributedStep:
     def _accumulate(self, batch: Batch) -> None:
         """Add a micro-batch that is not the step's last. Nothing is sent."""
         plan = self.pipelines.plan
-        problem = batch_problem(plan, batch)
+        problem = batch_problem(plan, batch) or missing_problem(plan, batch)
         self.micro_batches.add(batch.gradients, batch.weight, problem)
         if self.micro_batches.problem and self._world.size == 1:
             problem = self.micro_batches.problem

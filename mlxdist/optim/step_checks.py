@@ -19,7 +19,7 @@ from ..layout.entries import fingerprint
 from ..layout.sharding import Plan
 from ..world.world import World
 from .accumulation import MicroBatches
-from .batch import Batch, batch_problem
+from .batch import Batch, batch_problem, missing_lines, missing_problem
 from .inner_optimizer import InnerOptimizer
 
 _DRIFT_REMEDY = (
@@ -69,7 +69,7 @@ class EveryStep:
 
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
         lines = [f"{steps} steps done", *self._checksums(batch, steps), *batch.changes]
-        lines += self.inner.scalar_lines()
+        lines += [*self.inner.scalar_lines(), *missing_lines(self.plan, batch)]
         if batch.gradients and micro.active:
             lines.append(f"{micro.count} micro-batches before")
         weight, problem = _total(self.world, self.plan, batch, micro)
@@ -128,7 +128,7 @@ class WhileTracing:
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
         problem = _problem(self.world, self.plan, batch)
         call = call_name(self.name, batch)
-        lines = [f"{steps} steps done"]
+        lines = [f"{steps} steps done", *missing_lines(self.plan, batch)]
         if call in self._agreed:
             if problem:
                 raise ValueError(problem)
@@ -170,6 +170,7 @@ def _total(
     problem = _problem(world, plan, batch)
     if not (batch.gradients and micro.active):
         return batch.weight, problem
+    problem = problem or missing_problem(plan, batch)
     problem = micro.problem_with(batch.weight, world.size) or problem
     return micro.weight_with(batch.weight), problem
 

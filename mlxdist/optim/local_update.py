@@ -18,6 +18,7 @@ from ..layout.sharding import Piece
 from .fused_step import FusedStep, PieceStep, State, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
+from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies
 from .whole_tree_update import WholeTreeUpdate
@@ -122,6 +123,7 @@ class _BucketUpdateStep:
         self._update, self._parameters = update, parameters
         self._states, self._scale = states, scale
         self._stepped: Stepped = []
+        self._draws = RandomDraws(update.shard)
         self._saved = SavedStates(states.values() if update.runs_user_code else ())
 
     def add(self, index: int, mean: Chunk) -> Stepped:
@@ -137,6 +139,7 @@ class _BucketUpdateStep:
         self._stepped.append((index, stepped))
         if update.runs_user_code and index + 1 < len(wire.pieces):
             return []
+        self._draws.refuse()
         self._saved = SavedStates()
         handed_on, self._stepped = self._stepped, []
         return handed_on

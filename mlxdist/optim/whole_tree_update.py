@@ -9,6 +9,7 @@ from ..comm.wire import Wire
 from .fused_step import fitted, scaled
 from .inner_optimizer import InnerOptimizer
 from .local_shard import LocalShard, Stepped
+from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies
 
@@ -63,12 +64,14 @@ class WholeTreeStep:
         states, copies = shard.states(), shard.copies
         self._saved = SavedStates(states.values())
         masters = {p: copies.masters.current(local[p], states[p]) for p in local}
+        draws = RandomDraws(shard)
         stepped = shard.inner.apply_gradients(self._means, masters)
         for path, parameter in masters.items():
             optimizer = shard.inner.owner(path).optimizer
             stepped[path] = fitted(stepped.get(path), parameter, path, optimizer)
         states = shard.states()  # the optimizer may have made new dicts
         settled = {p: copies.settle(stepped[p], local[p], states[p]) for p in local}
+        draws.refuse()
         self._saved = SavedStates()
         return [
             (

@@ -76,3 +76,7 @@ def test_update_without_a_cpp_compiler_trains_eagerly(compiler, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[0] == "[-0.25, -0.25, -0.25, -0.25]"
+    if compiler == "broken":  # without any, MLX compiles nothing
+        assert ran.stderr.startswith("<string>:8: UserWarning")  # where init() is
+        assert ran.stderr.count("can't compile the optimizer's update") == 1
+        assert "MLX needs g++ on PATH" in ran.stderr

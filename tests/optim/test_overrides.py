@@ -185,3 +185,39 @@ def test_new_parameter_that_does_not_fit_is_refused(new, found, shard, world):
     optimizer.init(tree)
     with pytest.raises(ValueError, match=rf"Wrong returned {found} as the new w"):
         apply_steps(optimizer, tree, [0])
+
+
+# -- random numbers
+
+
+class Noisy(optim.SGD):
+    def apply_single(self, gradient, parameter, state):
+        noise = mx.random.normal(parameter.shape).astype(parameter.dtype)
+        return super().apply_single(gradient + noise, parameter, state)
+
+
+class NoisyTree(optim.SGD):
+    def apply_gradients(self, gradients, parameters):
+        noisy = tree_map(lambda g: g + mx.random.normal(g.shape), gradients)
+        return super().apply_gradients(noisy, parameters)
+
+
+@pytest.mark.parametrize("kind", [Noisy, NoisyTree])
+@pytest.mark.mpi(min_size=2)
+def test_random_numbers_in_a_replicated_update_are_refused(kind, world):
+    optimizer = distributed(world, kind(0.5))
+    tree = {"a": mx.ones((3, 2)), "b": mx.ones(3)}
+    optimizer.init(tree)
+    with pytest.raises(ValueError, match='use shard="tensors"'):
+        apply_steps(optimizer, tree, [0])
+    assert optimizer.step.item() == 0
+
+
+def test_random_numbers_of_the_owner_count_where_tensors_are_dealt_out(world):
+    mx.random.seed(world.rank)
+    optimizer = distributed(world, Noisy(0.5), shard="tensors")
+    tree = {"a": mx.ones((3, 2)), "b": mx.ones(3)}
+    optimizer.init(tree)
+    tree = apply_steps(optimizer, tree, [0])
+    assert world.identical(tree)
+    assert optimizer.step.item() == 1

@@ -128,13 +128,23 @@ class Failure:
     location: str = ""
     traceback: list[str] = field(default_factory=list)
 
+    def describe(self, ranks: str) -> str:
+        """Return lines on the ranks that failed, with the error and its location."""
+        first, *rest = self.message.splitlines() or [""]
+        if not self.traceback:
+            return "\n".join([f"{ranks} ended the job: it {first}", *rest])
+        lines = [first, *rest, *([f"at {self.location}"] if self.location else [])]
+        title = f"{ranks}, {self.activity}:"
+        return "\n".join([title, *(f"  {line}" for line in lines)])
+
 
 @dataclass(frozen=True)
 class RankInfo:
     """Identity of a rank and the Python stack of its main thread, for a postmortem.
 
     `location` is the line of the user's code in that stack. `failure` is None where
-    another rank failed, or where the job was ended from outside.
+    another rank failed, which `notice` describes if that rank could tell, or where the
+    job was ended from outside.
     """
 
     rank: int
@@ -144,6 +154,7 @@ class RankInfo:
     stack: list[str]
     location: str = ""
     failure: Failure | None = None
+    notice: str = ""
 
 
 class Recorder:

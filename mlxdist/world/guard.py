@@ -21,6 +21,7 @@ from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks
 from ..launcher.user_frames import skip_start, user_frame
+from .heartbeat import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .watchdog import TICK, Watchdog
 
@@ -102,12 +103,12 @@ class Guard:
         """Print a warning."""
         self._log(report)
 
-    def on_end_notice(self, *, print_stack: bool) -> None:
+    def on_end_notice(self, notice: EndNotice) -> None:
         """Write the record of this rank, then wait for MPI to end it."""
         if not self._ending.acquire(blocking=False):
             return
         self._mark("ended")
-        self._write_record(print_stack=print_stack)
+        self._write_record(print_stack=notice.print_stacks, notice=notice.cause)
         time.sleep(_NOTICE_DELAY + 2 * _ABORT_TIMEOUT)
         os._exit(1)
 
@@ -177,7 +178,11 @@ class Guard:
         if self._failure is None:
             self._failure = Failure(time.time(), str(self._recorder.status), reason)
         self._mark("failed", "it " + " ".join(reason.split()[:60]))
-        self._watchdog.notify(print_stacks=print_stacks)
+        name = f"rank {self._rank} on {self._host}"
+        cause = self._failure.describe(
+            f"{name} failed first" if self._failure.traceback else name
+        )
+        self._watchdog.notify(EndNotice(print_stacks, cause))
         self._write_record(print_stack=print_stacks)
         time.sleep(_NOTICE_DELAY)
         self._mark("record", str(self._folder))
@@ -197,7 +202,7 @@ class Guard:
         with contextlib.suppress(OSError):
             marks.leave_mark(mark, self._rank, text)
 
-    def _write_record(self, *, print_stack: bool) -> None:
+    def _write_record(self, *, print_stack: bool, notice: str = "") -> None:
         frames = skip_start(
             traceback.extract_stack(sys._current_frames().get(self._main_thread))
         )
@@ -210,6 +215,7 @@ class Guard:
             stack.splitlines(),
             user_frame(frames),
             self._failure,
+            notice,
         )
         try:
             self._recorder.write(self._folder, info)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,10 +47,12 @@ class Heartbeat:
 class EndNotice:
     """The sender is about to end the job.
 
-    `print_stacks` asks the receivers to print their Python stacks.
+    `print_stacks` asks the receivers to print their Python stacks. `cause` says why,
+    for their records, since those of other hosts may be out of reach.
     """
 
     print_stacks: bool
+    cause: str = ""
 
 
 Message = Heartbeat | EndNotice
@@ -58,8 +60,13 @@ Message = Heartbeat | EndNotice
 
 def encode(message: Message) -> NDArray[np.uint8]:
     """Return a message as an array of 1024 bytes, padded with spaces."""
-    text = json.dumps({type(message).__name__: asdict(message)})
-    return np.frombuffer(text.encode().ljust(_MESSAGE_BYTES), np.uint8)
+    text = json.dumps({type(message).__name__: asdict(message)}, ensure_ascii=False)
+    data = text.encode(errors="replace")
+    if isinstance(message, EndNotice) and len(data) > _MESSAGE_BYTES:
+        return encode(
+            replace(message, cause=message.cause[: -1 - len(message.cause) // 8])
+        )
+    return np.frombuffer(data.ljust(_MESSAGE_BYTES), np.uint8)
 
 
 def decode(data: NDArray[np.uint8]) -> Message:

@@ -123,24 +123,22 @@ def cause(ranks: list[RankRecord]) -> str:
     """
     failed = [(each.info.failure, each) for each in ranks if each.info.failure]
     if not failed:
+        notice = next((each.info.notice for each in ranks if each.info.notice), "")
         missing = _missing(ranks)
-        return _no_record(missing) if missing else _FROM_OUTSIDE
+        return notice or (_no_record(missing) if missing else _FROM_OUTSIDE)
     failure, first = min(failed, key=lambda each: each[0].time)
-    lines = failure.message.splitlines()
     if not failure.traceback:
-        return "\n".join([f"{first.name} ended the job: it {lines[0]}", *lines[1:]])
+        return failure.describe(first.name)
     same = [each.rank for other, each in failed if other.message == failure.message]
     many = f"{ranks_text(same)} failed with the same error"
-    title = many if len(same) > 1 else f"{first.name} failed first"
-    where = [f"at {failure.location}"] if failure.location else []
     later = [
         f"{each.name} failed {other.time - failure.time:.1f} s later: "
         + other.message.partition("\n")[0]
         for other, each in failed
         if other.message != failure.message
     ]
-    indented = [f"  {line}" for line in (*lines, *where)]
-    return "\n".join([f"{title}, {failure.activity}:", *indented, *later])
+    title = many if len(same) > 1 else f"{first.name} failed first"
+    return "\n".join([failure.describe(title), *later])
 
 
 def divergence(ranks: list[RankRecord]) -> str:
@@ -185,7 +183,7 @@ def report(folder: Path) -> str:
     lines = [f"the newest of {1 + len(others)} jobs: {job}", ""] if others else []
     lines += [cause(ranks), "", *map(str, ranks)]
     missing = _missing(ranks)
-    if missing and any(each.info.failure for each in ranks):
+    if missing and any(each.info.failure or each.info.notice for each in ranks):
         lines.append(_no_record(missing))
     if len(ranks) > 1:
         lines += ["", divergence(ranks)]

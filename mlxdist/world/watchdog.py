@@ -37,7 +37,7 @@ class Events(Protocol):
     def on_slow(self, report: str) -> None:
         """This rank has waited long for others, but not too long yet."""
 
-    def on_end_notice(self, *, print_stack: bool) -> None:
+    def on_end_notice(self, notice: EndNotice) -> None:
         """Another rank is about to end the job."""
 
     def on_orphaned(self) -> None:
@@ -137,9 +137,9 @@ class Watchdog(threading.Thread):
         for descriptor in (self._wake, self.wake_fd):
             os.close(descriptor)
 
-    def notify(self, *, print_stacks: bool) -> None:
+    def notify(self, notice: EndNotice) -> None:
         """Tell all peers that the job ends, so that each writes its record."""
-        self._send(EndNotice(print_stacks))
+        self._send(notice)
 
     def _wait_for_tick(self) -> None:
         readable = select.select([self._wake], [], [], TICK)[0]
@@ -181,7 +181,7 @@ class Watchdog(threading.Thread):
         for peer in self._peers:
             for message in peer.receive():
                 if isinstance(message, EndNotice):
-                    self._events.on_end_notice(print_stack=message.print_stacks)
+                    self._events.on_end_notice(message)
 
     def _check(self) -> None:
         if self._stopped:

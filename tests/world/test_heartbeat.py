@@ -32,12 +32,21 @@ def silent_peer(seconds, **fields):
 
 
 @pytest.mark.parametrize(
-    "message", [HEARTBEAT, EndNotice(print_stacks=True)], ids=["heartbeat", "end"]
+    "message", [HEARTBEAT, EndNotice(True), EndNotice(False, "rank 1 failed:\n  é")]
 )
 def test_decode_of_an_encoded_message_returns_it(message):
     data = encode(message)
     assert data.nbytes == 1024
     assert decode(data) == message
+
+
+@pytest.mark.parametrize("text", ["x" * 9999, "é" * 9999, "\0" * 9999, "\ud800" * 9999])
+def test_encode_cuts_a_long_cause(text):
+    data = encode(EndNotice(True, text))
+    assert data.nbytes == 1024
+    cause = decode(data).cause
+    assert 100 < len(cause) < 1000
+    assert cause == text[: len(cause)] or set(cause) == {"?"}
 
 
 def test_peer_describe_tells_computing_from_idle():

@@ -70,6 +70,21 @@ def test_report_of_a_stuck_rank_names_those_it_waited_for(tmp_path):
     assert "rank 1 on h: in user code, after step 4; at train.py:5, in step" in report
 
 
+def test_report_without_the_failed_ranks_record_has_its_notice(tmp_path):
+    """Hosts without a shared folder have the records of their own ranks only."""
+    cause = failure(9.0, "ValueError: x").describe("rank 1 on b failed first")
+    recorder = Recorder()
+    recorder.write(tmp_path, RankInfo(0, 2, "a", 1, [], notice=cause))
+    assert postmortem.report(tmp_path).startswith(
+        "rank 1 on b failed first, in update, step 4:\n"
+        "  ValueError: x\n"
+        "  at train.py:7, in load\n"
+        "\n"
+        "rank 0 on a: in user code, after step 0\n"
+        "rank 1 left no record here"
+    )
+
+
 def test_report_without_a_failure_says_that_the_job_was_ended_from_outside(tmp_path):
     write_records(tmp_path, ["agree"], ["agree"])
     assert postmortem.report(tmp_path).startswith("no rank failed: the job was ended")
@@ -196,6 +211,9 @@ def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):
     assert re.match(r"  at .*failing_job\.py:\d+, in fail", location)
     assert 'raise KeyError("the dog ate it")' in report
     assert "rank 1 did not reach collective" in report
+    (postmortem_folder(tmp_path) / "rank-1.jsonl").unlink()
+    first_lines = postmortem.report(postmortem_folder(tmp_path)).splitlines()[:3]
+    assert first_lines == [first, error, location]
 
 
 def test_doctor_postmortem_shows_where_a_hanging_rank_was(tmp_path):

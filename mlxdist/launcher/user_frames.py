@@ -10,32 +10,36 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from traceback import FrameSummary
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LIBRARIES = tuple(
-    os.path.join(os.path.realpath(folder), "")
-    for folder in {
-        _PACKAGE,
-        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
-    }
-)
+
+def _folders(*paths: str | None) -> tuple[str, ...]:
+    return tuple(os.path.join(os.path.realpath(path), "") for path in paths if path)
+
+
+_PYTHON = _folders(*map(sysconfig.get_path, ("stdlib", "platstdlib")))
+_INSTALLED = _folders(*map(sysconfig.get_path, ("purelib", "platlib")))
+# Never the cause: mlxdist, and MLX, which calls the user's functions.
+_CALLED = _folders(os.path.dirname(os.path.dirname(__file__)))
+_CALLED += tuple(os.path.join(folder, "mlx", "") for folder in _INSTALLED)
 
 
 def user_frame(frames: Iterable[FrameSummary]) -> str:
     """Return the innermost frame of the user's code, as `train.py:12, in main`.
 
     Frames of mlxdist, of the standard library and of installed packages are not the
-    user's.
+    user's. Where the whole program is an installed package, its innermost frame counts.
 
     Args:
         frames: from the outermost to the innermost, as `traceback.extract_tb` and
             `traceback.extract_stack` return them.
 
     Returns:
-        "" where no frame is the user's.
+        "" where there is neither.
     """
-    for frame in reversed(list(frames)):
-        if is_user_file(frame.filename):
-            return f"{_short_path(frame.filename)}:{frame.lineno}, in {frame.name}"
+    innermost_first = list(frames)[::-1]
+    for is_wanted in (is_user_file, _is_installed_program):
+        for frame in innermost_first:
+            if is_wanted(frame.filename):
+                return f"{_short_path(frame.filename)}:{frame.lineno}, in {frame.name}"
     return ""
 
 
@@ -54,7 +58,12 @@ def is_user_file(path: str) -> bool:
     """Return whether a frame's file is not of a library. `<stdin>` is the user's."""
     if path.startswith("<"):
         return not path.startswith("<frozen ")
-    return not os.path.realpath(path).startswith(_LIBRARIES)
+    return not os.path.realpath(path).startswith(_PYTHON + _INSTALLED + _CALLED)
+
+
+def _is_installed_program(path: str) -> bool:
+    real = os.path.realpath(path)
+    return real.startswith(_INSTALLED) and not real.startswith(_CALLED)
 
 
 def _short_path(path: str) -> str:

@@ -46,8 +46,14 @@ def test_user_frame_is_the_innermost_one_and_relative_to_the_folder(
     assert user_frame([frame("<frozen runpy>", 3)]) == ""
 
 
-def test_user_frame_of_installed_packages_is_none():
-    assert user_frame([frame(mlx.core.__file__, 3), frame(pytest.__file__, 3)]) == ""
+def test_user_frame_of_an_installed_program_is_its_own():
+    program, called = frame(pytest.__file__, 3), frame(mlx.core.__file__, 4)
+    location = user_frame([program, called, frame(hosts.__file__, 5)])
+    assert location.endswith("pytest/__init__.py:3, in f")
+    assert user_frame([frame("/elsewhere/train.py", 1), program, called]) == (
+        "/elsewhere/train.py:1, in f"
+    )
+    assert user_frame([called]) == ""
 
 
 def test_skip_start_drops_the_frames_that_start_the_script():

@@ -166,17 +166,24 @@ def put(tree: Tree, path: Sequence[Key], leaf: Array) -> None:
     """Replace the leaf at a path, in place; a tuple is replaced with its leaf.
 
     Raises:
-        LookupError, TypeError or ValueError: where the tree has no such place, or has
-            only tuples around it.
+        LookupError, TypeError or ValueError: where the tree has no such place, or where
+            it is not `is_replaceable`.
     """
     container, key = slot(tree, path)
     if not isinstance(container, tuple):
         container[key] = leaf
         return
-    if len(path) < 2:
-        raise ValueError("the tree is a tuple, which can't change: use a list")
     items = [leaf if i == key else item for i, item in enumerate(container)]
     put(tree, path[:-1], sequence_like(container, items))
+
+
+def is_replaceable(tree: Tree, path: KeyPath) -> bool:
+    """Return whether `put` can replace a leaf: not all around it are tuples."""
+    containers: list[Tree] = []
+    for key in path:
+        containers.append(tree)
+        tree = tree[key]
+    return not all(isinstance(container, tuple) for container in containers)
 
 
 def make_slot(tree: Tree, path: Sequence[Key]) -> None:

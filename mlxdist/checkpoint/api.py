@@ -111,8 +111,8 @@ def load_checkpoint(
 ) -> Loaded | None:
     """Load a checkpoint on any number of ranks, with any `shard`. Called by all ranks.
 
-    All checksums are verified before anything changes. Then each rank reads what it
-    needs, one array at a time.
+    Waits for this process's background saves. All checksums are verified before
+    anything changes. Then each rank reads what it needs, one array at a time.
 
     Args:
         folder: as for `save_checkpoint`; a file that a host lacks is sent to it. Or a
@@ -134,6 +134,7 @@ def load_checkpoint(
     world = current() if optimizer is None else _require_distributed(optimizer).world
     request = load.LoadRequest(str(folder), _resolve(folder), step, missing_ok)
     with world.recorder.call("load_checkpoint"):
+        async_save.wait_for_all()
         target = load.agree_to_load(request, world, model, optimizer, sampler)
         opened = open_newest(request.folder, step, target, world.control)
         if opened is None and not missing_ok:
@@ -142,9 +143,9 @@ def load_checkpoint(
 
 
 def _load(opened: Opened, target: LoadTarget) -> Loaded:
-    for reason in opened.skipped if target.world.is_root else ():
-        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
     with opened.reader:
+        for reason in opened.skipped if target.world.is_root else ():
+            warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
         extra = load.read_arrays(opened)
     step = load.resume(opened.contents.manifest, target)
     return Loaded(step, extra, opened.contents.folder, opened.skipped)

@@ -40,10 +40,15 @@ class BackgroundSaver:
 
     def start(self, job: SaveJob) -> None:
         """Run a job in a thread. The next step or save raises its error."""
-        self._thread = Thread(
+        thread = Thread(
             target=self._run, args=[job], name="mlxdist checkpoint", daemon=True
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads; the other ranks wait
+            self._commit(job)
+        else:
+            self._thread = thread
 
     def wait(self) -> None:
         """Return when the save under way is done."""
@@ -53,6 +58,9 @@ class BackgroundSaver:
 
     def _run(self, job: SaveJob) -> None:
         lower_priority()
+        self._commit(job)
+
+    def _commit(self, job: SaveJob) -> None:
         try:
             with job:
                 job.commit(*job.write(), self._all_gather)
@@ -79,10 +87,15 @@ def saver_of(world: World) -> BackgroundSaver:
     return _savers[world]
 
 
+def wait_for_all() -> None:
+    """Wait for the saves under way, of any world: they may be in the same folder."""
+    for saver in list(_savers.values()):
+        saver.wait()
+
+
 def wait(world: World) -> str | None:
-    """Wait for the save under way; return why it, or one before it, failed."""
-    if world in _savers:
-        _savers[world].wait()
+    """Wait for all saves under way; return why one of this world failed."""
+    wait_for_all()
     return world.background_errors.pop() if world.background_errors else None
 
 

@@ -34,12 +34,19 @@ class Writer:
     """
 
     def __init__(self, path: Path):
-        self._file = create(path)
+        self._file = -1
         self._full: Queue[tuple[mmap.mmap, int, int] | None] = Queue()
         self._free: Queue[mmap.mmap] = Queue()
-        for _ in range(_BUFFERS):
-            self._free.put(mmap.mmap(-1, BLOCK))  # page-aligned, for direct writes
+        self._buffers: list[mmap.mmap] = []
         self._threads: list[Thread] = []
+        try:
+            for _ in range(_BUFFERS):
+                self._buffers.append(mmap.mmap(-1, BLOCK))  # page-aligned, for direct
+                self._free.put(self._buffers[-1])  # writes
+            self._file = create(path)
+        except BaseException:
+            self.close()
+            raise
         self._digests: dict[int, str] = {}
         self._error: Exception | None = None
         self._buffer, self._filled = self._free.get(), 0
@@ -54,13 +61,10 @@ class Writer:
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes, which are copied. Raises OSError, also for earlier bytes."""
         rest = memoryview(data).cast("B")
-        if not self._threads:  # started here to inherit this thread's priority
-            self._threads = [
-                Thread(target=self._work, name="mlxdist writer", daemon=True)
-                for _ in range(THREADS)
-            ]
-            for thread in self._threads:
-                thread.start()
+        while len(self._threads) < THREADS:  # here, to inherit this thread's priority
+            thread = Thread(target=self._work, name="mlxdist writer", daemon=True)
+            thread.start()
+            self._threads.append(thread)
         while rest.nbytes:
             count = min(BLOCK - self._filled, rest.nbytes)
             self._buffer[self._filled : self._filled + count] = rest[:count]
@@ -80,11 +84,13 @@ class Writer:
         return tuple(digest for _, digest in sorted(self._digests.items()))
 
     def close(self) -> None:
-        """End the threads and close the file. May be called twice."""
+        """End the threads, close the file, free the buffers. May be called twice."""
         self._end()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        while self._buffers:
+            self._buffers.pop().close()
 
     def _end(self) -> None:
         for _ in self._threads:
@@ -157,7 +163,10 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        os.close(self._file)
+        """Close the file. May be called twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def read(self, offset: int, out: Raw) -> None:
         """Fill `out`, an array of uint8, with the bytes at `offset`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,7 @@ from ..comm.collectives import Collectives
 from . import directory
 from .block_file import Writer
 from .collective import AllGather, CheckpointError, require_success
+from .durable import flush_folder
 from .manifest import SavedFile, to_bytes
 from .save import SavePlan
 
@@ -26,7 +28,8 @@ class FileReport(msgspec.Struct):
 class SaveJob:
     """One rank's part in a save. Made by all ranks together.
 
-    Owns the rank's open file. A context manager, which closes it.
+    Owns the rank's open file and the temporary folder. A context manager, which closes
+    the one, and removes the other unless the checkpoint is committed.
 
     Args:
         data: the bytes of this rank's parts in order.
@@ -41,16 +44,18 @@ class SaveJob:
         self._temporary = self._folder / plan.save.temporary(plan.token)
         paths = [self._temporary / file_name(rank) for rank in range(comm.size)]
         self._writer: Writer | None = None
-        problem = None
+        self._problem: str | None = None
+        self._is_renamed = False
+        self._leader = self._rank
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(paths[self._rank])
-        except OSError as error:
-            problem = str(error)
+        except Exception as error:  # of any kind, since the other ranks wait for it
+            self._problem = str(error) or repr(error)
         failure = f"{self._temporary} can't be written"
         try:
-            require_success(comm.all_gather_bytes, failure, problem, None)
-        except CheckpointError:
+            require_success(comm.all_gather_bytes, failure, self._problem, None)
+        except BaseException:
             self.close()
             raise
         self._leader = next(rank for rank, path in enumerate(paths) if path.exists())
@@ -66,14 +71,24 @@ class SaveJob:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self._leads and not self._is_renamed:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def copy_data(self) -> None:
-        """Copy the bytes that will be written, so that training may go on."""
-        self._data = [part.copy() for part in self._data]
+        """Copy the bytes that will be written, so that training may go on.
+
+        `write` reports it if there is no memory for them.
+        """
+        try:
+            self._data = [part.copy() for part in self._data]
+        except Exception as error:  # of any kind, since the other ranks wait for it
+            self._problem = str(error) or repr(error)
 
     def write(self) -> tuple[SavedFile | None, str | None]:
         """Write this rank's file. Returns it, or what went wrong."""
         assert self._writer is not None
+        if self._problem is not None:
+            return None, self._problem
         try:
             self._writer.write(self._plan.layout.headers[self._rank])
             for part in self._data:
@@ -124,6 +139,8 @@ class SaveJob:
         )
         try:
             directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
+            self._is_renamed = True
+            flush_folder(self._folder)
         except OSError as error:
             return str(error)
         return None
@@ -140,9 +157,9 @@ class SaveJob:
         return None
 
     def _undo(self) -> None:
-        if self._leads:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            directory.remove(self._folder, self._plan.save, self._plan.token)
+        if self._is_renamed:
+            with contextlib.suppress(OSError):
+                directory.remove(self._folder, self._plan.save, self._plan.token)
 
 
 def file_name(rank: int) -> str:

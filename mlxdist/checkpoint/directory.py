@@ -15,7 +15,13 @@ from typing import NamedTuple
 
 from . import manifest_check
 from .block_file import read_small
-from .durable import DamagedError, flush_folder, open_file, write_atomically
+from .durable import (
+    DamagedError,
+    flush_folder,
+    is_temporary,
+    open_file,
+    write_atomically,
+)
 from .manifest import NAME, Manifest
 
 LATEST = "latest"
@@ -96,11 +102,13 @@ def _file_problem(path: Path, nbytes: int) -> str | None:
 
 
 def commit(folder: Path, save: Save, token: str, manifest: bytes) -> None:
-    """Make a written checkpoint the newest: write its manifest, then rename it."""
+    """Make a written checkpoint the newest: write its manifest, then rename it.
+
+    The caller flushes the folder.
+    """
     path = folder / save.temporary(token)
     write_atomically(path / NAME, manifest)
     path.rename(folder / save.name)
-    flush_folder(folder)
 
 
 def point_to(folder: Path, save: Save) -> None:
@@ -120,11 +128,18 @@ def remove(folder: Path, save: Save, token: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         (folder / save.name).rename(temporary)
         flush_folder(folder)
-        shutil.rmtree(temporary)
+        if temporary.is_symlink():  # what it points to is not ours
+            temporary.unlink()
+        else:
+            shutil.rmtree(temporary)
 
 
 def sweep(folder: Path, current: str) -> None:
     """Remove what killed saves left behind, but for the folder `current`."""
     for name in os.listdir(folder):
+        path = folder / name
         if _TEMPORARY.fullmatch(name) and name != current:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_temporary(name, folder / LATEST):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
+import secrets
 import stat
 from pathlib import Path
+
+_TOKEN = re.compile(r"[0-9a-f]{16}")
 
 
 class DamagedError(ValueError):
@@ -17,16 +22,19 @@ def create(path: Path) -> int:
 
     Returns:
         The file descriptor.
+
+    Raises:
+        FileExistsError: if there is something of that name, which is left as it is.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
-    except OSError:  # tmpfs and some others have no direct writes
-        path.unlink(missing_ok=True)
-        file = os.open(path, flags, 0o666)
-    no_cache = getattr(fcntl, "F_NOCACHE", None)  # macOS
-    if no_cache is not None:
-        fcntl.fcntl(file, no_cache, 1)
+    file = os.open(path, flags, 0o666)
+    # Not in `os.open`: where that refuses direct writes, it has created the file.
+    with contextlib.suppress(OSError):  # tmpfs and some others have no direct writes
+        if hasattr(os, "O_DIRECT"):
+            status = fcntl.fcntl(file, fcntl.F_GETFL)
+            fcntl.fcntl(file, fcntl.F_SETFL, status | os.O_DIRECT)
+        elif hasattr(fcntl, "F_NOCACHE"):  # macOS
+            fcntl.fcntl(file, fcntl.F_NOCACHE, 1)
     return file
 
 
@@ -72,19 +80,29 @@ def flush_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file: after a crash it has the old content or the new, in full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    """Write a small file: after a crash it has the old content or the new, in full.
+
+    A job that is killed may leave a file behind that `is_temporary` knows.
+    """
+    temporary = path.with_name(f".{path.name}.saving-{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = os.open(temporary, flags, 0o666)
     try:
         write_all(file, memoryview(data), 0)
         flush(file)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
         os.close(file)
     flush_folder(path.parent)
+
+
+def is_temporary(name: str, path: Path) -> bool:
+    """Return whether a name is one that `write_atomically` gave a file for a path."""
+    prefix = f".{path.name}.saving-"
+    return name.startswith(prefix) and bool(_TOKEN.fullmatch(name[len(prefix) :]))
 
 
 def open_file(path: Path) -> int:

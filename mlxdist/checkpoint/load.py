@@ -99,9 +99,12 @@ def _read(reader: ArrayReader, targets: Targets, arrays: Sequence[SavedArray]) -
         start, stop = (target.start, target.stop) if target is not None else (0, 0)
         flat = reader.fetch(array, start, stop)
         if target is not None and reader.problem is None:
-            shaped = flat.reshape(target.shape)
-            mx.eval(shaped)
-            target.put(shaped)
+            try:
+                shaped = flat.reshape(target.shape)
+                mx.eval(shaped)
+                target.put(shaped)
+            except Exception as error:  # of any kind, since the other ranks wait for it
+                reader.problem = f"{array.name}: {error}"
 
 
 def resume(manifest: Manifest | None, target: LoadTarget) -> int:

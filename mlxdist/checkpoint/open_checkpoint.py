@@ -128,7 +128,7 @@ def _examine(
             manifest = directory.parse_manifest(data, folder, save)
             problems = directory.file_problems(folder, save, manifest)
             report = _FilesReport(hashlib.sha256(data).hexdigest(), problems)
-    except DamagedError as error:
+    except (DamagedError, OSError) as error:
         problem = str(error)
     reports = require_success(comm.all_gather_bytes, failure, problem, report)
     known = [rank for rank, each in enumerate(reports) if each.sha256 is not None]
@@ -160,7 +160,7 @@ def _verified(
     try:
         failure = f"{name} is damaged"
         require_success(comm.all_gather_bytes, failure, reader.verify(), None)
-    except CheckpointError:
+    except BaseException:
         reader.close()
         raise
     return reader

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..arrays.dtypes import dtype_name
-from ..arrays.trees import all_parameters, put
+from ..arrays.trees import all_parameters, is_replaceable, put
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
 from ..world.world import World
@@ -115,6 +115,8 @@ def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[s
     saved = contents.by_identity
     parameters = all_parameters(model)
     for path, array in parameters.items():
+        if not is_replaceable(model, path):
+            yield f"{path or 'the model'} is in no dict, list or module, to be replaced"
         identity = ("parameters", path.text, "")
         problem = _mismatch(saved.get(identity), array, f"parameter {path}")
         if problem is not None:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mlxdist.checkpoint import durable
-from mlxdist.checkpoint.block_file import BLOCK, Reader, read_small
+from mlxdist.checkpoint.block_file import BLOCK, Reader, Writer, read_small
 from mlxdist.checkpoint.durable import DamagedError
 from tests.support.checkpoints import random_bytes, write_blocks
 
@@ -24,16 +24,35 @@ def test_write_all_falls_back_where_direct_writes_fail(tmp_path, monkeypatch):
     write_blocks(tmp_path / "x", data)
     assert (tmp_path / "x").read_bytes() == data.tobytes()
     monkeypatch.undo()
-    os_open = os.open
+    control = fcntl.fcntl
 
-    def open_without_direct(path, flags, *mode):
-        if direct and flags & direct:
+    def refuse_direct(file, command, argument=0):
+        if command == fcntl.F_SETFL and argument & direct:
             raise OSError(22, "Invalid argument")
-        return os_open(path, flags, *mode)
+        return control(file, command, argument)
 
-    monkeypatch.setattr(os, "open", open_without_direct)
+    monkeypatch.setattr(fcntl, "fcntl", refuse_direct)
     write_blocks(tmp_path / "y", data)
     assert (tmp_path / "y").read_bytes() == data.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
+def test_create_refuses_what_exists_and_leaves_it(kind, tmp_path):
+    path, target = tmp_path / "x", tmp_path / "target"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to(target)
+    else:
+        target.write_bytes(b"mine")
+        (path.hardlink_to if kind == "file" else path.symlink_to)(target)
+    with pytest.raises(FileExistsError):
+        durable.create(path)
+    with pytest.raises(FileExistsError):
+        Writer(path)
+    assert os.path.lexists(path)
+    assert kind in ("folder", "dangling link") or path.read_bytes() == b"mine"
+    assert kind != "dangling link" or not target.exists()
 
 
 def test_open_file_refuses_links_fifos_and_folders(tmp_path):
@@ -56,3 +75,15 @@ def test_write_atomically_replaces_a_file(tmp_path):
     durable.write_atomically(tmp_path / "x", b"two")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"two"
+
+
+def test_write_atomically_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def fail(file):
+        raise KeyboardInterrupt
+
+    durable.write_atomically(tmp_path / "x", b"one")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        durable.write_atomically(tmp_path / "x", b"two")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"one"

@@ -6,7 +6,12 @@ import mlx.optimizers as optim
 import msgspec
 import pytest
 
-from mlxdist import DistributedOptimizer, load_checkpoint, save_checkpoint
+from mlxdist import (
+    CheckpointError,
+    DistributedOptimizer,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mlxdist.checkpoint import directory, mlx_files
 from mlxdist.checkpoint.manifest import NAME, to_bytes
 from mlxdist.layout.paths import KeyPath
@@ -106,6 +111,16 @@ def test_extra_with_dots_and_digits_in_its_keys_is_saved(world, shared_folder):
     assert loaded.extra["a.b"].tolist() == [1, 1]
     assert loaded.extra["a"]["b"].tolist() == [0, 0, 0]
     assert loaded.extra["0"][0].tolist() == [1]
+
+
+@pytest.mark.parametrize("model", [mx.ones(3), (mx.ones(3),), ((mx.ones(2),),)])
+def test_load_into_what_cannot_change_is_refused(model, world, shared_folder):
+    tree = {"w": mx.ones(2)}
+    optimizer = DistributedOptimizer(optim.SGD(0.1), world=world)
+    optimizer.init(tree)
+    save_checkpoint(shared_folder, 1, model, optimizer)
+    with pytest.raises(CheckpointError, match="in no dict, list or module"):
+        load_checkpoint(shared_folder, model)
 
 
 class LateNestedState(optim.Optimizer):

@@ -35,9 +35,6 @@ def odd_trees() -> dict[str, Any]:
     }
 
 
-ODD_TREES = list(odd_trees())
-
-
 def assert_same_trees(one: Any, other: Any) -> None:
     """Assert that two trees have the same keys, containers and bits."""
     ones, others = leaves_of(one), leaves_of(other)

@@ -48,7 +48,6 @@ class Batch:
         parameters: those that the gradients are for.
         problem: why the gradients can't be used, or None.
         index: of the trees, where they are those of earlier steps.
-        changes: hyperparameters that this rank's user changed since the last step.
         notes: lines for the error where the ranks disagree.
     """
 
@@ -57,7 +56,6 @@ class Batch:
     weight: float | None
     problem: str | None = None
     index: TreeIndexes | None = None
-    changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -113,6 +111,9 @@ def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
             )
     if unknown:
         extra = min(gradients.keys() - plan.by_path.keys())
+        if not extra:
+            kind = type(gradients[extra]).__name__
+            return f"the gradients are a {kind}, wanted a tree of arrays"
         return f"there is a gradient for {extra}, new since init(){_INIT_REMEDY}"
     return None
 

@@ -31,27 +31,37 @@ class Hyperparameters:
 
     Args:
         optimizers: a prefix for lines of text, and the optimizer.
+
+    Attributes:
+        have_changed: whether any has, since the last step, when `look` was called.
     """
 
     def __init__(self, optimizers: Iterable[tuple[str, Optimizer]]):
         self._optimizers = list(optimizers)
-        self._before: list[Snapshot] = []
+        self.have_changed = False
         self.remember()
 
     def remember(self) -> None:
         """Take the present values as those of the last step."""
-        self._before = [_snapshot(optimizer) for _, optimizer in self._optimizers]
+        self._before = self._now = self._snapshots()
+
+    def look(self) -> None:
+        """Find out whether any has changed since the last step."""
+        self._now = self._snapshots()
+        self.have_changed = not all(map(_same, self._now, self._before))
 
     def changes(self) -> list[str]:
-        """Return what has changed since the last step, as `name = value`."""
-        found: list[str] = []
-        for (prefix, optimizer), before in zip(
-            self._optimizers, self._before, strict=True
-        ):
-            now = _snapshot(optimizer)
-            if not _same(now, before):
-                found += [f"{prefix}{line}" for line in _differences(before, now)]
-        return found
+        """Return what `look` has found, as `name = value`."""
+        return [
+            f"{prefix}{line}"
+            for (prefix, _), old, new in zip(
+                self._optimizers, self._before, self._now, strict=True
+            )
+            for line in (_differences(old, new) if self.have_changed else ())
+        ]
+
+    def _snapshots(self) -> list[Snapshot]:
+        return [_snapshot(optimizer) for _, optimizer in self._optimizers]
 
 
 def settings(optimizer: Optimizer) -> list[str]:

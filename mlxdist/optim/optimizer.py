@@ -24,6 +24,7 @@ from .managed_state import ManagedState
 from .options import Options, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
+from .rollback import interrupts_wait
 from .step import DistributedStep
 from .targets import ModelTarget, Target, TreeTarget
 from .wrapper import OptimizerWrapper
@@ -162,7 +163,9 @@ class DistributedOptimizer(OptimizerWrapper):
 
         Args:
             gradients: this rank's, with the paths, shapes and dtypes of `init`. An
-                empty tree on all ranks steps the schedules alone.
+                empty tree on all ranks steps the schedules alone. To clip them use
+                `max_norm`: `optim.clip_grad_norm` before would clip each rank's by the
+                norm of its own.
             parameters: the same tree, or one that contains it; the same on all ranks.
             weight: how much this rank's gradients count, such as its number of tokens;
                 1 where it is None. 0 leaves them out, even where they are nan.
@@ -285,4 +288,5 @@ class DistributedOptimizer(OptimizerWrapper):
     def _take_step(self, gradients: Tree, target: Target, weight: float | None) -> None:
         self._ema.refuse_in_place("update")
         self._managed.settle("update")
-        self._steps.take(gradients, target, weight)
+        with interrupts_wait():
+            self._steps.take(gradients, target, weight)

@@ -46,7 +46,8 @@ class Options:
         wire_dtype: dtype of gradients on the wire, such as mx.bfloat16; needs
             transport="host", which adds them in float32 all the same.
         max_norm: clips the averaged gradient to this global norm; None does not.
-            math.inf measures `grad_norm` without clipping.
+            math.inf measures `grad_norm` without clipping. `optim.clip_grad_norm`
+            before an update would clip each rank's gradients by the norm of its own.
         skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
             or inf, and counts it in `skipped`. False raises; that costs the same.
         check_every: steps between comparisons of the checksums of all parameters, and

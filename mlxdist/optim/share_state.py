@@ -17,16 +17,14 @@ from .state_layout import StateLayout
 from .state_values import is_number
 
 
-def share_after_errors(resumable: ResumableState, *, had_error: bool) -> None:
+def share_after_errors(resumable: ResumableState) -> None:
     """Take rank 0's counts, and where a step ended with an error its state as well.
 
     Called by all ranks. State that is replicated may be that of another step; sharded
     state has one owner. Sends a few bytes, and the arrays that differ.
-
-    Args:
-        had_error: whether the last attempt at a step on this rank did.
     """
     comm, counters = resumable.world.control, resumable.counters()
+    had_error = resumable.counts.ended is not None
     words = np.array([had_error, *counters.values()], np.uint64)
     every = comm.all_gather_words(words)
     resumable.put_counters(dict(zip(counters, map(int, every[0, 1:]), strict=True)))

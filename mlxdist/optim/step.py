@@ -32,7 +32,6 @@ from .options import Options
 from .partial_update import leave_out
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
-from .rollback import interrupts_wait
 from .share_state import share_after_errors
 from .step_checks import call_name
 from .targets import Target
@@ -80,8 +79,7 @@ class DistributedStep:
         """Run the steps that follow under a new plan."""
         self.pipelines, self.layout = made.pipelines, made.layout
         self.is_planned, self.index = True, None
-        had_error = self.counts.ended is not None
-        share_after_errors(self.resumable_state(), had_error=had_error)
+        share_after_errors(self.resumable_state())
         self._inner.hyperparameters.remember()
 
     def require_pipelines(self) -> Pipelines:
@@ -129,7 +127,7 @@ class DistributedStep:
             self._accumulate(batch)
             return
         recorder, name = self._world.recorder, call_name(self.pipelines.name, batch)
-        with recorder.call(name, self.counts.steps + 1), run.scope(), interrupts_wait():
+        with recorder.call(name, self.counts.steps + 1), run.scope():
             # 1. Agree: here a step is refused, on all ranks or on none.
             run, weights = self._agree(run, batch)
             try:
@@ -232,7 +230,7 @@ class DistributedStep:
         eager = run is self.pipelines.eager
         if eager:
             batch.notes = [self.counts.ended] if self.counts.ended else []
-            batch.changes = self._inner.hyperparameters.changes()
+            self._inner.hyperparameters.look()
             batch.problem = batch.problem or self._inner.wrapping.problem()
         try:
             weights = run.agreement.agree(batch, self.micro_batches, self.counts.steps)
@@ -242,7 +240,9 @@ class DistributedStep:
         self.weight = weights.local
         if eager:
             self._warn_once(batch, weights)
-            run = self.pipelines.with_changes(changed=bool(batch.changes))
+            run = self.pipelines.with_changes(
+                changed=self._inner.hyperparameters.have_changed
+            )
         return run, weights
 
     def _warn_once(self, batch: Batch, weights: Weights) -> None:

@@ -23,8 +23,9 @@ from .batch import Batch, batch_problem, missing_lines, missing_problem
 from .inner_optimizer import InnerOptimizer
 
 _DRIFT_REMEDY = (
-    "If parameters or state differ, a rank changed them outside of update(), or had a "
-    "memory error: start again from a checkpoint, or from rank 0 with init(model)."
+    "Set hyperparameters to the same values on all ranks. If parameters or state "
+    "differ, a rank changed them outside of update(), or had a memory error: start "
+    "again from a checkpoint, or from rank 0 with init(model)."
 )
 
 
@@ -68,11 +69,12 @@ class EveryStep:
     check_every: int
 
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
-        lines = [f"{steps} steps done", *self._checksums(batch, steps), *batch.changes]
-        lines += [*self.inner.scalar_lines(), *missing_lines(self.plan, batch)]
-        if batch.gradients and micro.active:
-            lines.append(f"{micro.count} micro-batches before")
         weight, problem = _total(self.world, self.plan, batch, micro)
+        lines: list[str] = []
+        try:
+            lines = self._lines(batch, micro, steps)
+        except Exception as error:  # the values of a user's arrays and objects
+            problem = problem or f"{type(error).__name__}: {error}"
         return agree_on_weights(
             self.world,
             call_name(self.name, batch),
@@ -81,6 +83,14 @@ class EveryStep:
             weight=weight,
             problem=problem,
         )
+
+    def _lines(self, batch: Batch, micro: MicroBatches, steps: int) -> list[str]:
+        lines = [f"{steps} steps done", *self._checksums(batch, steps)]
+        lines += self.inner.hyperparameters.changes()
+        lines += [*self.inner.scalar_lines(), *missing_lines(self.plan, batch)]
+        if batch.gradients and micro.active:
+            lines.append(f"{micro.count} micro-batches before")
+        return lines
 
     def _checksums(self, batch: Batch, steps: int) -> list[str]:
         if not self.check_every or steps % self.check_every:

@@ -1,10 +1,12 @@
 """`init()`: the worlds that it joins, and those that it rejects."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 import mlxdist
+from mlxdist.launcher.openmpi import find_libmpi
 from tests.support.jobs import mpi_job, run
 
 INIT = "import mlxdist\nworld = mlxdist.init({})\nprint(world.size)\n"
@@ -21,6 +23,17 @@ def test_init_again_returns_the_same_world(world):
     assert mlxdist.init() is world
     with pytest.raises(ValueError, match="joins one world"):
         mlxdist.init("ring")
+    with pytest.raises(ValueError, match=r"init\(timeout=7\), but the world"):
+        mlxdist.init(timeout=7)
+    with pytest.raises(ValueError, match=r"init\(guard=False\), but"):
+        mlxdist.init(guard=False)
+
+
+@pytest.mark.mpi
+def test_init_again_with_strict_rejects_a_world_of_one(world):
+    expected = pytest.raises(RuntimeError) if world.size == 1 else nullcontext()
+    with expected:
+        assert mlxdist.init(strict=True) is world
 
 
 @pytest.mark.mpi
@@ -62,6 +75,76 @@ def test_init_after_mpi_was_started_raises(statement, message, tmp_path):
     result = mpi_job(2, f"{statement}\n{INIT.format('')}", folder=tmp_path)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+# MLX starts MPI, and then mlxdist joins.
+MLX_FIRST = "import mlx.core as mx\nmx.distributed.init()\n" + INIT.format("")
+
+
+def test_init_after_mlx_joined_the_same_mpi_joins_all_ranks(tmp_path):
+    """As where a trainer calls `mx.distributed.init()` under `mlxdist run`."""
+    env = {"MLX_MPI_LIBNAME": find_libmpi(), "OMPI_MPI_THREAD_LEVEL": "3"}
+    result = mpi_job(2, MLX_FIRST, folder=tmp_path, env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split() == ["2", "2"]
+
+
+@pytest.mark.parametrize("script", [MLX_FIRST, INIT.format("")], ids=["mlx", "init"])
+def test_init_with_mpi_that_lacks_threads_raises(script, tmp_path):
+    env = {"MLX_MPI_LIBNAME": find_libmpi(), "OMPI_MPI_THREAD_LEVEL": "0"}
+    result = mpi_job(2, script, folder=tmp_path, env=env)
+    assert result.returncode != 0
+    assert "MPI runs with thread level 0" in result.stderr
+    assert "Remove OMPI_MPI_THREAD_LEVEL from the environment" in result.stderr
+
+
+def test_init_on_ranks_with_different_versions_raises_on_all(tmp_path):
+    script = """
+import os
+import mlxdist, mlxdist.version
+rank = os.environ["OMPI_COMM_WORLD_RANK"]
+mlxdist.version.__version__ = "0." + rank
+try:
+    mlxdist.init()
+except RuntimeError as error:
+    print(rank, "0: mlxdist 0.0" in str(error), "1: mlxdist 0.1" in str(error))
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert sorted(result.stdout.splitlines()) == ["0 True True", "1 True True"]
+
+
+def test_init_seeds_ranks_differently_unless_they_are_seeded(tmp_path):
+    """MLX seeds with the time, which is that of the launch on all ranks."""
+    script = """
+import mlx.core as mx, numpy as np
+import mlxdist
+def draws_are_equal():
+    with mlxdist.init() as world:
+        return world.identical({"x": mx.random.uniform(shape=(4,))})
+unseeded = draws_are_equal()
+mx.random.seed(3)
+print(unseeded, draws_are_equal())
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert result.stdout.splitlines() == 2 * ["False True"], result.stderr
+
+
+def test_init_in_another_thread_joins(tmp_path):
+    """Signals have no handlers there; all else works."""
+    script = """
+import threading
+import mlx.core as mx
+import mlxdist
+def train():
+    world = mlxdist.init(timeout=20)
+    print(world.size, world.mean(1.0), flush=True)
+thread = threading.Thread(target=train)
+thread.start()
+thread.join()
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == 2 * ["2 1.0"]
 
 
 def test_init_before_mpi4py_is_imported_joins_all_ranks(tmp_path):

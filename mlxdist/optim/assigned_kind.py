@@ -32,13 +32,15 @@ class Assigned(NamedTuple):
 
     Attributes:
         headers: of the parameters' state, with the shapes of this rank's arrays.
-        surplus: names in the state that belong to no parameter of the model.
+        surplus: names in the state that belong to no parameter, and what they are.
         missing: names of the optimizer's own, such as "step", that it lacks.
+        foreign: whose shard it is, where that is not this rank.
     """
 
     headers: Headers
     surplus: Sequence[str]
     missing: Sequence[str]
+    foreign: str | None
 
 
 def kind_of(
@@ -67,7 +69,8 @@ def kind_of(
     is_mlx = len(every) == 1 and not plan.sharded
     full = [_problem(r, full_wanted, known, partial=is_mlx) for r in every]
     shard = [
-        _problem(r, _shapes_of_shard(plan, specs, index), known, partial=is_mlx)
+        r.foreign
+        or _problem(r, _shapes_of_shard(plan, specs, index), known, partial=is_mlx)
         for index, r in enumerate(every)
     ]
     if plan.sharded and not any(shard):
@@ -121,7 +124,7 @@ def _problem(
         if assigned.missing:
             return f"it has no {assigned.missing[0]!r}"
         if assigned.surplus:
-            return f"it has {assigned.surplus[0]}, which is of another model"
+            return f"it has {assigned.surplus[0]}"
     for path, keys in assigned.headers.items():
         if path not in wanted and any(key not in COPIES for key in keys):
             return f"it has state of {path}, which is not of this rank's shard"
@@ -159,7 +162,7 @@ def _reasons(
             yield "no state"
         elif in_full is None:
             yield "a full state"
-        elif not plan.sharded:
+        elif not plan.sharded or in_full == in_shard:
             yield in_full
         elif in_shard is None:
             yield "this rank's own shard"

@@ -18,8 +18,16 @@ from ..comm.agreement import MismatchError, agree
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
 from . import state
-from .assigned_kind import Assigned, Kind, copy_problem, differing_ranks, kind_of
+from .assigned_kind import (
+    REMEDY,
+    Assigned,
+    Kind,
+    copy_problem,
+    differing_ranks,
+    kind_of,
+)
 from .inner_optimizer import InnerOptimizer
+from .shard_mark import mark_problem
 from .state import StateTree
 from .state_exchange import exchange_headers, exchange_shards, headers_of
 from .state_layout import Parts, Specs, StateArray, StateLayout
@@ -55,7 +63,7 @@ def find_assigned(
             "a state was assigned, and mx.compile traces already: call "
             "optimizer.init(model) before that, which takes it"
         )
-    return Found(tree, Assigned(headers, surplus, missing), problem)
+    return Found(tree, Assigned(headers, surplus, missing, None), problem)
 
 
 def take_assigned(
@@ -78,8 +86,11 @@ def take_assigned(
     """
     agree(comm, call, problem=found.problem)
     plan, tree = layout.plan, found.tree
-    kind, specs = _agree_on_kind(comm, inner, layout, found.assigned)
+    assigned = found.assigned._replace(foreign=mark_problem(inner, layout))
+    kind, specs = _agree_on_kind(comm, inner, layout, assigned)
     if kind == "none":
+        if not root_wins and any(specs.values()):
+            raise MismatchError(f"{call} refused: it has no moments.\n{REMEDY}")
         return {}
     parts = layout.located(tree) if kind == "shard" else _whole_parts(tree)
     if kind == "shard":
@@ -108,7 +119,7 @@ def _agree_on_kind(
 ) -> tuple[Kind, Specs]:
     plan = layout.plan
     headers = exchange_headers(comm, assigned.headers, plan.entries)
-    names = [assigned.surplus, assigned.missing]
+    names = assigned[1:]
     texts = comm.all_gather_bytes(json.dumps(names).encode())
     every = [
         Assigned(tree, *json.loads(text))
@@ -152,6 +163,15 @@ def _refuse_copies(comm: Collectives, parts: Parts) -> None:
 
 
 def _is_distinctive(array: Array, part: StateArray) -> bool:
-    """Whether a slice has elements that differ, so that no other slice equals it."""
-    is_slice = (part.start, part.stop) != (0, math.prod(part.shape))
-    return is_slice and bool(mx.any(array != array[0]))
+    """Whether a slice has elements that no other slice is expected to have.
+
+    Rows that are all equal, as the gradients of `model(x).sum()` are, are not.
+    """
+    if (part.start, part.stop) == (0, math.prod(part.shape)):
+        return False
+    periods = {1, *(math.prod(part.shape[axis:]) for axis in range(len(part.shape)))}
+    return not any(
+        mx.array_equal(array[period:], array[:-period]).item()
+        for period in periods
+        if period < array.size
+    )

@@ -16,7 +16,7 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Strategy
 from . import hyperparameters, overrides
 from .hyperparameters import Hyperparameters, Optimizer
-from .state_values import as_array
+from .state_values import SHARD_KEY, as_array, like
 from .wrapping import Filter, Wrapping
 
 # Optimizers whose update of one element depends on that element alone, so that a flat
@@ -96,7 +96,7 @@ class Leaf:
         state = self.optimizer.state
         kinds = mx.array | bool | int | float
         values = {k: as_array(v) for k, v in state.items() if isinstance(v, kinds)}
-        return {name: values[name] for name in sorted(values)}
+        return {name: values[name] for name in sorted(values.keys() - {SHARD_KEY})}
 
     def settings(self) -> list[str]:
         """Class and hyperparameters as text, to be compared across ranks."""
@@ -253,7 +253,8 @@ class InnerOptimizer:
     def restore_scalars(self, values: Sequence[Named]) -> None:
         """Put back what `Leaf.scalars` of all leaves returned."""
         for leaf, scalars in zip(self.leaves, values, strict=True):
-            leaf.optimizer.state.update(scalars)
+            state = leaf.optimizer.state
+            state.update({k: like(state.get(k), v) for k, v in scalars.items()})
 
     def scalar_lines(self) -> list[str]:
         """Step, learning rate and the like as text. Waits for their values.

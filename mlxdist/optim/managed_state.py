@@ -18,6 +18,7 @@ from .inner_optimizer import InnerOptimizer
 from .inner_snapshot import InnerSnapshot
 from .options import Options
 from .setup import Initialized
+from .shard_mark import put_mark
 from .state import StateTree
 from .state_setup import fit_into
 
@@ -141,6 +142,7 @@ class ManagedState:
             state.write_scalars(inner, scalars)
         else:
             state.replace(inner, tree)
+        put_mark(inner, layout)
 
     def prepare(self, action: str) -> None:
         """Prepare to "save" or to "load" a checkpoint, which replaces what is pending.

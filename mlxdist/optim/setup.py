@@ -26,6 +26,7 @@ from .inner_optimizer import InnerOptimizer
 from .inner_snapshot import InnerSnapshot
 from .options import Options
 from .pipeline import Pipelines
+from .shard_mark import put_mark
 from .share_weights import share_module
 from .state_layout import StateLayout
 from .state_setup import (
@@ -89,6 +90,7 @@ def initialize(
             carried = Carried(kept, ())
         fit_into(inner, carried.tree)
         state.share_scalars(inner, comm)
+        put_mark(inner, layout)
     except BaseException:
         before.restore(inner)
         raise

@@ -111,13 +111,20 @@ def put_scalar(leaf: Leaf, name: str, array: Array) -> None:
 
 
 def surplus(inner: InnerOptimizer, paths: Collection[KeyPath]) -> list[str]:
-    """Return the names in the optimizer's state that are of none of the paths."""
-    return [
-        name.dotted
+    """Return what is in the optimizer's state and of none of the paths, as text."""
+    names = [
+        name
         for leaf in inner.leaves
         for name in leaves_of(leaf.optimizer.state)
-        if len(name) > 1
-        and not any(KeyPath(name[:count]) in paths for count in range(1, len(name)))
+        if not any(KeyPath(name[:count]) in paths for count in range(1, len(name)))
+    ]
+    flat = [name.dotted for name in names if len(name) == 1 and "." in name.dotted]
+    return [
+        *(f"{name}, which is of another model" for name in names if len(name) > 1),
+        *(
+            f"{name!r} at its root: nest it with mlx.utils.tree_unflatten"
+            for name in flat
+        ),
     ]
 
 

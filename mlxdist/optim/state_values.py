@@ -15,6 +15,9 @@ from ..arrays.numpy_view import raw
 from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Tree
 
+# In the optimizer's state, beside "step" and the like: see shard_mark.py.
+SHARD_KEY = "mlxdist_shard"
+
 Number = bool | int | float | str | None
 Value = Array  # an mx.array, or a Number
 

@@ -32,7 +32,7 @@ def mark_problem(inner: InnerOptimizer, layout: StateLayout) -> str | None:
         mark = leaf.optimizer.state.get(SHARD_KEY)
         if not isinstance(mark, mx.array) or mark.dtype != mx.uint64:
             continue
-        numbers = mark.reshape(-1).tolist()
+        numbers = [int(number) for number in np.array(mark).reshape(-1)]
         if len(numbers) == 3 and numbers[1] and numbers != _numbers(layout):
             rank, ranks, _ = numbers
             return f"it is the shard of rank {rank} of {ranks}, or of another plan"

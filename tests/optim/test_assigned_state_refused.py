@@ -1,4 +1,4 @@
-"""`optimizer.state = ...` of what is no state of this optimizer: refused on all ranks."""
+"""`optimizer.state = ...` of something else: refused on all ranks."""
 
 from functools import partial
 

@@ -1,5 +1,7 @@
 """Progress of the main thread, seen from another thread."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -28,7 +30,7 @@ def wait_in_one_call():
     time.sleep(SECONDS + 0.3)
 
 
-def idle_after(work, *, in_main_thread):
+def idle_after(work, *, in_main_thread, children_after=10.0):
     """Return the idle seconds that another thread sees after some work."""
     stop.clear()
     idle: list[float] = []
@@ -43,7 +45,7 @@ def idle_after(work, *, in_main_thread):
         stop.set()
 
     def start():
-        sampler = threading.Thread(target=sample, args=[Activity()])
+        sampler = threading.Thread(target=sample, args=[Activity(children_after)])
         sampler.start()
         work()
         sampler.join()
@@ -70,6 +72,22 @@ def test_activity_of_another_thread_than_the_main_one_is_progress():
 def test_activity_in_one_call_is_no_progress(in_main_thread):
     idle = idle_after(wait_in_one_call, in_main_thread=in_main_thread)
     assert idle > 0.7 * SECONDS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("command", "works"), [("while :; do :; done", True), ("sleep 1", False)]
+)
+def test_activity_of_a_program_that_it_waits_for_is_progress(command, works):
+    """As of an evaluation or an upload that rank 0 starts."""
+
+    def wait_for_child():
+        with subprocess.Popen(["sh", "-c", f"{command}; true"]) as child:
+            time.sleep(SECONDS + 0.3)
+            child.kill()
+
+    idle = idle_after(wait_for_child, in_main_thread=True, children_after=0.05)
+    assert (idle < SECONDS / 2) == works
 
 
 def test_activity_forgives_time_without_samples(monkeypatch):

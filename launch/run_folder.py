@@ -36,9 +36,14 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "loss.png"
         self.lock_file: TextIO | None = None
-        problem = self.problem(resume=resume, continues=continues)
-        if world.is_root and problem is None:
-            problem = self.lock()
+        problem = None
+        if world.is_root and self.path.is_dir():
+            problem = self.lock()  # first: a run in use may have results as well
+        problem = problem or self.problem(resume=resume, continues=continues)
+        if world.is_root and self.lock_file is None:
+            problem = problem or self.lock()
+        if problem is not None:
+            self.close()
         exit_if(world, problem)
 
     def problem(self, *, resume: bool, continues: bool) -> str | None:

@@ -94,11 +94,14 @@ def test_resume_of_a_run_without_checkpoints_fails(open_run, world, capsys):
     assert_refused(message, "runs/a has no checkpoint to continue from")
 
 
+@pytest.mark.parametrize("has_results", ["results", "no results yet"])
 @pytest.mark.parametrize("resume", [False, True])
-def test_run_in_use_is_refused_until_its_job_has_ended(open_run, world, capsys, resume):
+def test_run_in_use_is_refused_until_its_job_has_ended(
+    open_run, world, capsys, resume, has_results
+):
     write_results(world, open_run("a"), checkpoint=True)
     first = open_run("a", resume=True)  # the lock of an ended job is no lock
-    if not resume:  # the other job has just started, and has no results yet
+    if has_results != "results":  # the other job has just started
         world.barrier()
         if world.is_root:
             first.metrics.unlink()
@@ -108,7 +111,8 @@ def test_run_in_use_is_refused_until_its_job_has_ended(open_run, world, capsys, 
     assert_refused(message, r"runs/a is in use by process \d+ on .*choose another")
     first.close()
     world.barrier()
-    open_run("a", resume=resume)
+    if resume and has_results == "results":
+        open_run("a", resume=True)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

@@ -98,14 +98,17 @@ class ManagedState:
         )
 
     def assign(self, value: Tree) -> None:
-        """Assign a state. ValueError where it is no dict, as MLX's is."""
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"optimizer.state is set to a {type(value).__name__}; it must be a dict"
-            )
-        before = self._before or InnerSnapshot.of(self._inner)
+        """Assign a state. ValueError before `init`, where it is no dict as MLX's is.
+
+        After it, one may stand there for a while, such as [] to free a state on disk.
+        """
+        if not self.layout.plan.entries and not isinstance(value, dict):
+            raise ValueError(_no_dict_text(value))
+        before = self._before
+        if before is None and not self._is_mlx:
+            before = InnerSnapshot.of(self._inner)
         self._inner.optimizer.state = value
-        self._before = None if self._is_mlx else before
+        self._before = before
 
     @property
     def is_pending(self) -> bool:
@@ -123,12 +126,15 @@ class ManagedState:
         if not self.is_pending:
             return
         comm, inner, layout = self._comm, self._inner, self.layout
-        if traced_setup.is_traced(inner, {}):
+        states = [leaf.optimizer.state for leaf in inner.leaves]
+        others = [_no_dict_text(s) for s in states if not isinstance(s, dict)]
+        if not others and traced_setup.is_traced(inner, {}):
             traced_setup.settle(inner, layout)
             self._before = None
             return
         call = f"{self.name}.{call} with an assigned state"
         try:
+            agree(comm, call, problem=others[0] if others else None)
             found = find_assigned(comm, inner, layout.plan.by_path)
             tree = take_assigned(comm, call, inner, layout, found, root_wins=False)
             scalars = state.scalars_of(inner)
@@ -162,3 +168,7 @@ class ManagedState:
         if self._before is not None:
             self._before.restore(self._inner)
         self._before = None
+
+
+def _no_dict_text(value: object) -> str:
+    return f"optimizer.state is set to a {type(value).__name__}; it must be a dict"

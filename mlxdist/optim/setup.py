@@ -128,15 +128,16 @@ def agree_to_init(
     entries, tree_problem = read_entries(trainable(parameters))
     lines: list[str] = []
     try:
-        lines = [
-            f"mlxdist {version.__version__}",
-            f"mlx {metadata.version('mlx')}",
-            *options.lines(),
-            f"transport in use = {transport.name}",
-            *inner.settings(),
-            *state.scalar_names(inner),
-            *map(str, entries),
-        ]
+        if world.size > 1:  # alone there is nothing to compare, or to call
+            lines = [
+                f"mlxdist {version.__version__}",
+                f"mlx {metadata.version('mlx')}",
+                *options.lines(),
+                f"transport in use = {transport.name}",
+                *inner.settings(),
+                *state.scalar_names(inner),
+                *map(str, entries),
+            ]
         problem = (
             problem
             or tree_problem

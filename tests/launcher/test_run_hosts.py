@@ -172,3 +172,23 @@ os.write(2, b"\\x1e control byte of the job, and no end")
     assert done.stderr.count("\x1e control byte of the job") == 4
     for rank in range(4):
         assert done.stderr.count(str(rank)) >= 80_000
+
+
+def test_run_that_is_killed_ends_its_ranks_on_each_host(run_command, hosts, tmp_path):
+    source = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    (tmp_path / "script.py").write_text(source)
+    (tmp_path / "tmp").mkdir()
+    env = {**hosts, "TMPDIR": str(tmp_path / "tmp")}
+    command = [*run_command, "-H", "h1,h2", "script.py"]
+    process = jobs.start(command, cwd=tmp_path, env=env)
+    try:
+        ranks = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+        process.wait()
+        assert jobs.wait_until(lambda: not any(map(jobs.is_alive, ranks)))
+        assert jobs.wait_until(lambda: jobs.processes(process.pid) == [])
+        folder = tmp_path / "tmp"
+        assert jobs.wait_until(lambda: not list(folder.glob("mlxdist-run-*")))
+    finally:
+        jobs.end_session(process.pid)
+        process.communicate()

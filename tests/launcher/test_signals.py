@@ -113,7 +113,7 @@ def test_run_that_is_killed_leaves_no_process_and_no_file(
     pids = [*ranks, parent_of(ranks[0])]
     process.kill()
     process.wait()
-    assert jobs.wait_until(lambda: not any(map(is_alive, pids)))
+    assert jobs.wait_until(lambda: not any(map(jobs.is_alive, pids)))
     assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
 
 
@@ -121,7 +121,7 @@ def test_run_that_is_killed_with_its_mpirun_leaves_no_rank(sleeping, tmp_path):
     process, ranks = sleeping("ignore")
     os.killpg(process.pid, signal.SIGKILL)  # the ranks have groups of their own
     process.wait()
-    assert jobs.wait_until(lambda: not any(map(is_alive, ranks)))
+    assert jobs.wait_until(lambda: not any(map(jobs.is_alive, ranks)))
     assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
 
 
@@ -141,11 +141,6 @@ def test_run_that_is_killed_while_it_starts_leaves_nothing(
     process.communicate()
     assert jobs.wait_until(lambda: jobs.processes(process.pid) == [])
     assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
-
-
-def is_alive(pid):
-    """Return whether a process runs; a zombie does not."""
-    return state_of(pid) not in ("", "Z")
 
 
 def parent_of(pid):
@@ -201,7 +196,7 @@ def test_run_forwards_signals_as_mpirun_does(counting):
 @pytest.mark.parametrize("send", [os.kill, os.killpg])  # as a terminal does
 def test_run_that_is_stopped_stops_its_ranks_until_it_continues(counting, send):
     send(counting.pid, signal.SIGTSTP)
-    assert jobs.wait_until(lambda: state_of(counting.pid) == "T")
+    assert jobs.wait_until(lambda: jobs.state_of(counting.pid) == "T")
     time.sleep(1.2)
     send(counting.pid, signal.SIGCONT)
     time.sleep(0.3)
@@ -239,13 +234,6 @@ def test_signals_in_a_thread_change_no_handler():
 def handlers_while_entered():
     with Signals():
         return signal.getsignal(signal.SIGUSR2)
-
-
-def state_of(pid):
-    ps = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    )
-    return ps.stdout.strip()[:1]
 
 
 # A terminal

@@ -148,6 +148,18 @@ def processes(leader: int) -> list[int]:
     return pids
 
 
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, such as T; "" if there is none."""
+    ps = ["ps", "-o", "stat=", "-p", str(pid)]
+    result = subprocess.run(ps, capture_output=True, text=True, check=False)
+    return result.stdout.strip()[:1]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    return state_of(pid) not in ("", "Z")
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Wait for a condition, at most some seconds. Return whether it holds."""
     deadline = time.monotonic() + seconds

@@ -48,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     standard_streams.open_all()
     try:
         try:
-            parsed = make_parser().parse_args(arguments)
+            parsed, unknown = make_parser().parse_known_args(arguments)
+            if unknown:
+                parsed.refuse(
+                    f"there is no option {unknown[0]}; "
+                    f"`mlxdist {parsed.command} --help` lists them"
+                )
             return int(parsed.run(parsed))
         finally:
             sys.stdout.flush()

@@ -36,6 +36,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "doctor",
         run=_run,
+        usage="mlxdist doctor [-H HOSTS] [OPTION ...]",
         help="find what is wrong with the machines, or why a job died",
         description=_DESCRIPTION,
         epilog=_EPILOG,

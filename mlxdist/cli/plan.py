@@ -46,6 +46,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "plan",
         run=_run,
+        usage="mlxdist plan (--parameters P | --model FILE ...) [OPTION ...]",
         help="predict memory and step time on N hosts",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -172,6 +172,8 @@ def job_of(parsed: argparse.Namespace) -> Job:
     slots = sum(host.slots for host in named.hosts)
     if not (parsed.n or slots):
         raise ValueError("how many ranks? Give -n N, or hosts with -H or --hostfile")
+    if not named.hosts and parsed.n > hosts.MAX_SLOTS:
+        raise ValueError(f"-n {parsed.n}: wanted at most {hosts.MAX_SLOTS} ranks")
     return Job(
         ranks=parsed.n or slots,
         script=script,

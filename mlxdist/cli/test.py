@@ -36,6 +36,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "test",
         run=_run,
+        usage="mlxdist test [OPTION ...]",
         help="train a tiny model on these machines and check the result",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -65,6 +65,12 @@ def all_started(run_dir: str, ranks: int) -> bool:
     return all(pid_file(run_dir, rank).exists() for rank in range(ranks))
 
 
+def process_ids(run_dir: str, ranks: int) -> list[str]:
+    """Return the process ids of the ranks that have announced themselves."""
+    files = [pid_file(run_dir, rank) for rank in range(ranks)]
+    return [file.read_text() for file in files if file.exists()]
+
+
 def read(run_dir: str, mark: str, rank: int) -> str | None:
     """Return the text of a rank's mark, None without the mark."""
     try:

@@ -17,7 +17,7 @@ FINISH_TIMEOUT = 60.0  # seconds for MPI to end once every rank has finished
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
-_SUSPEND_DELAY = 0.2  # seconds for mpirun to stop its ranks
+_SUSPEND_TIMEOUT = 4.0  # seconds for mpirun to stop its ranks
 _POLL_INTERVAL = 0.1  # seconds
 
 
@@ -128,10 +128,19 @@ class Mpirun:
     def _forward(self, number: int) -> None:
         self._process.send_signal(number)
         if number == signal.SIGTSTP:
-            # mpirun stops the ranks and goes on. It must not read from the terminal
-            # while another program has that: it would hang in it later.
-            time.sleep(_SUSPEND_DELAY)
+            # mpirun stops the ranks, at times a second later, and goes on. It must not
+            # read from the terminal while another program has that: it would hang.
+            deadline = time.monotonic() + _SUSPEND_TIMEOUT
+            while time.monotonic() < deadline and not self._ranks_are_stopped():
+                time.sleep(_POLL_INTERVAL)
             self._process.send_signal(signal.SIGSTOP)
+
+    def _ranks_are_stopped(self) -> bool:
+        """Return whether all ranks on this machine are; False if none is known."""
+        pids = ",".join(marks.process_ids(self._run_dir, self._ranks))
+        ps = ["ps", "-o", "stat=", "-p", pids]
+        states = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
+        return all(x.startswith("T") for x in states.split()) and bool(states)
 
     def _end(self, number: int, since: float) -> None:
         waited = time.monotonic() - since

@@ -18,6 +18,7 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGALRM,
     signal.SIGURG,
+    signal.SIGTSTP,  # it stops the ranks; this process stops after them
     signal.SIGCONT,
 )
 
@@ -41,6 +42,7 @@ class Signals:
         self.repeated = False
         self.suspended = 0.0
         self._to_forward: list[int] = []
+        self._is_forwarding = False
         self._send: Callable[[int], object] | None = None
         self._former: dict[int, Handler] = {}
 
@@ -48,7 +50,6 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             self._install(ENDING, self.end)
             self._install(FORWARDED, self._forward)
-            self._install((signal.SIGTSTP,), self._suspend)
         return self
 
     def __exit__(
@@ -70,8 +71,16 @@ class Signals:
     def forward_to(self, send: Callable[[int], object] | None) -> None:
         """Set the function that sends a signal to mpirun; None keeps them back."""
         self._send = send
-        while send is not None and self._to_forward:
-            send(self._to_forward.pop(0))
+        if self._is_forwarding:  # a handler within the loop below
+            return
+        self._is_forwarding = True
+        while self._send is not None and self._to_forward:
+            number, began = self._to_forward.pop(0), time.monotonic()
+            self._send(number)
+            if number == signal.SIGTSTP and signal.SIGCONT not in self._to_forward:
+                os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
+                self.suspended += time.monotonic() - began
+        self._is_forwarding = False
 
     def _install(self, numbers: tuple[signal.Signals, ...], handler: Handler) -> None:
         for number in numbers:
@@ -80,13 +89,6 @@ class Signals:
                 self._former[number] = former
                 signal.signal(number, handler)
 
-    def _forward(self, number: int, _frame: FrameType | None = None) -> None:
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._to_forward.append(number)
         self.forward_to(self._send)
-
-    def _suspend(self, number: int, _frame: FrameType | None) -> None:
-        """Stop the ranks, then this process, until SIGCONT."""
-        began = time.monotonic()
-        self._forward(number)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self.suspended += time.monotonic() - began

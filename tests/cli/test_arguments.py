@@ -47,3 +47,29 @@ def test_main_with_invalid_arguments_returns_2(arguments, message, tmp_path, cap
 def test_main_prints_version_and_help(arguments, text, capsys):
     assert exit_code(arguments) == 0
     assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("run --nope -n 1 x.py", "run"),
+        ("plan --parameters 1e9 --nope", "plan"),
+        ("doctor --nope", "doctor"),
+        ("test --nope", "test"),
+        ("checkpoint verify x --nope", "checkpoint"),
+    ],
+)
+def test_main_with_an_unknown_option_names_the_help_in_two_lines(
+    arguments, command, capsys
+):
+    assert exit_code(arguments.split()) == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: mlxdist {command} ")
+    assert error.endswith(
+        f"there is no option --nope; `mlxdist {command} --help` lists them"
+    )
+
+
+def test_run_of_too_many_ranks_is_refused(capsys):
+    assert exit_code(["run", "-n", "99999999", "x.py"]) == 2
+    assert "-n 99999999: wanted at most 4096 ranks" in capsys.readouterr().err

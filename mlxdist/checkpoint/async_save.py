@@ -33,9 +33,12 @@ class BackgroundSaver:
     def __init__(self, world: World):
         self._errors = world.background_errors
         self._thread: Thread | None = None
-        self._all_gather: AllGather = (
-            _gather_alone if world.size == 1 else PolledAllGather(world.duplicate())
-        )
+        self._all_gather: AllGather = _gather_alone
+        if world.size > 1:
+            comm = world.duplicate()
+            self._all_gather = PolledAllGather(comm)
+            world.at_close.callback(comm.Free)
+        world.at_close.callback(self.wait)  # called first
         atexit.register(self._at_exit)
 
     def start(self, job: SaveJob) -> None:

@@ -18,7 +18,11 @@ from .safetensors import Tensor, header, with_unique_names
 
 
 class LocalPart(NamedTuple):
-    """Optimizer state on one rank: elements [start, stop) of an array of `shape`."""
+    """Optimizer state on one rank: elements [start, stop) of an array of `shape`.
+
+    Attributes:
+        checksum: of an array without dimensions, which several ranks may have; else 0.
+    """
 
     path: str
     key: str
@@ -26,6 +30,7 @@ class LocalPart(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+    checksum: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -53,6 +58,20 @@ class Part(NamedTuple):
         return Tensor(name, array.dtype, (stop - start,), self.nbytes)
 
 
+def scalar_problem(reports: Sequence[Sequence[LocalPart]]) -> str | None:
+    """Return which state without dimensions differs between ranks, or None."""
+    ranks: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for rank, parts in enumerate(reports):
+        for part in parts:
+            if not part.shape:
+                ranks[part.path, part.key].setdefault(part.checksum, rank)
+    for (path, key), by_checksum in ranks.items():
+        if len(by_checksum) > 1:
+            first, second, *_ = by_checksum.values()
+            return f"the state {key} of {path} differs on ranks {first} and {second}"
+    return None
+
+
 Shares = list[list[Part]]  # for each rank, in the order of its file
 
 
@@ -77,7 +96,7 @@ def assign_sharded(
         for key, by_rank in sorted(state[path].items()):
             whole = [rank for rank, part in by_rank.items() if part.is_whole]
             for rank in whole[:1] or by_rank:
-                _, _, dtype, shape, start, stop = by_rank[rank]
+                _, _, dtype, shape, start, stop, _ = by_rank[rank]
                 array = SavedArray("optimizer", path, key, dtype, shape)
                 shares[rank].append(Part(array, start, stop))
     return shares

@@ -31,7 +31,7 @@ from ..version import __version__
 from ..world.world import World
 from . import partition, user_data
 from .block_file import BLOCK
-from .collective import require_success
+from .collective import CheckpointError, require_success
 from .directory import Save, list_saves
 from .manifest import Manifest, SavedArray, SavedOptimizer
 from .partition import Layout, LocalPart, Part
@@ -176,6 +176,9 @@ def _plan(
     )
     comm = state.world.control
     reports = require_success(comm.all_gather_bytes, "the save failed", None, report)
+    problem = partition.scalar_problem([each.parts for each in reports])
+    if problem is not None:
+        raise CheckpointError(f"nothing was saved: {problem}. {_DRIFT}")
     layout = _lay_out(
         request, snapshot, reports, [path.text for path in state.plan.by_path]
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..arrays.dtypes import dtype_name
+from ..arrays.numpy_view import raw
 from ..arrays.trees import all_parameters
 from ..arrays.types import Array, Tree
 from ..optim.resumable_state import ResumableState, StateArray
@@ -43,7 +45,15 @@ class Snapshot:
     def local_parts(self) -> list[LocalPart]:
         """This rank's part of sharded state, as a report to the other ranks."""
         return [
-            LocalPart(path, key, dtype_name(array.dtype), shape, start, stop)
+            LocalPart(
+                path,
+                key,
+                dtype_name(array.dtype),
+                shape,
+                start,
+                stop,
+                checksum=0 if shape else zlib.crc32(raw(array).data),
+            )
             for (_, path, key), (array, shape, start, stop) in self.sharded.items()
         ]
 

@@ -54,6 +54,26 @@ def test_load_waits_for_a_background_save(alone, world, shared_folder, monkeypat
     world.barrier()
 
 
+@pytest.mark.mpi(min_size=2)
+def test_close_of_a_world_waits_for_its_background_save(
+    world, shared_folder, monkeypatch
+):
+    part = world.split(int(world.rank > 0))
+    folder = shared_folder / str(world.rank > 0)
+    params, optimizer = make_run(part)
+    commit = directory.commit
+
+    def late_commit(*arguments):
+        time.sleep(0.2)
+        return commit(*arguments)
+
+    monkeypatch.setattr(directory, "commit", late_commit)
+    save_checkpoint(folder, 2, params, optimizer, background=True)
+    part.close()
+    assert [save.step for save in directory.list_saves(folder)] == [2]
+    world.barrier()
+
+
 @pytest.mark.mpi
 def test_background_save_is_made_where_no_thread_can_start(
     world, shared_folder, monkeypatch

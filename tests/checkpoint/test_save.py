@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import mlxdist
-from mlxdist import MismatchError, save_checkpoint
+from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from tests.support.checkpoints import assert_all_raise, make_run
+from tests.support.examples import distributed
 
 pytestmark = pytest.mark.mpi
 
@@ -65,3 +66,37 @@ def test_save_refuses_invalid_or_differing_arguments(world, shared_folder):
         "init",
         lambda: save_checkpoint(shared_folder, 1, params, fresh),
     )
+
+
+class Counting(optim.Optimizer):
+    """Counts the steps of each parameter in a Python number."""
+
+    elementwise = True
+
+    def init_single(self, parameter, state):
+        state["t"] = 0
+
+    def apply_single(self, gradient, parameter, state):
+        state["t"] += 1
+        return parameter - gradient
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("shard", [False, "elements"])
+def test_save_of_numbers_that_differ_between_ranks_is_refused(
+    shard, world, shared_folder
+):
+    tree = {"w": mx.ones((5, 3))}
+    optimizer = distributed(world, Counting(), shard=shard)
+    optimizer.init(tree)
+    save_checkpoint(shared_folder, 1, tree, optimizer)
+    if world.rank == 1:
+        optimizer.state["w"]["t"] = 7
+    assert_all_raise(
+        world,
+        ValueError,
+        r"optimizer/w/t|the state t of w differs on ranks 0 and 1",
+        lambda: save_checkpoint(shared_folder, 2, tree, optimizer),
+    )
+    assert load_checkpoint(shared_folder, tree, optimizer).step == 1
+    assert optimizer.state["w"]["t"] == 0

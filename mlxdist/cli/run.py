@@ -63,8 +63,9 @@ def add_parser(commands: Commands) -> None:
         type=count,
         default=0,
         metavar="K",
-        help="start the job again, up to K times, if a rank fails; world.restarts is "
-        "above 0 then, and the script can load its last checkpoint",
+        help="start the job again, up to K times, if a rank fails, but not after exit "
+        "code 2, a wrong command line; world.restarts is above 0 then, and the script "
+        "can load its last checkpoint",
     )
     parser.add_argument(
         "-m", action="store_true", dest="module", help="SCRIPT is a module's name"

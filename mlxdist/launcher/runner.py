@@ -24,12 +24,15 @@ from .output import Output, open_logs
 from .signals import Signals
 from .standard_streams import print_error
 
+USAGE_ERROR = 2  # exit code of argparse, and of most programs
+
 
 def launch(job: Job, *, max_restarts: int = 0) -> Outcome:
     """Run a job to its end, and again if it fails, up to `max_restarts` times.
 
-    A job that the user ends is not started again. The ranks of a later start find
-    `world.restarts` above 0, and log files are appended to.
+    A job that the user ends is not started again, nor one that ends with exit code 2: a
+    wrong command line stays wrong. The ranks of a later start find `world.restarts`
+    above 0, and log files are appended to.
 
     Returns:
         The outcome of the last start. Its `exit_code` is 0 only if every rank finished.
@@ -46,8 +49,8 @@ def launch(job: Job, *, max_restarts: int = 0) -> Outcome:
         while True:
             environment.set_restarts(restarts)
             outcome = _launch_once(job, signals, append_logs=restarts > 0)
-            succeeded = outcome.exit_code == 0
-            if succeeded or outcome.stopped_by is not None or restarts == max_restarts:
+            final = outcome.exit_code in (0, USAGE_ERROR)
+            if final or outcome.stopped_by is not None or restarts == max_restarts:
                 seconds = time.monotonic() - started
                 return replace(outcome, restarts=restarts, seconds=seconds)
             restarts += 1

@@ -290,3 +290,10 @@ def test_restarts_end_after_max_restarts(tmp_path):
     # Two ranks at each of three starts, unless one ended the job before the other.
     assert 3 <= done.stdout.count("on") <= 6
     assert done.stderr.count("starts it again") == 2
+
+
+def test_restarts_leave_out_a_wrong_command_line(tmp_path):
+    (tmp_path / "refuse.py").write_text("raise SystemExit(2)")
+    done = run([*RUN, "--max-restarts", "2", "refuse.py"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "starts it again" not in done.stderr

@@ -82,6 +82,7 @@ def initialize(
         assign_parameters(comm, call, inner, trainable(parameters))
         plan = plan_parameters(comm, inner, options, entries, list(flat))
         found = find_assigned(comm, inner, plan.by_path)
+        state.reset(inner, old.plan)  # that of parameters that are frozen now, too
         layout = make_state(comm, call, inner, plan, flat, options.copies)
         if old.plan.entries:
             carried = carry_over(comm, old, earlier, layout)

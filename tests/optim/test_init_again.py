@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlxdist import MismatchError
 from mlxdist.optim import state_exchange
@@ -91,6 +91,15 @@ def test_another_cut_moves_only_what_gets_another_owner(shard, world):
         assert moved == SCALARS
     after = optimizer.gather_state()
     assert_same_bits(after, {k: v for k, v in before.items() if k != "w0"})
+
+
+@each_shard
+def test_state_of_frozen_parameters_is_dropped(shard, world):
+    optimizer = started(world, tree_of(head=mx.ones((4, 3))), shard=shard)
+    optimizer.init(tree_of())
+    assert "head" not in optimizer.state
+    optimizer.state = tree_map(mx.array, optimizer.state)  # no state of another model
+    assert optimizer.gather_state().keys() == {*tree_of(), "step", "learning_rate"}
 
 
 @each_shard

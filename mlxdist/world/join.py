@@ -80,7 +80,7 @@ def init(
     options: dict[str, object] = {"timeout": timeout, "guard": guard}
     if _world is None or _world.is_closed:
         _world = _join(backend, strict, timeout, guard, rejoins=_world is not None)
-        _options.update(options, process=os.getpid())
+        _options.update(options)
     _check_repeated(_world, backend, options)
     _check_strict(_world.size, strict)
     return _world
@@ -95,11 +95,7 @@ def _check_repeated(
     world: World, backend: Backend | None, options: dict[str, object]
 ) -> None:
     """Refuse what a world that was joined before can't give."""
-    if world.size > 1 and _options["process"] != os.getpid():
-        raise RuntimeError(
-            "mlxdist.init() in a forked child of a rank: MLX and MPI don't survive a "
-            "fork. Start the process with multiprocessing's 'spawn', or by subprocess"
-        )
+    world.check_usable()
     if backend not in (None, world.backend):
         raise ValueError(
             f"mlxdist.init({backend!r}) after mlxdist.init({world.backend!r}): "

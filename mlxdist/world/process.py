@@ -12,6 +12,7 @@ import platform
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import numpy as np
 
 from ..launcher import environment
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
@@ -103,6 +104,23 @@ def world_communicator() -> MPI.Intracomm | None:
         )
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_ARE_FATAL)
     return MPI.COMM_WORLD
+
+
+def ranks_on_host(comm: MPI.Comm) -> tuple[int, bool]:
+    """Return how many ranks share this host, and whether this is the first one."""
+    from mpi4py import MPI
+
+    on_host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    result = on_host.Get_size(), on_host.Get_rank() == 0
+    on_host.Free()
+    return result
+
+
+def on_any_rank(comm: MPI.Comm, *, condition: bool) -> bool:
+    """Return whether a condition holds on one rank or more, on all ranks."""
+    every = np.zeros(comm.Get_size(), np.uint8)
+    comm.Allgather(np.array([condition], np.uint8), every)
+    return bool(every.any())
 
 
 def keep_freed_memory() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from ..launcher import environment
 from ..layout.entries import fingerprint
 from .finalize import keep_alive
 from .metrics import read_metrics, weighted_mean
+from .process import on_any_rank, ranks_on_host
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -75,14 +77,15 @@ class World:
         self.host_transport: MpiTransport | None = None
         self.is_first_on_host = True
         self.is_closed = False
+        self._process = os.getpid()
         # What `close` calls, the last one first.
         self.at_close = ExitStack()
         self._comm = comm
         if comm is not None:
-            on_host, self.is_first_on_host = _ranks_on_host(comm)
+            on_host, self.is_first_on_host = ranks_on_host(comm)
             if overlaps is None:
                 computes_aside = on_host < self.size or not device.on_cpu()
-                overlaps = _on_any_rank(comm, condition=computes_aside)
+                overlaps = on_any_rank(comm, condition=computes_aside)
             self.host_transport = MpiTransport(
                 comm, self.native.flush, self.recorder, overlaps=overlaps
             )
@@ -100,12 +103,12 @@ class World:
     @property
     def control(self) -> Collectives:
         """The transport for small data that is needed at once."""
-        self._check_open()
+        self.check_usable()
         return self.native if self.host_transport is None else self.host_transport
 
     def transport(self, name: str, *, sharded: bool) -> Collectives:
         """Return the transport that a name stands for, "auto" too, outside a trace."""
-        self._check_open()
+        self.check_usable()
         host = self.host_transport
         if host is None or name == "native":
             return self.native
@@ -140,10 +143,17 @@ class World:
         self.at_close.close()
         self.is_closed = True
 
-    def _check_open(self) -> None:
+    def check_usable(self) -> None:
+        """Raise RuntimeError if this world was closed, or this process forked."""
         if self.is_closed:
             raise RuntimeError(
                 "this world is closed; mlxdist.init() joins the ranks again"
+            )
+        if self.size > 1 and os.getpid() != self._process:
+            raise RuntimeError(
+                f"this process was forked from rank {self.rank}, and is no rank: MLX "
+                "and MPI don't survive a fork. Start it by multiprocessing's 'spawn', "
+                "or by subprocess, and mlxdist.init() gives it a world of one"
             )
 
     def barrier(self) -> None:
@@ -244,7 +254,7 @@ class World:
         Raises:
             ValueError: over other backends than MPI.
         """
-        self._check_open()
+        self.check_usable()
         if self._comm is None:
             raise ValueError(f"this works over MPI, and not over {self.backend!r}")
         return self._comm.Dup()
@@ -255,9 +265,7 @@ class World:
         Raises:
             ValueError: on a backend that can't: MLX splits "mpi" and "nccl" groups.
         """
-        if self.size == 1:
-            return self
-        if self.backend not in _SPLITTABLE:
+        if self.size > 1 and self.backend not in _SPLITTABLE:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
@@ -272,23 +280,6 @@ class World:
         part = World(group, self.backend, comm, Recorder(self.recorder))
         self.at_close.callback(part.close)
         return part
-
-
-def _ranks_on_host(comm: Comm) -> tuple[int, bool]:
-    """How many ranks share this host's memory, and whether this is the first one."""
-    from mpi4py import MPI
-
-    on_host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    result = on_host.Get_size(), on_host.Get_rank() == 0
-    on_host.Free()
-    return result
-
-
-def _on_any_rank(comm: Comm, *, condition: bool) -> bool:
-    """Return whether a condition holds on one rank or more, on all ranks."""
-    every = np.zeros(comm.Get_size(), np.uint8)
-    comm.Allgather(np.array([condition], np.uint8), every)
-    return bool(every.any())
 
 
 def split_group(group: Group, backend: Backend, color: int) -> Group:

@@ -60,8 +60,9 @@ class Leaf:
 
     @property
     def is_of_mlx(self) -> bool:
-        """Whether its class is one of MLX's own."""
-        return self.name.startswith("mlx.")
+        """Whether all of its code is MLX's own."""
+        is_changed = overrides.is_changed_object(self.optimizer)
+        return self.name.startswith("mlx.") and not is_changed
 
     @property
     def is_elementwise(self) -> bool:

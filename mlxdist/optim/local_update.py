@@ -15,6 +15,7 @@ from ..arrays.types import Array, Flat, Pieces
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
+from . import compilation
 from .fused_step import FusedStep, PieceStep, State, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
@@ -77,7 +78,7 @@ class BucketUpdate:
 
     A user's own code may raise an error. So all buckets are stepped before the first
     one is handed on, and an error leaves all as it was. New parameters are lazy until
-    then.
+    then, and the mean gradients stay in memory. Small models are stepped so too.
     """
 
     def __init__(
@@ -92,14 +93,17 @@ class BucketUpdate:
         self.steps = [
             _BucketStep(self.shard, b, compiled=compiled) for b in wire.pieces
         ]
-        self.runs_user_code = any(not leaf.is_of_mlx for leaf in inner.leaves)
+        nbytes = sum(entry.nbytes for entry in wire.plan.entries)
+        self.waits = nbytes < compilation.COMPILED_FROM or any(
+            not leaf.is_of_mlx for leaf in inner.leaves
+        )
 
     @property
     def is_compiled(self) -> bool:
         return all(step.is_compiled for step in self.steps)
 
     def kept(self, index: int, parameters: Flat) -> Stepped:
-        if self.runs_user_code:
+        if self.waits:
             return self.shard.kept_at_last(index, parameters)
         return [self.shard.kept(index, parameters)]
 
@@ -124,20 +128,20 @@ class _BucketUpdateStep:
         self._states, self._scale = states, scale
         self._stepped: Stepped = []
         self._draws = RandomDraws(update.shard)
-        self._saved = SavedStates(states.values() if update.runs_user_code else ())
+        self._saved = SavedStates(states.values() if update.waits else ())
 
     def add(self, index: int, mean: Chunk) -> Stepped:
         update, wire = self._update, self._update.shard.wire
         bucket, step = wire.pieces[index], update.steps[index]
         parameters = [self._parameters.pop(piece.entry.path) for piece in bucket]
         states = [self._states[piece.entry.path] for piece in bucket]
-        if not (update.runs_user_code or step.is_compiled):
+        if not (update.waits or step.is_compiled):
             self._saved = SavedStates(states)
         stepped = step(mean, parameters, states, self._scale)
         if not isinstance(stepped, Chunk):
             stepped = wire.stepped_chunk(index, stepped)
         self._stepped.append((index, stepped))
-        if update.runs_user_code and index + 1 < len(wire.pieces):
+        if update.waits and index + 1 < len(wire.pieces):
             return []
         self._draws.refuse()
         self._saved = SavedStates()

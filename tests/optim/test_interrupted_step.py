@@ -11,6 +11,7 @@ import mlx.optimizers as optim
 import pytest
 
 import mlxdist
+from mlxdist.optim import compilation
 from tests.support.examples import (
     apply_steps,
     assert_same_bits,
@@ -84,6 +85,30 @@ def test_error_on_all_ranks_leaves_the_step_whole(error, transport, shard, world
     tree, other = apply_steps(optimizer, tree, [1]), apply_steps(twin, other, [1])
     assert_same_bits(tree, other)
     assert_same_bits(state_of(optimizer), state_of(twin))
+
+
+@pytest.mark.parametrize("on", ["class", "object"])
+def test_error_in_a_replaced_method_of_mlx_leaves_the_step_whole(
+    on, monkeypatch, world
+):
+    def apply_single(*arguments):
+        calls.append(arguments)
+        if len(calls) % 3 == 0:
+            raise KeyError("boom")
+        return original(*(arguments if on == "class" else (inner, *arguments)))
+
+    calls, inner, original = [], optim.SGD(0.5), optim.SGD.apply_single
+    optimizer = distributed(world, inner, bucket_size=16)
+    model = small_model()
+    optimizer.init(model)
+    before = model.parameters()
+    monkeypatch.setattr(
+        optim.SGD if on == "class" else inner, "apply_single", apply_single
+    )
+    with pytest.raises(KeyError, match="boom"):
+        optimizer.update(model, gradients(model.trainable_parameters(), 0, world.rank))
+    assert_same_bits(model.parameters(), before)
+    assert optimizer.step.item() == 0
 
 
 def test_error_in_an_own_apply_gradients_leaves_the_step_whole(world):
@@ -173,9 +198,10 @@ class Torn(nn.Module):
 
 
 @pytest.fixture
-def torn(world):
+def torn(monkeypatch, world):
     """A model and optimizer after a step that was taken in part on all ranks."""
     model = Torn()
+    monkeypatch.setattr(compilation, "COMPILED_FROM", 0)
     optimizer = distributed(world, optim.SGD(1.0), transport="host", bucket_size=16)
     optimizer.init(model)
     grads = {name: mx.ones_like(model[name]) for name in "abc"}
@@ -200,8 +226,9 @@ def test_step_taken_in_part_is_refused_until_init(torn, world, shared_folder):
     assert world.identical(model)
 
 
-def test_checkpoint_mends_a_step_taken_in_part(world, shared_folder):
+def test_checkpoint_mends_a_step_taken_in_part(monkeypatch, world, shared_folder):
     model = Torn()
+    monkeypatch.setattr(compilation, "COMPILED_FROM", 0)
     optimizer = distributed(world, optim.SGD(1.0), transport="host", bucket_size=16)
     optimizer.init(model)
     grads = {name: mx.ones_like(model[name]) for name in "abc"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..launcher import environment, hosts, preflight, runner
 from ..launcher.job_spec import Job
+from ..launcher.standard_streams import print_error
 from .options import (
     Commands,
     add_command,
@@ -156,7 +157,12 @@ def _run(parsed: argparse.Namespace) -> int:
         parsed.report.unlink(missing_ok=True)
     outcome = runner.launch(job, max_restarts=parsed.max_restarts)
     if parsed.report is not None:
-        outcome.write(parsed.report)
+        try:
+            outcome.write(parsed.report)
+        except OSError as error:  # a full disk; the outcome of the job counts
+            reason = f"--report {parsed.report}: {error.strerror}"
+            print_error(f"mlxdist: error: {reason}")
+            return outcome.exit_code or 2
     return outcome.exit_code
 
 

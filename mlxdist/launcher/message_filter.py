@@ -15,12 +15,18 @@ _CONSEQUENCES = (
 class MessageFilter:
     """Filter of a stream's lines: of mpirun's own, or of a rank's standard error.
 
+    Args:
+        rank: whose lines they are; None for mpirun. In a rank, Open MPI writes of that
+            rank alone; the rest is the job's own, such as the output of another job.
+
     Attributes:
         dropped: the messages that were taken out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int | None = None) -> None:
         self.dropped = b""
+        abort = b"MPI_ABORT was invoked on rank %d in " % (rank or 0)
+        self._first_lines = _CONSEQUENCES if rank is None else (abort,)
         self._message: list[bytes] = []  # lines since a rule
 
     def feed(self, line: bytes) -> bytes:
@@ -30,7 +36,7 @@ class MessageFilter:
         if not (self._message or line == _RULE):
             return line
         self._message.append(line)
-        if len(self._message) == 2 and not any(text in line for text in _CONSEQUENCES):
+        if len(self._message) == 2 and not any(x in line for x in self._first_lines):
             if line != _RULE:
                 return self.close()
             self._message.pop()  # a rule may end one message, and the next begins one

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -44,9 +43,7 @@ class Output:
         logs: dict[int, IO[bytes]] | None = None,
     ) -> None:
         self.log = MpirunLog()
-        self._messages: defaultdict[int | None, MessageFilter] = defaultdict(
-            MessageFilter
-        )
+        self._messages = {rank: MessageFilter(rank) for rank in (None, *range(ranks))}
         self._ranks = ranks
         self._filters: dict[int | None, MarkFilter] = {
             rank: MarkFilter(run_dir, rank=rank, token=token, log=self.log)
@@ -119,7 +116,8 @@ class Output:
         if rank in self._filters:
             text = self._filters[rank].feed(text)
         self.log.read(rank, text)
-        return self._messages[rank].feed(text) if text else text
+        messages = self._messages.get(rank)
+        return messages.feed(text) if text and messages else text
 
     def _log_and_label(self, piece: Piece, target: int) -> bytes:
         """Write a piece to its rank's log, and return it with its label."""

@@ -134,9 +134,18 @@ ABORT = [RULE, b"MPI_ABORT was invoked on rank 1 in communicator\n", b"  x\n", R
         (ABORT[:3], b"".join(ABORT[:3])),
         ([b"\0 of the job\n", b"MPI_ABORT was invoked on rank 1\n"], None),
         ([RULE, b"There are not enough slots\n", RULE], None),
+        ([RULE, b"MPI_ABORT was invoked on rank 0 in a job of the job\n", RULE], None),
+        ([RULE, b"prterun noticed that process rank 1 of a job\n", RULE], None),
     ],
 )
 def test_message_filter_takes_out_what_follows_from_a_failure(lines, shown):
-    message_filter = MessageFilter()
+    message_filter = MessageFilter(rank=1)
     text = b"".join(map(message_filter.feed, lines)) + message_filter.close()
     assert text == (b"".join(lines) if shown is None else shown)
+
+
+def test_message_filter_of_mpirun_takes_out_what_it_says_of_any_rank():
+    message_filter = MessageFilter()
+    lines = [RULE, b"prterun noticed that process rank 3 with PID 1\n", RULE, b"\0x\n"]
+    assert b"".join(map(message_filter.feed, lines)) == b"x\n"
+    assert message_filter.dropped == b"".join(lines[:3])

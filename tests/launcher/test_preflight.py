@@ -19,7 +19,7 @@ from mlxdist.launcher import mpirun_command
         ("-n 2 --threads 0 {script}", "argument --threads: found '0'"),
         ("-n 2 --timeout 0 {script}", "argument --timeout: found '0'"),
         ("-n 2 --timeout nan {script}", "argument --timeout: found 'nan'"),
-        ("-n 2 --wait {script}", "unrecognized arguments: --wait"),
+        ("-n 2 --wait {script}", "there is no option --wait; `mlxdist run --help`"),
         ("-n 2 --iface en0 {script}", "--iface is for several hosts"),
         ("-n 3 -H a:2 {script}", "3 ranks on 2 slots (a:2)"),
         ("-H a --hostfile {script} {script}", "not allowed with argument -H"),

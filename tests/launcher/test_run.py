@@ -127,7 +127,7 @@ def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act):
             "os.kill(os.getpid(), 9)",
             "rank 1 of 2 was killed by SIGKILL; rank 0 was ended with it",
         ),
-        ("time.sleep(99)", "longer than timeout=2: rank 1 on"),
+        ("time.sleep(99)", "longer than timeout=2, and no rank makes progress: rank 1"),
     ],
 )
 def test_run_tells_the_rank_that_failed_from_those_ended_with_it(act, message, run):

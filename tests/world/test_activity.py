@@ -10,7 +10,7 @@ import pytest
 
 from mlxdist.world.activity import Activity
 
-SECONDS = 0.4
+SECONDS = 0.3
 stop = threading.Event()
 
 
@@ -27,7 +27,7 @@ def run_one_line():
 
 
 def wait_in_one_call():
-    time.sleep(SECONDS + 0.3)
+    time.sleep(SECONDS + 0.2)
 
 
 def idle_after(work, *, in_main_thread, children_after=10.0):
@@ -83,7 +83,7 @@ def test_activity_of_a_program_that_it_waits_for_is_progress(command, works):
 
     def wait_for_child():
         with subprocess.Popen(["sh", "-c", f"{command}; true"]) as child:
-            time.sleep(SECONDS + 0.3)
+            time.sleep(SECONDS + 0.2)
             child.kill()
 
     idle = idle_after(wait_for_child, in_main_thread=True, children_after=0.05)

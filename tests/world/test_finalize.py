@@ -48,7 +48,7 @@ def test_exit_with_pending_collectives_has_exit_code_0(ranks, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("guard", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_exit_of_forked_children_keeps_their_exit_codes_and_the_job(guard, tmp_path):
     """Data loaders fork. Their end must not end MPI, nor the job."""
     result = mpi_job(2, FORKS.format(guard=guard), folder=tmp_path)

@@ -186,7 +186,13 @@ def test_log_writes_past_a_string_that_ends_with_the_process(monkeypatch, capsys
     assert capsys.readouterr().err == "the job ends\n"
 
 
-@pytest.mark.parametrize("wait", [HANDLER, LOOP], ids=["handler", "asyncio"])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        pytest.param(HANDLER, id="handler"),
+        pytest.param(LOOP, id="asyncio", marks=pytest.mark.long),
+    ],
+)
 def test_sigterm_of_all_ranks_runs_the_users_handler(wait, tmp_path):
     result = mpi_job(2, PREEMPTION.format(wait=wait), folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -224,7 +230,9 @@ world.barrier()
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("before", marks=pytest.mark.long), "after"]
+)
 def test_excepthook_of_the_user_is_called_and_the_job_ends(when, tmp_path):
     places = {"before": "", "after": "", when: "sys.excepthook = hook"}
     result = mpi_job(2, USERS_HOOK.format(**places), folder=tmp_path)

@@ -89,7 +89,13 @@ def test_init_after_mlx_joined_the_same_mpi_joins_all_ranks(tmp_path):
     assert result.stdout.split() == ["2", "2"]
 
 
-@pytest.mark.parametrize("script", [MLX_FIRST, INIT.format("")], ids=["mlx", "init"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(MLX_FIRST, id="mlx", marks=pytest.mark.long),
+        pytest.param(INIT.format(""), id="init"),
+    ],
+)
 def test_init_with_mpi_that_lacks_threads_raises(script, tmp_path):
     env = {"MLX_MPI_LIBNAME": find_libmpi(), "OMPI_MPI_THREAD_LEVEL": "0"}
     result = mpi_job(2, script, folder=tmp_path, env=env)
@@ -129,6 +135,7 @@ print(unseeded, draws_are_equal())
     assert result.stdout.splitlines() == 2 * ["False True"], result.stderr
 
 
+@pytest.mark.long
 def test_init_in_another_thread_joins(tmp_path):
     """Signals have no handlers there; all else works."""
     script = """

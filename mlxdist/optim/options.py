@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
+import numpy as np
 
 from ..arrays.types import Dtype
 from ..layout.sharding import Strategy
@@ -93,6 +94,12 @@ class Options:
     ema_decay: float | None
     sync_buffers: Mode | None
     reproducible: bool
+
+    def __post_init__(self) -> None:
+        """Take numbers of NumPy as those of Python, which the checks ask for."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
 
     @property
     def copies(self) -> WeightCopies:

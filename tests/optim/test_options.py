@@ -4,10 +4,11 @@ import math
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 
 import mlxdist
-from tests.support.examples import distributed
+from tests.support.examples import assert_same_bits, distributed
 
 pytestmark = pytest.mark.mpi
 
@@ -37,6 +38,30 @@ pytestmark = pytest.mark.mpi
 def test_option_out_of_range_is_refused(options, message, world):
     with pytest.raises(ValueError, match=message):
         distributed(world, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_norm": np.float32(0.5)},
+        {"accumulate": np.int64(2)},
+        {"check_every": np.int32(5), "bucket_size": np.uint64(100)},
+        {"loss_scale": np.float32(1024.0)},
+        {"ema_decay": np.float64(0.5)},
+        {"skip_nonfinite": np.bool_(True), "reproducible": np.bool_(False)},
+    ],
+    ids=str,
+)
+def test_option_as_a_number_of_numpy_is_that_of_python(options, world):
+    trees = []
+    for given in (options, {name: value.item() for name, value in options.items()}):
+        optimizer = distributed(world, optim.Adam(0.1), **given)
+        tree = {"w": mx.ones(7)}
+        optimizer.init(tree)
+        for step in range(2):
+            tree = optimizer.apply_gradients({"w": mx.full((7,), step + 1.0)}, tree)
+        trees.append(tree)
+    assert_same_bits(*trees)
 
 
 @pytest.mark.parametrize(

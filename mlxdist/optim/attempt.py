@@ -7,10 +7,14 @@ gradients that it can't have, and with its parameters as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import mlx.core as mx
 
 from ..arrays.concat import Chunk
 from ..arrays.types import Array, Flat
+from ..comm.agreement import OnAllRanks
 from ..comm.reduction import Weights
 from ..comm.wire import Gather, Reduction, Whole
 from .batch import TreeIndexes
@@ -18,7 +22,14 @@ from .grad_norm import Norm
 from .local_shard import Stepped
 from .local_update import ShardStep
 from .pipeline import Pipeline
+from .resumable_state import StepCounts
 from .targets import Target
+
+_TORN = (
+    ": some parameters are of that step, the others of the one before. Load a "
+    "checkpoint with mlxdist.load_checkpoint(), or call optimizer.init(model) on all "
+    "ranks, which gives them rank 0's parameters"
+)
 
 
 class Attempt:
@@ -52,6 +63,10 @@ class Attempt:
         self._taken = 0  # buckets whose mean was taken
         self._pushed = 0  # buckets that were handed on
         self.has_handed_on = False
+
+    @property
+    def has_peers(self) -> bool:
+        return self._run.wire.has_peers
 
     def exchange(self) -> Norm:
         """Average the gradients. A bucket leaves as soon as its own are evaluated.
@@ -121,10 +136,31 @@ class Attempt:
             self._target.publish(self._index.parameters, whole)
 
 
-def torn_text(ended: str) -> str:
-    """Return what is wrong after a step was taken in part, and what mends it."""
-    return (
-        f"{ended}: some parameters are of that step, the others of the one before. "
-        "Load a checkpoint with mlxdist.load_checkpoint(), or call "
-        "optimizer.init(model) on all ranks, which gives them rank 0's parameters"
-    )
+def end_attempt(
+    attempt: Attempt,
+    counts: StepCounts,
+    error: BaseException,
+    skip: Callable[[Norm], None],
+) -> None:
+    """End a step after an error, so that other ranks don't wait for this one.
+
+    Args:
+        counts: gets what is wrong then.
+        skip: what all ranks do where gradients are not finite.
+    """
+    kind, step = type(error).__name__, counts.steps + 1
+    counts.ended = f"step {step} ended with {kind}: {error}"
+    if attempt.has_handed_on:
+        counts.torn = f"{counts.ended}{_TORN}"
+    attempt.undo()
+    if not attempt.has_peers:
+        return
+    counts.broken = f"{counts.ended}, and its exchanges can't be ended: restart the job"
+    with suppress(Exception):  # the first error is the one to report
+        norm = attempt.end_exchange()
+        if norm.is_finite:
+            attempt.end_update()
+        else:
+            with suppress(OnAllRanks):
+                skip(norm)
+        counts.broken = None

@@ -131,6 +131,7 @@ class DistributedOptimizer(OptimizerWrapper):
         made = self._made
         if made and traced_setup.is_repeated(self._inner, made.layout.plan, parameters):
             return
+        self._steps.counts.refuse_broken()
         in_place = self._ema.problem_in_place("call init")
         self._made = self._managed.initialize(parameters, in_place)
         self._steps.use(self._made)
@@ -278,10 +279,11 @@ class DistributedOptimizer(OptimizerWrapper):
 
         ValueError before `init`, with EMA weights in place, or in the middle of a step.
         """
+        self._steps.counts.refuse_broken()
         self._ema.refuse_in_place(action)
         self._managed.prepare(action)
         if action == "save":
-            self._steps.refuse_torn()
+            self._steps.counts.refuse_torn()
             self._steps.micro_batches.refuse_unapplied()
         return self._steps.resumable_state()
 

@@ -28,13 +28,26 @@ class StepCounts:
 
     Attributes:
         torn: why a step was taken in part, until all ranks have one state again.
+        broken: why this rank can't exchange anything any more.
         ended: the error that ended the last attempt at a step on this rank.
     """
 
     steps: int = 0
     skipped: int = 0
     torn: str | None = None
+    broken: str | None = None
     ended: str | None = None
+
+    def refuse_broken(self) -> None:
+        """Raise RuntimeError where a collective would wait for ever."""
+        if self.broken is not None:
+            raise RuntimeError(self.broken)
+
+    def refuse_torn(self) -> None:
+        """Raise ValueError where a step was taken in part."""
+        self.refuse_broken()
+        if self.torn is not None:
+            raise ValueError(self.torn)
 
 
 class LeafOptimizer(NamedTuple):

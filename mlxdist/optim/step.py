@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.types import Array, Flat, Named, Tree
+from ..arrays.types import Array, Flat, Tree
 from ..comm.agreement import MismatchError, OnAllRanks
 from ..comm.reduction import Weights
 from ..world.world import World
 from . import grad_norm, setup
 from .accumulation import MicroBatches
-from .attempt import Attempt, torn_text
+from .attempt import Attempt, end_attempt
 from .batch import (
     Batch,
     TreeIndexes,
@@ -100,11 +100,6 @@ class DistributedStep:
             self.micro_batches,
         )
 
-    def refuse_torn(self) -> None:
-        """Raise ValueError where a step was taken in part."""
-        if self.counts.torn is not None:
-            raise ValueError(self.counts.torn)
-
     def require_norm(self) -> Array:
         """Return the last step's norm; ValueError where it was not measured."""
         if self._options.max_norm is None:
@@ -120,6 +115,7 @@ class DistributedStep:
 
     def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
         """Average the gradients over the ranks and take a step, phase by phase."""
+        self.counts.refuse_broken()
         batch = read_batch(self.index, gradients, target.parameters, weight)
         batch.problem = self.counts.torn or batch.problem
         run = self._pipeline_for(batch, gradients, target)
@@ -130,12 +126,17 @@ class DistributedStep:
         with recorder.call(name, self.counts.steps + 1), run.scope():
             # 1. Agree: here a step is refused, on all ranks or on none.
             run, weights = self._agree(run, batch)
+            scalars = [leaf.scalars() for leaf in self._inner.leaves]
             try:
                 if batch.gradients:
                     self._step(run, batch, weights, gradients, target)
                 else:
                     self._inner.apply_gradients({}, {})
                     run.evaluate(self._inner.scalars())
+            except BaseException:
+                if self.counts.torn is None:
+                    self._inner.restore_scalars(scalars)
+                raise
             finally:
                 self._inner.hyperparameters.remember()
 
@@ -154,14 +155,14 @@ class DistributedStep:
         sums, weights = self._sums(batch, weights)
         part = leave_out(run, self._inner, batch, sums)
         attempt = Attempt(part, self.index, target, sums, weights)
-        scalars = [leaf.scalars() for leaf in self._inner.leaves]
         try:
             is_taken = self._phases(attempt, batch)
         except OnAllRanks:
             raise
         except BaseException as error:
             if run is self.pipelines.eager:
-                self._end(attempt, scalars, error)
+                skip = partial(self._skip_or_raise, attempt)
+                end_attempt(attempt, self.counts, error, skip)
             raise
         self.counts.ended = None
         if is_taken:
@@ -181,28 +182,6 @@ class DistributedStep:
         recorder.phase("optimizer and parameter exchange")
         attempt.update(batch.parameters, self._scale(norm))
         return True
-
-    def _end(
-        self, attempt: Attempt, scalars: list[Named], error: BaseException
-    ) -> None:
-        """End a step after an error, so that other ranks don't wait for this one."""
-        counts, is_torn = self.counts, attempt.has_handed_on
-        kind, step = type(error).__name__, counts.steps + 1
-        counts.ended = f"step {step} ended with {kind}: {error}"
-        attempt.undo()
-        if not is_torn:
-            self._inner.restore_scalars(scalars)
-        counts.torn = (
-            f"{counts.ended}, and its exchanges can't be ended: restart the job"
-        )
-        if self._world.size > 1:
-            norm = attempt.end_exchange()
-            if norm.is_finite:
-                attempt.end_update()
-            else:
-                with suppress(OnAllRanks):
-                    self._skip_or_raise(attempt, norm)
-        counts.torn = torn_text(counts.ended) if is_torn else None
 
     def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
         """Choose how to run a step; initialize at the first one."""

@@ -12,6 +12,7 @@ import pytest
 
 import mlxdist
 from mlxdist.optim import compilation
+from mlxdist.optim.attempt import Attempt
 from tests.support.examples import (
     apply_steps,
     assert_same_bits,
@@ -139,6 +140,8 @@ def test_schedule_that_fails_leaves_the_step_whole(shard, world):
     fails = True
     with pytest.raises(ZeroDivisionError):
         apply_steps(optimizer, tree, [1])
+    with pytest.raises(ZeroDivisionError):
+        optimizer.apply_gradients({}, {})
     fails = False
     assert [part["step"].item() for part in inner.state["states"]] == [1, 1]
     apply_steps(optimizer, tree, [1])
@@ -292,3 +295,24 @@ def test_error_in_the_last_micro_batch_begins_the_step_anew(world):
     assert_same_bits(apply_steps(optimizer, tree, [0]), tree)
     apply_steps(optimizer, tree, [1])
     assert optimizer.step.item() == 1
+
+
+@pytest.mark.mpi(min_size=2)
+def test_exchange_that_cannot_be_ended_is_told_at_each_call(monkeypatch, world):
+    def broken(self):
+        raise OSError
+
+    inner = Failing(KeyError("boom"))
+    optimizer = distributed(world, inner)
+    tree = {"w": mx.ones(5)}
+    optimizer.init(tree)
+    inner.fail_at(1)
+    monkeypatch.setattr(Attempt, "end_exchange", broken)
+    with pytest.raises(KeyError, match="boom"):
+        apply_steps(optimizer, tree, [0])
+    for call in (
+        lambda: apply_steps(optimizer, tree, [0]),
+        lambda: optimizer.init(tree),
+    ):
+        with pytest.raises(RuntimeError, match=r"KeyError: 'boom', .* restart the job"):
+            call()

@@ -10,6 +10,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .layout.wording import counted
+
 Order = npt.NDArray[np.int64]
 
 
@@ -115,7 +117,8 @@ class ShardedSampler:
         self.rank = _integer("world.rank", world.rank, at_least=0)
         if self.rank >= self.size:
             raise ValueError(
-                f"world.rank: found {self.rank} in a world of {self.size} ranks, "
+                f"world.rank: found {self.rank} in a world of "
+                f"{counted(self.size, 'rank')}, "
                 f"wanted 0 to {self.size - 1}"
             )
         self._next = (0, 0)  # epoch and position of the next batch

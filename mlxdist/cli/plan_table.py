@@ -29,7 +29,8 @@ def show(
 
     console = Console(highlight=False)
     console.print(
-        f"{model.elements:,} parameters in {counted(len(model.entries), 'tensor')}, "
+        f"{counted(model.elements, 'parameter')} in "
+        f"{counted(len(model.entries), 'tensor')}, "
         f"{gigabytes(model.parameter_bytes)}, {model.optimizer}"
     )
     if model.untrained_bytes:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..arrays.types import Array
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
+from ..layout.wording import counted
 from ..world.world import World
 from . import ema, masters, state
 from .accumulation import MicroBatches
@@ -97,7 +98,7 @@ class ResumableState:
     @property
     def summary(self) -> list[str]:
         """Lines that are the same on all ranks of a healthy job."""
-        steps = f"{self.counts.steps} steps done"
+        steps = f"{counted(self.counts.steps, 'step')} done"
         return [steps, *self.plan.lines, *self.inner.scalar_lines()]
 
     @property

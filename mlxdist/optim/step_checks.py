@@ -17,6 +17,7 @@ from ..comm.agreement import MismatchError, agree, weight_problem
 from ..comm.reduction import Weights
 from ..layout.entries import fingerprint
 from ..layout.sharding import Plan
+from ..layout.wording import counted
 from ..world.world import World
 from .accumulation import MicroBatches
 from .batch import Batch, batch_problem, missing_lines, missing_problem
@@ -85,7 +86,7 @@ class EveryStep:
         )
 
     def _lines(self, batch: Batch, micro: MicroBatches, steps: int) -> list[str]:
-        lines = [f"{steps} steps done", *self._checksums(batch, steps)]
+        lines = [f"{counted(steps, 'step')} done", *self._checksums(batch, steps)]
         lines += self.inner.hyperparameters.changes()
         lines += [*self.inner.scalar_lines(), *missing_lines(self.plan, batch)]
         if batch.gradients and micro.active:
@@ -138,7 +139,7 @@ class WhileTracing:
     def agree(self, batch: Batch, micro: MicroBatches, steps: int) -> Weights:
         problem = _problem(self.world, self.plan, batch)
         call = call_name(self.name, batch)
-        lines = [f"{steps} steps done", *missing_lines(self.plan, batch)]
+        lines = [f"{counted(steps, 'step')} done", *missing_lines(self.plan, batch)]
         if call in self._agreed:
             if problem:
                 raise ValueError(problem)

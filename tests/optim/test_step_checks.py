@@ -126,7 +126,7 @@ def test_update_after_another_number_of_steps_on_one_rank_is_refused(world):
     optimizer.init(tree)
     if is_last(world):
         optimizer.resumable_state("load").put_counters({"updates": 1})
-    with pytest.raises(MismatchError, match=r"rank \d: 1 steps done"):
+    with pytest.raises(MismatchError, match=r"rank \d: 1 step done"):
         optimizer.apply_gradients(tree, tree)
 
 

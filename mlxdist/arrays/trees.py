@@ -152,6 +152,16 @@ def slot(tree: Tree, path: Sequence[Key]) -> tuple[Tree, Key]:
     return tree, _key_in(tree, last)
 
 
+def dict_at(tree: Tree, path: Sequence[Key]) -> Tree | None:
+    """Return the dict at a path, or None: a parameter's own part of a state."""
+    try:
+        container, key = slot(tree, path)
+        found = container[key]
+    except (LookupError, TypeError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _key_in(tree: Tree, key: Key) -> Key:
     """Return a key as an index where the tree is a list.
 

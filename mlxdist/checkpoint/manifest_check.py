@@ -17,7 +17,6 @@ import msgspec
 from .manifest import (
     FORMAT,
     VERSION,
-    Identity,
     Json,
     Manifest,
     SavedArray,
@@ -78,7 +77,7 @@ def _check(manifest: Manifest) -> None:
     _require(len(manifest.random) == ranks, "not one key of mx.random for each rank")
     _require(len(manifest.disks) == len(manifest.files), "not one disk for each file")
     _require_unique((file.name for file in manifest.files), "file")
-    _require_unique((array.identity for array in manifest.arrays), "array")
+    _require_unique((json.dumps(a.identity) for a in manifest.arrays), "array")
     for file in manifest.files:
         blocks = -(-file.nbytes // manifest.block)
         _require(
@@ -91,10 +90,10 @@ def _check(manifest: Manifest) -> None:
     _check_inside(manifest.arrays, manifest.files)
 
 
-def _require_unique(names: Iterable[str | Identity], what: str) -> None:
+def _require_unique(names: Iterable[str], what: str) -> None:
     seen = set()
     for name in names:
-        _require(name not in seen, f"the {what} {name!r} is listed twice")
+        _require(name not in seen, f"the {what} {name} is listed twice")
         seen.add(name)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 Key = Hashable
 
 # Text keys that would be taken for a number, for two keys, or for another type.
-_AMBIGUOUS = re.compile(r'(?s:|0|-?[1-9][0-9]*|<.*|.*[."].*)')
+_AMBIGUOUS = re.compile(r'(?s:|0|-?[1-9][0-9]*|<.*|.*[."\ud800-\udfff].*)')
 _PARTS = re.compile(r'(?:\A|\.)("(?:[^"\\]|\\.)*"(?=\.|\Z)|[^.]*)')
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _SORTED_AS_NUMBER = re.compile(r"[0-9]{1,18}")
@@ -61,7 +61,7 @@ def _key_text(key: Key) -> str:
     if isinstance(key, str):
         text = str.__str__(key)
         if _AMBIGUOUS.fullmatch(text):
-            return json.dumps(text, ensure_ascii=False)
+            return json.dumps(text, ensure_ascii=not text.isprintable())
         return text
     if isinstance(key, int) and not isinstance(key, bool):
         return str(int(key))

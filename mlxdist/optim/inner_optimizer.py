@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from ..arrays.trees import leaves_of, nested, structure
+from ..arrays.trees import dict_at, leaves_of, nested, structure
 from ..arrays.types import Array, Flat, Named, Tree
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
@@ -163,7 +163,9 @@ class InnerOptimizer:
     def init(self, shard: Flat) -> None:
         """Make the state of the parameters, or slices of them, on this rank."""
         for leaf in self.leaves:
-            part = {path: shard[path] for path in leaf.paths if path in shard}
+            # Without those that have state: MLX fails on them in named tuples.
+            state, paths = leaf.optimizer.state, [p for p in leaf.paths if p in shard]
+            part = {path: shard[path] for path in paths if not dict_at(state, path)}
             leaf.optimizer.init(self.nested(part))
 
     def apply_gradients(self, gradients: Flat, parameters: Flat) -> Flat:

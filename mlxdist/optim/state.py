@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 
-from ..arrays.trees import leaves_of, make_slot, put, slot, unflatten
+from ..arrays.trees import dict_at, leaves_of, make_slot, put, unflatten
 from ..arrays.types import Array, Named, Tree
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
@@ -21,19 +21,9 @@ from .state_values import Value, is_number, like, values_of
 StateTree = dict[KeyPath, dict[str, Value]]
 
 
-def parameter_state(tree: Tree, path: KeyPath) -> Tree | None:
-    """Return the dict that a state tree has for a parameter, or None."""
-    try:
-        container, key = slot(tree, path)
-        found = container[key]
-    except (LookupError, TypeError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def dicts(inner: InnerOptimizer, paths: Iterable[KeyPath]) -> dict[KeyPath, Tree]:
     """Return the optimizer's own dict of each of the given paths that has one."""
-    states = {p: parameter_state(inner.owner(p).optimizer.state, p) for p in paths}
+    states = {p: dict_at(inner.owner(p).optimizer.state, p) for p in paths}
     return {path: state for path, state in states.items() if state is not None}
 
 
@@ -177,7 +167,7 @@ def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[KeyPath]) -> St
     """Return the given paths' values of a state in MLX's layout."""
     found: StateTree = {}
     for path in paths:
-        values = parameter_state(_part_of(inner.owner(path), state), path)
+        values = dict_at(_part_of(inner.owner(path), state), path)
         if values is not None:
             found[path] = values_of(values)
     return found

@@ -76,7 +76,7 @@ HOSTILE = {
     "no file": (put(*FIRST, "pieces", 0, 2, 9), "in file 9, which is not listed"),
     "on another": (put(*FIRST, "pieces", 0, 3, 190), "overlap in rank-00000"),
     "no key": (put(*CUT, "key", None), "Expected `str`, got `null`"),
-    "array twice": (put("arrays", 1, "path", "v"), "'parameters/v/' is listed twice"),
+    "array twice": (put("arrays", 1, "path", "v"), '"v", ""] is listed twice'),
     "random": (put("random", [[0, 1]]), "not one key of mx.random for each rank"),
     "world": (put("world_size", 0), "Expected `int` >= 1 - at `$.world_size`"),
     "shape": (put(*FIRST, "shape", [-2, -3]), "`int` >= 0 - at `$.arrays[0].shape[0]`"),

@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from mlx.utils import tree_map
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from mlxdist.arrays.trees import leaves_of, nested
@@ -15,7 +16,7 @@ from tests.support.examples import (
     gradients_of_ranks,
     mean_of,
 )
-from tests.support.trees import assert_same_trees, odd_trees
+from tests.support.trees import Layer, assert_same_trees, odd_trees
 
 pytestmark = pytest.mark.mpi
 each_shard = pytest.mark.parametrize("shard", SHARDS)
@@ -94,6 +95,20 @@ def test_module_of_dicts_is_trained_saved_and_loaded(
     load_checkpoint(shared_folder, other, resumed)
     assert_same_trees(other.parameters(), model.parameters())
     assert_same_trees(resumed.gather_state(), optimizer.gather_state())
+
+
+@each_shard
+def test_state_of_named_tuples_that_was_assigned_is_stepped(shard, world):
+    """MLX's own `init` fails on the state of a named tuple (mlx#2845)."""
+    tree = {"a": Layer(mx.ones((3, 2)), mx.ones(5)), "b": mx.ones(2)}
+    first, second = (distributed(world, sgd(), shard=shard) for _ in range(2))
+    first.init(tree)
+    second.init(tree)
+    grads = gradients(tree, 0, world.rank)
+    once = first.apply_gradients(grads, tree)
+    second.state = tree_map(lambda leaf: leaf, first.state)  # other dicts
+    expected = first.apply_gradients(grads, once)
+    assert_same_trees(second.apply_gradients(grads, once), expected)
 
 
 @each_shard

@@ -9,6 +9,7 @@ them raise the same error.
 from __future__ import annotations
 
 import json
+import reprlib
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -105,7 +106,8 @@ def weight_problem(weight: float | None) -> str | None:
             return None
     except (TypeError, ValueError, OverflowError):
         pass  # not a number at all, or an integer beyond all floats
-    return f"its weight is {weight!r}; it must be 0, or a number from 1e-9 to 1e15"
+    found = reprlib.repr(weight)
+    return f"its weight is {found}; it must be 0, or a number from 1e-9 to 1e15"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -154,17 +154,15 @@ def _join(
 
 def _make_group(backend: Backend, launch: Launch | None) -> mx.distributed.Group:
     """Return MLX's group of all ranks, which lives as long as the process."""
-    if not mx.distributed.is_available(backend):
-        if backend == "mpi":
-            return mx.distributed.init()
+    if backend != "mpi" and not mx.distributed.is_available(backend):
         raise RuntimeError(
             f"this MLX has no {backend!r} backend; mlxdist.init('mpi') works everywhere"
         )
     try:
         group = mx.distributed.init(strict=True, backend=backend)
     except RuntimeError:
-        # A strict MLX rejects a world of one. Over MPI, check_size explains it better;
-        # with other backends MLX's message is the better one.
+        # A strict MLX rejects a world of one, and a missing MPI. Over MPI, check_size
+        # explains it better; with other backends MLX's message is the better one.
         if backend != "mpi" and launch is not None and launch.size > 1:
             raise
         group = mx.distributed.init(backend=backend)

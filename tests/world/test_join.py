@@ -171,6 +171,24 @@ def test_init_without_a_launcher_is_a_world_of_one(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
 
 
+def test_init_of_mpi_never_joins_through_another_backend(tmp_path):
+    """`mx.distributed.init()` takes any backend that it finds, such as ring."""
+    script = """
+import mlx.core as mx
+init, backends = mx.distributed.init, []
+def note(**options):
+    backends.append(options.get("backend"))
+    return init(**options)
+mx.distributed.init = note
+mx.distributed.is_available = lambda backend: False
+import mlxdist
+mlxdist.init("mpi")
+assert set(backends) == {"mpi"}, backends
+"""
+    (tmp_path / "job.py").write_text(script)
+    assert run([sys.executable, "job.py"], cwd=tmp_path).returncode == 0
+
+
 def test_init_strict_without_a_launcher_raises(tmp_path):
     result = init_alone(tmp_path, "strict=True")
     assert result.returncode == 1

@@ -105,11 +105,8 @@ def test_run_whose_mpirun_is_killed_kills_the_ranks(sleeping, tmp_path):
     assert not [name for name in left if name.startswith("mlxdist-run-")]
 
 
-@pytest.mark.parametrize("arguments", [(), ("ignore",)])
-def test_run_that_is_killed_leaves_no_process_and_no_file(
-    sleeping, tmp_path, arguments
-):
-    process, ranks = sleeping(*arguments)
+def test_run_that_is_killed_leaves_no_process_and_no_file(sleeping, tmp_path):
+    process, ranks = sleeping("ignore")
     pids = [*ranks, parent_of(ranks[0])]
     process.kill()
     process.wait()
@@ -125,7 +122,9 @@ def test_run_that_is_killed_with_its_mpirun_leaves_no_rank(sleeping, tmp_path):
     assert jobs.wait_until(lambda: list((tmp_path / "tmp").iterdir()) == [])
 
 
-@pytest.mark.parametrize("delay", [0.15, 0.3, 0.5])
+@pytest.mark.parametrize(
+    "delay", [0.3, *(pytest.param(x, marks=pytest.mark.long) for x in (0.15, 0.5))]
+)
 def test_run_that_is_killed_while_it_starts_leaves_nothing(
     run_command, tmp_path, delay
 ):
@@ -193,7 +192,10 @@ def test_run_forwards_signals_as_mpirun_does(counting):
     assert (counting.returncode, err) == (0, "")
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg])  # as a terminal does
+@pytest.mark.parametrize(
+    "send",
+    [os.killpg, pytest.param(os.kill, marks=pytest.mark.long)],  # as a terminal does
+)
 def test_run_that_is_stopped_stops_its_ranks_until_it_continues(counting, send):
     send(counting.pid, signal.SIGTSTP)
     assert jobs.wait_until(lambda: jobs.state_of(counting.pid) == "T")

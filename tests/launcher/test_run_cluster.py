@@ -152,7 +152,7 @@ def test_run_tells_the_rank_that_died_from_those_that_lost_it(
         arguments = [str(victim), str(int(number))]
         done = run_on(cluster, *hosts, "die.py", *arguments)
     # The message may name other silent ranks too, but never leaves out the dead one.
-    message = done.stderr.splitlines()[-1].removeprefix("mlxdist run: ")
+    message = done.stderr.rpartition("mlxdist run: ")[2].splitlines()[0]
     died, _, ended = message.rpartition("; ")[0].rpartition("; ")
     assert f"rank {victim} " in died, done.stderr
     assert f"on node{victim + 1}" in died

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..layout.entries import split_counts
+from ..layout.entries import ITEM_SIZES, split_counts
 from ..layout.paths import KeyPath
 from ..optim.resumable_state import ResumableState
 from . import directory
@@ -48,7 +48,8 @@ def consolidate(
         The files.
 
     Raises:
-        ValueError: if the target exists, or MLX's files can't hold a dtype.
+        ValueError: if the target exists, or an array is float64, which MLX's files
+            can't hold; Python floats of an optimizer's state are written as float32.
         DamagedError: if the checkpoint is damaged.
     """
     if target.exists() or target.is_symlink():
@@ -85,7 +86,7 @@ def _plain_files(
     """
     groups: dict[str, list[_Named]] = {}
     for array in arrays:
-        if array.dtype == "float64":
+        if array.dtype == "float64" and array.shape:
             raise ValueError(f"{array}: MLX's safetensors files can't hold float64")
         file, name = _plain_name(array, at)
         groups.setdefault(file, []).append((name, array))
@@ -111,7 +112,7 @@ def _write(
     progress: Callable[[int], None],
 ) -> None:
     ordered = sorted(group, key=lambda item: -item[1].item_size)
-    tensors = [Tensor(name, a.dtype, a.shape, a.nbytes) for name, a in ordered]
+    tensors = [_tensor(name, array) for name, array in ordered]
     with Writer(path) as writer:
         writer.write(header(tensors, {}))
         for _, array in ordered:
@@ -119,6 +120,13 @@ def _write(
                 writer.write(data)
                 progress(data.nbytes)
         writer.finish()
+
+
+def _tensor(name: str, array: SavedArray) -> Tensor:
+    """Return an array's tensor in a plain file: a float64 number becomes a float32."""
+    if array.dtype == "float64":
+        return Tensor(name, "float32", array.shape, ITEM_SIZES["float32"])
+    return Tensor(name, array.dtype, array.shape, array.nbytes)
 
 
 def _blocks(array: SavedArray, readers: FileReaders) -> Iterator[memoryview]:
@@ -129,6 +137,8 @@ def _blocks(array: SavedArray, readers: FileReaders) -> Iterator[memoryview]:
         for start, stop in split_counts(nbytes, BLOCK):
             data = np.empty(stop - start, np.uint8)
             reader.read(piece.offset + start, data)
+            if array.dtype == "float64":
+                data = data.view(np.float64).astype(np.float32).view(np.uint8)
             yield data.data
 
 

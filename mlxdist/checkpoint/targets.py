@@ -186,12 +186,21 @@ def _state(
             if saved is None and state.may_lack(key):
                 continue
             elements = None if saved is None else _elements(saved, part)
+            if _may_be_number(saved) and state.holds_number(path, key):
+                elements = 0, 1  # a number may be an int now, and a float then
             if elements is None:
                 yield str(_mismatch(saved, part.array, f"state {key} of {path}"))
                 continue
             put_part = partial(state.put, path, key)
             shape = tuple(part.array.shape)
             targets[identity] = Target(*elements, shape, put_part)
+
+
+def _may_be_number(saved: SavedArray | None) -> bool:
+    """Return whether an array may have been a number: float32 in plain files."""
+    if saved is None or saved.shape:
+        return False
+    return saved.dtype in ("bool", "int64", "float64", "float32")
 
 
 def _elements(saved: SavedArray, part: StateArray) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from .inner_optimizer import InnerOptimizer
 from .loss_scale import LossScale
 from .state_layout import StateArray as StateArray
 from .state_layout import StateLayout
-from .state_values import Value, as_array, like
+from .state_values import Value, as_array, is_number, like
 
 
 @dataclass
@@ -139,6 +139,10 @@ class ResumableState:
             }
             for path, keys in located.items()
         }
+
+    def holds_number(self, path: KeyPath, key: str) -> bool:
+        """Whether a value of a parameter's state is a number, and no array."""
+        return is_number(state.read(self.inner, [path])[path][key])
 
     def may_lack(self, key: str) -> bool:
         """Whether a checkpoint may lack this key: it follows from the parameters."""

@@ -56,7 +56,7 @@ def as_array(value: Value) -> Array:
 def like(value: Value, array: Array) -> Value:
     """Return an array as a number, where the `value` that it replaces is one."""
     if isinstance(value, bool | int | float):
-        return type(value)(array.item())
+        return array.item()  # of the type that was saved: an int may become a float
     return array
 
 

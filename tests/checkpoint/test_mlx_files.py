@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -9,7 +10,14 @@ import mlxdist
 from mlxdist import load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import mlx_files
 from mlxdist.checkpoint.verify import list_checkpoints
-from tests.support.examples import Net, assert_same_bits, batch, loss, make
+from tests.support.examples import (
+    Net,
+    assert_same_bits,
+    batch,
+    distributed,
+    loss,
+    make,
+)
 
 pytestmark = pytest.mark.mpi
 
@@ -50,3 +58,35 @@ def test_consolidate_writes_files_that_mlx_and_load_checkpoint_read(
     load_checkpoint(target, restored, other)
     assert_same_bits(other.gather_state(), full)
     assert_same_bits(restored.parameters(), model.parameters())
+
+
+class Halving(optim.Optimizer):
+    """Keeps Python numbers: a count, and a rate that is an int at first."""
+
+    def init_single(self, parameter, state):
+        state["t"], state["rate"] = 0, 1
+
+    def apply_single(self, gradient, parameter, state):
+        state["t"] += 1
+        state["rate"] *= 0.5
+        return parameter - state["rate"] * gradient
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_numbers_of_a_state_are_loaded_also_from_plain_files(
+    plain, world, shared_folder
+):
+    tree = {"w": mx.ones((5, 3)), "b": mx.ones(2)}
+    optimizer = distributed(world, Halving(), shard="tensors")
+    optimizer.init(tree)
+    tree = optimizer.apply_gradients(tree, tree)
+    folder = shared_folder / "saves"
+    save_checkpoint(folder, 1, tree, optimizer)
+    if plain and world.is_root:
+        (info,) = list_checkpoints(folder)
+        mlx_files.consolidate(folder, info.save, shared_folder / "plain", print)
+    world.barrier()
+    resumed = distributed(world, Halving(), shard=False)
+    load_checkpoint(shared_folder / "plain" if plain else folder, tree, resumed)
+    assert resumed.state["w"] == resumed.state["b"] == {"t": 1, "rate": 0.5}
+    assert type(resumed.state["w"]["t"]) is int

@@ -59,18 +59,21 @@ def kind_of(
         ValueError: where they are no state of this optimizer, for the first reason of
             each rank.
     """
+    is_mlx = len(every) == 1 and not plan.sharded
     if not any(rank.headers or rank.surplus for rank in every):
+        missing = [name for rank in every for name in rank.missing]
+        if missing and not is_mlx:
+            raise ValueError(f"the state has no {missing[0]!r}.\n{REMEDY}")
         return "none"
     specs = {path: specs[path] for path in plan.by_path if path in specs}
     full_wanted = {
         path: {key: spec.shape for key, spec in keys.items()}
         for path, keys in specs.items()
     }
-    is_mlx = len(every) == 1 and not plan.sharded
     full = [_problem(r, full_wanted, known, partial=is_mlx) for r in every]
     shard = [
         r.foreign
-        or _problem(r, _shapes_of_shard(plan, specs, index), known, partial=is_mlx)
+        or _problem(r, shapes_of_shard(plan, specs, index), known, partial=is_mlx)
         for index, r in enumerate(every)
     ]
     if plan.sharded and not any(shard):
@@ -105,7 +108,8 @@ def copy_problem(digests: Sequence[Mapping[str, str]]) -> str | None:
     return None
 
 
-def _shapes_of_shard(plan: Plan, specs: Specs, rank: int) -> Shapes:
+def shapes_of_shard(plan: Plan, specs: Specs, rank: int) -> Shapes:
+    """Return the shapes of a rank's own state; () for numbers that are no arrays."""
     return {
         path: {
             key: (stop - start,) if spec.is_cut else spec.shape

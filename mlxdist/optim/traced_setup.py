@@ -7,8 +7,6 @@ happens on this rank.
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 
 from ..arrays import device
@@ -18,6 +16,7 @@ from ..comm.agreement import agree
 from ..layout.sharding import Plan
 from ..world.world import World
 from . import setup, state
+from .assigned_kind import shapes_of_shard
 from .inner_optimizer import InnerOptimizer
 from .inner_snapshot import InnerSnapshot
 from .options import Options
@@ -108,19 +107,15 @@ def settle(inner: InnerOptimizer, layout: StateLayout) -> None:
     Raises:
         ValueError: where it is not this rank's `optimizer.state`.
     """
-    located = layout.located(state.read(inner, layout.shard))
-    for path, specs in layout.specs.items():
-        for key, spec in specs.items():
-            part = located.get(path, {}).get(key)
-            size = math.prod(part.shape) if part else 0
-            cut = layout.shard[path] if spec.is_cut else (0, size)
-            if part is None or (part.shape, part.start, part.stop) != (
-                spec.shape,
-                *cut,
-            ):
+    tree = state.read(inner, layout.shard)
+    for path, keys in shapes_of_shard(layout.plan, layout.specs, layout.rank).items():
+        for key, shape in keys.items():
+            values = tree.get(path, {})
+            if key not in values or getattr(values[key], "shape", ()) != shape:
                 raise ValueError(
                     f"the state that was assigned while mx.compile traces has not this "
-                    f"rank's part of {path}.{key}: pass in its own optimizer.state"
+                    f"rank's part of {path}.{key}: pass in its own optimizer.state, or "
+                    "call optimizer.init(model) before, which cuts a full state"
                 )
     for leaf in inner.leaves:
         leaf.optimizer._initialized = True

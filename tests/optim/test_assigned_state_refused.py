@@ -186,3 +186,18 @@ def test_pending_state_is_not_saved_and_is_replaced_by_a_checkpoint(
             save_checkpoint(shared_folder, 2, tree, optimizer)
         load_checkpoint(shared_folder, tree, optimizer)
         assert_same_bits(optimizer.gather_state(), full)
+
+
+@each_shard
+def test_full_state_is_refused_while_compile_traces_and_taken_by_init(shard, world):
+    tree = {"w": mx.arange(24.0).reshape(6, 4)}
+    optimizer = trained(world, tree, shard=shard, transport="native")
+    full = optimizer.gather_state()
+    optimizer.state = saved(full)
+    step = mx.compile(optimizer.apply_gradients, inputs=optimizer.state)
+    if shard == "elements":
+        with pytest.raises(ValueError, match=r"init\(model\) before, which cuts"):
+            step(tree, tree)
+    optimizer.state = saved(full)
+    optimizer.init(tree)
+    assert_same_bits(optimizer.gather_state(), full)

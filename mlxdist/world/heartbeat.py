@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SILENCE = 2.0  # seconds without a heartbeat after which a rank is reported as silent
+LOAD_WINDOW = 1.0  # seconds over which a rank measures its use of the processor
 _MESSAGE_BYTES = 1024  # a heartbeat is about 200
-_SPINS = 0.5  # processor seconds per second of a call that waits inside MPI
 _LONG_CALL = 30.0  # seconds without progress that are reported
 _BUSY = 0.05  # processor seconds per second above which a rank counts as computing
 
@@ -117,7 +117,9 @@ class Peer:
         """
         if self.heartbeat is None or self.status.leaving:
             return False
-        return self.heartbeat.idle > timeout and self.heartbeat.cpu_load > _SPINS
+        # What it did before that call must not count.
+        shortest = max(timeout, 2 * LOAD_WINDOW)
+        return self.heartbeat.idle > shortest and self.heartbeat.cpu_load > _BUSY
 
     def send(self, data: NDArray[np.uint8], *, always: bool) -> None:
         """Start to send an encoded message.

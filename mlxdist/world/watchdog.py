@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from ..comm.flight_recorder import Recorder, Status
 from ..launcher import environment
 from .activity import Activity
-from .heartbeat import SILENCE, EndNotice, Heartbeat, Message, Peer, encode
+from .heartbeat import LOAD_WINDOW, SILENCE, EndNotice, Heartbeat, Message, Peer, encode
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -161,7 +161,7 @@ class Watchdog(threading.Thread):
         now, cpu = time.monotonic(), time.process_time()
         then, cpu_then = self._cpu_sample
         load = (cpu - cpu_then) / max(now - then, 1e-3)
-        if now - then > 2:
+        if now - then > LOAD_WINDOW:
             self._cpu_sample = (now, cpu)
         status = self._recorder.status
         duration = now - self._start_of(status)

@@ -96,7 +96,7 @@ if world.rank == 0:  # evaluates, while the others wait for it in a call
         matrix @ matrix
 world.barrier()
 if world.rank == 0:  # uploads, while the others wait for it at their end
-    subprocess.run(["sleep", "2.5"])
+    subprocess.run(["sleep", "3.5"])
     print("uploaded")
 """
 

@@ -31,6 +31,8 @@ def find_moves(has: Mapping[int, Span], wants: Mapping[int, Span]) -> list[Move]
     for rank, wanted in wants.items():
         missing = _without([wanted], has.get(rank, (0, 0)))
         for root, span in has.items():
+            if not missing:
+                break
             for start, stop in missing:
                 low, high = max(start, span[0]), min(stop, span[1])
                 if low < high:

@@ -119,4 +119,4 @@ world.barrier()
     result = mpi_job(3, script, folder=tmp_path)
     assert result.returncode != 0
     assert "World.mean refused" in result.stderr
-    assert "rank 0: a[]" in result.stderr
+    assert "rank 0: a\n" in result.stderr

@@ -50,12 +50,12 @@ def with_quoted_keys(contents: Contents, model: Tree) -> Contents:
     Files of plain MLX and checkpoints of mlxdist 0.1.0 have the keys without quotes.
     """
     paths = list(all_parameters(model))
-    texts = {path.text for path in paths}
+    saved = {array.path for array in contents.arrays if array.kind == "parameters"}
     counts = Counter(path.dotted for path in paths)
     quoted = {
         path.dotted: path.text
         for path in paths
-        if path.dotted not in texts and counts[path.dotted] == 1
+        if path.dotted in saved and path.text not in saved and counts[path.dotted] == 1
     }
     arrays = tuple(
         msgspec.structs.replace(array, path=quoted[array.path])

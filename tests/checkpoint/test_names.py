@@ -66,6 +66,19 @@ def test_load_finds_keys_with_and_without_quotes(edit, world, shared_folder):
     assert_same_trees(resumed.gather_state(), optimizer.gather_state())
 
 
+def test_load_of_keys_with_dots_into_nested_dicts_is_refused(world, shared_folder):
+    saved = {"a.b": mx.ones(3), "a": {"b": mx.zeros(3)}}
+    optimizer = DistributedOptimizer(optim.SGD(0.1), world=world)
+    optimizer.init(saved)
+    save_checkpoint(shared_folder, 1, saved, optimizer)
+    for model, surplus in (({"a.b": mx.ones(3)}, "a.b"), (saved["a"], '"a.b"')):
+        tree = model if surplus == "a.b" else {"a": model}
+        with pytest.raises(CheckpointError, match=f"it has parameter {surplus} float"):
+            load_checkpoint(shared_folder, tree)
+    load_checkpoint(shared_folder, restored := zeros(saved))
+    assert_same_trees(restored, saved)
+
+
 def test_plain_files_have_the_names_of_mlx_and_load(world, shared_folder):
     model, optimizer = make(world, 3.0)
     save_checkpoint(shared_folder / "saves", 1, model, optimizer, {"a.b": mx.ones(2)})

@@ -12,9 +12,35 @@ import site
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from . import marks
+
+USAGE_ERROR = 2  # exit code of argparse, and of most programs
+
+# The name of this module in a rank's program, which has a package of its own.
+_IN_PROGRAM = "_mlxdist_rank.rank_failure"
+
+ExitHandler = Callable[[SystemExit, int], object]
+exit_handlers: list[ExitHandler] = []
+
+
+def on_exit(handler: ExitHandler) -> Callable[[], object]:
+    """Have a rank of `mlxdist run` call a handler where its script exits with a code.
+
+    The process ends after it. It is not called for 0, and for a wrong command line.
+
+    Args:
+        handler: called with the exception, and with the exit code of the process.
+
+    Returns:
+        A function that takes the handler back.
+    """
+    program = sys.modules.get(_IN_PROGRAM)
+    handlers: list[ExitHandler] = program.exit_handlers if program else []
+    handlers.append(handler)
+    return handlers.clear
 
 
 def report_error(error: BaseException, rank: str) -> None:
@@ -31,17 +57,25 @@ def report_error(error: BaseException, rank: str) -> None:
 
 
 def report_exit(leaving: SystemExit, rank: str) -> int:
-    """Leave the marks of `sys.exit(code)`, and return the exit code of the process."""
+    """Leave the marks of `sys.exit(code)`, and return the exit code of the process.
+
+    A handler of `on_exit` may end the process before.
+    """
     code = leaving.code
     marks.leave_mark("failed", rank, f"exit {code}")
     text = _usage_error.pop() if _usage_error else None
+    if text is None:
+        marks.leave_mark("place", rank, _place(leaving))
     if not isinstance(code, int):
         text, code = f"{code}\n", 1
     if text and not (
         _is_default_stderr() and marks.leave_mark("traceback", rank, text)
     ):
         print(text, end="", file=sys.stderr)
-    return code & 0xFF or 1
+    code = code & 0xFF or 1
+    for handler in exit_handlers if code != USAGE_ERROR else ():
+        handler(leaving, code)
+    return code
 
 
 # The usage error of a command line, which is printed when it ends the script.

@@ -56,6 +56,7 @@ def main() -> None:
         _kept.append(leaving)
         if leaving.code not in (None, 0):
             # Exit handlers could wait for the other ranks, which may never come.
+            leaving = leaving.with_traceback(_script_frames(leaving.__traceback__))
             _exit(rank_failure.report_exit(leaving, rank))
     except BaseException as error:
         error = error.with_traceback(_script_frames(error.__traceback__))

@@ -21,10 +21,9 @@ from .mpirun_log import MpirunLog
 from .orphans import end_ranks
 from .outcome import Outcome, read_ranks
 from .output import Output, open_logs
+from .rank_failure import USAGE_ERROR
 from .signals import Signals
 from .standard_streams import print_error
-
-USAGE_ERROR = 2  # exit code of argparse, and of most programs
 
 
 def launch(job: Job, *, max_restarts: int = 0) -> Outcome:

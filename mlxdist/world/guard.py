@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
-from ..launcher import marks
+from ..launcher import marks, rank_failure
 from ..launcher.user_frames import skip_start, user_frame
 from .heartbeat import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
@@ -71,6 +71,7 @@ class Guard:
         """Set the process's hooks, and start the watchdog."""
         enable_faulthandler()
         self._exceptions = ExceptionHook(self._fail)
+        self._take_exit_handler_back = rank_failure.on_exit(self._on_exit)
         self._sigterm = SigtermHook(self.on_sigterm, self._watchdog.wake_fd)
         atexit.register(self._at_exit)
         os.register_at_fork(after_in_child=self._remove_hooks)
@@ -90,6 +91,7 @@ class Guard:
     def _remove_hooks(self) -> None:
         """Restore the process's hooks: also in a forked child, which is no rank."""
         self._exceptions.remove()
+        self._take_exit_handler_back()
         self._sigterm.remove()
         atexit.unregister(self._at_exit)
 
@@ -128,8 +130,18 @@ class Guard:
 
     # Hooks of the process
 
-    def _fail(self, error: BaseException, is_reported: bool) -> None:
-        """End the job because of an exception, which the user's hook may have shown."""
+    def _on_exit(self, leaving: SystemExit, code: int) -> None:
+        """End the job because the script exits with a code, which is reported."""
+        self._fail(leaving, True, code=code)
+
+    def _fail(
+        self, error: BaseException, is_reported: bool, *, code: int | None = None
+    ) -> None:
+        """End the job because of an exception, which the user's hook may have shown.
+
+        Args:
+            code: exit code of the process; None for Python's own.
+        """
         self._failure = failure_of(error, self._recorder.status_at(error))
         if isinstance(error, OnAllRanks) and self._rank:
             # Rank 0 reports the error and ends this rank, if it fails as well.
@@ -142,7 +154,7 @@ class Guard:
         self._end_job(
             f"failed {self._failure.activity}; the job ends:\n"
             + (self._failure.message if is_reported else trace),
-            code=130 if isinstance(error, KeyboardInterrupt) else 1,
+            code=code or (130 if isinstance(error, KeyboardInterrupt) else 1),
             print_stacks=False,
         )
 

@@ -1,11 +1,13 @@
 """The account of a failure: one traceback, no words of mpirun, and the record."""
 
 import json
+import socket
 
 import pytest
 
 from mlxdist.launcher import failure
 from mlxdist.launcher.message_filter import MessageFilter
+from mlxdist.world import postmortem
 
 BOTH = """
 import sys, mlxdist
@@ -61,7 +63,8 @@ def test_failure_that_the_script_reports_itself_is_left_to_it(run, tmp_path):
 
 
 PARSE = """
-import argparse
+import argparse, mlxdist
+mlxdist.init()
 parser = argparse.ArgumentParser(prog="train.py")
 parser.add_argument("--steps", type=int)
 parser.add_argument("more", nargs="*")
@@ -69,7 +72,7 @@ parser.add_argument("more", nargs="*")
 """
 
 
-def test_failure_of_a_command_line_is_printed_once(run):
+def test_failure_of_a_command_line_is_printed_once_and_leaves_no_record(run, tmp_path):
     done = run(PARSE.format("parser.parse_args()"), "--steps", "x", ranks=2)
     assert done.returncode == 2
     assert done.stderr == (
@@ -77,6 +80,7 @@ def test_failure_of_a_command_line_is_printed_once(run):
         "train.py: error: argument --steps: invalid int value: 'x'\n"
         "mlxdist run: ranks 0 and 1 of 2 failed (exit 2); exit code 2.\n"
     )
+    assert not (tmp_path / "mlxdist-postmortem").exists()
 
 
 @pytest.mark.parametrize(
@@ -93,12 +97,37 @@ def test_usage_error_that_the_script_catches_is_printed_too(run, source):
     assert (done.stdout + done.stderr).count("train.py: error: argument --steps") == 2
 
 
-def test_failure_by_sys_exit_with_a_text_prints_it_once(run):
-    done = run("import sys; sys.exit('no data')", ranks=2)
-    lines = done.stderr.splitlines()
-    assert lines[0] == "no data"
-    assert lines[1].startswith("mlxdist run: ranks 0 and 1 of 2 failed (exit no data)")
-    assert (done.returncode, len(lines)) == (1, 2)
+LEAVE = """
+import sys, mlxdist
+world = mlxdist.init()
+def load():
+    sys.exit("no data")
+if world.rank or "all" in sys.argv:
+    load()
+world.barrier()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "first"),
+    [
+        ((), "rank 1 of 2", "rank 1 on {host} failed first, in user code"),
+        (("all",), "ranks 0 and 1 of 2", "ranks 0, 1 failed with the same error"),
+    ],
+)
+def test_failure_by_sys_exit_prints_its_text_once_and_leaves_a_record(
+    run, tmp_path, arguments, named, first
+):
+    done = run(LEAVE, *arguments, ranks=2)
+    text, record, last = done.stderr.splitlines()
+    assert (done.returncode, text) == (1, "no data")
+    where = "in user code, after step 0, at script.py:5, in load"
+    assert last.startswith(f"mlxdist run: {named} failed {where} (exit no data)")
+    (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
+    assert record.endswith(str(folder))
+    report = postmortem.report(folder)
+    assert report.startswith(first.format(host=socket.gethostname()))
+    assert "\n  SystemExit: no data\n  at script.py:5, in load" in report
 
 
 def test_shown_has_each_different_text_once_and_at_most_three():

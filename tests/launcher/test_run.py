@@ -43,19 +43,20 @@ inner()
 {after}
 """
 WAIT = "time.sleep(60)"
+FAILED = "rank 1 of 2 failed at script.py:6, in inner"
 ENDED = "rank 0 was ended with it; exit code"
 
 
 @pytest.mark.parametrize(
     ("act", "after", "code", "message"),
     [
-        ("sys.exit(3)", WAIT, 3, f"rank 1 of 2 failed (exit 3); {ENDED} 3."),
-        ("sys.exit('why')", WAIT, 1, f"rank 1 of 2 failed (exit why); {ENDED} 1."),
+        ("sys.exit(3)", WAIT, 3, f"{FAILED} (exit 3); {ENDED} 3."),
+        ("sys.exit('why')", WAIT, 1, f"{FAILED} (exit why); {ENDED} 1."),
         (
             "raise ValueError('x')",
             WAIT,
             1,
-            f"rank 1 of 2 failed at script.py:6, in inner (ValueError: x); {ENDED} 1.",
+            f"{FAILED} (ValueError: x); {ENDED} 1.",
         ),
         (
             "e = ValueError('x\\ny'); e.add_note('note'); raise e",

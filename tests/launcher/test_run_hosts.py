@@ -65,7 +65,7 @@ def test_run_over_hosts_with_threads_sets_them_on_each(run_on_hosts):
             1,
             "rank 2 of 3 on h2 failed at script.py:3 (ValueError: x)",
         ),
-        ("sys.exit(3)", 3, "rank 2 of 3 on h2 failed (exit 3)"),
+        ("sys.exit(3)", 3, "rank 2 of 3 on h2 failed at script.py:3 (exit 3)"),
         ("os._exit(0)", 1, "rank 2 of 3 on h2 did not finish; mpirun exited with code"),
         (
             "os.kill(os.getpid(), 9)",

@@ -12,7 +12,7 @@ import numpy as np
 from mlx.nn import Module
 
 from ..arrays import device
-from ..arrays.trees import digest, entries_of, leaves_of, rebuild
+from ..arrays.trees import digest
 from ..arrays.types import Tree
 from ..comm.agreement import MismatchError, agree, result_or_problem, weight_problem
 from ..comm.collectives import Collectives
@@ -21,6 +21,7 @@ from ..comm.mpi import MpiTransport
 from ..comm.native import Group, NativeTransport
 from ..launcher import environment
 from ..layout.entries import fingerprint
+from .broadcast import broadcast_tree
 from .finalize import keep_alive
 from .metrics import read_metrics, weighted_mean
 from .process import on_any_rank, ranks_on_host
@@ -214,24 +215,19 @@ class World:
         """Return the root's arrays on every rank.
 
         Args:
-            tree: a tree of arrays, or a module, whose parameters are then replaced in
-                place, the frozen ones too. Same paths, shapes and dtypes on all ranks.
+            tree: a tree of arrays with the same paths on all ranks; those of the root
+                count, with their shapes and dtypes. Or a module, whose parameters are
+                then replaced in place, the frozen ones too: they have the same shapes
+                and dtypes on all ranks.
             root: the rank whose values count.
 
         Returns:
             A tree of new arrays; the module itself where it was one.
+
+        Raises:
+            MismatchError: on all ranks, where one passes something else.
         """
-        arrays = tree.parameters() if isinstance(tree, Module) else tree
-        entries, problem = result_or_problem(entries_of, arrays)
-        if not (isinstance(root, int | np.integer) and 0 <= root < self.size):
-            problem = f"root is {root!r}; the ranks go from 0 to {self.size - 1}"
-        lines = [f"root {root}", *map(str, entries or ())]
-        call = "World.broadcast"
-        agree(self.control, call, fingerprint(lines), lambda: lines, problem=problem)
-        assert entries is not None
-        flat = leaves_of(arrays)
-        sent = {e.path: self.control.broadcast(flat[e.path], root) for e in entries}
-        result = rebuild(arrays, sent)
+        result = broadcast_tree(self.control, tree, root)
         if isinstance(tree, Module):
             tree.update(result)
             return tree

@@ -3,6 +3,7 @@
 from functools import partial
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -22,9 +23,19 @@ def test_mean_and_broadcast_of_different_trees_raise_on_all_ranks(world):
     metrics = {"loss": 1.0} if world.rank else {"lost": 1.0}
     with pytest.raises(MismatchError, match="rank 0: lost"):
         world.mean(metrics)
-    tree = {"w": mx.zeros(3 + world.rank)}
-    with pytest.raises(MismatchError, match=r"w float32\[4\]"):
-        world.broadcast(tree)
+    with pytest.raises(MismatchError, match="rank 0: w"):
+        world.broadcast({f"{'vw'[world.rank == 0]}": mx.zeros(3)})
+    with pytest.raises(MismatchError, match=r"weight float32\[2, 4\]"):
+        world.broadcast(nn.Linear(3 + world.rank, 2))
+
+
+def test_broadcast_of_a_tree_gives_the_shapes_and_dtypes_of_the_root(world):
+    root = world.size - 1
+    tree = {"text": mx.zeros(world.rank, mx.uint8), "n": mx.array([world.rank])}
+    if world.rank == root:
+        tree = {"text": mx.array(list(b"runs/lm"), mx.uint8), "n": mx.array(0.5)}
+    wanted = {"text": mx.array(list(b"runs/lm"), mx.uint8), "n": mx.array(0.5)}
+    assert_same_bits(world.broadcast(tree, root), wanted)
 
 
 @pytest.mark.mpi(min_size=2)

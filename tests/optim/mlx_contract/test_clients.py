@@ -1,7 +1,7 @@
 """Loops of programs that train with MLX, with their optimizer wrapped.
 
-The steps are those of mlx-lm's trainer, of mlx-examples and of mflux's trainer, and the
-optimizers do what those of mlx-optimizers do, as far as they touch an optimizer.
+The steps are those of mlx-lm's trainer and of mflux's trainer, and the optimizers do
+what those of mlx-optimizers do, as far as they touch an optimizer.
 """
 
 import random

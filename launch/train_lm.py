@@ -281,7 +281,9 @@ def rate(text: str) -> float:
 
 
 def name_of_run(text: str) -> str:
-    if text.isprintable() and text.strip(".") and not {"/", "\\"} & set(text):
+    is_short = len(os.fsencode(text)) < 256
+    is_name = text.isprintable() and text.strip(". ") and not {"/", "\\"} & set(text)
+    if is_short and is_name:
         return text
     raise argparse.ArgumentTypeError(f"found {text!r}, wanted the name of a folder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol, TypedDict
 
@@ -189,10 +190,15 @@ class ShardedSampler:
         Raises:
             ValueError: `state` is not from `state_dict`, or is for other data or
                 another order (`n`, `seed`, `shuffle`).
+            TypeError: `state` is no dict, or its position is not an integer.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"the sampler's state is {state!r}: pass the result of state_dict()"
+            )
         if set(state) != SamplerState.__required_keys__:
             raise ValueError(
-                f"the sampler's state has the keys {sorted(state)}, wanted "
+                f"the sampler's state has the keys {sorted(map(str, state))}, wanted "
                 f"{sorted(SamplerState.__required_keys__)}: pass the result of "
                 "state_dict()."
             )
@@ -240,7 +246,8 @@ def _integer(name: str, value: object, *, at_least: int) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name}: found {value!r}, {expected}") from None
+        short = reprlib.repr(value)  # it may be all the data
+        raise TypeError(f"{name}: found {short}, {expected}") from None
     if number < at_least:
         raise ValueError(f"{name}: found {number}, {expected}")
     return number

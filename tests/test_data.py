@@ -187,6 +187,7 @@ def test_state_dict_of_numpy_arguments_is_json():
     [
         (ValueError, "n: found -1, wanted an integer of 0 or more", {"n": -1}),
         (TypeError, "n: found 2.5, wanted", {"n": 2.5}),
+        (TypeError, r"n: found \['a', 'a', .*\.\.\.\], wanted", {"n": 99 * ["a"]}),
         (ValueError, "batch_size: found 0, wanted an integer of 1", {"batch_size": 0}),
         (TypeError, "batch_size: found '4', wanted", {"batch_size": "4"}),
         (ValueError, "seed: found -3, wanted an integer of 0", {"seed": -3}),
@@ -226,4 +227,6 @@ def test_load_state_dict_of_another_sampler_raises_and_changes_nothing(
         sampler.load_state_dict({**before, **change})
     with pytest.raises(ValueError, match="pass the result of state_dict"):
         sampler.load_state_dict({"epoch": 0})
+    with pytest.raises(TypeError, match="state is None: pass the result of state_dict"):
+        sampler.load_state_dict(None)
     assert sampler.state_dict() == before

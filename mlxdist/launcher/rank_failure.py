@@ -61,20 +61,21 @@ def report_exit(leaving: SystemExit, rank: str) -> int:
 
     A handler of `on_exit` may end the process before.
     """
-    code = leaving.code
-    marks.leave_mark("failed", rank, f"exit {code}")
+    marks.leave_mark("failed", rank, f"exit {leaving.code}")
     text = _usage_error.pop() if _usage_error else None
-    if text is None:
-        marks.leave_mark("place", rank, _place(leaving))
-    if not isinstance(code, int):
-        text, code = f"{code}\n", 1
+    code = 1
+    if isinstance(leaving.code, int):
+        code = leaving.code & 0xFF or 1
+    else:
+        text = f"{leaving.code}\n"
     if text and not (
         _is_default_stderr() and marks.leave_mark("traceback", rank, text)
     ):
         print(text, end="", file=sys.stderr)
-    code = code & 0xFF or 1
-    for handler in exit_handlers if code != USAGE_ERROR else ():
-        handler(leaving, code)
+    if code != USAGE_ERROR:
+        marks.leave_mark("place", rank, _place(leaving))
+        for handler in exit_handlers:
+            handler(leaving, code)
     return code
 
 

@@ -70,7 +70,8 @@ class SyncedBuffers:
     def _changed(self, buffers: Flat) -> list[KeyPath]:
         """Paths that some rank has replaced; sorted, the same on all ranks."""
         replaced = np.array(
-            [array is not self._synced.get(path) for path, array in buffers.items()]
+            [array is not self._synced.get(path) for path, array in buffers.items()],
+            bool,  # also where there are none
         )
         words = np.zeros(max(1, -(-replaced.size // 64)), np.uint64)
         bits = np.packbits(replaced)

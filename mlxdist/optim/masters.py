@@ -7,11 +7,14 @@ rounded master was changed outside of `update`, and then it is the one that coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from ..arrays.types import Array, Dtype, Flat, Named
+from ..layout.entries import ITEM_SIZES, Entry
+from .user_warning import warn_user
 
 KEY = "master"  # in the optimizer's state of a parameter
 
@@ -29,6 +32,17 @@ class MasterWeights(NamedTuple):
 
     def applies_to(self, parameter: Array) -> bool:
         return bool(self.update_dtype(parameter.dtype) != parameter.dtype)
+
+    def warn_if_unused(self, entries: Sequence[Entry]) -> None:
+        """Warn the user where no parameter gets a master."""
+        if self.dtype is None or any(
+            ITEM_SIZES[entry.dtype] < self.dtype.size for entry in entries
+        ):
+            return
+        warn_user(
+            "master_dtype=mx.float32 has no effect: the model has no 16-bit parameters "
+            "to train. Leave it out, or call model.set_dtype(mx.bfloat16) before init"
+        )
 
     def widened(self, parameters: Flat) -> Flat:
         """Return parameters as the optimizer sees them when it makes its state."""

@@ -169,8 +169,10 @@ class Options:
 
     def _check_numbers(self) -> None:
         norm, decay = self.max_norm, self.ema_decay
-        if norm is not None and not (_is_number(norm) and norm >= 0):
-            raise ValueError(f"max_norm is {norm!r}; it must be 0 or more, or None")
+        if norm is not None and not (_is_number(norm) and norm > 0):
+            raise ValueError(
+                f"max_norm is {norm!r}; it must be above 0, or None not to clip"
+            )
         _check_count("bucket_size", self.bucket_size, 1, "1 byte or more")
         _check_count("check_every", self.check_every, 0, "0 or more steps")
         _check_count("accumulate", self.accumulate, 1, "1 or more")

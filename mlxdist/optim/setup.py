@@ -149,6 +149,8 @@ def agree_to_init(
     except Exception as error:
         problem = problem or f"{type(error).__name__}: {error}"
     agree(world.control, call, fingerprint(lines), lambda: lines, problem=problem)
+    if world.is_root:
+        options.copies.masters.warn_if_unused(entries)
     return entries
 
 

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("launch")
         ("--master-dtype float32", "has no effect on float32 parameters"),
         ("--micro-batches 24", "found more than the 12 rows of a step"),
         ("--name ../x", "found '../x', wanted the name of a folder"),
+        ("--name " + 256 * "x", "wanted the name of a folder"),
         ("--name .", "found '.', wanted the name of a folder"),
         ("--name=", "found '', wanted the name of a folder"),
     ],

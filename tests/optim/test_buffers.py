@@ -1,6 +1,8 @@
 """sync_buffers: BatchNorm's running statistics and other arrays not trained."""
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
 import pytest
 
 import mlxdist
@@ -13,6 +15,7 @@ from tests.support.batch_norm import (
 )
 from tests.support.examples import (
     assert_same_bits,
+    distributed,
     each_shard,
     full_like,
     largest_difference,
@@ -44,6 +47,19 @@ def test_buffers_in_each_mode_are_the_same_on_all_ranks(mode, shard, world):
     assert model.calls.item() == 4
     assert model.calls.dtype == mx.int32
     assert model.fixed.weight is fixed  # a frozen layer is not sent
+
+
+@pytest.mark.parametrize("mode", ["mean", "root"])
+def test_buffers_of_a_model_that_has_none_are_synchronized_without_an_error(
+    mode, world
+):
+    model = nn.Linear(3, 2)
+    optimizer = distributed(world, optim.SGD(1.0), sync_buffers=mode)
+    optimizer.init(model)
+    before = mx.array(model.bias)
+    gradients = full_like(model.trainable_parameters(), float(world.rank))
+    optimizer.update(model, gradients)
+    assert_same_bits(model.bias, before - (world.size - 1) / 2)
 
 
 def test_buffers_without_a_mode_differ_and_checkpoints_have_the_roots(

@@ -1,6 +1,7 @@
 """Options of DistributedOptimizer that are refused, with what was found and wanted."""
 
 import math
+import warnings
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.mpi
         ({"shard": "rows"}, "shard is 'rows'"),
         ({"transport": "pigeon"}, "transport is 'pigeon'"),
         ({"max_norm": -1.0}, "max_norm is -1.0"),
+        ({"max_norm": 0.0}, "above 0, or None not to clip"),
         ({"max_norm": math.nan}, "max_norm is nan"),
         ({"max_norm": "1"}, "max_norm is '1'"),
         ({"bucket_size": "1MB"}, "bucket_size is '1MB'"),
@@ -62,6 +64,19 @@ def test_option_as_a_number_of_numpy_is_that_of_python(options, world):
             tree = optimizer.apply_gradients({"w": mx.full((7,), step + 1.0)}, tree)
         trees.append(tree)
     assert_same_bits(*trees)
+
+
+@pytest.mark.parametrize("dtypes", [(mx.float32,), (mx.float32, mx.float16)], ids=str)
+def test_masters_of_no_parameter_warn_on_the_root(dtypes, world):
+    optimizer = distributed(world, master_dtype=mx.float32)
+    tree = {str(index): mx.ones(3, dtype) for index, dtype in enumerate(dtypes)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.init(tree)
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == (world.is_root and len(dtypes) == 1)
+    assert all(text.startswith("master_dtype=mx.float32 has no") for text in texts)
+    assert all(warning.filename == __file__ for warning in caught)
 
 
 @pytest.mark.parametrize(

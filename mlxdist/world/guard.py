@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -72,7 +73,7 @@ class Guard:
         enable_faulthandler()
         self._exceptions = ExceptionHook(self._fail)
         self._take_exit_handler_back = rank_failure.on_exit(self._on_exit)
-        self._sigterm = SigtermHook(self.on_sigterm, self._watchdog.wake_fd)
+        self._sigterm = SigtermHook(self._exit_on_sigterm, self._watchdog.wake_fd)
         atexit.register(self._at_exit)
         os.register_at_fork(after_in_child=self._remove_hooks)
         self._watchdog.start()
@@ -121,14 +122,19 @@ class Guard:
         os._exit(1)
 
     def on_sigterm(self) -> None:
+        """Exit, also where the main thread is inside MPI."""
+        if self._sigterm.is_current:
+            self._exit_on_sigterm()
+
+    # Hooks of the process
+
+    def _exit_on_sigterm(self) -> None:
         """Exit; mpirun sends SIGTERM to all ranks once one of them has died."""
-        if self._sigterm.is_current and self._ending.acquire(blocking=False):
+        if self._ending.acquire(blocking=False):
             self._mark("ended")
             self._write_record(print_stack=False)
             time.sleep(_SIGTERM_DELAY)
             os._exit(128 + signal.SIGTERM)
-
-    # Hooks of the process
 
     def _on_exit(self, leaving: SystemExit, code: int) -> None:
         """End the job because the script exits with a code, which is reported."""
@@ -203,11 +209,7 @@ class Guard:
                 f"wrote the last calls of the ranks to {self._folder}; read them with "
                 f"`mlxdist doctor --postmortem {self._folder}`"
             )
-        timer = threading.Timer(_ABORT_TIMEOUT, os._exit, (code,))
-        timer.daemon = True
-        timer.start()
-        self._comm.Abort(code)
-        os._exit(code)
+        abort(self._comm, code)
 
     def _mark(self, mark: str, text: str = "") -> None:
         """Leave a mark for `mlxdist run`, if it started this rank."""
@@ -238,6 +240,17 @@ class Guard:
 
     def _log(self, text: str) -> None:
         log(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
+
+
+def abort(comm: MPI.Intracomm, code: int) -> NoReturn:
+    """End all ranks by MPI_Abort, and this process also where that hangs.
+
+    mpi4py holds Python's lock meanwhile, so a timer of Python would not run.
+    """
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(_ABORT_TIMEOUT, exit=True, file=nowhere)
+        comm.Abort(code)
+    os._exit(code)
 
 
 def failure_of(error: BaseException, activity: str) -> Failure:

@@ -67,7 +67,8 @@ class SigtermHook:
     """SIGTERM's handler, where the user has none and this is the main thread.
 
     Args:
-        on_sigterm: called in the main thread, as soon as that runs Python.
+        on_sigterm: called in the main thread, as soon as that runs Python; also by a
+            later handler that calls the one that was there before.
         wake_fd: gets bytes as soon as the signal arrives.
     """
 

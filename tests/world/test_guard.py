@@ -4,13 +4,17 @@ Real mpirun jobs. Each case is one way to fail at one place of a step. `--long` 
 of them, on 2 and 3 ranks, and 200 drawn at random.
 """
 
+import ctypes
 import itertools
+import os
 import random
 import socket
 import sys
+import time
 
 import pytest
 
+from mlxdist.world.guard import abort
 from tests.support.failures import PLACES, WAYS, check_failure, run_failing_job
 from tests.support.jobs import mpi_job, run
 
@@ -120,3 +124,18 @@ world.barrier()
     assert result.returncode != 0
     assert "World.mean refused" in result.stderr
     assert "rank 0: a\n" in result.stderr
+
+
+def test_abort_that_hangs_with_pythons_lock_ends_the_process():
+    """As mpi4py's does where mpirun is stopped, or another rank aborts as well."""
+
+    class Comm:
+        def Abort(self, code):
+            ctypes.PyDLL(None).sleep(20)
+
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        abort(Comm(), 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert time.monotonic() - start < 10

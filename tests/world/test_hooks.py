@@ -199,6 +199,27 @@ def test_sigterm_of_all_ranks_runs_the_users_handler(wait, tmp_path):
     assert result.stdout.count("saved") == 2
 
 
+def test_sigterm_handler_that_calls_the_previous_one_ends_the_job(tmp_path):
+    """As accelerate's and submitit's do, once they have saved."""
+    script = """
+import os, signal, time
+import mlxdist
+world = mlxdist.init(timeout=20)
+previous = signal.getsignal(signal.SIGTERM)
+def save(*arguments):
+    print("saved", flush=True)
+    previous(*arguments)
+signal.signal(signal.SIGTERM, save)
+world.barrier()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(5)
+print("goes on", flush=True)
+"""
+    result = mpi_job(2, script, folder=tmp_path)
+    assert result.returncode == 128 + signal.SIGTERM
+    assert result.stdout.split() == ["saved", "saved"]
+
+
 def test_sigterm_handlers_of_a_loop_that_runs_stay_alive():
     """asyncio learns of signals through Python's one wake-up descriptor."""
 

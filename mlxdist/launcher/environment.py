@@ -36,8 +36,10 @@ PRTE_PARAMETER = "PRTE_MCA_"  # before the name of a parameter of mpirun
 RANK = "OMPI_COMM_WORLD_RANK"
 SIZE = "OMPI_COMM_WORLD_SIZE"
 NAMESPACE = "PMIX_NAMESPACE"  # of a job of mpirun: its host, process id and number
+SERVER_PREFIX = "PMIX_SERVER_"  # how a rank reaches mpirun on its host
 SERVER_FOLDER = "PMIX_SERVER_TMPDIR"  # mpirun's own folder on this host
 THREAD_LEVEL = "OMPI_MPI_THREAD_LEVEL"  # that MPI_Init asks for
+THREAD_MULTIPLE = 3  # MPI_THREAD_MULTIPLE: any thread may use MPI at any time
 _RANK_VARIABLES = (RANK, "PMIX_RANK", NAMESPACE)
 _RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR)
 _LONGEST_VALUE = 2**16  # characters; Linux takes 128 KiB
@@ -122,6 +124,17 @@ def leave_job(names: Collection[str]) -> None:
             del os.environ[name]
 
 
+def hide_mpirun() -> None:
+    """Remove from the environment how MPI joins mpirun's job, once it has joined.
+
+    Children would inherit that, and one that starts MPI, as MLX and mpi4py do, would
+    crash this rank. Without it MPI gives them a world of one. Rank and size stay.
+    """
+    for name in list(os.environ):
+        if name == NAMESPACE or name.startswith(SERVER_PREFIX):
+            del os.environ[name]
+
+
 def take_job() -> RankJob:
     """Return what this rank has to run, and remove it from the environment.
 
@@ -143,18 +156,17 @@ def has_chosen_libmpi() -> bool:
     return "MPI4PY_LIBMPI" in os.environ
 
 
-def use_libmpi(path: str, *, thread_level: int, parameters: Mapping[str, str]) -> None:
+def use_libmpi(path: str, *, parameters: Mapping[str, str]) -> None:
     """Have MLX load a libmpi, and set Open MPI's parameters that the user did not set.
 
     The caller has the process call MPI_Finalize when it exits.
 
     Args:
-        thread_level: what MLX's MPI_Init asks for; 3 is MPI_THREAD_MULTIPLE.
         parameters: MCA parameters by name, without OMPI_MCA_.
     """
     os.environ[LIBMPI] = path
     os.environ[FINALIZES] = str(os.getpid())
-    os.environ.setdefault(THREAD_LEVEL, str(thread_level))
+    set_default_libmpi(path)
     for name, value in parameters.items():
         os.environ.setdefault(f"OMPI_MCA_{name}", value)
 
@@ -172,8 +184,12 @@ def mpi_library_folders() -> list[str]:
 
 
 def set_default_libmpi(path: str) -> None:
-    """Set the libmpi that MLX loads, unless it is set."""
+    """Set the libmpi that MLX loads and the thread level that it asks for, unless set.
+
+    MLX asks for none by itself, and `mlxdist.init()` needs MPI_THREAD_MULTIPLE later.
+    """
     os.environ.setdefault(LIBMPI, path)
+    os.environ.setdefault(THREAD_LEVEL, str(THREAD_MULTIPLE))
 
 
 def launched_by_mlx() -> bool:

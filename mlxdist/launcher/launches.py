@@ -127,8 +127,10 @@ def joined_process(launch: Launch) -> int | None:
     text = environment.get(environment.JOINED)
     if text is None:
         return None
-    pid, *joined = json.loads(text)
-    return int(pid) if joined == list(launch) else None
+    pid, *joined, job = json.loads(text)
+    # Once a rank has joined, its children don't see the name of mpirun's job any more.
+    is_same = joined == list(launch[:-1]) and launch.job in (job, "")
+    return int(pid) if is_same else None
 
 
 def forget() -> None:

@@ -68,17 +68,17 @@ def _is_child(launch: Launch) -> bool:
             f"{launch} and joined. It has replaced itself by another program (exec) "
             "since, which can't join again; start that one as a process of its own"
         )
-    if joined is not None:
-        return True
+    if joined is not None or (launch.launcher == "mpirun" and not launch.job):
+        return True  # see `environment.hide_mpirun`
     claimed = launches.claim(launch) if launch.launcher == "mpirun" else None
     if claimed is None:
         return False
     if claimed == os.getppid() or multiprocessing.parent_process() is not None:
         return True
     raise RuntimeError(
-        f"process {claimed} has joined as rank {launch.rank} of this job before. A "
-        "rank is one process: call mlxdist.init() there before it starts other "
-        "programs, which get a world of one then"
+        f"process {claimed} has joined as rank {launch.rank} of this job, and a rank "
+        "is one process. If this one has started it: call mlxdist.init() before a rank "
+        "starts other programs, which get a world of one then"
     )
 
 

@@ -6,6 +6,9 @@ It changes the process:
 - On Linux, glibc's malloc keeps freed memory. MLXDIST_KEEP_MEMORY=0 disables that.
 - On several ranks, each seeds MLX's random numbers differently, unless they were seeded
   before. MLX itself seeds them with the time, which ranks that start together share.
+  This is for the thread that calls `init`: MLX has a seed for each thread.
+- Over MPI, the environment no longer says how to join the job, so that processes that
+  are started from now on, and that start MPI, are worlds of one. Rank and size stay.
 - With `guard`, on several ranks over MPI: an exception, SIGTERM, a hang or an early
   exit of one rank ends the whole job, `faulthandler` is enabled, and a rank that
   finishes waits for the others. Your own exception hook is called first, your own
@@ -138,6 +141,8 @@ def _join(
     world = World(group, backend, None if comm is None else comm.Dup())
     if launch is not None:
         launches.note_join(launch)
+    if comm is not None:
+        environment.hide_mpirun()
     if world.size == 1:
         if path:
             Timeline(world.recorder, None, world.host, path)

@@ -21,8 +21,6 @@ from .finalize import finalize_at_exit
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_THREAD_MULTIPLE = 3
-
 # Defaults of Open MPI's parameters. A user's own values win: those of a parameter file
 # too, since mpirun passes them on in the environment.
 _MCA_PARAMETERS = {
@@ -67,9 +65,7 @@ def prepare_mpi() -> bool:
             f"mpi4py loaded {library}, which is not Open MPI, and MLX works with "
             f"Open MPI only. {INSTALL_HINT}"
         )
-    environment.use_libmpi(
-        library, thread_level=_THREAD_MULTIPLE, parameters=_MCA_PARAMETERS
-    )
+    environment.use_libmpi(library, parameters=_MCA_PARAMETERS)
     finalize_at_exit(library)
     _prepared.append(library)
     return True
@@ -95,10 +91,10 @@ def world_communicator() -> MPI.Intracomm | None:
 
     if not MPI.Is_initialized():
         return None
-    if MPI.Query_thread() < _THREAD_MULTIPLE:
+    if MPI.Query_thread() < environment.THREAD_MULTIPLE:
         raise RuntimeError(
             f"MPI runs with thread level {MPI.Query_thread()}, and mlxdist needs "
-            f"{_THREAD_MULTIPLE}, MPI_THREAD_MULTIPLE. Remove "
+            f"{environment.THREAD_MULTIPLE}, MPI_THREAD_MULTIPLE. Remove "
             f"{environment.THREAD_LEVEL} from the environment, and call mlxdist.init() "
             "before mx.distributed.init()"
         )

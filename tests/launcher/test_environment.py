@@ -75,9 +75,7 @@ def test_without_mpi_keeps_the_users_variables():
 
 def test_use_libmpi_keeps_the_users_parameters(monkeypatch):
     monkeypatch.setattr(os, "environ", {"OMPI_MCA_btl": "self,sm"})
-    environment.use_libmpi(
-        "/lib/libmpi.so", thread_level=3, parameters={"btl": "^ofi", "x": "1"}
-    )
+    environment.use_libmpi("/lib/libmpi.so", parameters={"btl": "^ofi", "x": "1"})
     assert environment.snapshot() == {
         "MLX_MPI_LIBNAME": "/lib/libmpi.so",
         "MLXDIST_FINALIZES": str(os.getpid()),

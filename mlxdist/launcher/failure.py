@@ -20,6 +20,7 @@ from .output import Output
 from .standard_streams import print_error
 
 _MOST_SHOWN = 3  # tracebacks on the terminal; there are more only if ranks differ
+OUTCOME_FILE = "outcome.json"  # in the record
 _MESSAGES = "mpirun.log"  # what mpirun said, in the record and in --log-dir
 _FRAME = re.compile(r'  File "([^"]*)", line \d+.*\n(?:    .*\n|  \[Previous .*\n)*')
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -46,13 +47,22 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
     if not (is_known or outcome.timed_out or outcome.stopped_by):
         output.print_messages()
     keep_messages(output.messages, [record, job.log_dir])
+    outcome = replace(outcome, record=record)
     if record:
+        _add_outcome(Path(record), outcome)
+    if record and not outcome.stopped_by:
         output.end_line()
         print_error(
             f"mlxdist run: the last calls of all ranks: mlxdist doctor --postmortem "
             f"{shlex.quote(record)}"
         )
-    return replace(outcome, record=record)
+    return outcome
+
+
+def _add_outcome(record: Path, outcome: Outcome) -> None:
+    """Write the outcome to the record: a rank that was killed left nothing there."""
+    with contextlib.suppress(OSError):
+        outcome.write(record / OUTCOME_FILE)
 
 
 def _alone(run_dir: str, ranks: int) -> str:

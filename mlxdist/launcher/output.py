@@ -128,7 +128,9 @@ class Output:
         if rank is not None:
             self._write_log(rank, text)
             if self._label:
-                start = b"\n" * self._within_line[target] + b"[rank %d] " % rank
+                label = b"[rank %d] " % rank
+                start = b"\n" * self._within_line[target] + label
+                text = text[:-1].replace(b"\n", b"\n" + label) + text[-1:]
         self._within_line[target] = not text.endswith(b"\n")
         return start + text
 

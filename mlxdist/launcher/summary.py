@@ -85,11 +85,11 @@ def describe(
 
 
 def _failures(ranks: Sequence[RankOutcome]) -> list[list[RankOutcome]]:
-    """Return the ranks that failed, grouped by what they say."""
-    groups: dict[tuple[str | None, str | None], list[RankOutcome]] = {}
+    """Return the ranks that failed, grouped by their reasons."""
+    groups: dict[str | None, list[RankOutcome]] = {}
     for rank in ranks:
         if rank.state == "failed":
-            groups.setdefault((rank.reason, rank.place), []).append(rank)
+            groups.setdefault(rank.reason, []).append(rank)
     return list(groups.values())
 
 
@@ -103,10 +103,12 @@ def _by_signal(ranks: Sequence[RankOutcome]) -> dict[str | None, list[RankOutcom
 
 def _details(ranks: Sequence[RankOutcome]) -> str:
     """Return ` in user code, after step 3, at train.py:42, in loss (KeyError: 'x')`."""
-    reason, place = (ranks[0].reason or "").strip(), ranks[0].place
+    reason = (ranks[0].reason or "").strip()
     parts = [rank.step for rank in ranks if rank.step][:1]
-    if place:
-        parts.append(f"at {place.removeprefix(os.getcwd() + os.sep)}")
+    places = dict.fromkeys(rank.place for rank in ranks if rank.place)
+    if places:
+        short = [place.removeprefix(os.getcwd() + os.sep) for place in places]
+        parts.append(f"at {' and '.join(short[:_MOST_REASONS])}")
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}..."
     where = f" {', '.join(parts)}" if parts else ""

@@ -195,7 +195,8 @@ class Guard:
             self._log(reason)
         if self._failure is None:
             self._failure = Failure(time.time(), str(self._recorder.status), reason)
-        self._mark("failed", "it " + " ".join(reason.split()[:60]))
+            self._mark("traceback", f"{self._title} {reason}\n")
+        self._mark("failed", f"it {reason.splitlines()[0].rstrip(':')}")
         name = f"rank {self._rank} on {self._host}"
         cause = self._failure.describe(
             f"{name} failed first" if self._failure.traceback else name
@@ -203,7 +204,6 @@ class Guard:
         self._watchdog.notify(EndNotice(print_stacks, cause))
         self._write_record(print_stack=print_stacks)
         time.sleep(_NOTICE_DELAY)
-        self._mark("record", str(self._folder))
         if not marks.are_read():
             self._log(
                 f"wrote the last calls of the ranks to {self._folder}; read them with "
@@ -233,13 +233,18 @@ class Guard:
         )
         try:
             self._recorder.write(self._folder, info)
+            self._mark("record", str(self._folder))
         except OSError as error:
             self._log(f"could not write its record: {error}")
         if print_stack and not marks.are_read():
             self._log(f"was {self._recorder.status}:\n{stack}")
 
+    @property
+    def _title(self) -> str:
+        return f"mlxdist: rank {self._rank} on {self._host}"
+
     def _log(self, text: str) -> None:
-        log(f"mlxdist: rank {self._rank} on {self._host} {text}\n")
+        log(f"{self._title} {text}\n")
 
 
 def abort(comm: MPI.Intracomm, code: int) -> NoReturn:

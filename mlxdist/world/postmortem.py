@@ -12,6 +12,7 @@ from typing import Any
 
 from ..comm.agreement import ranks_text
 from ..comm.flight_recorder import Failure, RankInfo, Record, Status
+from ..launcher.failure import OUTCOME_FILE
 
 _REMEDY = (
     "wanted the folder that a failed job printed, such as "
@@ -116,16 +117,28 @@ def _values_of(kind: type[RankInfo | Status], line: dict[str, Any]) -> dict[str,
     }
 
 
-def cause(ranks: list[RankRecord]) -> str:
+def _outcome(job: Path) -> str:
+    """Return how the job ended, as `mlxdist run` has said it; "" without that."""
+    try:
+        text = (job / OUTCOME_FILE).read_text()
+        return f"mlxdist run: {json.loads(text)['message']}\n"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def cause(ranks: list[RankRecord], outcome: str = "") -> str:
     """Return which rank failed first, with its error and the line of the user's code.
 
     The time of a failure is by the clock of the rank's own host.
+
+    Args:
+        outcome: of the job, for where no rank could write why it failed.
     """
     failed = [(each.info.failure, each) for each in ranks if each.info.failure]
     if not failed:
         notice = next((each.info.notice for each in ranks if each.info.notice), "")
         missing = _missing(ranks)
-        return notice or (_no_record(missing) if missing else _FROM_OUTSIDE)
+        return notice or outcome + (_no_record(missing) if missing else _FROM_OUTSIDE)
     failure, first = min(failed, key=lambda each: each[0].time)
     if not failure.traceback:
         return failure.describe(first.name)
@@ -181,7 +194,7 @@ def report(folder: Path) -> str:
     job, others = find_job(folder)
     ranks = load(job)
     lines = [f"the newest of {1 + len(others)} jobs: {job}", ""] if others else []
-    lines += [cause(ranks), "", *map(str, ranks)]
+    lines += [cause(ranks, _outcome(job)), "", *map(str, ranks)]
     missing = _missing(ranks)
     if missing and any(each.info.failure or each.info.notice for each in ranks):
         lines.append(_no_record(missing))
@@ -191,7 +204,8 @@ def report(folder: Path) -> str:
     if others:
         lines += ["", "earlier jobs:", *(f"  {path}" for path in others[:_LISTED])]
         lines += [f"  and {len(others) - _LISTED} more"] * (len(others) > _LISTED)
-    return "\n".join(lines)
+    # Messages may have what can't be printed: half of a surrogate pair.
+    return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def _stacks(ranks: list[RankRecord]) -> list[str]:

@@ -98,36 +98,54 @@ def test_usage_error_that_the_script_catches_is_printed_too(run, source):
 
 
 LEAVE = """
-import sys, mlxdist
+import os, sys, mlxdist
 world = mlxdist.init()
 def load():
-    sys.exit("no data")
-if world.rank or "all" in sys.argv:
+    {}
+if world.rank:
     load()
 world.barrier()
 """
+WAITS = "and waits for a rank that has exited"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named", "first"),
+    ("act", "first", "named", "cause"),
     [
-        ((), "rank 1 of 2", "rank 1 on {host} failed first, in user code"),
-        (("all",), "ranks 0 and 1 of 2", "ranks 0, 1 failed with the same error"),
+        (
+            "sys.exit('no data')",
+            "no data",
+            "rank 1 of 2 failed in user code, after step 0, at script.py:5, in load "
+            "(exit no data); ",
+            "rank 1 on {host} failed first, in user code, after step 0:\n"
+            "  SystemExit: no data\n  at script.py:5, in load\n",
+        ),
+        (
+            "sys.exit(0)",
+            f"mlxdist: rank 0 on {{host}} is in barrier, step 0 {WAITS}:",
+            f"rank 0 of 2 failed (it is in barrier, step 0 {WAITS}); ",
+            "rank 0 on {host} ended the job: it is in barrier",
+        ),
+        (
+            "os.kill(os.getpid(), 9)",
+            "mlxdist run: the last calls of all ranks: mlxdist doctor --postmortem ",
+            "rank 1 of 2 was killed by SIGKILL; ",
+            "mlxdist run: rank 1 of 2 was killed by SIGKILL; rank 0 was ended with it; "
+            "exit code 137.\nrank 1 left no record here: ",
+        ),
     ],
 )
-def test_failure_by_sys_exit_prints_its_text_once_and_leaves_a_record(
-    run, tmp_path, arguments, named, first
+def test_failure_without_an_exception_is_told_once_and_leaves_a_record(
+    run, tmp_path, act, first, named, cause
 ):
-    done = run(LEAVE, *arguments, ranks=2)
-    text, record, last = done.stderr.splitlines()
-    assert (done.returncode, text) == (1, "no data")
-    where = "in user code, after step 0, at script.py:5, in load"
-    assert last.startswith(f"mlxdist run: {named} failed {where} (exit no data)")
+    done = run(LEAVE.format(act), ranks=2)
+    *text, record, last = done.stderr.splitlines()
+    host = socket.gethostname()
+    assert [*text, record][0].startswith(first.format(host=host))
+    assert last.startswith(f"mlxdist run: {named}rank")
     (folder,) = (tmp_path / "mlxdist-postmortem").iterdir()
-    assert record.endswith(str(folder))
-    report = postmortem.report(folder)
-    assert report.startswith(first.format(host=socket.gethostname()))
-    assert "\n  SystemExit: no data\n  at script.py:5, in load" in report
+    assert record.endswith(f"--postmortem {folder}")
+    assert postmortem.report(folder).startswith(cause.format(host=host))
 
 
 def test_shown_has_each_different_text_once_and_at_most_three():

@@ -38,6 +38,14 @@ def test_render_labels_what_mpirun_has_tagged(data, expected, size, tmp_path):
     assert text + output.render(stream.close(), 1) == expected
 
 
+def test_render_labels_each_line_of_what_looks_like_a_message(tmp_path):
+    output = Output(run_dir=str(tmp_path), ranks=2, label=True)
+    lines = [74 * b"-" + b"\n", b"hello\n"]  # held back until the second one
+    data = b"".join(TAG % 1 + line for line in lines)
+    text = output.render(TaggedStream(77).feed(data), 2)
+    assert text == b"".join(b"[rank 1] " + line for line in lines)
+
+
 LINES = """
 import os, sys
 for line in ("one", "", " two"):

@@ -49,6 +49,10 @@ EXIT = {"reason": "exit 3"}
             "ranks 0 and 1 of 2 failed s, at /b.py:3 (exit 3)",
         ),
         (
+            [{**EXIT, "place": "/b.py:3"}, {**EXIT, "place": "/b.py:5"}],
+            "ranks 0 and 1 of 2 failed at /b.py:3 and /b.py:5 (exit 3)",
+        ),
+        (
             [{"reason": 200 * "x", "place": "/b.py:3"}],
             f"rank 0 of 1 failed at /b.py:3 ({160 * 'x'}...)",
         ),

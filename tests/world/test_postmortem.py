@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mlxdist.comm.flight_recorder import Failure, RankInfo, Recorder
+from mlxdist.launcher.failure import OUTCOME_FILE
 from mlxdist.world import postmortem
 from tests.support import jobs
 from tests.support.failures import check_failure, postmortem_folder
@@ -49,6 +50,18 @@ def test_report_begins_with_the_rank_that_failed_first(tmp_path):
         "rank 1 on h: failed in update, step 4; at train.py:7, in load\n"
         "rank 2 on h: in user code, after step 4, collective 2; at train.py:5, in step"
     )
+
+
+def test_report_of_an_error_that_is_no_valid_text_can_be_printed(tmp_path):
+    write_records(tmp_path, ["agree"], failures=[failure(9.5, "ValueError: \ud800")])
+    assert b"ValueError: \\ud800\n" in postmortem.report(tmp_path).encode()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"message": 1'])
+def test_report_ignores_an_outcome_that_can_not_be_read(text, tmp_path):
+    write_records(tmp_path, ["agree"], ["agree"])
+    (tmp_path / OUTCOME_FILE).write_text(text)
+    assert postmortem.report(tmp_path).startswith("no rank failed: ")
 
 
 def test_report_of_an_error_on_all_ranks_is_told_once(tmp_path):

@@ -71,6 +71,24 @@ def process_ids(run_dir: str, ranks: int) -> list[str]:
     return [file.read_text() for file in files if file.exists()]
 
 
+def all_gone(run_dir: str, ranks: int) -> bool:
+    """Return whether no rank lives any more; False over several hosts.
+
+    After a failure, ranks that have not announced themselves count as gone too.
+    """
+    pids = process_ids(run_dir, ranks)
+    failed = any(mark_file(run_dir, "failed", rank).exists() for rank in range(ranks))
+    return (failed or len(pids) == ranks) and not any(map(_is_alive, pids))
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid or 0), 0)  # "": it is written just now
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def read(run_dir: str, mark: str, rank: int) -> str | None:
     """Return the text of a rank's mark, None without the mark."""
     try:

@@ -14,6 +14,9 @@ from .output import Output
 from .signals import Signals
 
 FINISH_TIMEOUT = 60.0  # seconds for MPI to end once every rank has finished
+# Seconds for mpirun to end once no rank lives any more and not all have finished. Where
+# a rank ends while another one starts MPI, Open MPI 5's mpirun may hang for ever.
+GONE_TIMEOUT = 5.0
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
@@ -55,6 +58,8 @@ class Mpirun:
         self._run_dir, self._ranks, self._signals = run_dir, ranks, signals
         self._timed_out_at = 0.0
         self._passed_on = False
+        self._without_ranks_since: float | None = None
+        self._outlived_ranks = False  # and was killed
         self._began = time.monotonic()
         self._watcher = Watcher(run_dir)
         # In this process group, so that rank 0 can read from the terminal.
@@ -77,28 +82,33 @@ class Mpirun:
         self._copies = [output.copy(file, to, pid) for file, to in streams if file]
 
     def wait(self) -> int:
-        """Return mpirun's exit code; a signal's negative number if one ended it."""
-        finished_at = None
+        """Return mpirun's exit code; a signal's negative number if one ended it.
+
+        It is 1 where mpirun has outlived its ranks, which did not all finish.
+        """
         try:
             while not self._exited.wait(timeout=_POLL_INTERVAL):
                 self._check_time_limit()
                 self._pass_on_signals()
-                if finished_at is None and not marks.unfinished(
-                    self._run_dir, self._ranks
-                ):
-                    finished_at = self._active_seconds()
-                if (
-                    finished_at is not None
-                    and self._active_seconds() - finished_at > FINISH_TIMEOUT
-                ):
-                    self.has_leftover = True
-                    self._process.kill()
-            return self._process.returncode
+                self._end_without_ranks()
+            return 1 if self._outlived_ranks else self._process.returncode
         finally:
             self._signals.forward_to(None)
             for thread in self._copies:
                 thread.join(timeout=5)
             self._watcher.stop()
+
+    def _end_without_ranks(self) -> None:
+        """Kill mpirun if it goes on for too long without any rank."""
+        finished = not marks.unfinished(self._run_dir, self._ranks)
+        if not finished and not marks.all_gone(self._run_dir, self._ranks):
+            return
+        if self._without_ranks_since is None:
+            self._without_ranks_since = self._active_seconds()
+        waited = self._active_seconds() - self._without_ranks_since
+        if waited > (FINISH_TIMEOUT if finished else GONE_TIMEOUT):
+            self.has_leftover, self._outlived_ranks = finished, not finished
+            self._process.kill()
 
     def _await_exit(self) -> None:
         self._process.wait()

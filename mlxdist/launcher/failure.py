@@ -36,7 +36,8 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
     if all(rank.state == "finished" for rank in outcome.ranks):
         if outcome.message:  # nothing but mpirun's messages tells what is wrong
             output.print_messages()
-        return replace(outcome, message=outcome.message or _alone(run_dir, job.ranks))
+        remark = _alone(run_dir, job.ranks) or _no_timeline(job)
+        return replace(outcome, message=outcome.message or remark)
     record = record_folder(run_dir, job.ranks)
     texts = tracebacks(run_dir, outcome.ranks)
     visible = shown(texts)
@@ -76,6 +77,13 @@ def _alone(run_dir: str, ranks: int) -> str:
         "itself, on the same files. If they were to train together, call "
         "mlxdist.init() in the script before it trains; for a single process, use -n 1."
     )
+
+
+def _no_timeline(job: Job) -> str:
+    """Return what to say where no rank has written the timeline that was asked for."""
+    if job.timeline is None or job.hosts or job.timeline.exists():
+        return ""
+    return f"--timeline {job.timeline}: there is none; the script joined no world"
 
 
 def tracebacks(run_dir: str, ranks: Iterable[RankOutcome]) -> dict[int, str]:

@@ -101,6 +101,8 @@ def prepare(
 
 def _launch_once(job: Job, signals: Signals, *, append_logs: bool) -> Outcome:
     job = preflight.check(job)
+    if job.timeline is not None and not job.hosts:
+        job.timeline.unlink(missing_ok=True)  # of an earlier job
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(_run_folder())
         token = os.urandom(8).hex() if job.hosts else ""

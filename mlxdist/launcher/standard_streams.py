@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import sys
@@ -25,6 +26,9 @@ def open_all() -> None:
     ):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on standard error: what a terminal can't show is escaped, and no error.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def discard(descriptor: int) -> None:

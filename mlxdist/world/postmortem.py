@@ -204,8 +204,7 @@ def report(folder: Path) -> str:
     if others:
         lines += ["", "earlier jobs:", *(f"  {path}" for path in others[:_LISTED])]
         lines += [f"  and {len(others) - _LISTED} more"] * (len(others) > _LISTED)
-    # Messages may have what can't be printed: half of a surrogate pair.
-    return "\n".join(lines).encode(errors="backslashreplace").decode()
+    return "\n".join(lines)
 
 
 def _stacks(ranks: list[RankRecord]) -> list[str]:

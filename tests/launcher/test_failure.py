@@ -148,6 +148,14 @@ def test_failure_without_an_exception_is_told_once_and_leaves_a_record(
     assert postmortem.report(folder).startswith(cause.format(host=host))
 
 
+def test_timeline_that_the_script_does_not_write_is_told(run, tmp_path):
+    (tmp_path / "trace.json").write_text("of an earlier job")
+    done = run("", ranks=1, options=["--timeline", "trace.json"])
+    remark = "--timeline trace.json: there is none; the script joined no world"
+    assert (done.returncode, done.stderr) == (0, f"mlxdist run: {remark}\n")
+    assert not (tmp_path / "trace.json").exists()
+
+
 def test_shown_has_each_different_text_once_and_at_most_three():
     texts = {5: "a", 1: "b", 2: "a", 3: "c", 0: "d"}
     assert failure.shown(texts) == {5: "a", 1: "b", 3: "c"}

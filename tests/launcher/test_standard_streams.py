@@ -1,10 +1,13 @@
 """`mlxdist run` with standard streams that are closed, full, or read by nobody."""
 
+import io
 import os
 import shlex
+import sys
 
 import pytest
 
+from mlxdist.launcher import standard_streams
 from tests.support import jobs
 
 MEAN = """
@@ -13,6 +16,15 @@ print("rank", os.environ["OMPI_COMM_WORLD_RANK"], flush=True)
 open("mark-" + os.environ["OMPI_COMM_WORLD_RANK"], "w").close()
 mlxdist.init().mean(1.0)
 """
+
+
+def test_output_that_a_terminal_can_not_show_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    standard_streams.open_all()
+    print("é\ud800", end="")
+    assert written.getvalue() == rb"\xe9\ud800"
 
 
 @pytest.fixture

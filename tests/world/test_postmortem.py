@@ -52,11 +52,6 @@ def test_report_begins_with_the_rank_that_failed_first(tmp_path):
     )
 
 
-def test_report_of_an_error_that_is_no_valid_text_can_be_printed(tmp_path):
-    write_records(tmp_path, ["agree"], failures=[failure(9.5, "ValueError: \ud800")])
-    assert b"ValueError: \\ud800\n" in postmortem.report(tmp_path).encode()
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"message": 1'])
 def test_report_ignores_an_outcome_that_can_not_be_read(text, tmp_path):
     write_records(tmp_path, ["agree"], ["agree"])

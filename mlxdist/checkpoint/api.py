@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..arrays.types import Tree
 from ..optim.optimizer import DistributedOptimizer
@@ -13,6 +15,7 @@ from ..world.join import current
 from . import async_save, load
 from .collective import CheckpointError
 from .commit import SaveJob
+from .directory import resolve
 from .manifest import Json
 from .open_checkpoint import Opened, open_newest
 from .save import SaveRequest, agree_to_save, data_of_parts
@@ -73,8 +76,9 @@ def save_checkpoint(
         CheckpointError: on all ranks, if a file can't be written.
     """
     world = _require_distributed(optimizer).world
-    request = SaveRequest(str(folder), _resolve(folder), step, keep, background)
-    with world.recorder.call("save_checkpoint", step):
+    step = _as_int(step)
+    request = SaveRequest(str(folder), resolve(folder), step, keep, background)
+    with world.recorder.call("save_checkpoint", step if type(step) is int else None):
         return _save(request, optimizer, model, extra, sampler)
 
 
@@ -132,7 +136,8 @@ def load_checkpoint(
             good, or it is of another model, optimizer or data.
     """
     world = current() if optimizer is None else _require_distributed(optimizer).world
-    request = load.LoadRequest(str(folder), _resolve(folder), step, missing_ok)
+    step = None if step is None else _as_int(step)
+    request = load.LoadRequest(str(folder), resolve(folder), step, missing_ok)
     with world.recorder.call("load_checkpoint"):
         async_save.wait_for_all()
         target = load.agree_to_load(request, world, model, optimizer, sampler)
@@ -151,8 +156,9 @@ def _load(opened: Opened, target: LoadTarget) -> Loaded:
     return Loaded(step, extra, opened.contents.folder, opened.skipped)
 
 
-def _resolve(folder: Folder) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(folder)))
+def _as_int(step: int | np.integer[Any]) -> int:
+    """Return a step as an int where it is one of NumPy's."""
+    return int(step) if isinstance(step, np.integer) else step
 
 
 def _require_distributed(optimizer: DistributedOptimizer) -> DistributedOptimizer:

@@ -18,6 +18,13 @@ class CheckpointError(ValueError, OnAllRanks):
     """A checkpoint can't be saved or loaded. Raised on all ranks."""
 
 
+def problem_of(error: Exception) -> str:
+    """Return an error as text; its type too, where its message may not say enough."""
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
 def require_success(
     all_gather: AllGather, failure: str, problem: str | None, report: Report
 ) -> list[Report]:

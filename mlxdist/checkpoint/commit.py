@@ -12,7 +12,12 @@ from ..arrays.types import Raw
 from ..comm.collectives import Collectives
 from . import directory
 from .block_file import Writer
-from .collective import AllGather, CheckpointError, require_success
+from .collective import (
+    AllGather,
+    CheckpointError,
+    problem_of,
+    require_success,
+)
 from .durable import flush_folder
 from .manifest import SavedFile, to_bytes
 from .save import SavePlan
@@ -51,7 +56,7 @@ class SaveJob:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(paths[self._rank])
         except Exception as error:  # of any kind, since the other ranks wait for it
-            self._problem = str(error) or repr(error)
+            self._problem = problem_of(error)
         failure = f"{self._temporary} can't be written"
         try:
             require_success(comm.all_gather_bytes, failure, self._problem, None)
@@ -82,7 +87,7 @@ class SaveJob:
         try:
             self._data = [part.copy() for part in self._data]
         except Exception as error:  # of any kind, since the other ranks wait for it
-            self._problem = str(error) or repr(error)
+            self._problem = problem_of(error)
 
     def write(self) -> tuple[SavedFile | None, str | None]:
         """Write this rank's file. Returns it, or what went wrong."""
@@ -95,7 +100,7 @@ class SaveJob:
                 self._writer.write(part.data)
             digests = self._writer.finish()
         except Exception as error:  # of any kind, since the other ranks wait for it
-            return None, str(error) or repr(error)
+            return None, problem_of(error)
         finally:
             self._writer.close()
         return SavedFile(file_name(self._rank), self._writer.nbytes, digests), None
@@ -141,8 +146,8 @@ class SaveJob:
             directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
             self._is_renamed = True
             flush_folder(self._folder)
-        except OSError as error:
-            return str(error)
+        except Exception as error:  # of any kind, since the other ranks wait for it
+            return problem_of(error)
         return None
 
     def _remove_older(self) -> str | None:
@@ -152,8 +157,8 @@ class SaveJob:
         try:
             directory.point_to(self._folder, plan.save)
             directory.prune(self._folder, plan.request.keep, plan.token)
-        except OSError as error:
-            return str(error)
+        except Exception as error:  # of any kind, since the other ranks wait for it
+            return problem_of(error)
         return None
 
     def _undo(self) -> None:

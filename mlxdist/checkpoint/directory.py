@@ -25,6 +25,7 @@ from .durable import (
 from .manifest import NAME, Manifest
 
 LATEST = "latest"
+NO_FOLDER = Path()
 _SAVE_NAME = re.compile(r"save-(\d{5,12})-step-(\d{8,16})")
 _TEMPORARY = re.compile(r"\.save-\d{5,12}-step-\d{8,16}\.(saving|removing)-[0-9a-f]+")
 
@@ -46,6 +47,13 @@ class Save(NamedTuple):
     def temporary(self, token: str, action: str = "saving") -> str:
         """Return the folder's name before it is complete, or while it is removed."""
         return f".{self.name}.{action}-{token}"
+
+
+def resolve(folder: object) -> Path:
+    """Return a user's folder as an absolute path; NO_FOLDER where it is no path."""
+    if not isinstance(folder, str | os.PathLike):
+        return NO_FOLDER
+    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
 def list_saves(folder: Path) -> list[Save]:

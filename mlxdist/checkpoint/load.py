@@ -17,6 +17,7 @@ from ..optim.optimizer import DistributedOptimizer
 from ..world.world import World
 from . import user_data
 from .collective import require_success
+from .directory import NO_FOLDER
 from .manifest import Json, Manifest, SavedArray
 from .open_checkpoint import Opened
 from .reader import ArrayReader
@@ -31,6 +32,15 @@ class LoadRequest(NamedTuple):
     folder: Path
     step: int | None
     missing_ok: bool
+
+    @property
+    def problem(self) -> str | None:
+        """Which argument is not valid, and why."""
+        if self.folder == NO_FOLDER:
+            return f"folder is {self.name}; it must be a path"
+        if self.step is not None and type(self.step) is not int:
+            return f"step is {self.step!r}; it must be a whole number or None"
+        return None
 
 
 def agree_to_load(
@@ -52,12 +62,12 @@ def agree_to_load(
         f"an optimizer {optimizer is not None}",
         f"a sampler {sampler is not None}",
     ]
-    problem = None
+    problem = request.problem
     try:
         if optimizer is not None and optimizer.is_initialized:
             optimizer.resumable_state("load")
     except ValueError as error:
-        problem = str(error)
+        problem = problem or str(error)
     detail = fingerprint(lines)
     call = "load_checkpoint"
     agree(world.control, call, detail, lambda: lines, problem=problem)

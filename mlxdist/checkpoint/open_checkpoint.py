@@ -12,7 +12,7 @@ import msgspec
 
 from ..comm.collectives import Collectives
 from . import directory, mlx_files
-from .collective import CheckpointError, require_success
+from .collective import CheckpointError, problem_of, require_success
 from .directory import Save
 from .durable import DamagedError
 from .reader import ArrayReader, Contents
@@ -100,7 +100,7 @@ def _list_saves(folder: Path, comm: Collectives) -> list[Save]:
     saves, problem = [], None
     try:
         saves = directory.list_saves(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         problem = str(error)
     failure = f"{folder} can't be read"
     listing = _Listing(saves)
@@ -202,8 +202,8 @@ def _fit(
     try:
         contents = with_quoted_keys(contents, target.model)
         targets = find_targets(contents, target)
-    except ValueError as error:
-        problem = str(error)
+    except Exception as error:  # of any kind, since the other ranks wait for it
+        problem = problem_of(error)
     failure = f"{name} can't be loaded, and nothing was changed"
     require_success(comm.all_gather_bytes, failure, problem, None)
     return contents, targets

@@ -23,7 +23,7 @@ import numpy as np
 from ..arrays.dtypes import dtype_name
 from ..arrays.numpy_view import raw
 from ..arrays.types import Array, Raw, Tree
-from ..comm.agreement import OnAllRanks, agree
+from ..comm.agreement import OnAllRanks, agree, result_or_problem
 from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
 from ..optim.resumable_state import ResumableState
@@ -31,8 +31,8 @@ from ..version import __version__
 from ..world.world import World
 from . import partition, user_data
 from .block_file import BLOCK
-from .collective import CheckpointError, require_success
-from .directory import Save, list_saves
+from .collective import CheckpointError, problem_of, require_success
+from .directory import NO_FOLDER, Save, list_saves
 from .manifest import Manifest, SavedArray, SavedOptimizer
 from .partition import Layout, LocalPart, Part
 from .snapshot import Snapshot, take_snapshot
@@ -62,6 +62,8 @@ class SaveRequest(NamedTuple):
 
     def problem(self, world: World) -> str | None:
         """Return which argument is not valid, and why."""
+        if self.folder == NO_FOLDER:
+            return f"folder is {self.name}; it must be a path"
         if isinstance(self.step, bool) or not isinstance(self.step, int):
             return f"step is {self.step!r}; it must be a whole number"
         if not 0 <= self.step < 10**16:
@@ -115,17 +117,19 @@ def agree_to_save(
             or replicated state differ.
     """
     world, lines, serial = optimizer.world, request.lines, 0
-    problem = problem or request.problem(world)
+    state, not_ready = result_or_problem(optimizer.resumable_state, "save")
+    problem = problem or request.problem(world) or not_ready
+    snapshot = None
     try:
-        state = optimizer.resumable_state("save")
-        snapshot = take_snapshot(model, state, extra, sampler)
-        lines = [*request.lines, *_lines(snapshot, state)]
-        newest = list_saves(request.folder)[:1]
-        serial = 1 + max((save.serial for save in newest), default=0)
+        if state is not None and problem is None:
+            snapshot = take_snapshot(model, state, extra, sampler)
+            lines = [*request.lines, *_lines(snapshot, state)]
+            newest = list_saves(request.folder)[:1]
+            serial = 1 + max((save.serial for save in newest), default=0)
     except OnAllRanks:
         raise
-    except (ValueError, OSError) as error:
-        problem = problem or str(error)
+    except Exception as error:  # of any kind, since the other ranks wait for it
+        problem = problem_of(error)
     serials = agree(
         world.control,
         "save_checkpoint",
@@ -135,6 +139,8 @@ def agree_to_save(
         problem=problem,
         remedy=_DRIFT,
     )
+    assert state is not None
+    assert snapshot is not None
     save = Save(int(max(serials)), request.step)
     return snapshot, _plan(request, save, snapshot, state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass
 
@@ -83,10 +84,19 @@ def take_snapshot(
     if not state.plan.sharded:
         replicated |= {identity: part.array for identity, part in sharded.items()}
         sharded = {}
-    position = None if sampler is None else sampler.state_dict()
+    position = None if sampler is None else _position(sampler)
     by_path = state.plan.by_path
     buffers = [path.text for path in parameters if path not in by_path]
     return Snapshot(replicated, sharded, buffers, encoded, position)
+
+
+def _position(sampler: Sampler) -> dict[str, Json]:
+    position = sampler.state_dict()
+    try:
+        json.dumps(position, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the sampler's state_dict() is no JSON: {error}") from None
+    return position
 
 
 def scalars(state: ResumableState) -> dict[Identity, Array]:

@@ -37,6 +37,8 @@ def encode(value: object) -> tuple[Json, dict[str, Array]]:
 
 
 def _encode(value: object, path: KeyPath, arrays: dict[str, Array]) -> Json:
+    if isinstance(value, np.number | np.bool_) and value.dtype.kind in "biuf":
+        value = value.item()  # a Python number, which is also loaded as one
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:

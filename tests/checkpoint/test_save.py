@@ -1,5 +1,7 @@
 """Saves that are refused: on all ranks, with the reason."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
@@ -100,3 +102,53 @@ def test_save_of_numbers_that_differ_between_ranks_is_refused(
     )
     assert load_checkpoint(shared_folder, tree, optimizer).step == 1
     assert optimizer.state["w"]["t"] == 0
+
+
+class Broken:
+    """A sampler whose state can't be saved."""
+
+    def __init__(self, state):
+        self._state = state
+
+    def state_dict(self):
+        if isinstance(self._state, Exception):
+            raise self._state
+        return self._state
+
+    def load_state_dict(self, state):
+        self._state = state
+
+
+def test_error_of_any_kind_on_one_rank_is_raised_on_all(world, shared_folder):
+    """And the next save, which all ranks can make, is made."""
+    params, optimizer = make_run(world)
+    cyclic = []
+    cyclic.append(cyclic)
+    for state, extra, match in (
+        (RuntimeError("disk"), None, "RuntimeError: disk"),
+        ({"rng": {1}}, None, "is no JSON: Object of type set"),
+        ({"rng": float("nan")}, None, "is no JSON"),
+        ({}, cyclic, "RecursionError"),
+    ):
+        is_last = world.rank == world.size - 1
+        sampler = Broken(state if is_last else {})
+        save = partial(save_checkpoint, shared_folder, 1, params, optimizer)
+        call = partial(save, extra if is_last else None, sampler=sampler)
+        assert_all_raise(world, MismatchError, match, call)
+    folder = None if world.rank == world.size - 1 else shared_folder
+    call = partial(save_checkpoint, folder, 1, params, optimizer)
+    assert_all_raise(world, MismatchError, "folder is None; it must be a path", call)
+    call = partial(load_checkpoint, folder, params, optimizer)
+    assert_all_raise(world, MismatchError, "folder is None; it must be a path", call)
+    save_checkpoint(shared_folder, 1, params, optimizer)
+    call = partial(load_checkpoint, shared_folder, params, optimizer, step="1")
+    assert_all_raise(world, MismatchError, "step is '1'", call)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(world, shared_folder):
+    params, optimizer = make_run(world)
+    extra = {"epoch": np.int64(3), "loss": np.float64(0.5), "best": np.bool_(True)}
+    save_checkpoint(shared_folder, np.int64(2), params, optimizer, extra)
+    loaded = load_checkpoint(shared_folder, params, optimizer, step=np.int64(2))
+    assert loaded.extra == {"epoch": 3, "loss": 0.5, "best": True}
+    assert loaded.step == 2

@@ -166,8 +166,10 @@ def _scalars(
     for at, name in state.scalars():
         identity = ("scalars", at.rstrip("."), name)
         array = arrays[identity]
-        problem = _mismatch(saved.get(identity), array, f"optimizer's {at}{name}")
-        if problem is not None:
+        found = saved.get(identity)
+        problem = _mismatch(found, array, f"optimizer's {at}{name}")
+        is_number = _may_be_number(found) and state.scalar_is_number(at, name)
+        if problem is not None and not is_number:
             yield problem
         else:
             put_scalar = partial(state.put_scalar, at, name)

@@ -21,6 +21,7 @@ from .setup import Initialized
 from .shard_mark import put_mark
 from .state import StateTree
 from .state_setup import fit_into
+from .state_values import as_state
 
 NEW = "optimizer"  # the name of one that is not initialized
 
@@ -93,7 +94,7 @@ class ManagedState:
             f"{self.name}.load_state",
             self._inner,
             self.layout,
-            full,
+            as_state(full),
             any_dtype=not self._options.copies.none,
         )
 
@@ -101,12 +102,14 @@ class ManagedState:
         """Assign a state. ValueError before `init`, where it is no dict as MLX's is.
 
         After it, one may stand there for a while, such as [] to free a state on disk.
+        The tree itself stays the user's: a rank keeps its shard in a copy of it.
         """
         if not self.layout.plan.entries and not isinstance(value, dict):
             raise ValueError(_no_dict_text(value))
         before = self._before
-        if before is None and not self._is_mlx:
-            before = InnerSnapshot.of(self._inner)
+        if not self._is_mlx:
+            before = before or InnerSnapshot.of(self._inner)
+            value = as_state(value)
         self._inner.optimizer.state = value
         self._before = before
 

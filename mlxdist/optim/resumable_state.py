@@ -16,7 +16,7 @@ from ..layout.wording import counted
 from ..world.world import World
 from . import ema, masters, state
 from .accumulation import MicroBatches
-from .inner_optimizer import InnerOptimizer
+from .inner_optimizer import InnerOptimizer, Leaf
 from .loss_scale import LossScale
 from .state_layout import StateArray as StateArray
 from .state_layout import StateLayout
@@ -170,15 +170,22 @@ class ResumableState:
             return NewArray(start, stop, (stop - start,))
         return NewArray(0, math.prod(shape), shape)
 
+    def scalar_is_number(self, at: str, name: str) -> bool:
+        """Whether a leaf's count or the like is a number, and no array."""
+        return is_number(self._leaf(at).optimizer.state[name])
+
     def put_scalar(self, at: str, name: str, array: Array) -> None:
         """Replace a leaf's step, learning rate or the like."""
-        leaf = next(leaf for leaf in self.inner.leaves if leaf.at == at)
-        state.put_scalar(leaf, name, array)
+        state.put_scalar(self._leaf(at), name, array)
+
+    def _leaf(self, at: str) -> Leaf:
+        return next(leaf for leaf in self.inner.leaves if leaf.at == at)
 
     def put(self, path: KeyPath, key: str, array: Array) -> None:
         """Replace this rank's part of an array of state, as `arrays` located it."""
-        before = state.read(self.inner, [path]).get(path, {}).get(key)
-        state.write(self.inner, {path: {key: like(before, array)}})
+        before = state.read(self.inner, [path]).get(path, {})
+        value = like(before.get(key, array), array)
+        state.write(self.inner, {path: {key: value}})
 
     def counters(self) -> dict[str, int]:
         """Counts that are the same on all ranks: steps, skipped steps, loss scale."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 
+import mlx.core as mx
+
 from ..arrays.trees import dict_at, leaves_of, make_slot, put, unflatten
 from ..arrays.types import Array, Named, Tree
 from ..comm.collectives import Collectives
@@ -101,15 +103,25 @@ def put_scalar(leaf: Leaf, name: str, array: Array) -> None:
 
 
 def surplus(inner: InnerOptimizer, paths: Collection[KeyPath]) -> list[str]:
-    """Return what is in the optimizer's state and of none of the paths, as text."""
-    names = [
-        name
+    """Return as text what in the optimizer's state can't be taken.
+
+    That is what belongs to none of the paths, and what is neither array nor number.
+    """
+    leaves = [
+        item
         for leaf in inner.leaves
-        for name in leaves_of(leaf.optimizer.state)
-        if not any(KeyPath(name[:count]) in paths for count in range(1, len(name)))
+        for item in leaves_of(leaf.optimizer.state).items()
     ]
+    unknown, names = [], []
+    for name, value in leaves:
+        if not any(KeyPath(name[:count]) in paths for count in range(1, len(name))):
+            names.append(name)
+        elif not isinstance(value, mx.array) and not is_number(value):
+            kind = type(value).__name__
+            unknown.append(f"{name}, which is of type {kind}: make it an mx.array")
     flat = [name.dotted for name in names if len(name) == 1 and "." in name.dotted]
     return [
+        *unknown,
         *(f"{name}, which is of another model" for name in names if len(name) > 1),
         *(
             f"{name!r} at its root: nest it with mlx.utils.tree_unflatten"

@@ -171,9 +171,9 @@ def all_specs(comm: Collectives, layout: StateLayout) -> Specs:
     specs: Specs = {}
     for tree in all_gather_by_path(comm, layout.specs, layout.plan.entries):
         for path, keys in tree.items():
+            known = specs.setdefault(path, {})  # empty where state is made at a step
             for key, (dtype, shape, is_cut) in keys.items():
-                spec = Spec(dtype, tuple(shape), is_cut)
-                specs.setdefault(path, {}).setdefault(key, spec)
+                known.setdefault(key, Spec(dtype, tuple(shape), is_cut))
     return specs
 
 

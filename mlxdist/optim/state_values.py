@@ -10,13 +10,18 @@ import hashlib
 from collections.abc import Mapping
 
 import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
 
 from ..arrays.numpy_view import raw
 from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Tree
+from ..layout.entries import ITEM_SIZES
 
 # In the optimizer's state, beside "step" and the like: see shard_mark.py.
 SHARD_KEY = "mlxdist_shard"
+
+_DOUBLE = mx.float64  # noqa: TID251  nothing is computed with it
 
 Number = bool | int | float | str | None
 Value = Array  # an mx.array, or a Number
@@ -36,6 +41,16 @@ def values_of(state: Tree) -> dict[str, Value]:
     }
 
 
+def as_state(tree: Tree) -> Tree:
+    """Return a user's state in containers of its own, with NumPy's arrays as MLX's."""
+    return tree_map(_as_mlx, tree)
+
+
+def _as_mlx(leaf: Value) -> Value:
+    is_numpy = isinstance(leaf, np.ndarray | np.generic)
+    return mx.array(leaf) if is_numpy and leaf.dtype.name in ITEM_SIZES else leaf
+
+
 def as_array(value: Value) -> Array:
     """Return an array for a value: bool, int64 or float64 without dimensions.
 
@@ -47,17 +62,28 @@ def as_array(value: Value) -> Array:
     if isinstance(value, int):
         return mx.array(value, mx.int64)
     if isinstance(value, float):
-        return mx.array(value, mx.float64)  # noqa: TID251  computes nothing
+        return mx.array(value, _DOUBLE)
     if is_number(value):
         raise ValueError(f"it is {value!r}; use a number or an mx.array instead")
     return value
 
 
 def like(value: Value, array: Array) -> Value:
-    """Return an array as a number, where the `value` that it replaces is one."""
-    if isinstance(value, bool | int | float):
-        return array.item()  # of the type that was saved: an int may become a float
+    """Return an array as a number, where the `value` that it replaces is one.
+
+    It gets the type that was saved: an int may become a float. A None is no value yet,
+    and becomes what `as_array` makes an array of.
+    """
+    if isinstance(value, bool | int | float) or (
+        value is None and may_be_number(array)
+    ):
+        return array.item()
     return array
+
+
+def may_be_number(array: Array) -> bool:
+    """Return whether `as_array` may have made an array of a number."""
+    return not array.shape and array.dtype in (mx.bool_, mx.int64, _DOUBLE)
 
 
 def digest(values: Mapping[str, Value]) -> bytes:

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 from mlx.utils import tree_map
 
@@ -131,3 +132,20 @@ def test_state_in_masters_and_ema_keeps_the_copies_that_it_lacks(shard, world):
     optimizer.state = saved({**full, "w": plain})
     if world.size > 1 or shard:
         assert_same_bits(optimizer.gather_state(), full)
+
+
+@before_and_after_init
+@each_shard
+def test_assigned_state_may_be_numpys_and_stays_the_users(shard, before_init, world):
+    """As `safetensors.numpy.load_file` returns it."""
+    tree = {"w": mx.arange(12.0), "b": mx.arange(5.0)}
+    optimizer = trained(world, tree, shard=shard)
+    given = tree_map(np.array, optimizer.gather_state())
+    kept = tree_map(lambda leaf: leaf, given)
+    other = distributed(world, shard=shard)
+    if world.size > 1 or shard:
+        assign(other, given, tree, before_init)
+        apply_steps(other, tree, [2], world.rank)
+        apply_steps(optimizer, tree, [2], world.rank)
+        assert_same_bits(other.gather_state(), optimizer.gather_state())
+        assert tree_map(id, given) == tree_map(id, kept)

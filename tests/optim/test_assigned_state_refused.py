@@ -108,6 +108,18 @@ def test_flat_state_and_one_without_moments_are_refused(shard, world):
         assert_refused(optimizer, step, "it has no moments")(scalars)
 
 
+@each_shard
+def test_state_of_what_is_no_array_is_refused_before_init(shard, world):
+    """Such as the tensors of another framework: no state would begin anew unseen."""
+    tree = {"w": mx.arange(12.0)}
+    full = trained(world, tree).gather_state()
+    other = distributed(world, shard=shard)
+    other.state = {**full, "w": dict.fromkeys(full["w"], object())}
+    if world.size > 1 or shard:
+        with pytest.raises(MismatchError, match="of type object: make it an"):
+            other.init(tree)
+
+
 @pytest.mark.mpi(min_size=2)
 def test_shard_of_rank_0_by_tensors_on_all_ranks_is_refused(world):
     tree = {f"w{i}": mx.arange(4.0) + i for i in range(2 * world.size)}

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
+from mlx.utils import tree_map
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from tests.support.examples import (
@@ -175,6 +176,32 @@ def test_numbers_are_saved_and_loaded_under_another_shard(shard, world, shared_f
     assert state["w"]["note"] is None
     assert state["seen"] == 2
     assert_same_bits(state["w"]["m"], optimizer.gather_state()["w"]["m"])
+
+
+@each_shard
+def test_state_made_at_the_first_step_is_assigned_before_init(shard, world):
+    tree = small(world)
+    full = started(world, tree, shard, Late()).gather_state()
+    other = distributed(world, Late(), shard=shard)
+    other.state = tree_map(lambda leaf: leaf, full)
+    other.init(tree)
+    assert_same_bits(other.gather_state()["nk"]["m"], full["nk"]["m"])
+    assert other.gather_state()["nk"]["t"] == 2
+
+
+@each_shard
+def test_numbers_are_loaded_over_none_and_over_other_types(shard, world, shared_folder):
+    tree = {name: mx.arange(7.0) for name in ("w", "b", "c", "d")}
+    optimizer = started(world, tree, shard)
+    for state in (optimizer.state[name] for name in tree if name in optimizer.state):
+        state["note"] = 7
+    optimizer.state["seen"] = 0.5
+    save_checkpoint(shared_folder, 1, tree, optimizer)
+    other = distributed(world, Counting(), shard=shard)
+    load_checkpoint(shared_folder, tree, other)
+    assert other.gather_state()["w"]["note"] == 7
+    assert type(other.gather_state()["w"]["note"]) is int
+    assert other.state["seen"] == 0.5
 
 
 def test_text_in_the_state_is_refused_by_a_checkpoint(world, shared_folder):

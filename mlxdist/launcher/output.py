@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import select
+import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -52,6 +55,7 @@ class Output:
         self._label = label
         self._logs = logs or {}
         self._lock = threading.Lock()  # of the log files
+        self._write_locks = {1: threading.Lock(), _STDERR: threading.Lock()}
         self._within_line = {1: False, _STDERR: False}
 
     def copy(self, source: IO[bytes], target: int, mpirun: int) -> threading.Thread:
@@ -60,7 +64,7 @@ class Output:
         Args:
             mpirun: its process id.
         """
-        arguments = (source, target, TaggedStream(mpirun))
+        arguments = (source, target, TaggedStream(mpirun, target))
         thread = threading.Thread(target=self._copy, args=arguments, daemon=True)
         thread.start()
         return thread
@@ -92,24 +96,35 @@ class Output:
 
     def _copy(self, source: IO[bytes], target: int, stream: TaggedStream) -> None:
         # Read to the end even if nobody reads our output: mpirun must never block.
+        is_live = not self._label and not _is_regular_file(target)
         with source:
-            while data := os.read(source.fileno(), _PIECE):
-                self._write(target, self.render(stream.feed(data), target))
-        self._write(target, self.render(stream.close(), target))
-        if target == _STDERR:
-            for rank in (None, *range(self._ranks)):
-                rest = self._filters[rank].close() if rank in self._filters else b""
-                rest = self._messages[rank].close() + rest
-                self._write(target, self._log_and_label(Piece(rank, rest), target))
+            while True:
+                seconds = stream.seconds_left() if is_live else None
+                if (
+                    seconds is not None
+                    and not select.select([source], [], [], seconds)[0]
+                ):
+                    self._print(stream.late())
+                elif data := os.read(source.fileno(), _PIECE):
+                    self._print(stream.feed(data))
+                else:
+                    break
+        self._print(stream.close())
+        for rank in (None,) if target == _STDERR else range(self._ranks):
+            rest = self._filters[rank].close() if rank in self._filters else b""
+            rest = self._messages[rank].close() + rest
+            self._write(_STDERR, self._log_and_label(Piece(rank, _STDERR, rest)))
 
-    def render(self, pieces: Iterable[Piece], target: int) -> bytes:
-        """Log the pieces of a stream, and return what is to be printed."""
-        parts = []
-        for rank, text in pieces:
+    def _print(self, pieces: Iterable[Piece]) -> None:
+        for target, texts in itertools.groupby(self.render(pieces), lambda x: x[0]):
+            self._write(target, b"".join(text for _, text in texts))
+
+    def render(self, pieces: Iterable[Piece]) -> Iterator[tuple[int, bytes]]:
+        """Log the pieces of a stream, and yield what is to be printed, and where."""
+        for rank, target, text in pieces:
             if target == _STDERR:
                 text = self._without_reports(rank, text)
-            parts.append(self._log_and_label(Piece(rank, text), target))
-        return b"".join(parts)
+            yield target, self._log_and_label(Piece(rank, target, text))
 
     def _without_reports(self, rank: int | None, text: bytes) -> bytes:
         """Return text of standard error without marks and messages of mpirun."""
@@ -119,9 +134,9 @@ class Output:
         messages = self._messages.get(rank)
         return messages.feed(text) if text and messages else text
 
-    def _log_and_label(self, piece: Piece, target: int) -> bytes:
-        """Write a piece to its rank's log, and return it with its label."""
-        rank, text = piece
+    def _log_and_label(self, piece: Piece) -> bytes:
+        """Write a piece to its rank's log, and return it with its labels."""
+        rank, target, text = piece
         if not text:
             return text
         start = b""
@@ -136,7 +151,8 @@ class Output:
 
     def _write(self, target: int, data: bytes) -> None:
         try:
-            write_all(target, data)
+            with self._write_locks[target]:
+                write_all(target, data)
         except OSError as error:  # its reader is gone, or the disk is full
             discard(target)  # and the job goes on, as with mpirun
             if error.errno != errno.EPIPE:
@@ -153,6 +169,11 @@ class Output:
             except OSError as error:  # a full disk; the terminal's output goes on
                 del self._logs[rank]
                 print_error(f"mlxdist run: {file.name} ends here: {error.strerror}")
+
+
+def _is_regular_file(descriptor: int) -> bool:
+    """Return whether a descriptor is a file, which nobody watches as it grows."""
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def open_logs(folder: Path | None, ranks: int, *, append: bool) -> dict[int, IO[bytes]]:

@@ -199,6 +199,16 @@ def test_message_filter_takes_out_what_follows_from_a_failure(lines, shown):
     assert text == (b"".join(lines) if shown is None else shown)
 
 
+@pytest.mark.parametrize("size", [1, 30, 10**6])
+def test_message_filter_of_parts_of_lines_keeps_the_text_of_the_job(size):
+    message_filter = MessageFilter(rank=1)
+    text = b"- a list\n---" + b"".join([b"\n", *ABORT, b"\0 80%\n", RULE[:9]])
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    shown = b"".join(map(message_filter.feed, parts)) + message_filter.close()
+    assert shown == b"- a list\n---\n 80%\n" + RULE[:9]
+    assert MessageFilter(rank=1).feed(b"\r 10%") == b"\r 10%"
+
+
 def test_message_filter_of_mpirun_takes_out_what_it_says_of_any_rank():
     message_filter = MessageFilter()
     lines = [RULE, b"prterun noticed that process rank 3 with PID 1\n", RULE, b"\0x\n"]

@@ -85,9 +85,11 @@ def mark(rank, kind, text=""):
 @pytest.mark.parametrize("more", [b"", 9000 * b"x"])
 def test_describe_names_the_rank_that_died_first(stderr, text, size, more, tmp_path):
     output = Output(run_dir=str(tmp_path), ranks=3, token="w")
-    stream, stderr = TaggedStream(77), stderr + more
-    for start in range(0, len(stderr), size):
-        output.render(stream.feed(stderr[start : start + size]), 2)
+    of_ranks, of_mpirun = TaggedStream(77, 1), TaggedStream(77, 2)
+    for line in (stderr + more).splitlines(keepends=True):
+        stream = of_ranks if line.startswith(b"[prterun") else of_mpirun
+        for start in range(0, len(line), size):
+            list(output.render(stream.feed(line[start : start + size])))
     ranks = read_ranks(str(tmp_path), HOSTS, log=output.log)
     assert named(ranks).startswith(text)
 

@@ -1,6 +1,7 @@
 """Labels and log files of the job's output."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -25,25 +26,37 @@ TAG = b"[prterun-h-77@1,%d]<stdout>: "
             b"[rank 0] [1,0]<stdout>: x [prterun-h-7@1,1]<stdout>: y\n",
         ),
         (TAG % 0 + b"\rbar\0\xff\n", b"[rank 0] \rbar\0\xff\n"),
+        # The parts of a line that mpirun has read one by one.
+        (
+            TAG % 0 + b"a\nb" + TAG % 1 + b"c\n\n" + TAG % 0 + b"d\n",
+            b"[rank 0] a\n[rank 1] c\n[rank 1] \n[rank 0] bd\n",
+        ),
+        (TAG % 0 + b"[prterun-h-77", b"[rank 0] [prterun-h-77"),
     ],
 )
 @pytest.mark.parametrize("size", [1, 9, 1000])
 def test_render_labels_what_mpirun_has_tagged(data, expected, size, tmp_path):
     output = Output(run_dir=str(tmp_path), ranks=13, label=True)
-    stream = TaggedStream(77)
-    text = b"".join(
-        output.render(stream.feed(data[start : start + size]), 1)
+    stream = TaggedStream(77, 1)
+    pieces = [
+        piece
         for start in range(0, len(data), size)
-    )
-    assert text + output.render(stream.close(), 1) == expected
+        for piece in stream.feed(data[start : start + size])
+    ]
+    shown = output.render([*pieces, *stream.close()])
+    assert b"".join(text for _, text in shown) == expected
 
 
 def test_render_labels_each_line_of_what_looks_like_a_message(tmp_path):
     output = Output(run_dir=str(tmp_path), ranks=2, label=True)
     lines = [74 * b"-" + b"\n", b"hello\n"]  # held back until the second one
-    data = b"".join(TAG % 1 + line for line in lines)
-    text = output.render(TaggedStream(77).feed(data), 2)
-    assert text == b"".join(b"[rank 1] " + line for line in lines)
+    tag = TAG.replace(b"out", b"err") % 1
+    data = b"".join(tag + line for line in lines)
+    shown = list(output.render(TaggedStream(77, 1).feed(data)))
+    assert {target for target, text in shown if text} == {2}
+    assert b"".join(text for _, text in shown) == b"".join(
+        b"[rank 1] " + line for line in lines
+    )
 
 
 LINES = """
@@ -66,6 +79,46 @@ def test_label_begins_each_line_of_both_streams(run):
         assert of_rank == [f"[rank {rank}] {text}" for text in texts]
     assert len(lines) == 10
     assert sorted(done.stderr.splitlines()) == ["[rank 0] trouble", "[rank 1] trouble"]
+
+
+BAR_AND_PROMPT = """
+import os, pathlib, sys, time
+sys.stderr.write("\\r 10%")
+sys.stdout.write("yes? ")
+deadline = time.monotonic() + 20
+while not pathlib.Path("seen").exists():
+    assert time.monotonic() < deadline, "nobody has seen the bar and the prompt"
+    time.sleep(0.01)
+print("done")
+print("100%", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lines_without_an_end_are_shown_as_they_come(ranks, run_command, tmp_path):
+    (tmp_path / "script.py").write_text(BAR_AND_PROMPT)
+    with subprocess.Popen(
+        [*run_command, "-n", str(ranks), "script.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as job:
+        shown = job.stdout.read(ranks * len("yes? ")), job.stderr.read(ranks * 5)
+        (tmp_path / "seen").touch()
+        rest = job.communicate(timeout=30)
+    assert shown == (ranks * b"yes? ", ranks * b"\r 10%")
+    assert (*rest, job.returncode) == (ranks * b"done\n", ranks * b"100%\n", 0)
+
+
+def test_lines_without_an_end_stay_whole_in_a_file(run_command, tmp_path):
+    source = (
+        "import time\nfor i in range(3): print(i, end=''); time.sleep(0.2)\nprint()"
+    )
+    (tmp_path / "script.py").write_text(source)
+    with (tmp_path / "log").open("wb") as log:
+        command = [*run_command, "-n", "2", "script.py"]
+        subprocess.run(command, cwd=tmp_path, stdout=log, check=True, timeout=30)
+    assert (tmp_path / "log").read_bytes() == b"012\n012\n"
 
 
 FAILS_ONCE = """

@@ -18,6 +18,7 @@ It changes the process:
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _world: World | None = None
-
+_joining = threading.Lock()
 _options: dict[str, object] = {}
 _DEFAULTS: dict[str, object] = {"timeout": 300.0, "guard": True}
 _SETTINGS_BYTES = 128  # of the message in which ranks compare their settings
@@ -81,9 +82,10 @@ def init(
     global _world
     _check_timeout(timeout)
     options: dict[str, object] = {"timeout": timeout, "guard": guard}
-    if _world is None or _world.is_closed:
-        _world = _join(backend, strict, timeout, guard, rejoins=_world is not None)
-        _options.update(options)
+    with _joining:
+        if _world is None or _world.is_closed:
+            _world = _join(backend, strict, timeout, guard, rejoins=_world is not None)
+            _options.update(options)
     _check_repeated(_world, backend, options)
     _check_strict(_world.size, strict)
     return _world

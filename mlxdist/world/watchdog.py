@@ -101,7 +101,7 @@ class Watchdog(threading.Thread):
         os.set_blocking(self.wake_fd, False)
         self._parent = os.getppid() if environment.started_by_mpirun() else None
         self._cpu_sample = (time.monotonic(), time.process_time())
-        self._activity = Activity()
+        self._activity = Activity(min(10.0, timeout / 4))
         self._idle = 0.0  # seconds without progress of the main thread
         self._rank = comm.Get_rank()
         ranks = peers_of(self._rank, comm.Get_size())

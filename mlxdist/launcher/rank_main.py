@@ -52,17 +52,23 @@ def main() -> None:
     try:
         _enter(job["cwd"])
         _kept.append(_run(job))
-    except SystemExit as leaving:
-        _kept.append(leaving)
-        if leaving.code not in (None, 0):
-            # Exit handlers could wait for the other ranks, which may never come.
-            leaving = leaving.with_traceback(_script_frames(leaving.__traceback__))
-            _exit(rank_failure.report_exit(leaving, rank))
     except BaseException as error:
-        error = error.with_traceback(_script_frames(error.__traceback__))
+        if os.getpid() != pid:  # a fork, which ends as it would without this program
+            raise
+        _kept.append(error)
+        _leave(error, rank)
+    finished.append(True)
+
+
+def _leave(error: BaseException, rank: str) -> None:
+    """End the process after an error; return after `sys.exit(0)`."""
+    error = error.with_traceback(_script_frames(error.__traceback__))
+    if not isinstance(error, SystemExit):
         rank_failure.report_error(error, rank)
         _exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-    finished.append(True)
+    if error.code not in (None, 0):
+        # Exit handlers could wait for the other ranks, which may never come.
+        _exit(rank_failure.report_exit(error, rank))
 
 
 def _leave_marks_of_success(rank: str) -> None:

@@ -196,7 +196,8 @@ class Guard:
         if self._failure is None:
             self._failure = Failure(time.time(), str(self._recorder.status), reason)
             self._mark("traceback", f"{self._title} {reason}\n")
-        self._mark("failed", f"it {reason.splitlines()[0].rstrip(':')}")
+        short = " ".join(line.strip() for line in reason.splitlines()[:2])
+        self._mark("failed", f"it {short}")
         name = f"rank {self._rank} on {self._host}"
         cause = self._failure.describe(
             f"{name} failed first" if self._failure.traceback else name

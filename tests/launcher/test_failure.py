@@ -123,7 +123,7 @@ WAITS = "and waits for a rank that has exited"
         (
             "sys.exit(0)",
             f"mlxdist: rank 0 on {{host}} is in barrier, step 0 {WAITS}:",
-            f"rank 0 of 2 failed (it is in barrier, step 0 {WAITS}); ",
+            f"rank 0 of 2 failed (it is in barrier, step 0 {WAITS}: ",
             "rank 0 on {host} ended the job: it is in barrier",
         ),
         (

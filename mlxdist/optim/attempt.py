@@ -148,8 +148,7 @@ def end_attempt(
         counts: gets what is wrong then.
         skip: what all ranks do where gradients are not finite.
     """
-    kind, step = type(error).__name__, counts.steps + 1
-    counts.ended = f"step {step} ended with {kind}: {error}"
+    counts.ended = f"step {counts.steps + 1} ended with {_text(error)}"
     if attempt.has_handed_on:
         counts.torn = f"{counts.ended}{_TORN}"
     attempt.undo()
@@ -164,3 +163,11 @@ def end_attempt(
             with suppress(OnAllRanks):
                 skip(norm)
         counts.broken = None
+
+
+def _text(error: BaseException) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # of a user's own class
+        return f"{kind}, which can't be shown as text"

@@ -95,10 +95,10 @@ def gradient_problem(plan: Plan, gradients: Flat) -> str | None:
     """
     unknown = len(gradients)
     for entry in plan.entries:
-        array = gradients.get(entry.path)
-        if array is None:
+        if entry.path not in gradients:
             continue
         unknown -= 1
+        array = gradients[entry.path]
         if not isinstance(array, mx.array):
             kind = type(array).__name__
             return f"the gradient of {entry.path} is a {kind}, wanted an mx.array"

@@ -8,6 +8,7 @@ itself during a step, such as a counter, is no change of the user's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -87,7 +88,7 @@ def has_arrays(optimizer: Optimizer) -> bool:
 
 def _snapshot(optimizer: Optimizer) -> Snapshot:
     """The hyperparameters by name, and the schedules; lists by what is in them."""
-    return {
+    return {"apply_single": type(optimizer).apply_single} | {
         name: value if type(value) in _NUMBERS else _frozen(value)
         for name, value in vars(optimizer).items()
         if name[0] != "_" or name == "_schedulers"
@@ -150,8 +151,12 @@ def _text(value: object) -> str:
 
 
 def _samples(schedule: Callable[[Array], Array]) -> str:
-    """A schedule's values at some steps; closures can't be compared otherwise."""
+    """A schedule's values at some steps; closures can't be compared otherwise.
+
+    An object that counts its calls must not count these: a copy of it is called.
+    """
     try:
+        schedule = copy.copy(schedule)  # a function remains the same
         values = [float(schedule(mx.array(step))) for step in _SAMPLED_STEPS]
     except Exception:
         return "(not a schedule)"

@@ -18,27 +18,33 @@ _SAMPLE = 4096  # bytes of each gradient that are compared first
 
 def warn_if_identical(
     world: World, gradients: Flat, weights: Weights, *, weighted: bool
-) -> None:
+) -> bool:
     """Warn on rank 0 if the gradients of all ranks with a weight have the same bits.
 
-    Called by all ranks, once: it evaluates the gradients. Sends 8 bytes a rank, and as
-    many again where the first bytes of all gradients are the same.
+    Called by all ranks: it evaluates the gradients. Sends 8 bytes a rank, and as many
+    again where the first bytes of all gradients are the same.
 
     Args:
         weighted: whether the user gave a weight.
+
+    Returns:
+        Whether there was something to compare: two ranks with a weight, and gradients
+        that are not all 0.
     """
     assert weights.every is not None
     ranks = [rank for rank, weight in enumerate(weights.every) if weight]
     if len(ranks) < 2:
-        return
+        return False
     mx.eval(gradients)
     for size in (_SAMPLE, None):
         words = np.array([_checksum(gradients, size)], np.uint64)
         every = world.control.all_gather_words(words)[ranks, 0]
         if (every != every[0]).any():
-            return
-    if world.is_root and every[0] >> np.uint64(32):
+            return True
+    is_nonzero = bool(every[0] >> np.uint64(32))
+    if world.is_root and is_nonzero:
         warn_user(_text(len(ranks), weighted=weighted))
+    return is_nonzero
 
 
 def _checksum(gradients: Flat, size: int | None) -> int:

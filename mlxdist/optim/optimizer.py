@@ -192,6 +192,7 @@ class DistributedOptimizer(OptimizerWrapper):
         Assign on all ranks a full state in MLX's layout, of which each keeps its shard,
         or on each rank what its own `state` was. The next call that all ranks make
         takes it, or raises MismatchError on all and puts back the state from before.
+        Replace arrays in it: one that is written to in place may not be heeded.
         """
         return self._inner.optimizer.state
 

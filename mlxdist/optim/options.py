@@ -237,17 +237,22 @@ class Options:
         return {"wire_dtype": self.wire_dtype, "reduce_dtype": self.reduce_dtype}
 
 
-def refuse_assignment(name: str, attributes: Collection[str]) -> None:
+def refuse_assignment(
+    name: str, attributes: Collection[str], *, is_of_wrapped: bool
+) -> None:
     """Raise AttributeError on the name of an option, which is read once.
 
     Args:
         attributes: those that the optimizer has already.
+        is_of_wrapped: whether the wrapped optimizer has an attribute of this name.
     """
     is_option = name in (*Options.__dataclass_fields__, "shard")
     if is_option or (name == "options" and name in attributes):
         raise AttributeError(
             f"{name} can't be changed: a DistributedOptimizer reads its options once, "
             f"on all ranks. Wrap the optimizer again with {name}=..."
+            + f", or set optimizer.optimizer.{name}, its own"
+            * is_of_wrapped
         )
 
 

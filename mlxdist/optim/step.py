@@ -153,6 +153,8 @@ class DistributedStep:
             self.pipelines.plan, batch, gradients
         )
         sums, weights = self._sums(batch, weights)
+        if run is self.pipelines.eager:
+            self._warn_once(sums, weights, weighted=batch.weight is not None)
         part = leave_out(run, self._inner, batch, sums)
         attempt = Attempt(part, self.index, target, sums, weights)
         try:
@@ -218,18 +220,17 @@ class DistributedStep:
             raise
         self.weight = weights.local
         if eager:
-            self._warn_once(batch, weights)
             run = self.pipelines.with_changes(
                 changed=self._inner.hyperparameters.have_changed
             )
         return run, weights
 
-    def _warn_once(self, batch: Batch, weights: Weights) -> None:
+    def _warn_once(self, sums: Flat, weights: Weights, *, weighted: bool) -> None:
         """At the first update, warn where all ranks have the same gradients."""
-        if self._world.size > 1 and batch.gradients and not self._gradients_compared:
-            self._gradients_compared = True
-            weighted = batch.weight is not None
-            warn_if_identical(self._world, batch.gradients, weights, weighted=weighted)
+        if self._world.size > 1 and not self._gradients_compared:
+            self._gradients_compared = warn_if_identical(
+                self._world, sums, weights, weighted=weighted
+            )
 
     def _accumulate(self, batch: Batch) -> None:
         """Add a micro-batch that is not the step's last. Nothing is sent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import mlx.optimizers as optim
@@ -45,7 +46,9 @@ class OptimizerWrapper(optim.Optimizer):
             ) from None
 
     def __setattr__(self, name: str, value: object) -> None:
-        refuse_assignment(name, vars(self))
+        attributes = vars(self)
+        of_wrapped = "_inner" in attributes and hasattr(self.optimizer, name)
+        refuse_assignment(name, attributes, is_of_wrapped=of_wrapped)
         if self._is_of_the_wrapped(name):
             setattr(self.optimizer, name, value)
         else:
@@ -98,15 +101,19 @@ class OptimizerWrapper(optim.Optimizer):
     def learning_rate(self, value: float | Array) -> None:
         self.optimizer.learning_rate = value
 
-    def init_single(self, parameter: Array, state: dict[str, Array]) -> None:
-        """As that of the wrapped optimizer."""
-        self.optimizer.init_single(parameter, state)
+    # Properties, so that a function which replaces one may call what was there before.
 
-    def apply_single(
-        self, gradient: Array, parameter: Array, state: dict[str, Array]
-    ) -> Array:
-        """As that of the wrapped optimizer; no gradients are averaged."""
-        return self.optimizer.apply_single(gradient, parameter, state)
+    @property
+    def init_single(self) -> Callable[[Array, dict[str, Array]], None]:
+        """That of the wrapped optimizer."""
+        method: Callable[[Array, dict[str, Array]], None] = self.optimizer.init_single
+        return method
+
+    @property
+    def apply_single(self) -> Callable[[Array, Array, dict[str, Array]], Array]:
+        """That of the wrapped optimizer; no gradients are averaged."""
+        method: Callable[..., Array] = self.optimizer.apply_single
+        return method
 
     def _is_of_the_wrapped(self, name: str) -> bool:
         attributes = vars(self)

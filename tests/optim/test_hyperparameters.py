@@ -147,6 +147,35 @@ def test_hyperparameter_that_is_an_array_is_heeded_in_place(world):
     assert tree["w"].item() == 0.5
 
 
+@pytest.mark.usefixtures("compiled_always")
+def test_method_of_the_class_replaced_between_steps_is_the_one_that_steps(
+    monkeypatch, world
+):
+    optimizer = distributed(world, optim.SGD(0.5))
+    tree = {"w": mx.ones(3)}
+    optimizer.init(tree)
+    monkeypatch.setattr(optim.SGD, "apply_single", lambda self, g, p, state: p + 1)
+    assert optimizer.apply_gradients(tree, tree)["w"].tolist() == [2, 2, 2]
+
+
+def test_schedule_that_counts_its_calls_is_called_once_a_step(world):
+    class Halving:
+        calls = 0
+
+        def __call__(self, step):
+            self.calls += 1
+            return mx.array(0.5**self.calls)
+
+    optimizer, reference = (
+        distributed(world, optim.SGD(Halving())),
+        optim.SGD(Halving()),
+    )
+    tree = parameters()
+    assert_same_bits(
+        apply_steps(optimizer, tree, range(2)), apply_steps(reference, tree, range(2))
+    )
+
+
 # -- values that differ between ranks
 
 

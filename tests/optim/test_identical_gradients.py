@@ -54,6 +54,26 @@ def test_gradients_of_zeros_are_not_told(world):
     assert warned(distributed(world, optim.SGD(0.5)), {"w": mx.zeros(3000)}) == []
 
 
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("first", ["zeros", "one rank"])
+def test_update_that_compares_nothing_is_not_the_first_one(first, world):
+    optimizer = distributed(world, optim.SGD(0.5))
+    gradients, weight = {"w": mx.ones(3000)}, {}
+    if first == "one rank":
+        weight["weight"] = float(world.is_root)
+    assert (
+        warned(optimizer, gradients if weight else {"w": mx.zeros(3000)}, **weight)
+        == []
+    )
+    assert len(warned(optimizer, gradients)) == (1 if world.is_root else 0)
+
+
+def test_micro_batches_of_which_the_last_are_the_same_are_not_told(world):
+    optimizer = distributed(world, optim.SGD(0.5), accumulate=2)
+    assert warned(optimizer, {"w": mx.full(3000, float(world.rank))}) == []
+    assert warned(optimizer, {"w": mx.ones(3000)}) == []
+
+
 def test_world_of_one_and_later_updates_are_not_told(world):
     optimizer = distributed(world, optim.SGD(0.5))
     tree = parameters()
@@ -68,3 +88,12 @@ def test_ranks_without_weight_are_not_compared(world):
     optimizer = distributed(world, optim.SGD(0.5))
     gradients = {"w": mx.ones(3000)}
     assert warned(optimizer, gradients, weight=float(world.is_root)) == []
+
+
+def test_warnings_that_are_errors_leave_no_rank_behind(capsys, world):
+    optimizer = distributed(world, optim.SGD(0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.apply_gradients({"w": mx.ones(3)}, {"w": mx.ones(3)})
+    is_told = "do the work of one" in capsys.readouterr().err
+    assert is_told == (world.size > 1 and world.is_root)

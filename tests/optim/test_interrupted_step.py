@@ -297,6 +297,20 @@ def test_error_in_the_last_micro_batch_begins_the_step_anew(world):
     assert optimizer.step.item() == 1
 
 
+def test_error_without_a_text_reaches_the_user_and_is_told_by_its_class(world):
+    class Silent(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    optimizer = distributed(world, inner := Failing(Silent()))
+    tree = {"w": mx.ones(5)}
+    optimizer.init(tree)
+    inner.fail_at(1)
+    with pytest.raises(Silent):
+        apply_steps(optimizer, tree, [0])
+    assert "with Silent, which" in optimizer.resumable_state("load").counts.ended
+
+
 @pytest.mark.mpi(min_size=2)
 def test_exchange_that_cannot_be_ended_is_told_at_each_call(monkeypatch, world):
     def broken(self):

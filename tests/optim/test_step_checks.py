@@ -209,3 +209,12 @@ def test_update_with_a_weight_that_is_no_number_is_refused_on_all_ranks(world):
     weight = "a" if world.rank == world.size - 1 else 1.0
     with pytest.raises(MismatchError, match="its weight is 'a'"):
         optimizer.apply_gradients(tree, tree, weight=weight)
+
+
+def test_gradient_that_is_none_on_one_rank_is_refused_on_all(world):
+    optimizer = distributed(world)
+    tree = {"a": mx.ones(3), "b": mx.ones(2)}
+    optimizer.init(tree)
+    grads = {"a": mx.ones(3), "b": mx.ones(2) if world.rank else None}
+    with pytest.raises(MismatchError, match="rank 0: the gradient of b is a None"):
+        optimizer.apply_gradients(grads, tree)

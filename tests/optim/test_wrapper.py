@@ -78,6 +78,24 @@ def test_apply_single_assigned_to_the_wrapper_is_the_one_that_steps(world):
     ].tolist() == [2, 2, 2]
 
 
+def test_method_assigned_to_the_wrapper_may_call_the_one_before(world):
+    optimizer = distributed(world, optim.SGD(0.5))
+    before = optimizer.apply_single
+    optimizer.apply_single = lambda gradient, *others: before(gradient / 2, *others)
+    stepped = optimizer.apply_gradients({"w": mx.ones(3)}, {"w": mx.ones(3)})
+    assert stepped["w"].tolist() == [0.75] * 3
+
+
+def test_attribute_named_as_an_option_is_set_on_the_wrapped_optimizer_itself(world):
+    inner = optim.SGD(0.5)
+    inner.max_norm = 1.0
+    optimizer = distributed(world, inner)
+    with pytest.raises(AttributeError, match=r"set optimizer\.optimizer\.max_norm"):
+        optimizer.max_norm = 2.0
+    optimizer.optimizer.max_norm = 2.0
+    assert inner.max_norm == 2.0
+
+
 def test_subclass_with_attributes_of_its_own_trains(world):
     class Logging(mlxdist.DistributedOptimizer):
         def __init__(self, *args, **options):

@@ -13,6 +13,7 @@ import reprlib
 import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypedDict, TypeVar
 
 import numpy as np
@@ -101,11 +102,9 @@ def result_or_problem(
 
 def weight_problem(weight: float | None) -> str | None:
     """Return why a rank's weight is invalid, or None."""
-    try:
+    with suppress(Exception):  # no number, or an array that can't be evaluated
         if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
             return None
-    except (TypeError, ValueError, OverflowError):
-        pass  # not a number at all, or an integer beyond all floats
     found = reprlib.repr(weight)
     return f"its weight is {found}; it must be 0, or a number from 1e-9 to 1e15"
 

@@ -218,3 +218,16 @@ def test_gradient_that_is_none_on_one_rank_is_refused_on_all(world):
     grads = {"a": mx.ones(3), "b": mx.ones(2) if world.rank else None}
     with pytest.raises(MismatchError, match="rank 0: the gradient of b is a None"):
         optimizer.apply_gradients(grads, tree)
+
+
+def test_weight_that_cannot_be_read_on_one_rank_is_refused_on_all(world):
+    class Broken:
+        def __float__(self):
+            raise RuntimeError
+
+    tree = {"w": mx.ones(3)}
+    optimizer = distributed(world)
+    optimizer.init(tree)
+    weight = 1.0 if world.rank else Broken()
+    with pytest.raises(MismatchError, match="rank 0: its weight is <tests"):
+        optimizer.apply_gradients(tree, tree, weight)

@@ -23,7 +23,7 @@ import numpy as np
 from ..arrays.dtypes import dtype_name
 from ..arrays.numpy_view import raw
 from ..arrays.types import Array, Raw, Tree
-from ..comm.agreement import OnAllRanks, agree, result_or_problem
+from ..comm.agreement import OnAllRanks, agree
 from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
 from ..optim.resumable_state import ResumableState
@@ -117,7 +117,7 @@ def agree_to_save(
             or replicated state differ.
     """
     world, lines, serial = optimizer.world, request.lines, 0
-    state, not_ready = result_or_problem(optimizer.resumable_state, "save")
+    state, not_ready = _resumable_state(optimizer)
     problem = problem or request.problem(world) or not_ready
     snapshot = None
     try:
@@ -143,6 +143,19 @@ def agree_to_save(
     assert snapshot is not None
     save = Save(int(max(serials)), request.step)
     return snapshot, _plan(request, save, snapshot, state)
+
+
+def _resumable_state(
+    optimizer: DistributedOptimizer,
+) -> tuple[ResumableState | None, str | None]:
+    """Return what is saved of an optimizer, and why it can't be, or None.
+
+    RuntimeError where this rank can't exchange anything any more, not even that.
+    """
+    try:
+        return optimizer.resumable_state("save"), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _lines(snapshot: Snapshot, state: ResumableState) -> list[str]:

@@ -168,8 +168,7 @@ def _scalars(
         array = arrays[identity]
         found = saved.get(identity)
         problem = _mismatch(found, array, f"optimizer's {at}{name}")
-        is_number = _may_be_number(found) and state.scalar_is_number(at, name)
-        if problem is not None and not is_number:
+        if problem is not None and not _fits_scalar(found, array):
             yield problem
         else:
             put_scalar = partial(state.put_scalar, at, name)
@@ -196,6 +195,11 @@ def _state(
             put_part = partial(state.put, path, key)
             shape = tuple(part.array.shape)
             targets[identity] = Target(*elements, shape, put_part)
+
+
+def _fits_scalar(saved: SavedArray | None, array: Array) -> bool:
+    """Return whether one of them may have been a number, which has no dtype of MLX."""
+    return _may_be_number(saved) and not array.shape
 
 
 def _may_be_number(saved: SavedArray | None) -> bool:

@@ -90,7 +90,7 @@ def agree(
 def result_or_problem(
     read: Callable[[Argument], Result], argument: Argument
 ) -> tuple[Result | None, str | None]:
-    """Return what `read` makes of an argument, or the text of its ValueError.
+    """Return what `read` makes of an argument, or the text of its error.
 
     A rank that raised ahead of `agree` would leave the others waiting for it.
     """
@@ -98,6 +98,8 @@ def result_or_problem(
         return read(argument), None
     except ValueError as error:
         return None, str(error)
+    except Exception as error:  # such as MLX's, of a file that is damaged on one host
+        return None, f"{type(error).__name__}: {error}"
 
 
 def weight_problem(weight: float | None) -> str | None:

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..arrays.device import start_evaluation
 from ..arrays.types import Array
-from ..comm.agreement import MismatchError, agree
+from ..comm.agreement import MismatchError, agree, result_or_problem
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
 from . import state
@@ -57,13 +57,21 @@ def find_assigned(
     headers = headers_of(_whole_parts(tree))
     surplus, missing = state.surplus(inner, paths), state.missing_scalars(inner)
     arrays = [v for keys in tree.values() for v in keys.values() if not is_number(v)]
-    problem = None
-    if comm.size > 1 and not start_evaluation(arrays):
+    has_values, problem = result_or_problem(_evaluate, arrays if comm.size > 1 else [])
+    if problem is None and not has_values:
         problem = (
             "a state was assigned, and mx.compile traces already: call "
             "optimizer.init(model) before that, which takes it"
         )
     return Found(tree, Assigned(headers, surplus, missing, None), problem)
+
+
+def _evaluate(arrays: list[Array]) -> bool:
+    """Return whether arrays have values, which they lack while mx.compile traces."""
+    if not start_evaluation(arrays):
+        return False
+    mx.eval(arrays)
+    return True
 
 
 def take_assigned(

@@ -7,8 +7,10 @@ stays in memory, and a refusal puts it back.
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..arrays.types import Tree
-from ..comm.agreement import agree
+from ..comm.agreement import agree, result_or_problem
 from ..layout.entries import fingerprint
 from ..world.world import World
 from . import setup, state, traced_setup
@@ -55,7 +57,10 @@ class ManagedState:
         count, name = self._world.optimizer_count, self.name
         if name == NEW:
             count, name = count + 1, f"{NEW} {count + 1}"
-        traced = problem is None and traced_setup.is_traced(self._inner, parameters)
+        traced: bool | None = False
+        if problem is None:
+            is_traced = partial(traced_setup.is_traced, self._inner)
+            traced, problem = result_or_problem(is_traced, parameters)
         initialize = traced_setup.initialize if traced else setup.initialize
         try:
             made = initialize(
@@ -94,7 +99,7 @@ class ManagedState:
             f"{self.name}.load_state",
             self._inner,
             self.layout,
-            as_state(full),
+            full,
             any_dtype=not self._options.copies.none,
         )
 

@@ -16,7 +16,7 @@ from ..layout.wording import counted
 from ..world.world import World
 from . import ema, masters, state
 from .accumulation import MicroBatches
-from .inner_optimizer import InnerOptimizer, Leaf
+from .inner_optimizer import InnerOptimizer
 from .loss_scale import LossScale
 from .state_layout import StateArray as StateArray
 from .state_layout import StateLayout
@@ -170,16 +170,10 @@ class ResumableState:
             return NewArray(start, stop, (stop - start,))
         return NewArray(0, math.prod(shape), shape)
 
-    def scalar_is_number(self, at: str, name: str) -> bool:
-        """Whether a leaf's count or the like is a number, and no array."""
-        return is_number(self._leaf(at).optimizer.state[name])
-
     def put_scalar(self, at: str, name: str, array: Array) -> None:
         """Replace a leaf's step, learning rate or the like."""
-        state.put_scalar(self._leaf(at), name, array)
-
-    def _leaf(self, at: str) -> Leaf:
-        return next(leaf for leaf in self.inner.leaves if leaf.at == at)
+        leaf = next(leaf for leaf in self.inner.leaves if leaf.at == at)
+        state.put_scalar(leaf, name, array)
 
     def put(self, path: KeyPath, key: str, array: Array) -> None:
         """Replace this rank's part of an array of state, as `arrays` located it."""

@@ -97,9 +97,13 @@ def share_scalars(inner: InnerOptimizer, comm: Collectives) -> None:
 
 
 def put_scalar(leaf: Leaf, name: str, array: Array) -> None:
-    """Replace a leaf's step, learning rate or the like."""
+    """Replace a leaf's step, learning rate or the like; arrays keep their dtype."""
     state = leaf.optimizer.state
-    state[name] = like(state.get(name), array)
+    before = state[name]
+    if isinstance(before, mx.array) and before.dtype != array.dtype:
+        state[name] = mx.array(array.item(), before.dtype)  # a number was saved
+    else:
+        state[name] = like(before, array)
 
 
 def surplus(inner: InnerOptimizer, paths: Collection[KeyPath]) -> list[str]:

@@ -211,3 +211,14 @@ def test_text_in_the_state_is_refused_by_a_checkpoint(world, shared_folder):
     assert optimizer.gather_state()["w"]["note"] == "warm"
     with pytest.raises(MismatchError, match="state note of w can't be saved"):
         save_checkpoint(shared_folder, 1, tree, optimizer)
+
+
+def test_step_that_a_user_set_to_a_number_is_loaded(world, shared_folder):
+    tree = {"w": mx.arange(7.0)}
+    optimizer = started(world, tree, False)
+    optimizer.state["step"] = 7
+    save_checkpoint(shared_folder, 1, tree, optimizer)
+    other = started(world, tree, False)
+    load_checkpoint(shared_folder, tree, other)
+    assert other.state["step"].item() == 7
+    assert other.state["step"].dtype == mx.uint64

@@ -188,7 +188,13 @@ class DistributedStep:
     def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
         """Choose how to run a step; initialize at the first one."""
         first = self._first_gradients(batch.gradients) or self._inner.scalars()
-        eager = device.start_evaluation(first)
+        try:
+            eager = device.start_evaluation(first)
+        except RuntimeError as error:  # of the user's computation, or out of memory
+            if self._world.size == 1:
+                raise
+            eager = True
+            batch.problem = f"the gradients can't be evaluated: {error}"
         if not self.is_planned and batch.gradients and batch.problem is None:
             self._initialize(matching(gradients, target.parameters)[0])
         if not eager:

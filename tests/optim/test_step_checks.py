@@ -3,6 +3,8 @@
 A mismatch is an error on all ranks, and nothing has changed.
 """
 
+import threading
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
@@ -231,3 +233,22 @@ def test_weight_that_cannot_be_read_on_one_rank_is_refused_on_all(world):
     weight = 1.0 if world.rank else Broken()
     with pytest.raises(MismatchError, match="rank 0: its weight is <tests"):
         optimizer.apply_gradients(tree, tree, weight)
+
+
+def test_gradient_that_cannot_be_evaluated_on_one_rank_is_refused_on_all(world):
+    def make():
+        lazy.append({"w": mx.ones(3) + mx.arange(3)})
+
+    lazy, tree = [], {"w": mx.ones(3)}
+    optimizer = distributed(world)
+    optimizer.init(tree)
+    if world.is_root:  # MLX evaluates nothing on the stream of a thread that has ended
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+    else:
+        make()
+    with pytest.raises(MismatchError, match=r"rank 0: the gradients can't be evalu"):
+        optimizer.apply_gradients(lazy[0], tree)
+    optimizer.apply_gradients(tree, tree)
+    assert optimizer.step.item() == 1

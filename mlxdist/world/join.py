@@ -115,7 +115,8 @@ def _check_repeated(
 
 
 def _check_timeout(timeout: float) -> None:
-    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+    is_number = isinstance(timeout, int | float | np.integer | np.floating)
+    if not is_number or not 0 < timeout < float("inf"):
         raise ValueError(f"timeout is {timeout!r}; wanted a number of seconds above 0")
 
 

@@ -3,6 +3,7 @@
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
 import mlxdist
@@ -21,6 +22,7 @@ def init_alone(folder, arguments="", *, env=None):
 @pytest.mark.mpi
 def test_init_again_returns_the_same_world(world):
     assert mlxdist.init() is world
+    assert mlxdist.init(timeout=np.float32(300)) is world
     with pytest.raises(ValueError, match="joins one world"):
         mlxdist.init("ring")
     with pytest.raises(ValueError, match=r"init\(timeout=7\), but the world"):

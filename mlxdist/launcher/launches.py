@@ -11,12 +11,12 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from . import environment
 
-# Open files whose locks hold the claims of this process, until it ends.
-_claims: list[IO[str]] = []
+# Descriptors of files whose locks hold the claims of this process, until it ends.
+_claims: list[int] = []
 
 
 class Launch(NamedTuple):
@@ -150,19 +150,18 @@ def claim(launch: Launch) -> int | None:
     if folder is None or _claims:
         return None
     name = launch.job.rpartition("@")[2]  # the number of the job within mpirun
+    path = Path(folder, f"mlxdist-{name}-{launch.rank}")
     try:
-        file = Path(folder, f"mlxdist-{name}-{launch.rank}").open("a+")  # noqa: SIM115
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        with file:
-            file.seek(0)
-            text = file.read()
+        text = os.read(descriptor, 32)
+        os.close(descriptor)
         return int(text) if text.isdigit() else None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    _claims.append(file)
+    os.truncate(descriptor, 0)
+    os.write(descriptor, b"%d" % os.getpid())
+    _claims.append(descriptor)
     return None

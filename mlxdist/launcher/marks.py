@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from . import environment
 
@@ -97,21 +97,21 @@ def read(run_dir: str, mark: str, rank: int) -> str | None:
         return None
 
 
-def announce(rank: int | str) -> IO[str] | None:
+def announce(rank: int | str) -> int | None:
     """Prepare this process to leave marks, and record its process id.
 
     Returns:
-        The locked file with the process id, to be kept open until the process ends;
-        None where marks are lines on standard error.
+        Descriptor of the locked file with the process id, to be kept open until the
+        process ends; None where marks are lines on standard error.
     """
     pid = os.getpid()
     run_dir = environment.get(environment.RUN_DIR)
     if run_dir:
-        file = pid_file(run_dir, rank).open("w")
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        file.write(str(pid))
-        file.flush()
-        return file
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        descriptor = os.open(pid_file(run_dir, rank), flags, 0o600)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, b"%d" % pid)
+        return descriptor
     token = environment.get(environment.MARKS)
     if token:
         # The script may redirect standard error, so the marks go to a copy of it. The

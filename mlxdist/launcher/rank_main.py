@@ -27,8 +27,8 @@ from typing import NoReturn
 
 from . import cores, environment, marks, rank_failure, rank_mpi
 
-# Objects that live as long as the process: the locked file with its id, and the globals
-# of the script, which a plain `python script.py` keeps until exit handlers have run.
+# The globals of the script, or its error: a plain `python script.py` keeps them until
+# exit handlers have run.
 _kept: list[object] = []
 
 
@@ -42,11 +42,10 @@ def main() -> None:
             _leave_marks_of_success(rank)
 
     atexit.register(leave_done)  # the first to register is the last to run
-    file = marks.announce(rank)
+    descriptor = marks.announce(rank)
     rank_mpi.find_for_mlx()
-    if file is None:
+    if descriptor is None:
         _share_cores()
-    _kept.append(file)
     rank_failure.defer_usage_errors()
     job = environment.take_job()
     try:

@@ -32,8 +32,11 @@ def test_leave_mark_with_a_run_dir_writes_the_first_line_once(tmp_path, monkeypa
 
 def test_announce_with_a_run_dir_records_the_process_id(tmp_path, monkeypatch):
     monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
-    with marks.announce(1):
+    descriptor = marks.announce(1)
+    try:
         assert marks.pid_file(str(tmp_path), 1).read_text() == str(os.getpid())
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(

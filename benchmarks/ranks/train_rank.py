@@ -34,7 +34,7 @@ def main() -> None:
     mx.eval(model.parameters())
     value_and_grad = nn.value_and_grad(model, loss_of)
     update = upstream_update(name, model) if upstream else mlxdist_update(name, model)
-    text = windows(read_corpus().train, context)
+    text = windows(read_corpus().train, context, "to train on")
     random = np.random.default_rng(group.rank())
 
     def batch() -> mx.array:

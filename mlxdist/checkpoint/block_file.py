@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -90,7 +91,8 @@ class Writer:
             os.close(self._file)
             self._file = -1
         while self._buffers:
-            self._buffers.pop().close()
+            with suppress(BufferError):  # a view in the traceback of an error keeps it
+                self._buffers.pop().close()
 
     def _end(self) -> None:
         for _ in self._threads:

@@ -40,7 +40,11 @@ def test_request_returns_replies_by_rank_while_other_jobs_sleep():
 
 
 @pytest.mark.parametrize(
-    ("action", "message"), [("fail", "cannot do it"), ("sleep", "before the timeout")]
+    ("action", "message"),
+    [
+        ("fail", "cannot do it"),
+        pytest.param("sleep", "before the timeout", marks=pytest.mark.long),
+    ],
 )
 def test_request_that_fails_or_hangs_names_the_job_and_its_output(
     action, message, monkeypatch

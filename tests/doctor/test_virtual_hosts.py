@@ -55,6 +55,7 @@ def test_doctor_healthy_hosts_have_no_failure():
         assert 20 < float(re.search(r"([\d,]+) MB/s", pair)[1]) < 125
 
 
+@pytest.mark.long
 def test_doctor_slow_link_is_no_failure():
     """Less is sent over it: 16 MiB, eleven times, would take minutes."""
     start = time.monotonic()

@@ -176,7 +176,7 @@ def test_after(world):
     [
         ("while True: time.sleep(0.1)", 0),
         pytest.param("while True: time.sleep(0.1)", 1, marks=pytest.mark.long),
-        ("world.barrier()", 1),
+        pytest.param("world.barrier()", 1, marks=pytest.mark.long),
     ],
 )
 def test_spmd_hanging_rank_ends_the_job(harness, statement, rank):

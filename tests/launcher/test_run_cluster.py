@@ -103,7 +103,10 @@ def losses_of(folder, name):
     return [(one["loss"], one["grad_norm"]) for one in records if "loss" in one]
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("kill_agent", 20), ("cut", 30)])
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [("kill_agent", 20), pytest.param("cut", 30, marks=pytest.mark.long)],
+)
 def test_run_that_loses_a_host_ends_and_names_it(run_command, tmp_path, how, seconds):
     (tmp_path / "loop.py").write_text(LOOP)
     with VirtualCluster(3) as cluster:

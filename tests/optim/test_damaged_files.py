@@ -28,6 +28,7 @@ def damaged(world, tmp_path):
     return array
 
 
+@pytest.mark.mpi(min_size=2)
 def test_init_refuses_weights_that_one_rank_can_not_read(damaged, world):
     model = nn.Module()
     model.w = damaged

@@ -105,9 +105,15 @@ def test_exception_hook_gives_way_to_a_later_one(excepthook, monkeypatch):
     assert (calls, sys.excepthook) == (["theirs"], later)
 
 
-@pytest.mark.skipif(
-    signal.getsignal(signal.SIGTERM) != signal.SIG_DFL, reason="has a handler"
-)
+@pytest.fixture
+def default_sigterm():
+    """SIGTERM without a handler: other tests of this process may have left one."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("default_sigterm")
 def test_sigterm_hook_writes_to_the_pipe_and_restores_the_default(pipe):
     calls = []
     hook = hooks.SigtermHook(lambda: calls.append(1), pipe[1])

@@ -138,6 +138,7 @@ def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
     job.stderr.close()
 
 
+@pytest.mark.long
 def test_watchdog_job_that_was_suspended_as_a_whole_continues(tmp_path):
     """As by Ctrl-Z and fg."""
     (tmp_path / "job.py").write_text(SLOW_JOB)

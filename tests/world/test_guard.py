@@ -31,7 +31,7 @@ QUICK_CASES = [
     ("interrupt", "forward", 2),
     ("SIGKILL", "checkpoint", 2),
     ("SIGSEGV", "gather", 3),
-    ("SIGSTOP", "exit", 2),
+    pytest.param("SIGSTOP", "exit", 2, marks=pytest.mark.long),
 ]
 
 

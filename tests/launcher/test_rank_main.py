@@ -77,14 +77,14 @@ def test_traceback_has_frames_of_the_script_alone(run):
 
 def test_error_of_a_forked_child_is_printed_and_not_that_of_the_rank(run, tmp_path):
     source = "import os, sys\nif not os.fork(): raise KeyError('of a child')\n"
-    source += "if not os.fork(): sys.exit('text of a child')\n"
-    source += "os.wait(); os.wait(); sys.exit(7)"
+    source += "os.wait()\nif not os.fork(): sys.exit('text of a child')\n"
+    source += "os.wait(); sys.exit(7)"
     done = run(source, ranks=1, options=["--report", "report.json"])
     assert done.returncode == 7
     assert done.stderr.count("KeyError: 'of a child'\n") == 1
     assert done.stderr.count("text of a child\n") == 1
     (rank,) = json.loads((tmp_path / "report.json").read_text())["ranks"]
-    assert (rank["reason"], rank["place"]) == ("exit 7", f"{tmp_path}/script.py:4")
+    assert (rank["reason"], rank["place"]) == ("exit 7", f"{tmp_path}/script.py:5")
 
 
 def test_traceback_of_a_syntax_error_starts_with_the_script(run):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ..comm.agreement import OnAllRanks, difference
+from ..comm.agreement import OnAllRanks, difference, error_text
 
 AllGather = Callable[[bytes], list[bytes]]  # returns every rank's bytes, in rank order
 Report = TypeVar("Report")
@@ -22,7 +22,7 @@ def problem_of(error: Exception) -> str:
     """Return an error as text; its type too, where its message may not say enough."""
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return error_text(error)
 
 
 def require_success(

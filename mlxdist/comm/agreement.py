@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def agree(
     lines = [] if problem is not None else describe()
     reason: _Reason = {"call": call, "problem": problem, "lines": lines}
     gathered = comm.all_gather_bytes(json.dumps(reason).encode())
-    raise MismatchError(_error_text([json.loads(text) for text in gathered], remedy))
+    raise MismatchError(_mismatch_text([json.loads(text) for text in gathered], remedy))
 
 
 def result_or_problem(
@@ -99,7 +99,33 @@ def result_or_problem(
     except ValueError as error:
         return None, str(error)
     except Exception as error:  # such as MLX's, of a file that is damaged on one host
-        return None, f"{type(error).__name__}: {error}"
+        return None, error_text(error)
+
+
+def agree_on_success(
+    comm: Collectives, call: str, action: Callable[[], Result]
+) -> Result:
+    """Return the result of an action that all ranks take, where none of them failed.
+
+    Raises:
+        MismatchError: on all ranks, where it failed on one of them. There the error of
+            the action is its cause.
+    """
+    result, cause = None, None
+    try:
+        result = action()
+    except Exception as error:
+        cause = error
+    try:
+        agree(comm, call, problem=None if cause is None else error_text(cause))
+    except MismatchError as refusal:
+        raise refusal from cause
+    return cast("Result", result)
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the message of an error."""
+    return f"{type(error).__name__}: {error}"
 
 
 def weight_problem(weight: float | None) -> str | None:
@@ -107,8 +133,8 @@ def weight_problem(weight: float | None) -> str | None:
     with suppress(Exception):  # no number, or an array that can't be evaluated
         if weight is None or weight == 0 or 1e-9 <= float(weight) <= 1e15:
             return None
-    found = reprlib.repr(weight)
-    return f"its weight is {found}; it must be 0, or a number from 1e-9 to 1e15"
+    text = reprlib.repr(weight)
+    return f"its weight is {text}; it must be 0, or a number from 1e-9 to 1e15"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
@@ -145,7 +171,7 @@ def float_of(word: int) -> float:
     return float(struct.unpack("<d", struct.pack("<Q", word))[0])
 
 
-def _error_text(reasons: list[_Reason], remedy: str) -> str:
+def _mismatch_text(reasons: list[_Reason], remedy: str) -> str:
     calls = [reason["call"] for reason in reasons]
     if any(reason["problem"] is not None for reason in reasons):
         problems = [reason["problem"] or "ready" for reason in reasons]

@@ -26,8 +26,13 @@ REMEDY = (
     "mlxdist.load_checkpoint takes a checkpoint of any number of ranks."
 )
 
+ASSIGNED_WHILE_TRACING = (
+    "a state was assigned, and mx.compile traces already: call optimizer.init(model) "
+    "before that, which takes it"
+)
 
-class Assigned(NamedTuple):
+
+class AssignedSummary(NamedTuple):
     """The state that one rank holds.
 
     Attributes:
@@ -44,7 +49,10 @@ class Assigned(NamedTuple):
 
 
 def kind_of(
-    plan: Plan, specs: Specs, every: Sequence[Assigned], known: Mapping[KeyPath, bool]
+    plan: Plan,
+    specs: Specs,
+    every: Sequence[AssignedSummary],
+    known: Mapping[KeyPath, bool],
 ) -> Kind:
     """Return what the ranks' states are, the same on all ranks.
 
@@ -121,7 +129,11 @@ def shapes_of_shard(plan: Plan, specs: Specs, rank: int) -> Shapes:
 
 
 def _problem(
-    assigned: Assigned, wanted: Shapes, known: Mapping[KeyPath, bool], *, partial: bool
+    assigned: AssignedSummary,
+    wanted: Shapes,
+    known: Mapping[KeyPath, bool],
+    *,
+    partial: bool,
 ) -> str | None:
     """Return how a rank's state differs from wanted shapes, or None."""
     if not partial:
@@ -147,8 +159,8 @@ def _differences(
             if key not in keys and key not in COPIES:
                 yield f"it has no {key} of {path}, wanted {list(shape)}"
             if key in keys and keys[key].shape != shape:
-                found = f"{keys[key].dtype}{list(keys[key].shape)}"
-                yield f"its {key} of {path} is {found}, wanted {list(shape)}"
+                text = f"{keys[key].dtype}{list(keys[key].shape)}"
+                yield f"its {key} of {path} is {text}, wanted {list(shape)}"
         for key in keys.keys() - shapes.keys() - COPIES:
             if known[path]:
                 yield f"it has {key} of {path}, which is of another optimizer"

@@ -19,8 +19,9 @@ from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
 from . import state
 from .assigned_kind import (
+    ASSIGNED_WHILE_TRACING,
     REMEDY,
-    Assigned,
+    AssignedSummary,
     Kind,
     copy_problem,
     differing_ranks,
@@ -35,23 +36,23 @@ from .state_setup import all_specs, shards_of
 from .state_values import digest, is_number
 
 
-class Found(NamedTuple):
-    """What is in the optimizer's state on this rank, before it is taken.
+class AssignedState(NamedTuple):
+    """The state that is in the optimizer on this rank, before it is taken.
 
     Attributes:
         tree: of the model's parameters.
-        assigned: the same without the elements, for the other ranks.
+        summary: the same without the elements, for the other ranks.
         problem: why it can't be used, or None.
     """
 
     tree: StateTree
-    assigned: Assigned
+    summary: AssignedSummary
     problem: str | None = None
 
 
 def find_assigned(
     comm: Collectives, inner: InnerOptimizer, paths: Collection[KeyPath]
-) -> Found:
+) -> AssignedState:
     """Return the state that is in the optimizer."""
     tree = {path: keys for path, keys in state.read(inner, paths).items() if keys}
     headers = headers_of(_whole_parts(tree))
@@ -59,11 +60,10 @@ def find_assigned(
     arrays = [v for keys in tree.values() for v in keys.values() if not is_number(v)]
     has_values, problem = result_or_problem(_evaluate, arrays if comm.size > 1 else [])
     if problem is None and not has_values:
-        problem = (
-            "a state was assigned, and mx.compile traces already: call "
-            "optimizer.init(model) before that, which takes it"
-        )
-    return Found(tree, Assigned(headers, surplus, missing, None), problem)
+        problem = ASSIGNED_WHILE_TRACING
+    return AssignedState(
+        tree, AssignedSummary(headers, surplus, missing, None), problem
+    )
 
 
 def _evaluate(arrays: list[Array]) -> bool:
@@ -79,7 +79,7 @@ def take_assigned(
     call: str,
     inner: InnerOptimizer,
     layout: StateLayout,
-    found: Found,
+    assigned: AssignedState,
     *,
     root_wins: bool,
 ) -> StateTree:
@@ -92,10 +92,10 @@ def take_assigned(
     Raises:
         MismatchError: on all ranks, where it fits on none or only on some of them.
     """
-    agree(comm, call, problem=found.problem)
-    plan, tree = layout.plan, found.tree
-    assigned = found.assigned._replace(foreign=mark_problem(inner, layout))
-    kind, specs = _agree_on_kind(comm, inner, layout, assigned)
+    agree(comm, call, problem=assigned.problem)
+    plan, tree = layout.plan, assigned.tree
+    summary = assigned.summary._replace(foreign=mark_problem(inner, layout))
+    kind, specs = _agree_on_kind(comm, inner, layout, summary)
     if kind == "none":
         if not root_wins and any(specs.values()):
             raise MismatchError(f"{call} refused: it has no moments.\n{REMEDY}")
@@ -123,18 +123,21 @@ def _whole_parts(tree: StateTree) -> Parts:
 
 
 def _agree_on_kind(
-    comm: Collectives, inner: InnerOptimizer, layout: StateLayout, assigned: Assigned
+    comm: Collectives,
+    inner: InnerOptimizer,
+    layout: StateLayout,
+    summary: AssignedSummary,
 ) -> tuple[Kind, Specs]:
     plan = layout.plan
-    headers = exchange_headers(comm, assigned.headers, plan.entries)
-    names = assigned[1:]
+    headers = exchange_headers(comm, summary.headers, plan.entries)
+    names = summary[1:]
     texts = comm.all_gather_bytes(json.dumps(names).encode())
     every = [
-        Assigned(tree, *json.loads(text))
+        AssignedSummary(tree, *json.loads(text))
         for tree, text in zip(headers, texts, strict=True)
     ]
     specs = all_specs(comm, layout)
-    known = {p: inner.owner(p).name.startswith("mlx.") for p in plan.by_path}
+    known = {p: inner.owner(p).is_mlx_class for p in plan.by_path}
     try:
         return kind_of(plan, specs, every, known), specs
     except ValueError as error:

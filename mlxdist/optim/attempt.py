@@ -112,7 +112,7 @@ class Attempt:
         for index in range(self._pushed, self._buckets):
             if index >= self._taken:
                 self._take()
-            self._hand_on(self._run.local.kept(index, parameters))
+            self._hand_on(self._run.local.unchanged(index, parameters))
         self._publish(self._gather.rest())
 
     def _take(self) -> Chunk:

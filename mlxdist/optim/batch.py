@@ -69,8 +69,8 @@ def read_batch(
     """
     if index is not None:
         try:
-            found = index.gradients.flat(gradients), index.parameters.flat(parameters)
-            return Batch(*found, weight, index=index)
+            flat = index.gradients.flat(gradients), index.parameters.flat(parameters)
+            return Batch(*flat, weight, index=index)
         except (LookupError, TypeError):
             pass  # another tree: search it for what is wrong, if anything is
     tree, problem = matching(gradients, parameters)

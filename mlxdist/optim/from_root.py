@@ -23,8 +23,8 @@ class FromRoot:
     def __init__(self, update: LocalUpdate, wire: Wire):
         self._update, self._wire = update, wire
 
-    def kept(self, index: int, parameters: Flat) -> Stepped:
-        return self._update.kept(index, parameters)
+    def unchanged(self, index: int, parameters: Flat) -> Stepped:
+        return self._update.unchanged(index, parameters)
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         for bucket in self._wire.plan.buckets:

@@ -91,18 +91,18 @@ def misfit(wanted: StateTree, given: StateTree, *, any_dtype: bool) -> str | Non
     Copies of the weights may be missing: they follow from the parameters.
     """
     for path, values in wanted.items():
-        found = given.get(path, {})
+        given_values = given.get(path, {})
         for key, value in values.items():
-            if key not in found:
+            if key not in given_values:
                 if key in COPIES:
                     continue
                 return f"the state has nothing for {path}.{key}, wanted {_text(value)}"
-            has, want = _text(found[key]), _text(value)
+            has, want = _text(given_values[key]), _text(value)
             if any_dtype:
                 has, want = has[has.find("[") :], want[want.find("[") :]
             if has != want and not is_number(value):
                 return (
-                    f"the state of {path}.{key} is {_text(found[key])}, wanted "
+                    f"the state of {path}.{key} is {_text(given_values[key])}, wanted "
                     f"{_text(value)}"
                 )
     return None

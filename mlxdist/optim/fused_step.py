@@ -47,9 +47,9 @@ def fitted(
     if isinstance(stepped, mx.array) and tuple(stepped.shape) == shape:
         return stepped.astype(parameter.dtype)
     kind = type(stepped).__name__
-    found = list(stepped.shape) if isinstance(stepped, mx.array) else f"a {kind}"
+    text = list(stepped.shape) if isinstance(stepped, mx.array) else f"a {kind}"
     raise ValueError(
-        f"{type(optimizer).__name__} returned {found} as the new {path}, wanted an "
+        f"{type(optimizer).__name__} returned {text} as the new {path}, wanted an "
         f"mx.array of shape {list(shape)}"
     )
 

@@ -59,10 +59,14 @@ class Leaf:
         return f"{kind.__module__}.{kind.__qualname__}"
 
     @property
+    def is_mlx_class(self) -> bool:
+        """Whether its class is one of MLX's, which make all their state in `init`."""
+        return self.name.startswith("mlx.")
+
+    @property
     def is_of_mlx(self) -> bool:
-        """Whether all of its code is MLX's own."""
-        is_changed = overrides.is_changed_object(self.optimizer)
-        return self.name.startswith("mlx.") and not is_changed
+        """Whether all of its code is MLX's: no method was replaced on the object."""
+        return self.is_mlx_class and not overrides.is_changed_object(self.optimizer)
 
     @property
     def is_elementwise(self) -> bool:

@@ -54,7 +54,7 @@ class LocalShard:
             return [state[ema.KEY]] if ema.KEY in state else []
         return [a for a in leaves_of(state).values() if isinstance(a, mx.array)]
 
-    def kept(self, index: int, parameters: Flat) -> tuple[int, Chunk]:
+    def unchanged(self, index: int, parameters: Flat) -> tuple[int, Chunk]:
         """This rank's pieces of a bucket, with parameters as they are."""
         wire = self.wire
         pieces = [
@@ -63,15 +63,15 @@ class LocalShard:
         ]
         return index, wire.stepped_chunk(index, pieces)
 
-    def kept_at_last(self, index: int, parameters: Flat) -> Stepped:
+    def unchanged_at_last(self, index: int, parameters: Flat) -> Stepped:
         """All buckets, with parameters as they are, in place of the last one."""
         buckets = range(len(self.wire.pieces))
         is_last = index == buckets[-1]
-        return [self.kept(i, parameters) for i in buckets] if is_last else []
+        return [self.unchanged(i, parameters) for i in buckets] if is_last else []
 
     def states(self) -> dict[KeyPath, State]:
         """The optimizer's own dicts of the pieces' state."""
-        found: dict[KeyPath, State] = {}
+        states: dict[KeyPath, State] = {}
         for leaf, index in self._states:
-            found.update(index.flat(leaf.optimizer.state))
-        return found
+            states.update(index.flat(leaf.optimizer.state))
+        return states

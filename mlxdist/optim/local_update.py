@@ -51,7 +51,7 @@ class LocalUpdate(Protocol):
     @property
     def is_compiled(self) -> bool: ...
 
-    def kept(self, index: int, parameters: Flat) -> Stepped:
+    def unchanged(self, index: int, parameters: Flat) -> Stepped:
         """What a step's `add` returns for a bucket, with parameters as they are."""
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
@@ -102,10 +102,10 @@ class BucketUpdate:
     def is_compiled(self) -> bool:
         return all(step.is_compiled for step in self.steps)
 
-    def kept(self, index: int, parameters: Flat) -> Stepped:
+    def unchanged(self, index: int, parameters: Flat) -> Stepped:
         if self.waits:
-            return self.shard.kept_at_last(index, parameters)
-        return [self.shard.kept(index, parameters)]
+            return self.shard.unchanged_at_last(index, parameters)
+        return [self.shard.unchanged(index, parameters)]
 
     def begin(self, parameters: Flat, scale: Array | None) -> ShardStep:
         self.shard.initialize(parameters)
@@ -176,8 +176,8 @@ class _BucketStep:
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._fused: FusedStep | None = None
-        is_one = len(bucket) > 1 and len(groups) == 1
-        if compiled and is_one and groups[0][0].can_be_compiled:
+        has_one_leaf = len(bucket) > 1 and len(groups) == 1
+        if compiled and has_one_leaf and groups[0][0].can_be_compiled:
             self._fused = FusedStep(groups[0][0], strategy, bucket, shard.copies)
 
     def __call__(

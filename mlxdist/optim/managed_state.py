@@ -143,8 +143,8 @@ class ManagedState:
         call = f"{self.name}.{call} with an assigned state"
         try:
             agree(comm, call, problem=others[0] if others else None)
-            found = find_assigned(comm, inner, layout.plan.by_path)
-            tree = take_assigned(comm, call, inner, layout, found, root_wins=False)
+            assigned = find_assigned(comm, inner, layout.plan.by_path)
+            tree = take_assigned(comm, call, inner, layout, assigned, root_wins=False)
             scalars = state.scalars_of(inner)
             lines = inner.scalar_lines()
             agree(comm, call, fingerprint(lines), lambda: lines)

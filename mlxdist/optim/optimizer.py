@@ -117,7 +117,7 @@ class DistributedOptimizer(OptimizerWrapper):
 
         Called again, after layers were frozen, added, replaced or cast, it keeps the
         state of each parameter with the same path and shape, in the new dtype, and
-        tells on stderr which parameters begin with new state.
+        prints on stderr which parameters begin with new state.
 
         Args:
             parameters: the model, whose parameters all become rank 0's, the frozen

@@ -45,13 +45,13 @@ def update_problem(optimizer: Optimizer) -> str | None:
 def multi_problem(optimizer: Optimizer) -> str | None:
     """Return why a subclass of MultiOptimizer can't be honoured, or None."""
     base = optim.MultiOptimizer
-    own = [name for name in _OF_MULTI if replaces(optimizer, name, base)]
-    if not own:
+    names = [name for name in _OF_MULTI if replaces(optimizer, name, base)]
+    if not names:
         return None
     return (
-        f"{_name(optimizer)} is a MultiOptimizer with {_calls(own)} of its own, which "
-        "mlxdist does not call: it updates each parameter with the optimizer that the "
-        "filters select. Use a plain optim.MultiOptimizer"
+        f"{_name(optimizer)} is a MultiOptimizer with {_calls(names)} of its own, "
+        "which mlxdist does not call: it updates each parameter with the optimizer "
+        "that the filters select. Use a plain optim.MultiOptimizer"
     )
 
 
@@ -61,10 +61,10 @@ def sharding_problem(optimizers: Iterable[Optimizer]) -> str | None:
     A class that declares `elementwise = True` may be cut in any way.
     """
     for optimizer in optimizers:
-        own = [name for name in _WHOLE_TREE if replaces(optimizer, name)]
-        if own and not vars(type(optimizer)).get("elementwise", False):
+        names = [name for name in _WHOLE_TREE if replaces(optimizer, name)]
+        if names and not vars(type(optimizer)).get("elementwise", False):
             return (
-                f"{_name(optimizer)} has {_calls(own)} of its own, which would see "
+                f"{_name(optimizer)} has {_calls(names)} of its own, which would see "
                 "this rank's parameters alone: use shard=False. Or override "
                 "apply_single() and init_single() instead; or, if it updates each "
                 "element by itself, declare it with a class attribute: elementwise = "

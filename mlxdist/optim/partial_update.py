@@ -8,6 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from ..arrays.concat import Chunk
+from ..arrays.dtypes import dtype_of
 from ..arrays.types import Array, Flat
 from ..comm.wire import Wire
 from ..layout.entries import Entry
@@ -63,8 +64,8 @@ class PartialUpdate:
         step = self._update.begin(parameters, scale)
         return _PartialStep(step, self._inner, self._wire, self._missing)
 
-    def kept(self, index: int, parameters: Flat) -> Stepped:
-        return self._update.kept(index, parameters | _zeros(self._missing))
+    def unchanged(self, index: int, parameters: Flat) -> Stepped:
+        return self._update.unchanged(index, parameters | _zeros(self._missing))
 
 
 class _PartialStep:
@@ -76,8 +77,8 @@ class _PartialStep:
         missing: Sequence[Entry],
     ):
         self._step, self._inner, self._wire = step, inner, wire
-        found = state.dicts(inner, [entry.path for entry in missing])
-        self._before = {path: dict(values) for path, values in found.items()}
+        states = state.dicts(inner, [entry.path for entry in missing])
+        self._before = {path: dict(values) for path, values in states.items()}
 
     def add(self, index: int, mean: Chunk) -> Stepped:
         stepped = self._step.add(index, mean)
@@ -98,4 +99,4 @@ class _PartialStep:
 
 
 def _zeros(entries: Sequence[Entry]) -> Flat:
-    return {e.path: mx.zeros(e.shape, getattr(mx, e.dtype)) for e in entries}
+    return {e.path: mx.zeros(e.shape, dtype_of(e.dtype)) for e in entries}

@@ -163,7 +163,7 @@ class ResumableState:
         shard = self.layout.shard
         if path not in shard or key in (masters.KEY, ema.KEY):
             return None
-        if self.inner.owner(path).name.startswith("mlx."):
+        if self.inner.owner(path).is_mlx_class:
             return None
         if self.layout.cuts(path, key, shape):
             start, stop = shard[path]

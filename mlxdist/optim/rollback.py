@@ -11,7 +11,7 @@ from ..arrays.types import Tree
 
 
 class SavedStates:
-    """What dicts of state held: references, since arrays are never written to."""
+    """Contents of dicts of state: references, since arrays are never written to."""
 
     def __init__(self, states: Iterable[Tree] = ()):
         self._saved = [(state, _copied(state)) for state in states]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from typing import NamedTuple
 
@@ -13,7 +14,13 @@ from mlx.nn import Module
 from .. import version
 from ..arrays.trees import dtype_problem, entries_of, leaves_of, trainable
 from ..arrays.types import Flat, Tree
-from ..comm.agreement import MismatchError, agree, result_or_problem
+from ..comm.agreement import (
+    MismatchError,
+    agree,
+    agree_on_success,
+    error_text,
+    result_or_problem,
+)
 from ..comm.collectives import Collectives
 from ..layout.entries import Entry, fingerprint
 from ..layout.paths import KeyPath
@@ -81,13 +88,13 @@ def initialize(
         flat = share_parameters(world, call, parameters)
         assign_parameters(comm, call, inner, trainable(parameters))
         plan = plan_parameters(comm, inner, options, entries, list(flat))
-        found = find_assigned(comm, inner, plan.by_path)
+        assigned = find_assigned(comm, inner, plan.by_path)
         state.reset(inner, old.plan)  # that of parameters that are frozen now, too
         layout = make_state(comm, call, inner, plan, flat, options.copies)
         if old.plan.entries:
             carried = carry_over(comm, old, earlier, layout)
         else:
-            kept = take_assigned(comm, call, inner, layout, found, root_wins=True)
+            kept = take_assigned(comm, call, inner, layout, assigned, root_wins=True)
             carried = Carried(kept, ())
         fit_into(inner, carried.tree)
         state.share_scalars(inner, comm)
@@ -97,8 +104,7 @@ def initialize(
         raise
     compiled = compile_update(world, name, inner, plan, options)
     pipelines = Pipelines(world, name, plan, inner, options, compiled=compiled)
-    nbytes = state.nbytes(state.read(inner, layout.shard))
-    every = state_bytes_by_rank(comm, call, nbytes)
+    every = state_bytes_by_rank(comm, call, inner, layout)
     _report_begun_anew(world, call, plan, carried.begun_anew)
     return Initialized(pipelines, layout, every, carried.begun_anew)
 
@@ -147,7 +153,7 @@ def agree_to_init(
             )
         )
     except Exception as error:
-        problem = problem or f"{type(error).__name__}: {error}"
+        problem = problem or error_text(error)
     agree(world.control, call, fingerprint(lines), lambda: lines, problem=problem)
     if world.is_root:
         options.copies.masters.warn_if_unused(entries)
@@ -175,15 +181,7 @@ def assign_parameters(
     comm: Collectives, call: str, inner: InnerOptimizer, parameters: Tree
 ) -> None:
     """Assign each parameter to its optimizer; refuse on all ranks if one can't."""
-    problem, cause = None, None
-    try:
-        inner.assign(parameters)
-    except Exception as error:
-        problem, cause = f"{type(error).__name__}: {error}", error
-    try:
-        agree(comm, call, problem=problem)
-    except MismatchError as refusal:
-        raise refusal from cause
+    agree_on_success(comm, call, partial(inner.assign, parameters))
 
 
 def empty_layout(world: World, options: Options) -> StateLayout:
@@ -217,16 +215,18 @@ def plan_parameters(
     )
 
 
-def state_bytes_by_rank(comm: Collectives, call: str, nbytes: int) -> tuple[int, ...]:
+def state_bytes_by_rank(
+    comm: Collectives, call: str, inner: InnerOptimizer, layout: StateLayout
+) -> tuple[int, ...]:
     """Return every rank's number of bytes of state."""
-    every = agree(comm, call, number=nbytes)
+    every = agree(comm, call, number=state.nbytes(state.read(inner, layout.shard)))
     return tuple(int(number) for number in every)
 
 
 def _report_begun_anew(
     world: World, call: str, plan: Plan, begun_anew: Sequence[str]
 ) -> None:
-    """Tell on rank 0 which parameters begin with new state, though others keep it."""
+    """Print on rank 0 which parameters begin with new state, though others keep it."""
     if begun_anew:
         count = len(begun_anew)
         more = f" and {count - _LISTED} more" if count > _LISTED else ""

@@ -1,7 +1,8 @@
 """A mark in the state of a shard: whose it is.
 
 A user who saves `optimizer.state` on each rank may load the file of another rank, or of
-a run on another number of ranks. Where the slices are equally long, nothing else tells.
+a run on another number of ranks. Where slices are equally long, nothing else
+distinguishes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def put_mark(inner: InnerOptimizer, layout: StateLayout) -> None:
 def mark_problem(inner: InnerOptimizer, layout: StateLayout) -> str | None:
     """Return whose shard the state is by its mark, or None if it is this rank's.
 
-    A state without a mark, or whose mark was changed with the rest of it, is not told.
+    A state without a mark, or whose mark was changed with the rest of it, is not
+    recognized.
     """
     for leaf in inner.leaves:
         mark = leaf.optimizer.state.get(SHARD_KEY)

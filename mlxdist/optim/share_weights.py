@@ -2,7 +2,7 @@
 
 The frozen base of an adapted model is the same file on every rank, as a rule, and far
 larger than what is trained. Ranks compare the beginning of each array first, which
-tells unseeded ones apart at once, and then the sha256 of those that begin alike.
+distinguishes unseeded models at once, and then the sha256 of those that begin alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..arrays.numpy_view import raw
 from ..arrays.trees import all_parameters, rebuild
 from ..arrays.types import Flat
-from ..comm.agreement import agree
+from ..comm.agreement import agree, error_text
 from ..comm.collectives import Collectives
 from ..layout.entries import fingerprint, split_counts
 from ..layout.paths import KeyPath
@@ -50,7 +50,7 @@ def share_module(comm: Collectives, call: str, module: Module) -> None:
         if comm.size > 1:
             mx.eval(list(parameters.values()))
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = error_text(error)
     agree(comm, call, fingerprint(lines), lambda: lines, problem=problem)
     if comm.size == 1:
         return

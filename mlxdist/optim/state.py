@@ -181,12 +181,12 @@ def _nested_keys(arrays: Named) -> Tree:
 
 def from_mlx(inner: InnerOptimizer, state: Tree, paths: Iterable[KeyPath]) -> StateTree:
     """Return the given paths' values of a state in MLX's layout."""
-    found: StateTree = {}
+    tree: StateTree = {}
     for path in paths:
         values = dict_at(_part_of(inner.owner(path), state), path)
         if values is not None:
-            found[path] = values_of(values)
-    return found
+            tree[path] = values_of(values)
+    return tree
 
 
 def scalars_from_mlx(inner: InnerOptimizer, state: Tree) -> list[Named]:

@@ -156,8 +156,10 @@ def exchange(
                 {rank: keys[key] for rank, keys in enumerate(by_rank) if key in keys}
             )
             first = next(iter(have.values()))
-            found = {r: wants(r, path, key, first) for r in range(comm.size)}
-            wanted = {r: want for r, want in found.items() if want is not None}
+            by_rank_or_none = {
+                rank: wants(rank, path, key, first) for rank in range(comm.size)
+            }
+            wanted = {r: w for r, w in by_rank_or_none.items() if w is not None}
             part = local.pop(key, None) if comm.rank in have else None
             value = _exchange_one(comm, part, have, wanted)
             if comm.rank in wanted:

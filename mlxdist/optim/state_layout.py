@@ -2,7 +2,7 @@
 
 With "elements", an optimizer makes state for slices of parameters. An array of state is
 either cut as its parameter is, or belongs to the whole parameter, such as a count. The
-shape alone can't tell: a slice of one element looks like a count of shape (1,).
+shape alone does not say: a slice of one element looks like a count of shape (1,).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..arrays.trees import cut_all
 from ..arrays.types import Flat
-from ..comm.agreement import MismatchError, agree
+from ..comm.agreement import agree_on_success
 from ..comm.collectives import Collectives
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
@@ -61,8 +61,8 @@ def make_state(
         MismatchError: on all ranks, where the optimizer raised on one of them, which
             has that error as its cause.
     """
-    layout, error = StateLayout(plan, comm.rank), None
-    try:
+
+    def make() -> StateLayout:
         state.reset(inner, plan)
         shard = cut_all(parameters, plan.pieces(comm.rank), plan)
         pieces = copies.masters.widened(shard)
@@ -70,15 +70,9 @@ def make_state(
         for path, values in state.dicts(inner, shard).items():
             copies.add(path, shard[path], values)
         tree = state.read(inner, shard)
-        layout = record(inner, plan, comm.rank, pieces, tree)
-    except Exception as caught:
-        error = caught
-    problem = None if error is None else f"{type(error).__name__}: {error}"
-    try:
-        agree(comm, call, problem=problem)
-    except MismatchError as refusal:
-        raise refusal from error
-    return layout
+        return record(inner, plan, comm.rank, pieces, tree)
+
+    return agree_on_success(comm, call, make)
 
 
 def fit_into(inner: InnerOptimizer, tree: StateTree) -> None:
@@ -147,12 +141,12 @@ def carry_over(
 def _fits(specs: Mapping[str, Spec], every: Sequence[Mapping[str, Header]]) -> bool:
     """Whether all that `init` makes for a parameter is there, in the same shapes."""
     for key, spec in specs.items():
-        found = next((headers[key] for headers in every if key in headers), None)
+        header = next((headers[key] for headers in every if key in headers), None)
         if key in COPIES:
             continue
-        if found is None or found.shape != spec.shape:
+        if header is None or header.shape != spec.shape:
             return False
-        if bool(found.dtype) != bool(spec.dtype):
+        if bool(header.dtype) != bool(spec.dtype):
             return False
     return True
 

@@ -18,7 +18,7 @@ from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Tree
 from ..layout.entries import ITEM_SIZES
 
-# In the optimizer's state, beside "step" and the like: see shard_mark.py.
+# A key of the optimizer's state, like "step": see shard_mark.py.
 SHARD_KEY = "mlxdist_shard"
 
 _DOUBLE = mx.float64  # noqa: TID251  nothing is computed with it

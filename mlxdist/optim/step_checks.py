@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..arrays.numpy_view import raw
 from ..arrays.trees import leaves_of
 from ..arrays.types import Flat
-from ..comm.agreement import MismatchError, agree, weight_problem
+from ..comm.agreement import MismatchError, agree, error_text, weight_problem
 from ..comm.reduction import Weights
 from ..layout.entries import fingerprint
 from ..layout.sharding import Plan
@@ -75,7 +75,7 @@ class EveryStep:
         try:
             lines = self._lines(batch, micro, steps)
         except Exception as error:  # the values of a user's arrays and objects
-            problem = problem or f"{type(error).__name__}: {error}"
+            problem = problem or error_text(error)
         return agree_on_weights(
             self.world,
             call_name(self.name, batch),

@@ -11,12 +11,12 @@ import mlx.core as mx
 
 from ..arrays import device
 from ..arrays.trees import leaves_of, trainable
-from ..arrays.types import Flat, Tree
+from ..arrays.types import Tree
 from ..comm.agreement import agree
 from ..layout.sharding import Plan
 from ..world.world import World
 from . import setup, state
-from .assigned_kind import shapes_of_shard
+from .assigned_kind import ASSIGNED_WHILE_TRACING, shapes_of_shard
 from .inner_optimizer import InnerOptimizer
 from .inner_snapshot import InnerSnapshot
 from .options import Options
@@ -58,7 +58,8 @@ def initialize(
         tree = trainable(parameters)
         setup.assign_parameters(comm, call, inner, tree)
         flat = leaves_of(tree)
-        agree(comm, call, problem=_assigned_problem(inner, flat))
+        has_state = any(state.read(inner, flat).values())
+        agree(comm, call, problem=ASSIGNED_WHILE_TRACING if has_state else None)
         plan = setup.plan_parameters(comm, inner, options, entries, list(flat))
         layout = make_state(comm, call, inner, plan, flat, options.copies)
     except BaseException:
@@ -67,20 +68,10 @@ def initialize(
     pipelines = Pipelines(
         world, name, plan, inner, options, compiled=False, from_root=True
     )
-    nbytes = state.nbytes(state.read(inner, layout.shard))
-    every = setup.state_bytes_by_rank(comm, call, nbytes)
+    every = setup.state_bytes_by_rank(comm, call, inner, layout)
     if world.size > 1 and world.is_root:
         warn_user(_WARNING)
     return Initialized(pipelines, layout, every, ())
-
-
-def _assigned_problem(inner: InnerOptimizer, parameters: Flat) -> str | None:
-    if not any(state.read(inner, parameters).values()):
-        return None
-    return (
-        "a state was assigned, and mx.compile traces already: call "
-        "optimizer.init(model) before that, which takes it"
-    )
 
 
 def is_repeated(inner: InnerOptimizer, plan: Plan, parameters: Tree) -> bool:

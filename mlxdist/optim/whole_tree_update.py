@@ -22,8 +22,8 @@ class WholeTreeUpdate:
     def __init__(self, inner: InnerOptimizer, wire: Wire, copies: WeightCopies):
         self.shard = LocalShard(inner, wire, copies)
 
-    def kept(self, index: int, parameters: Flat) -> Stepped:
-        return self.shard.kept_at_last(index, parameters)
+    def unchanged(self, index: int, parameters: Flat) -> Stepped:
+        return self.shard.unchanged_at_last(index, parameters)
 
     def begin(self, parameters: Flat, scale: Array | None) -> WholeTreeStep:
         shard = self.shard

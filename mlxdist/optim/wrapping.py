@@ -75,7 +75,7 @@ def _multis(optimizer: Optimizer) -> list[_Multi]:
     """All MultiOptimizers, with the optimizers and filters that each has."""
     if not isinstance(optimizer, optim.MultiOptimizer):
         return []
-    found = [(optimizer, list(optimizer.optimizers), list(optimizer.filters))]
+    multis = [(optimizer, list(optimizer.optimizers), list(optimizer.filters))]
     for part in optimizer.optimizers:
-        found += _multis(part)
-    return found
+        multis += _multis(part)
+    return multis

@@ -118,9 +118,9 @@ def local_size() -> int:
 
 def leave_job(names: Collection[str]) -> None:
     """Remove some names and all of MPI's launcher, in a process that is no rank."""
-    kept = without_mpi(os.environ)
+    remaining = without_mpi(os.environ)
     for name in list(os.environ):
-        if name not in kept or name in names:
+        if name not in remaining or name in names:
             del os.environ[name]
 
 
@@ -152,7 +152,7 @@ def take_job() -> RankJob:
 
 
 def has_chosen_libmpi() -> bool:
-    """Return whether the user has told mpi4py which libmpi to load."""
+    """Return whether the user has set which libmpi mpi4py loads."""
     return "MPI4PY_LIBMPI" in os.environ
 
 

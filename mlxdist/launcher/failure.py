@@ -34,15 +34,15 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
         that has succeeded.
     """
     if all(rank.state == "finished" for rank in outcome.ranks):
-        if outcome.message:  # nothing but mpirun's messages tells what is wrong
+        if outcome.message:  # only mpirun's messages say what is wrong
             output.print_messages()
-        remark = _alone(run_dir, job.ranks) or _no_timeline(job)
+        remark = _never_joined(run_dir, job.ranks) or _no_timeline(job)
         return replace(outcome, message=outcome.message or remark)
     record = record_folder(run_dir, job.ranks)
     texts = tracebacks(run_dir, outcome.ranks)
     visible = shown(texts)
     for rank, text in texts.items():
-        short = without_own_frames(text) if record else text
+        short = without_package_frames(text) if record else text
         output.add(rank, text, short if rank in visible else "")
     is_known = output.log.killed or any(rank.reason for rank in outcome.ranks)
     if not (is_known or outcome.timed_out or outcome.stopped_by):
@@ -66,7 +66,7 @@ def _add_outcome(record: Path, outcome: Outcome) -> None:
         outcome.write(record / OUTCOME_FILE)
 
 
-def _alone(run_dir: str, ranks: int) -> str:
+def _never_joined(run_dir: str, ranks: int) -> str:
     """Return what to say of ranks that ran MLX and never joined each other."""
     if ranks == 1 or not all(
         marks.mark_file(run_dir, "alone", rank).exists() for rank in range(ranks)
@@ -109,15 +109,17 @@ def shown(texts: dict[int, str]) -> dict[int, str]:
     return {rank: text for text, rank in list(first.items())[:_MOST_SHOWN]}
 
 
-def without_own_frames(text: str) -> str:
+def without_package_frames(text: str) -> str:
     """Return a traceback without the frames of this package, unless it has no other."""
-    others = [frame[1] for frame in _FRAME.finditer(text) if not _is_own_file(frame[1])]
+    others = [
+        frame[1] for frame in _FRAME.finditer(text) if not _is_package_file(frame[1])
+    ]
     if not others:
         return text
-    return _FRAME.sub(lambda x: "" if _is_own_file(x[1]) else x[0], text)
+    return _FRAME.sub(lambda x: "" if _is_package_file(x[1]) else x[0], text)
 
 
-def _is_own_file(path: str) -> bool:
+def _is_package_file(path: str) -> bool:
     return path.startswith(_PACKAGE + os.sep)
 
 

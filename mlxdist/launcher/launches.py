@@ -27,7 +27,7 @@ class Launch(NamedTuple):
         backend: the backend of MLX that joins its ranks; "" if MLX has none.
         rank: of this process, as text.
         size: how many ranks were started.
-        job: tells this job from others.
+        job: identifies the job.
     """
 
     launcher: str
@@ -46,7 +46,7 @@ class _Names(NamedTuple):
     """The variables of a launcher. Those of rank and size must be set.
 
     Attributes:
-        job: variables that tell its jobs apart; all must be set if `strict`.
+        job: variables that identify the job; all must be set if `strict`.
     """
 
     launcher: str

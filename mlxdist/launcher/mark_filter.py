@@ -15,7 +15,7 @@ class MarkFilter:
         run_dir: folder for the marks' files, see `marks.mark_file`.
         rank: the rank that writes to it.
         token: the random token of this job's marks.
-        log: is told of each mark.
+        log: records each mark.
     """
 
     def __init__(self, run_dir: str, *, rank: int, token: str, log: MpirunLog) -> None:

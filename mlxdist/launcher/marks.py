@@ -7,7 +7,7 @@ and "ended" if it is stopped because another rank failed. A rank that dies leave
 
 On the launcher's own machine a mark is a file in the launcher's folder. Hosts share no
 folder, so there a mark is a line on standard error, which mpirun carries to the
-launcher; a random token tells it from the job's own output.
+launcher; a random token distinguishes it from the job's output.
 
 `rank_main` loads this file before the package exists: standard library only.
 """
@@ -23,11 +23,17 @@ from typing import NamedTuple
 
 from . import environment
 
-# What a rank that failed adds: what it was doing, the user's line, the traceback, and
-# the folder with the records of all ranks.
-DETAILS = ("step", "place", "traceback", "record")
-# "alone": it used MLX, and never joined the other ranks.
-MARKS = ("done", "failed", "ended", "alone", *DETAILS)
+MARKS = (
+    "done",
+    "failed",
+    "ended",
+    "alone",  # it used MLX, and never joined the other ranks
+    # What a rank that failed adds:
+    "step",  # what it was doing
+    "location",  # the line of the user's code
+    "traceback",
+    "record",  # the folder with the records of all ranks
+)
 LINE_START = "\x1emlxdist"  # of a mark on standard error; the token follows
 _CHUNK = 120  # characters of a mark's text in a line on standard error
 _LONGEST_TEXT = 16_000  # characters
@@ -122,9 +128,17 @@ def announce(rank: int | str) -> int | None:
 
 def are_read() -> bool:
     """Return whether `mlxdist run` reads the marks of this process."""
-    _, _, owner = (environment.get(environment.MARKS) or "").rpartition(":")
-    is_owner = owner.partition("/")[0] == str(os.getpid())
-    return bool(environment.get(environment.RUN_DIR)) or is_owner
+    return bool(environment.get(environment.RUN_DIR)) or _stream() is not None
+
+
+def _stream() -> tuple[str, int] | None:
+    """Return the token and the descriptor for marks on standard error.
+
+    None where `announce` did not prepare this process for them.
+    """
+    token, _, owner = (environment.get(environment.MARKS) or "").rpartition(":")
+    pid, _, descriptor = owner.partition("/")
+    return (token, int(descriptor)) if pid == str(os.getpid()) else None
 
 
 def leave_mark(mark: str, rank: int | str, text: str = "") -> bool:
@@ -145,14 +159,14 @@ def leave_mark(mark: str, rank: int | str, text: str = "") -> bool:
         if not path.exists():
             path.write_text(text, errors="replace")
         return True
-    token, _, owner = (environment.get(environment.MARKS) or "").rpartition(":")
-    pid, _, descriptor = owner.partition("/")
-    if not token or pid != str(os.getpid()):
+    stream = _stream()
+    if stream is None:
         return False
+    token, descriptor = stream
     for line in _lines(token, mark, rank, text):
         # Twice: mpirun may cut a line in two when it reads much at once, and text of
         # another rank may come between.
-        os.write(int(descriptor), 2 * line.encode())
+        os.write(descriptor, 2 * line.encode())
     return True
 
 

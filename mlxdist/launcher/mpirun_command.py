@@ -69,7 +69,7 @@ def mpirun_command(
     hosts = job.hosts or (Host("localhost", job.ranks),)
     command = [mpirun, "-n", str(job.ranks), "--host", ",".join(map(str, hosts))]
     command += ["--bind-to", "none"]
-    if not forward_stdin:  # mpirun never tells a rank that its input has ended
+    if not forward_stdin:  # mpirun passes no end of input on to a rank
         command += ["--stdin", "none"]
     if as_root:
         command += ["--allow-run-as-root"]

@@ -29,7 +29,7 @@ class _DlInfo(ctypes.Structure):
 def find_libmpi() -> str | None:
     """Return the absolute path of the libmpi that mpi4py loads, None without one.
 
-    The dynamic linker tells which file holds mpi4py's MPI_Init. Names can't be guessed:
+    The dynamic linker knows which file holds mpi4py's MPI_Init. Names can't be guessed:
     on Linux the wheel's `libmpi.so` is a text stub, and on macOS there is none.
     """
     try:

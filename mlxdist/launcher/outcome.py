@@ -24,8 +24,8 @@
                              its host, or because the whole job was ended
         reason   one line on why it failed, else null
         step     what it was doing then, such as "in user code, after step 3", or null
-        place    the user's own line that failed, such as "/home/me/train.py:42, in
-                 loss", or null
+        location the line of the user's code that failed, such as
+                 "/home/me/train.py:42, in loss", or null
         signal   the signal that killed it, such as "SIGKILL", where mpirun reports it,
                  else null
 
@@ -58,7 +58,7 @@ class RankOutcome:
     host: str | None = None
     reason: str | None = None
     step: str | None = None
-    place: str | None = None
+    location: str | None = None
     signal: str | None = None
 
 
@@ -108,8 +108,8 @@ def read_ranks(
     Args:
         run_dir: folder of the marks.
         hosts: each rank's host.
-        stopped: whether the user ended the job. Which rank was killed first then tells
-            nothing.
+        stopped: whether the user ended the job. Which rank was killed first is then no
+            evidence.
     """
     unfinished = marks.unfinished(run_dir, len(hosts))
     reasons = _reasons(run_dir, unfinished, log)
@@ -132,8 +132,8 @@ def read_ranks(
         if rank not in unfinished:
             return RankOutcome(rank, "finished", host)
         if rank in reasons:
-            step, place = (marks.read(run_dir, x, rank) for x in ("step", "place"))
-            return RankOutcome(rank, "failed", host, reasons[rank], step, place)
+            details = (marks.read(run_dir, x, rank) for x in ("step", "location"))
+            return RankOutcome(rank, "failed", host, reasons[rank], *details)
         if rank in ended:
             return RankOutcome(rank, "ended", host)
         return RankOutcome(rank, "killed", host, signal=signal_name(killed.get(rank)))

@@ -7,15 +7,13 @@ this file before the package exists: standard library only.
 from __future__ import annotations
 
 import argparse
-import os
-import site
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from . import marks
+from .user_frames import user_frame
 
 USAGE_ERROR = 2  # exit code of argparse, and of most programs
 
@@ -35,7 +33,7 @@ def on_exit(handler: ExitHandler) -> Callable[[], object]:
         handler: called with the exception, and with the exit code of the process.
 
     Returns:
-        A function that takes the handler back.
+        A function that removes the handler.
     """
     program = sys.modules.get(_IN_PROGRAM)
     handlers: list[ExitHandler] = program.exit_handlers if program else []
@@ -47,7 +45,7 @@ def report_error(error: BaseException, rank: str) -> None:
     """Leave the marks of an exception, or print it where that can't be done."""
     try:
         marks.leave_mark("failed", rank, _reason(error))
-        marks.leave_mark("place", rank, _place(error))
+        marks.leave_mark("location", rank, _location(error))
         text = "".join(traceback.format_exception(error))
         if _is_default_report() and marks.leave_mark("traceback", rank, text):
             return
@@ -73,7 +71,7 @@ def report_exit(leaving: SystemExit, rank: str) -> int:
     ):
         print(text, end="", file=sys.stderr)
     if code != USAGE_ERROR:
-        marks.leave_mark("place", rank, _place(leaving))
+        marks.leave_mark("location", rank, _location(leaving))
         for handler in exit_handlers:
             handler(leaving, code)
     return code
@@ -121,17 +119,13 @@ def _reason(error: BaseException) -> str:
     return next((x for x in reversed(lines) if name in x.partition(":")[0]), name)
 
 
-def _place(error: BaseException) -> str:
-    """Return the innermost line of the user's own code: `train.py:42, in loss`."""
+def _location(error: BaseException) -> str:
+    """Return the line of the user's code: `/home/me/train.py:42, in loss`."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    paths = sysconfig.get_paths()
-    folders = [paths[name] for name in ("stdlib", "purelib", "platlib")]
-    folders += [*site.getsitepackages(), os.path.dirname(os.path.dirname(__file__))]
     frames = traceback.extract_tb(error.__traceback__)
-    users = [x for x in frames if not x.filename.startswith((*folders, "<frozen"))]
-    if not frames:
+    frame = user_frame(frames) or next(reversed(frames), None)
+    if frame is None:
         return ""
-    frame = (users or frames)[-1]
     function = "" if frame.name == "<module>" else f", in {frame.name}"
     return f"{frame.filename}:{frame.lineno}{function}"

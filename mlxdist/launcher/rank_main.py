@@ -29,7 +29,7 @@ from . import cores, environment, marks, rank_failure, rank_mpi
 
 # The globals of the script, or its error: a plain `python script.py` keeps them until
 # exit handlers have run.
-_kept: list[object] = []
+_references: list[object] = []
 
 
 def main() -> None:
@@ -50,11 +50,11 @@ def main() -> None:
     job = environment.take_job()
     try:
         _enter(job["cwd"])
-        _kept.append(_run(job))
+        _references.append(_run(job))
     except BaseException as error:
         if os.getpid() != pid:  # a fork, which ends as it would without this program
             raise
-        _kept.append(error)
+        _references.append(error)
         _leave(error, rank)
     finished.append(True)
 

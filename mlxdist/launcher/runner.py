@@ -170,7 +170,7 @@ def _run_folder() -> Iterator[str]:
 
 
 def _hint(job: Job, outcome: Outcome, log: MpirunLog) -> str:
-    """Return a pointer to `mlxdist doctor` if nothing tells why no rank finished."""
+    """Return a pointer to `mlxdist doctor` if nothing says why no rank finished."""
     ended = outcome.timed_out or outcome.stopped_by is not None
     known = log.killed or any(
         rank.state in ("finished", "failed") for rank in outcome.ranks

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .outcome import Outcome, RankOutcome, signal_name
+from .outcome import Outcome, RankOutcome, State, signal_name
 
 TIMED_OUT = 124  # the exit code of timeout(1)
 _MOST_REASONS = 3  # that are named
@@ -66,16 +66,16 @@ def describe(
     if all(rank.state == "finished" for rank in ranks):
         return "the rank finished" if len(ranks) == 1 else "all ranks finished"
     parts = [f"lost touch with {host}" for host in lost_hosts]
-    failures = _failures(ranks)
+    failures = list(_group(ranks, "failed", lambda rank: rank.reason).values())
     for failed in failures[:_MOST_REASONS]:
         names = _names(failed, len(ranks), name_hosts)
         parts.append(f"{names} failed{_details(failed)}")
     others = sum(map(len, failures[_MOST_REASONS:]))
     if others:
         parts.append(f"{others} more failed with other errors")
-    for number, killed in _by_signal(ranks).items():
+    for name, killed in _group(ranks, "killed", lambda rank: rank.signal).items():
         was = "was" if len(killed) == 1 else "were"
-        how = f"{was} killed by {number}" if number else "did not finish"
+        how = f"{was} killed by {name}" if name else "did not finish"
         parts.append(f"{_names(killed, len(ranks), name_hosts)} {how}")
     ended = [rank for rank in ranks if rank.state == "ended"]
     if ended:
@@ -84,20 +84,16 @@ def describe(
     return "; ".join(parts)
 
 
-def _failures(ranks: Sequence[RankOutcome]) -> list[list[RankOutcome]]:
-    """Return the ranks that failed, grouped by their reasons."""
+def _group(
+    ranks: Sequence[RankOutcome],
+    state: State,
+    key: Callable[[RankOutcome], str | None],
+) -> dict[str | None, list[RankOutcome]]:
+    """Return the ranks in a state, grouped by a key."""
     groups: dict[str | None, list[RankOutcome]] = {}
     for rank in ranks:
-        if rank.state == "failed":
-            groups.setdefault(rank.reason, []).append(rank)
-    return list(groups.values())
-
-
-def _by_signal(ranks: Sequence[RankOutcome]) -> dict[str | None, list[RankOutcome]]:
-    groups: dict[str | None, list[RankOutcome]] = {}
-    for rank in ranks:
-        if rank.state == "killed":
-            groups.setdefault(rank.signal, []).append(rank)
+        if rank.state == state:
+            groups.setdefault(key(rank), []).append(rank)
     return groups
 
 
@@ -105,9 +101,9 @@ def _details(ranks: Sequence[RankOutcome]) -> str:
     """Return ` in user code, after step 3, at train.py:42, in loss (KeyError: 'x')`."""
     reason = (ranks[0].reason or "").strip()
     parts = [rank.step for rank in ranks if rank.step][:1]
-    places = dict.fromkeys(rank.place for rank in ranks if rank.place)
-    if places:
-        short = [place.removeprefix(os.getcwd() + os.sep) for place in places]
+    locations = dict.fromkeys(rank.location for rank in ranks if rank.location)
+    if locations:
+        short = [each.removeprefix(os.getcwd() + os.sep) for each in locations]
         parts.append(f"at {' and '.join(short[:_MOST_REASONS])}")
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}..."

@@ -31,7 +31,7 @@ class TaggedStream:
     ranks don't mix. Text before the first tag is mpirun's own.
 
     Args:
-        mpirun_pid: its process id, which tells its tags from text that looks like one.
+        mpirun_pid: its process id, by which its tags differ from other text.
         target: the stream's number, for text before the first tag.
     """
 

@@ -6,6 +6,7 @@ Standard library only: a rank's program uses it before the package exists.
 from __future__ import annotations
 
 import os
+import site
 import sysconfig
 from collections.abc import Iterable, Sequence
 from traceback import FrameSummary
@@ -16,14 +17,16 @@ def _folders(*paths: str | None) -> tuple[str, ...]:
 
 
 _PYTHON = _folders(*map(sysconfig.get_path, ("stdlib", "platstdlib")))
-_INSTALLED = _folders(*map(sysconfig.get_path, ("purelib", "platlib")))
+_INSTALLED = _folders(
+    *map(sysconfig.get_path, ("purelib", "platlib")), *site.getsitepackages()
+)
 # Never the cause: mlxdist, and MLX, which calls the user's functions.
 _CALLED = _folders(os.path.dirname(os.path.dirname(__file__)))
 _CALLED += tuple(os.path.join(folder, "mlx", "") for folder in _INSTALLED)
 
 
-def user_frame(frames: Iterable[FrameSummary]) -> str:
-    """Return the innermost frame of the user's code, as `train.py:12, in main`.
+def user_frame(frames: Iterable[FrameSummary]) -> FrameSummary | None:
+    """Return the innermost frame of the user's code.
 
     Frames of mlxdist, of the standard library and of installed packages are not the
     user's. Where the whole program is an installed package, its innermost frame counts.
@@ -33,20 +36,32 @@ def user_frame(frames: Iterable[FrameSummary]) -> str:
             `traceback.extract_stack` return them.
 
     Returns:
-        "" where there is neither.
+        None where there is neither.
     """
     innermost_first = list(frames)[::-1]
     for is_wanted in (is_user_file, _is_installed_program):
         for frame in innermost_first:
             if is_wanted(frame.filename):
-                return f"{_short_path(frame.filename)}:{frame.lineno}, in {frame.name}"
-    return ""
+                return frame
+    return None
+
+
+def user_location(frames: Iterable[FrameSummary]) -> str:
+    """Return the file, line and function of `user_frame`: `train.py:12, in main`.
+
+    Returns:
+        "" where there is no such frame.
+    """
+    frame = user_frame(frames)
+    if frame is None:
+        return ""
+    return f"{_short_path(frame.filename)}:{frame.lineno}, in {frame.name}"
 
 
 def skip_start(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
     """Return a stack from the first frame of the user's code on.
 
-    The frames before it start the script. Where no frame is the user's, all are kept.
+    The frames before it start the script. Where no frame is the user's, return all.
     """
     for index, frame in enumerate(frames):
         if is_user_file(frame.filename):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks, rank_failure
-from ..launcher.user_frames import skip_start, user_frame
+from ..launcher.user_frames import skip_start, user_location
 from .heartbeat import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .watchdog import TICK, Watchdog
@@ -72,7 +72,7 @@ class Guard:
         """Set the process's hooks, and start the watchdog."""
         enable_faulthandler()
         self._exceptions = ExceptionHook(self._fail)
-        self._take_exit_handler_back = rank_failure.on_exit(self._on_exit)
+        self._remove_exit_handler = rank_failure.on_exit(self._on_exit)
         self._sigterm = SigtermHook(self._exit_on_sigterm, self._watchdog.wake_fd)
         atexit.register(self._at_exit)
         os.register_at_fork(after_in_child=self._remove_hooks)
@@ -92,7 +92,7 @@ class Guard:
     def _remove_hooks(self) -> None:
         """Restore the process's hooks: also in a forked child, which is no rank."""
         self._exceptions.remove()
-        self._take_exit_handler_back()
+        self._remove_exit_handler()
         self._sigterm.remove()
         atexit.unregister(self._at_exit)
 
@@ -228,7 +228,7 @@ class Guard:
             self._host,
             os.getpid(),
             stack.splitlines(),
-            user_frame(frames),
+            user_location(frames),
             self._failure,
             notice,
         )
@@ -265,6 +265,6 @@ def failure_of(error: BaseException, activity: str) -> Failure:
         time.time(),
         activity,
         "".join(traceback.format_exception_only(error)).rstrip(),
-        user_frame(traceback.extract_tb(error.__traceback__)),
+        user_location(traceback.extract_tb(error.__traceback__)),
         "".join(traceback.format_exception(error)).rstrip().splitlines(),
     )

@@ -161,7 +161,7 @@ def test_shown_has_each_different_text_once_and_at_most_three():
     assert failure.shown(texts) == {5: "a", 1: "b", 3: "c"}
 
 
-def test_without_own_frames_keeps_those_of_the_user():
+def test_without_package_frames_keeps_those_of_the_user():
     own = failure.__file__
     text = (
         "Traceback (most recent call last):\n"
@@ -170,9 +170,9 @@ def test_without_own_frames_keeps_those_of_the_user():
         "ValueError: why\n  and more\n"
     )
     short = text.replace(f'  File "{own}", line 9, in take\n    raise ValueError\n', "")
-    assert failure.without_own_frames(text) == short
+    assert failure.without_package_frames(text) == short
     only_own = text.replace("/home/train.py", own)
-    assert failure.without_own_frames(only_own) == only_own
+    assert failure.without_package_frames(only_own) == only_own
 
 
 RULE = 74 * b"-" + b"\n"

@@ -84,7 +84,7 @@ def test_error_of_a_forked_child_is_printed_and_not_that_of_the_rank(run, tmp_pa
     assert done.stderr.count("KeyError: 'of a child'\n") == 1
     assert done.stderr.count("text of a child\n") == 1
     (rank,) = json.loads((tmp_path / "report.json").read_text())["ranks"]
-    assert (rank["reason"], rank["place"]) == ("exit 7", f"{tmp_path}/script.py:5")
+    assert (rank["reason"], rank["location"]) == ("exit 7", f"{tmp_path}/script.py:5")
 
 
 def test_traceback_of_a_syntax_error_starts_with_the_script(run):

@@ -213,7 +213,7 @@ def test_report_of_a_job_that_finishes_has_exit_code_0(report):
     result = report("pass")
     assert result.pop("seconds") > 0
     finished = {"state": "finished", "host": socket.gethostname(), "reason": None}
-    finished |= {"step": None, "place": None, "signal": None}
+    finished |= {"step": None, "location": None, "signal": None}
     assert result == {
         "exit_code": 0,
         "ranks": [{"rank": 0, **finished}, {"rank": 1, **finished}],
@@ -233,11 +233,11 @@ def test_report_of_a_job_with_a_killed_rank_names_it(report):
     assert [rank["signal"] for rank in result["ranks"]] == [None, "SIGKILL"]
 
 
-def test_report_of_a_job_with_a_rank_that_raises_has_its_place(report, tmp_path):
+def test_report_of_a_job_with_a_rank_that_raises_has_its_location(report, tmp_path):
     result = report(FAIL.format(act="1 / 0", after=""))
     assert states(result) == ["finished", "failed"]
     assert result["ranks"][1]["reason"].startswith("ZeroDivisionError: division")
-    assert result["ranks"][1]["place"] == f"{tmp_path}/script.py:6, in inner"
+    assert result["ranks"][1]["location"] == f"{tmp_path}/script.py:6, in inner"
 
 
 def test_report_of_a_restarted_job_is_of_its_last_start(report):

@@ -41,23 +41,26 @@ EXIT = {"reason": "exit 3"}
             "4 more failed with other errors",
         ),
         (
-            ["ended", {**EXIT, "step": "in user code", "place": "/a/b.py:3, in f"}],
+            ["ended", {**EXIT, "step": "in user code", "location": "/a/b.py:3, in f"}],
             "rank 1 of 2 failed in user code, at /a/b.py:3, in f (exit 3); rank 0",
         ),
         (
-            [{**EXIT, "place": "/b.py:3"}, {**EXIT, "place": "/b.py:3", "step": "s"}],
+            [
+                {**EXIT, "location": "/b.py:3"},
+                {**EXIT, "location": "/b.py:3", "step": "s"},
+            ],
             "ranks 0 and 1 of 2 failed s, at /b.py:3 (exit 3)",
         ),
         (
-            [{**EXIT, "place": "/b.py:3"}, {**EXIT, "place": "/b.py:5"}],
+            [{**EXIT, "location": "/b.py:3"}, {**EXIT, "location": "/b.py:5"}],
             "ranks 0 and 1 of 2 failed at /b.py:3 and /b.py:5 (exit 3)",
         ),
         (
-            [{"reason": 200 * "x", "place": "/b.py:3"}],
+            [{"reason": 200 * "x", "location": "/b.py:3"}],
             f"rank 0 of 1 failed at /b.py:3 ({160 * 'x'}...)",
         ),
         (
-            [{"reason": "x", "place": f"{os.getcwd()}/b.py:3"}],
+            [{"reason": "x", "location": f"{os.getcwd()}/b.py:3"}],
             "rank 0 of 1 failed at b.py:3 (x)",
         ),
         (

@@ -8,7 +8,7 @@ import mlx.core
 import pytest
 
 from mlxdist.launcher import hosts
-from mlxdist.launcher.user_frames import skip_start, user_frame
+from mlxdist.launcher.user_frames import skip_start, user_location
 
 
 def frames_of(function, *arguments):
@@ -24,36 +24,36 @@ def frame(path, line, name="f"):
     return traceback.FrameSummary(path, line, name, lookup_line=False, line="")
 
 
-def test_user_frame_skips_frames_of_mlxdist_and_of_the_standard_library(monkeypatch):
+def test_user_location_skips_frames_of_mlxdist_and_of_the_standard_library(monkeypatch):
     monkeypatch.chdir("/")
     line = frames_of.__code__.co_firstlineno + 3
     expected = f"{__file__.lstrip('/')}:{line}, in frames_of"
-    assert user_frame(frames_of(json.loads, "{")) == expected
-    assert user_frame(frames_of(hosts.read_hosts, Path("/none"))) == expected
-    assert user_frame(frames_of(json.loads, "{")[1:]) == ""
-    assert user_frame([]) == ""
+    assert user_location(frames_of(json.loads, "{")) == expected
+    assert user_location(frames_of(hosts.read_hosts, Path("/none"))) == expected
+    assert user_location(frames_of(json.loads, "{")[1:]) == ""
+    assert user_location([]) == ""
 
 
-def test_user_frame_is_the_innermost_one_and_relative_to_the_folder(
+def test_user_location_is_the_innermost_one_and_relative_to_the_folder(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     script, library = str(tmp_path / "train.py"), json.__file__
     frames = [frame(script, 1), frame(library, 2), frame(script, 3), frame(library, 4)]
-    assert user_frame(frames) == "train.py:3, in f"
-    assert user_frame([frame("/tmp/train.py", 3)]) == "/tmp/train.py:3, in f"
-    assert user_frame([frame("<stdin>", 3)]) == "<stdin>:3, in f"
-    assert user_frame([frame("<frozen runpy>", 3)]) == ""
+    assert user_location(frames) == "train.py:3, in f"
+    assert user_location([frame("/tmp/train.py", 3)]) == "/tmp/train.py:3, in f"
+    assert user_location([frame("<stdin>", 3)]) == "<stdin>:3, in f"
+    assert user_location([frame("<frozen runpy>", 3)]) == ""
 
 
-def test_user_frame_of_an_installed_program_is_its_own():
+def test_user_location_of_an_installed_program_is_its_own():
     program, called = frame(pytest.__file__, 3), frame(mlx.core.__file__, 4)
-    location = user_frame([program, called, frame(hosts.__file__, 5)])
+    location = user_location([program, called, frame(hosts.__file__, 5)])
     assert location.endswith("pytest/__init__.py:3, in f")
-    assert user_frame([frame("/elsewhere/train.py", 1), program, called]) == (
+    assert user_location([frame("/elsewhere/train.py", 1), program, called]) == (
         "/elsewhere/train.py:1, in f"
     )
-    assert user_frame([called]) == ""
+    assert user_location([called]) == ""
 
 
 def test_skip_start_drops_the_frames_that_start_the_script():

@@ -147,16 +147,15 @@ def _join(
     if comm is not None:
         environment.hide_mpirun()
     if world.size == 1:
-        if path:
-            Timeline(world.recorder, None, world.host, path)
-        return world
-    _seed_unless_seeded()
-    if comm is not None:
-        if guard:
-            _install_guard(world, comm, timeout)
-        if path:
-            timeline = Timeline(world.recorder, comm.Dup(), world.host, path)
-            world.at_close.callback(timeline.close)
+        comm = None  # there is no other rank to guard, or to collect a timeline from
+    else:
+        _seed_unless_seeded()
+    if comm is not None and guard:
+        _install_guard(world, comm, timeout)
+    if path and (comm is not None or world.size == 1):
+        timeline_comm = None if comm is None else comm.Dup()
+        timeline = Timeline(world.recorder, timeline_comm, world.host, path)
+        world.at_close.callback(timeline.close)
     return world
 
 

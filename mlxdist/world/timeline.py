@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..comm.flight_recorder import Record, Recorder, Span, write_atomically
+from .hooks import ExceptionHook
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -61,8 +61,8 @@ class Timeline:
         self._clock_offset = 0.0 if comm is None else _clock_offset(comm)
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)
-        if comm is None:  # there is no guard that calls on_failure
-            self._previous_hook, sys.excepthook = sys.excepthook, self._on_exception
+        # No guard calls on_failure in a world of one.
+        self._hook = ExceptionHook(self._on_exception) if comm is None else None
 
     def _write(self) -> None:
         if os.getpid() != self._pid:  # a forked child
@@ -78,6 +78,8 @@ class Timeline:
     def close(self) -> None:
         """Write the file now, on all ranks, and not at exit."""
         atexit.unregister(self._write)
+        if self._hook is not None:
+            self._hook.remove()
         self._write()
         self._recorder.status.leaving = False
         if self._comm is not None:
@@ -97,14 +99,10 @@ class Timeline:
     def _add_last_events(self) -> None:
         add_events(self._path, self._events(_LAST))
 
-    def _on_exception(
-        self,
-        kind: type[BaseException],
-        error: BaseException,
-        trace: TracebackType | None,
-    ) -> None:
+    def _on_exception(self, error: BaseException, is_reported: bool) -> None:
         self._add_last_events()
-        self._previous_hook(kind, error, trace)
+        if not is_reported:
+            sys.__excepthook__(type(error), error, error.__traceback__)
 
 
 def _gather(comm: MPI.Intracomm, local: NDArray[np.uint8]) -> list[bytes]:

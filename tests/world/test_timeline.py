@@ -86,8 +86,17 @@ def test_timeline_of_a_failed_job_has_its_ranks(how, ranks, written, tmp_path):
     assert pids(tmp_path / "trace.json") == written, result.stderr
 
 
-def test_timeline_of_one_rank_is_written(mpi_job, tmp_path):
-    assert mpi_job(1, TRAIN, env={"MLXDIST_TIMELINE": "t.json"}).returncode == 0
+CLOSE = """
+world.close()
+assert os.path.exists("t.json")
+assert sys.excepthook is sys.__excepthook__
+"""
+
+
+@pytest.mark.parametrize("end", ["", CLOSE])
+def test_timeline_of_one_rank_is_written_at_its_end(end, mpi_job, tmp_path):
+    result = mpi_job(1, TRAIN + end, env={"MLXDIST_TIMELINE": "t.json"})
+    assert result.returncode == 0, result.stderr
     assert pids(tmp_path / "t.json") == {0}
 
 

@@ -67,7 +67,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.postmortem is not None:
         from ..world import postmortem
 
-        _check_alone(parsed)
+        _refuse_other_options(parsed)
         print(postmortem.report(parsed.postmortem))
         return 0
     findings, links = _examine(parsed)
@@ -82,7 +82,7 @@ def _run(parsed: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _check_alone(parsed: argparse.Namespace) -> None:
+def _refuse_other_options(parsed: argparse.Namespace) -> None:
     """Raise ValueError if an option was given that --postmortem has no use for."""
     given = {
         "--json": parsed.json,

@@ -209,7 +209,12 @@ def _count(text: str) -> int:
 
 def _duration(text: str) -> float:
     """Parse a number of seconds, which may be 0."""
-    return seconds(text) if text.strip("0.") or not text.strip(".") else 0.0
+    try:
+        if float(text) == 0:
+            return 0.0
+    except ValueError:
+        pass
+    return seconds(text)
 
 
 def _gigabytes(text: str) -> float:

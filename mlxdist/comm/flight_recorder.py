@@ -143,7 +143,7 @@ class RankInfo:
     """Identity of a rank and the Python stack of its main thread, for a postmortem.
 
     `location` is the line of the user's code in that stack. `failure` is None where
-    another rank failed, which `notice` describes if that rank could tell, or where the
+    another rank failed, which `notice` describes if that rank sent one, or where the
     job was ended from outside.
     """
 

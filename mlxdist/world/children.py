@@ -16,9 +16,9 @@ def cpu_time_of_children() -> float:
     that a program might wait for.
     """
     table = dict(_processes())
-    below, found = {os.getpid()}, 0
-    while len(below) > found:
-        found = len(below)
+    below, count = {os.getpid()}, 0
+    while len(below) > count:
+        count = len(below)
         below |= {pid for pid, (parent, _) in table.items() if parent in below}
     ticks = sum(table[pid][1] for pid in below if pid != os.getpid() and pid in table)
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -60,7 +60,7 @@ def _at(location: str) -> str:
 
 
 def find_job(folder: Path) -> tuple[Path, list[Path]]:
-    """Return the folder of a job's records, and those of other jobs beside it.
+    """Return the folder of a job's records, and those of earlier jobs in the same one.
 
     Args:
         folder: a job's folder, or one that has several, of which the newest counts.
@@ -69,8 +69,8 @@ def find_job(folder: Path) -> tuple[Path, list[Path]]:
         ValueError: there are no records in it.
     """
     if not folder.is_dir():
-        found = "that is a file" if folder.exists() else "there is no such folder"
-        raise ValueError(f"--postmortem {folder}: {found}; {_REMEDY}")
+        problem = "that is a file" if folder.exists() else "there is no such folder"
+        raise ValueError(f"--postmortem {folder}: {problem}; {_REMEDY}")
     if any(folder.glob(_FILES)):
         return folder, []
     jobs = {path.parent for path in folder.glob(f"*/{_FILES}")}

@@ -2,9 +2,10 @@
 
 The main thread may hang in a collective for ever. MLX and mpi4py release Python's lock
 there, so this thread keeps running. On a communicator of its own it sends its rank's
-status to its peers four times a second. From theirs it can tell a slow rank (heartbeats
-come, its main thread makes progress) from one that is stuck (it makes none) and from
-one that is stopped or gone (no heartbeats). A slow rank is reported, and goes on.
+status to its peers four times a second. By theirs it distinguishes a slow rank
+(heartbeats come, its main thread makes progress) from one that is stuck (it makes none)
+and from one that is stopped or gone (no heartbeats). A slow rank is reported, and goes
+on.
 
 Modelled on Horovod's stall inspector and PyTorch's flight recorder; on by default.
 """
@@ -138,7 +139,7 @@ class Watchdog(threading.Thread):
             os.close(descriptor)
 
     def notify(self, notice: EndNotice) -> None:
-        """Tell all peers that the job ends, so that each writes its record."""
+        """Notify all peers that the job ends, so that each writes its record."""
         self._send(notice)
 
     def _wait_for_tick(self) -> None:

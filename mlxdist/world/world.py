@@ -69,8 +69,8 @@ class World:
         self.host = socket.gethostname()
         self.backend = backend
         self.recorder = recorder or Recorder()
-        own_group = split_group(group, backend, 0)
-        self.native = NativeTransport(own_group, backend, self.recorder)
+        native_group = split_group(group, backend, 0)
+        self.native = NativeTransport(native_group, backend, self.recorder)
         # Optimizers that all ranks have initialized, and so the same number on all.
         self.optimizer_count = 0
         # Failed background saves: the next step or save reports them.

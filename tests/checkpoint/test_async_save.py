@@ -30,6 +30,17 @@ def test_background_save_has_the_state_at_the_call(world, shared_folder):
     world.barrier()
 
 
+def delay_commits(monkeypatch):
+    """Make each save from now on commit 0.2 s later."""
+    commit = directory.commit
+
+    def late_commit(*arguments):
+        time.sleep(0.2)
+        return commit(*arguments)
+
+    monkeypatch.setattr(directory, "commit", late_commit)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("alone", [False, True])
 def test_load_waits_for_a_background_save(alone, world, shared_folder, monkeypatch):
@@ -39,13 +50,7 @@ def test_load_waits_for_a_background_save(alone, world, shared_folder, monkeypat
     params, optimizer = make_run(part)
     save_checkpoint(folder, 1, params, optimizer)
     params = train(params, optimizer, part, [1])
-    commit = directory.commit
-
-    def late_commit(*arguments):
-        time.sleep(0.2)
-        return commit(*arguments)
-
-    monkeypatch.setattr(directory, "commit", late_commit)
+    delay_commits(monkeypatch)
     save_checkpoint(folder, 2, params, optimizer, background=True)
     restored = zeros(params)
     shared = shared_folder / "0"
@@ -61,13 +66,7 @@ def test_close_of_a_world_waits_for_its_background_save(
     part = world.split(int(world.rank > 0))
     folder = shared_folder / str(world.rank > 0)
     params, optimizer = make_run(part)
-    commit = directory.commit
-
-    def late_commit(*arguments):
-        time.sleep(0.2)
-        return commit(*arguments)
-
-    monkeypatch.setattr(directory, "commit", late_commit)
+    delay_commits(monkeypatch)
     save_checkpoint(folder, 2, params, optimizer, background=True)
     part.close()
     assert [save.step for save in directory.list_saves(folder)] == [2]

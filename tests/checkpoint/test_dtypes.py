@@ -6,13 +6,13 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from mlxdist import DistributedOptimizer, load_checkpoint, save_checkpoint
+from mlxdist import load_checkpoint, save_checkpoint
 from mlxdist.arrays.dtypes import DTYPES, dtype_name, dtype_of
 from mlxdist.arrays.numpy_view import uninitialized
 from mlxdist.checkpoint import mlx_files, safetensors
 from mlxdist.checkpoint.verify import list_checkpoints, verify
 from mlxdist.layout.entries import ITEM_SIZES
-from tests.support.examples import SHARDS
+from tests.support.examples import distributed, each_shard
 from tests.support.trees import assert_same_trees
 
 MLX_DTYPES = [d for d in vars(mx).values() if isinstance(d, mx.Dtype)]
@@ -47,7 +47,7 @@ def dtypes():
 
 
 class Every(optim.Optimizer):
-    """Has state of every dtype: its own, and two arrays of each parameter."""
+    """Has state of every dtype: one array in all, and two of each parameter."""
 
     elementwise = True
 
@@ -55,7 +55,7 @@ class Every(optim.Optimizer):
         super().__init__()
         self._make = make
         for name, dtype in dtypes().items():
-            self.state[f"own_{name}"] = make(dtype)
+            self.state[f"shared_{name}"] = make(dtype)
 
     def init_single(self, parameter, state):
         for name, dtype in dtypes().items():
@@ -86,16 +86,14 @@ def zeros(dtype, *shape):
 
 def build(world, make, shard):
     model = Model(make)
-    optimizer = DistributedOptimizer(
-        Every(make), shard=shard, bucket_size=16, world=world
-    )
+    optimizer = distributed(world, Every(make), shard=shard, bucket_size=16)
     optimizer.init(model)
     assert optimizer.describe().plan.entries
     return model, optimizer
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("shard", SHARDS)
+@each_shard
 def test_every_dtype_is_saved_verified_and_loaded(shard, world, shared_folder):
     model, optimizer = build(world, array, shard)
     extra = {n: [array(d, 3), array(d)] for n, d in dtypes().items()}

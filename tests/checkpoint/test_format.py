@@ -17,7 +17,7 @@ from mlxdist import CheckpointError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import directory
 from mlxdist.checkpoint.manifest import NAME, to_bytes
 from tests.support.checkpoints import assert_all_raise, make_run, zeros
-from tests.support.examples import SHARDS, assert_same_bits, full_like
+from tests.support.examples import assert_same_bits, each_shard, full_like
 
 pytestmark = pytest.mark.mpi
 DATA = Path(__file__).parent / "data" / "version-0.1.0"
@@ -45,7 +45,7 @@ def train_as_saved(world, shard="elements"):
     return tree, optimizer
 
 
-@pytest.mark.parametrize("shard", SHARDS)
+@each_shard
 def test_load_reads_a_checkpoint_of_version_0_1_0(shard, world):
     tree, optimizer = train_as_saved(world, shard)
     state = optimizer.gather_state()

@@ -6,16 +6,12 @@ import mlx.optimizers as optim
 import msgspec
 import pytest
 
-from mlxdist import (
-    CheckpointError,
-    DistributedOptimizer,
-    load_checkpoint,
-    save_checkpoint,
-)
+from mlxdist import CheckpointError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import directory, mlx_files
 from mlxdist.checkpoint.manifest import NAME, to_bytes
 from mlxdist.layout.paths import KeyPath
 from tests.support.checkpoints import zeros
+from tests.support.examples import distributed
 from tests.support.trees import assert_same_trees, odd_trees
 
 pytestmark = pytest.mark.mpi
@@ -32,11 +28,16 @@ class Features(nn.Module):
         self.frozen.freeze()
 
 
-def make(world, value=0.0, shard=True):
+def make(world, value=0.0):
     model = Features(value)
-    optimizer = DistributedOptimizer(optim.Adam(0.1), shard=shard, world=world)
-    optimizer.init(model)
-    return model, optimizer
+    return model, initialized(world, model, optim.Adam(0.1), shard=True)
+
+
+def initialized(world, params, inner=None, **options):
+    """Return an initialized optimizer, of SGD by default."""
+    optimizer = distributed(world, inner or optim.SGD(0.1), **options)
+    optimizer.init(params)
+    return optimizer
 
 
 def without_quotes(folder):
@@ -68,8 +69,7 @@ def test_load_finds_keys_with_and_without_quotes(edit, world, shared_folder):
 
 def test_load_of_keys_with_dots_into_nested_dicts_is_refused(world, shared_folder):
     saved = {"a.b": mx.ones(3), "a": {"b": mx.zeros(3)}}
-    optimizer = DistributedOptimizer(optim.SGD(0.1), world=world)
-    optimizer.init(saved)
+    optimizer = initialized(world, saved)
     save_checkpoint(shared_folder, 1, saved, optimizer)
     for model, surplus in (({"a.b": mx.ones(3)}, "a.b"), (saved["a"], '"a.b"')):
         tree = model if surplus == "a.b" else {"a": model}
@@ -104,11 +104,10 @@ def test_arrays_whose_names_in_files_would_be_equal_are_saved(world, shared_fold
             state["m"] = mx.full(parameter.shape, 3.0)
 
     tree = {"a": mx.ones(4), "a/b": mx.ones(4), "a[0:2]": mx.ones(2)}
-    optimizer = DistributedOptimizer(Slashes(0.1), shard="tensors", world=world)
-    optimizer.init(tree)
+    optimizer = initialized(world, tree, Slashes(0.1), shard="tensors")
     save_checkpoint(shared_folder, 1, tree, optimizer)
     restored = zeros(tree)
-    resumed = DistributedOptimizer(Slashes(0.1), shard="tensors", world=world)
+    resumed = distributed(world, Slashes(0.1), shard="tensors")
     load_checkpoint(shared_folder, restored, resumed)
     assert_same_trees(restored, tree)
     assert_same_trees(resumed.gather_state(), optimizer.gather_state())
@@ -116,8 +115,7 @@ def test_arrays_whose_names_in_files_would_be_equal_are_saved(world, shared_fold
 
 def test_extra_with_dots_and_digits_in_its_keys_is_saved(world, shared_folder):
     tree = odd_trees()["digits"]
-    optimizer = DistributedOptimizer(optim.SGD(0.1), world=world)
-    optimizer.init(tree)
+    optimizer = initialized(world, tree)
     extra = {"a.b": mx.ones(2), "a": {"b": mx.zeros(3)}, "0": [mx.ones(1)], "": 1}
     save_checkpoint(shared_folder, 1, tree, optimizer, extra)
     loaded = load_checkpoint(shared_folder, tree, optimizer)
@@ -129,8 +127,7 @@ def test_extra_with_dots_and_digits_in_its_keys_is_saved(world, shared_folder):
 @pytest.mark.parametrize("model", [mx.ones(3), (mx.ones(3),), ((mx.ones(2),),)])
 def test_load_into_what_cannot_change_is_refused(model, world, shared_folder):
     tree = {"w": mx.ones(2)}
-    optimizer = DistributedOptimizer(optim.SGD(0.1), world=world)
-    optimizer.init(tree)
+    optimizer = initialized(world, tree)
     save_checkpoint(shared_folder, 1, model, optimizer)
     with pytest.raises(CheckpointError, match="in no dict, list or module"):
         load_checkpoint(shared_folder, model)
@@ -149,11 +146,10 @@ class LateNestedState(optim.Optimizer):
 
 def test_state_that_is_nested_and_made_late_is_loaded(world, shared_folder):
     tree = {"w": mx.arange(6.0).reshape(2, 3), "b": mx.ones(3)}
-    optimizer = DistributedOptimizer(LateNestedState(), shard="tensors", world=world)
-    optimizer.init(tree)
+    optimizer = initialized(world, tree, LateNestedState(), shard="tensors")
     tree = optimizer.apply_gradients(tree, tree)
     save_checkpoint(shared_folder, 1, tree, optimizer)
-    resumed = DistributedOptimizer(LateNestedState(), shard="tensors", world=world)
+    resumed = distributed(world, LateNestedState(), shard="tensors")
     restored = zeros(tree)
     load_checkpoint(shared_folder, restored, resumed)
     assert_same_trees(resumed.gather_state(), optimizer.gather_state())

@@ -115,11 +115,12 @@ def test_spread_evens_out_the_files(sharded_sizes, sizes):
     assert max(written) <= least + 4 * ranks
 
 
-def test_lay_out_gives_two_arrays_of_one_name_names_of_their_own():
-    one = SavedArray("extra", "a/b", "", "float32", (2,))
-    other = SavedArray("extra", "a", "b", "float32", (2,))
-    shares = [[Part(one, 0, 2), Part(other, 0, 2)]]
+def test_lay_out_gives_two_arrays_of_the_same_name_different_names():
+    first = SavedArray("extra", "a/b", "", "float32", (2,))
+    second = SavedArray("extra", "a", "b", "float32", (2,))
+    shares = [[Part(first, 0, 2), Part(second, 0, 2)]]
     layout = partition.lay_out(shares, [], "a test")
     assert b'"extra/a/b"' in layout.headers[0]
     assert b'"extra/a/b (2)"' in layout.headers[0]
-    assert [array.identity for array in layout.arrays] == [one.identity, other.identity]
+    identities = [array.identity for array in layout.arrays]
+    assert identities == [first.identity, second.identity]

@@ -5,14 +5,11 @@ Which modules may name a device is a rule of ruff in pyproject.toml.
 
 import json
 import math
-import sys
 
 import mlx.core as mx
 import pytest
 
 from tests.support import jobs
-
-RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
 
 # Runs the main job on a device: cpu, gpu, or the CPU while MLX says it is a GPU.
 TRAIN_ON_DEVICE = f"""
@@ -38,7 +35,7 @@ def train(device, folder, ranks, *arguments, steps):
     name = f"{device}-{ranks}"
     text = str(jobs.ROOT / "mlxdist")  # no other test writes there meanwhile
     options = ["--steps", str(steps), "--name", name, "--data", text, *arguments]
-    command = [*RUN, "-n", str(ranks), "train.py", device, *options]
+    command = [*jobs.MLXDIST_RUN, "-n", str(ranks), "train.py", device, *options]
     exact = {"MLX_ENABLE_TF32": "0"}  # CUDA multiplies with 10 bits otherwise
     ran = jobs.run(command, cwd=folder, env=exact, timeout=110)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -16,12 +16,12 @@ def open_run(world):
 
     with contextlib.ExitStack() as runs:
 
-        def open_one(name=None, *, resume=False):
+        def start_run(name=None, *, resume=False):
             run = RunFolder(world, name, resume=resume)
             runs.callback(run.close)
             return run
 
-        yield open_one
+        yield start_run
 
 
 def write_results(world, folder, *, checkpoint=False):

@@ -1,18 +1,17 @@
 """Fixtures of the launcher's tests: `mlxdist run` as a program, and as a function."""
 
 import subprocess
-import sys
 
 import pytest
 
 from mlxdist import cli
-from tests.support import fake_hosts, jobs
+from tests.support import jobs
 
 
 @pytest.fixture
 def run_command():
     """The beginning of a command line of `mlxdist run`."""
-    return [sys.executable, "-m", "mlxdist.cli", "run"]
+    return jobs.MLXDIST_RUN
 
 
 @pytest.fixture
@@ -26,12 +25,6 @@ def run(tmp_path, run_command):
         return jobs.run(command, cwd=tmp_path, env=env, timeout=timeout)
 
     return start
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    """The environment in which any host name is one of this machine's."""
-    return fake_hosts.environment(tmp_path)
 
 
 @pytest.fixture

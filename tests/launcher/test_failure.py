@@ -135,7 +135,7 @@ WAITS = "and waits for a rank that has exited"
         ),
     ],
 )
-def test_failure_without_an_exception_is_told_once_and_leaves_a_record(
+def test_failure_without_an_exception_is_printed_once_and_leaves_a_record(
     run, tmp_path, act, first, named, cause
 ):
     done = run(LEAVE.format(act), ranks=2)
@@ -148,7 +148,7 @@ def test_failure_without_an_exception_is_told_once_and_leaves_a_record(
     assert postmortem.report(folder).startswith(cause.format(host=host))
 
 
-def test_timeline_that_the_script_does_not_write_is_told(run, tmp_path):
+def test_timeline_that_the_script_does_not_write_is_reported(run, tmp_path):
     (tmp_path / "trace.json").write_text("of an earlier job")
     done = run("", ranks=1, options=["--timeline", "trace.json"])
     remark = "--timeline trace.json: there is none; the script joined no world"
@@ -162,17 +162,19 @@ def test_shown_has_each_different_text_once_and_at_most_three():
 
 
 def test_without_package_frames_keeps_those_of_the_user():
-    own = failure.__file__
+    package_file = failure.__file__
     text = (
         "Traceback (most recent call last):\n"
         '  File "/home/train.py", line 3, in <module>\n    update()\n    ^^^^^\n'
-        f'  File "{own}", line 9, in take\n    raise ValueError\n'
+        f'  File "{package_file}", line 9, in take\n    raise ValueError\n'
         "ValueError: why\n  and more\n"
     )
-    short = text.replace(f'  File "{own}", line 9, in take\n    raise ValueError\n', "")
+    short = text.replace(
+        f'  File "{package_file}", line 9, in take\n    raise ValueError\n', ""
+    )
     assert failure.without_package_frames(text) == short
-    only_own = text.replace("/home/train.py", own)
-    assert failure.without_package_frames(only_own) == only_own
+    package_only = text.replace("/home/train.py", package_file)
+    assert failure.without_package_frames(package_only) == package_only
 
 
 RULE = 74 * b"-" + b"\n"

@@ -40,7 +40,7 @@ def test_announce_with_a_run_dir_records_the_process_id(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mark", "text", "kept"),
+    ("mark", "text", "expected"),
     [
         ("failed", "why\nmore", "why"),
         ("traceback", "line\n" * 500 + 'é \0 "', "line\n" * 500 + 'é \0 "'),
@@ -48,14 +48,14 @@ def test_announce_with_a_run_dir_records_the_process_id(tmp_path, monkeypatch):
     ],
 )
 def test_leave_mark_with_a_token_writes_what_the_filter_reads(
-    mark, text, kept, tmp_path, monkeypatch, capfd
+    mark, text, expected, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setenv(environment.MARKS, "token")
     assert marks.announce(1) is None
     assert marks.leave_mark(mark, 1, text)
     mark_filter = MarkFilter(str(tmp_path), rank=1, token="token", log=MpirunLog())
     assert mark_filter.feed(capfd.readouterr().err.encode()) == b""
-    assert marks.read(str(tmp_path), mark, 1) == kept
+    assert marks.read(str(tmp_path), mark, 1) == expected
     os.close(int(environment.get(environment.MARKS).partition("/")[2]))
 
 

@@ -54,7 +54,7 @@ def test_run_in_a_loop_leaves_the_input_of_the_loop(shell):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_run_on_a_full_disk_tells_it_and_keeps_the_exit_code(shell):
+def test_run_on_a_full_disk_reports_it_and_keeps_the_exit_code(shell):
     done = shell("RUN script.py > /dev/full", "print('x', flush=True)")
     assert done.returncode == 0
     message = "mlxdist run: standard output ends here: No space left on device\n"
@@ -100,6 +100,6 @@ print(len(text), job.wait())
 
 def test_run_with_a_nonblocking_stdout_loses_nothing(shell, tmp_path):
     (tmp_path / "reader.py").write_text(NONBLOCKING)
-    python = shlex.quote(os.sys.executable)
+    python = shlex.quote(sys.executable)
     done = shell(f"{python} reader.py RUN script.py", "print('x' * 300_000)")
     assert done.stdout == "600002 0\n", done.stderr

@@ -20,8 +20,8 @@ def frames_of(function, *arguments):
     raise AssertionError("it did not raise")
 
 
-def frame(path, line, name="f"):
-    return traceback.FrameSummary(path, line, name, lookup_line=False, line="")
+def frame(path, line):
+    return traceback.FrameSummary(path, line, "f", lookup_line=False, line="")
 
 
 def test_user_location_skips_frames_of_mlxdist_and_of_the_standard_library(monkeypatch):
@@ -46,7 +46,7 @@ def test_user_location_is_the_innermost_one_and_relative_to_the_folder(
     assert user_location([frame("<frozen runpy>", 3)]) == ""
 
 
-def test_user_location_of_an_installed_program_is_its_own():
+def test_user_location_of_an_installed_program_is_in_the_program():
     program, called = frame(pytest.__file__, 3), frame(mlx.core.__file__, 4)
     location = user_location([program, called, frame(hosts.__file__, 5)])
     assert location.endswith("pytest/__init__.py:3, in f")

@@ -21,7 +21,7 @@ def warned(optimizer, gradients, **options):
 
 @each_transport
 @pytest.mark.mpi(min_size=2)
-def test_same_gradients_on_all_ranks_are_told_once_on_rank_0(transport, world):
+def test_same_gradients_on_all_ranks_are_reported_once_on_rank_0(transport, world):
     optimizer = distributed(world, optim.SGD(0.5), transport=transport)
     same = {"w": mx.ones(3000)}
     first, second = warned(optimizer, same), warned(optimizer, same)
@@ -35,22 +35,22 @@ def test_same_gradients_on_all_ranks_are_told_once_on_rank_0(transport, world):
 
 
 @pytest.mark.mpi(min_size=2)
-def test_same_gradients_with_weights_are_told_that_weights_have_no_effect(world):
+def test_same_gradients_with_weights_warn_that_weights_have_no_effect(world):
     optimizer = distributed(world, optim.SGD(0.5))
-    told = warned(optimizer, {"w": mx.ones(3000)}, weight=1 + world.rank)
-    assert ["weight= has no effect" in text for text, _ in told] == [True] * len(told)
-    assert len(told) == (1 if world.is_root else 0)
+    seen = warned(optimizer, {"w": mx.ones(3000)}, weight=1 + world.rank)
+    assert ["weight= has no effect" in text for text, _ in seen] == [True] * len(seen)
+    assert len(seen) == (1 if world.is_root else 0)
 
 
 @pytest.mark.parametrize("where", [0, 2999], ids=["first", "last"])
-def test_gradients_that_differ_in_one_element_are_not_told(where, world):
+def test_gradients_that_differ_in_one_element_are_not_reported(where, world):
     gradient = mx.ones(3000)
     gradient[where] = float(world.rank)
     optimizer = distributed(world, optim.SGD(0.5))
     assert warned(optimizer, {"w": gradient}) == []
 
 
-def test_gradients_of_zeros_are_not_told(world):
+def test_gradients_of_zeros_are_not_reported(world):
     assert warned(distributed(world, optim.SGD(0.5)), {"w": mx.zeros(3000)}) == []
 
 
@@ -68,13 +68,13 @@ def test_update_that_compares_nothing_is_not_the_first_one(first, world):
     assert len(warned(optimizer, gradients)) == (1 if world.is_root else 0)
 
 
-def test_micro_batches_of_which_the_last_are_the_same_are_not_told(world):
+def test_micro_batches_of_which_the_last_are_the_same_are_not_reported(world):
     optimizer = distributed(world, optim.SGD(0.5), accumulate=2)
     assert warned(optimizer, {"w": mx.full(3000, float(world.rank))}) == []
     assert warned(optimizer, {"w": mx.ones(3000)}) == []
 
 
-def test_world_of_one_and_later_updates_are_not_told(world):
+def test_world_of_one_and_later_updates_are_not_reported(world):
     optimizer = distributed(world, optim.SGD(0.5))
     tree = parameters()
     apply_steps(optimizer, tree, [0], world.rank)
@@ -95,5 +95,5 @@ def test_warnings_that_are_errors_leave_no_rank_behind(capsys, world):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.apply_gradients({"w": mx.ones(3)}, {"w": mx.ones(3)})
-    is_told = "do the work of one" in capsys.readouterr().err
-    assert is_told == (world.size > 1 and world.is_root)
+    is_printed = "do the work of one" in capsys.readouterr().err
+    assert is_printed == (world.size > 1 and world.is_root)

@@ -9,7 +9,6 @@ from mlxdist import MismatchError
 from mlxdist.optim import state_exchange
 from tests.support.examples import (
     CLASSES,
-    apply_steps,
     assert_same_bits,
     distributed,
     each_shard,
@@ -18,6 +17,7 @@ from tests.support.examples import (
     parameters,
     shard_modes,
 )
+from tests.support.states import trained
 
 pytestmark = pytest.mark.mpi
 
@@ -30,16 +30,9 @@ def tree_of(**extra):
     return {**tree, **extra}
 
 
-def started(world, tree, inner=None, **options):
-    optimizer = distributed(world, inner or optim.Adam(0.1), **options)
-    optimizer.init(tree)
-    apply_steps(optimizer, tree, range(2), world.rank)
-    return optimizer
-
-
 @each_shard
 def test_replaced_and_new_parameters_begin_anew_and_are_named(shard, world, capfd):
-    optimizer = started(world, tree_of(head=mx.ones((4, 3))), shard=shard)
+    optimizer = trained(world, tree_of(head=mx.ones((4, 3))), shard=shard)
     before = optimizer.gather_state()
     optimizer.init(tree_of(head=mx.ones((6, 3)), new=mx.ones(2)))
     after = optimizer.gather_state()
@@ -61,7 +54,7 @@ def test_replaced_and_new_parameters_begin_anew_and_are_named(shard, world, capf
 @pytest.mark.parametrize("masters", [None, mx.float32])
 def test_cast_parameters_keep_their_state_in_the_new_dtype(masters, shard, world):
     tree = tree_of(b=mx.arange(4.0))
-    optimizer = started(world, tree, shard=shard, master_dtype=masters)
+    optimizer = trained(world, tree, shard=shard, master_dtype=masters)
     before = optimizer.gather_state()
     half = {name: array.astype(mx.bfloat16) for name, array in tree.items()}
     optimizer.init(half)
@@ -79,7 +72,7 @@ def test_cast_parameters_keep_their_state_in_the_new_dtype(masters, shard, world
 @each_shard
 def test_another_cut_moves_only_what_gets_another_owner(shard, world):
     tree = tree_of(a=mx.arange(10.0))
-    optimizer = started(world, tree, shard=shard)
+    optimizer = trained(world, tree, shard=shard)
     before = optimizer.gather_state()
     del tree["w0"]  # frozen
     traffic = world.control.traffic
@@ -95,7 +88,7 @@ def test_another_cut_moves_only_what_gets_another_owner(shard, world):
 
 @each_shard
 def test_state_of_frozen_parameters_is_dropped(shard, world):
-    optimizer = started(world, tree_of(head=mx.ones((4, 3))), shard=shard)
+    optimizer = trained(world, tree_of(head=mx.ones((4, 3))), shard=shard)
     optimizer.init(tree_of())
     assert "head" not in optimizer.state
     optimizer.state = tree_map(mx.array, optimizer.state)  # no state of another model
@@ -104,7 +97,7 @@ def test_state_of_frozen_parameters_is_dropped(shard, world):
 
 @each_shard
 def test_init_again_of_the_same_model_sends_no_state(shard, world):
-    optimizer = started(world, tree_of(), shard=shard)
+    optimizer = trained(world, tree_of(), shard=shard)
     sent = world.control.traffic.bytes_sent
     optimizer.init(tree_of())
     assert world.control.traffic.bytes_sent - sent == SCALARS * world.is_root
@@ -115,7 +108,7 @@ def test_moves_hold_no_more_than_a_piece_of_what_others_want(world, monkeypatch)
     """The first rank's state goes to the last, in pieces of 64 KiB."""
     monkeypatch.setattr(state_exchange, "PIECE_BYTES", 2**16)
     big = mx.zeros(2**20)
-    optimizer = started(world, {"a": big, "b": mx.ones(8)}, shard="tensors")
+    optimizer = trained(world, {"a": big, "b": mx.ones(8)}, shard="tensors")
     bigger = {"a": big, "b": mx.ones(8), "c": mx.zeros(2**20 + 1)}
     mx.eval(optimizer.state, bigger)
     mx.reset_peak_memory()
@@ -142,7 +135,7 @@ def test_init_that_fails_on_one_rank_fails_on_all_and_keeps_the_state(
     shard, world, monkeypatch
 ):
     tree = tree_of()
-    optimizer = started(world, tree, Failing(0.1, 0.9), shard=shard)
+    optimizer = trained(world, tree, Failing(0.1, 0.9), shard=shard)
     before = optimizer.gather_state()
     monkeypatch.setattr(Failing, "fails", world.rank == world.size - 1)
     with pytest.raises(MismatchError, match="no memory for it"):
@@ -184,7 +177,7 @@ def test_parameters_of_another_optimizer_begin_anew(shard, world):
         [optim.Adam(0.1), optim.SGD(0.1, 0.9)], [lambda path, x: path in takes]
     )
     tree = {"a": mx.arange(6.0), "b": mx.arange(6.0)}
-    optimizer = started(world, tree, inner, shard=shard)
+    optimizer = trained(world, tree, inner, shard=shard)
     before = optimizer.gather_state()["states"]
     takes.clear()
     optimizer.init(tree)
@@ -200,7 +193,7 @@ def test_parameters_of_another_optimizer_begin_anew(shard, world):
 def test_state_of_every_class_is_kept_when_a_parameter_is_frozen(name, world):
     for shard in shard_modes(name):
         tree = parameters(name)
-        optimizer = started(world, tree, make(name), shard=shard)
+        optimizer = trained(world, tree, make(name), shard=shard)
         before = dict(tree_flatten(optimizer.gather_state()))
         del tree["embed"]
         optimizer.init(tree)

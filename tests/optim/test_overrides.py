@@ -1,4 +1,4 @@
-"""Wrapped classes with methods of their own: honoured, or refused with the remedy."""
+"""Wrapped classes that override methods: honoured, or refused with the remedy."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,7 +61,7 @@ class Halving(optim.Optimizer):
         return parameter - self.learning_rate.astype(gradient.dtype) * gradient
 
 
-class OwnSplit(optim.MultiOptimizer):
+class OtherSplit(optim.MultiOptimizer):
     def _split_dictionary(self, gradients):
         return [{}, gradients]
 
@@ -111,7 +111,7 @@ def test_override_that_needs_all_parameters_is_refused_where_sharded(
 
 
 @each_shard
-def test_update_of_its_own_is_refused_for_a_model(shard, world):
+def test_overridden_update_is_refused_for_a_model(shard, world):
     class Declared(Lookahead):
         elementwise = True
 
@@ -123,7 +123,7 @@ def test_update_of_its_own_is_refused_for_a_model(shard, world):
         optimizer.update(model, full_like(model.trainable_parameters(), 1.0))
 
 
-def test_update_of_its_own_does_not_matter_to_apply_gradients(world):
+def test_overridden_update_does_not_matter_to_apply_gradients(world):
     assert_same_bits(
         trained(distributed(world, Lookahead(0.5))), trained(Lookahead(0.5))
     )
@@ -136,8 +136,8 @@ def test_update_assigned_to_the_object_is_refused(world):
         distributed(world, inner).init(nn.Linear(3, 2))
 
 
-def test_multi_optimizer_with_a_split_of_its_own_is_refused(world):
-    inner = OwnSplit([optim.SGD(0.5), optim.SGD(0.25)], [lambda path, x: True])
+def test_multi_optimizer_with_an_overridden_split_is_refused(world):
+    inner = OtherSplit([optim.SGD(0.5), optim.SGD(0.25)], [lambda path, x: True])
     with pytest.raises(mlxdist.MismatchError, match=r"plain optim\.MultiOptimizer"):
         distributed(world, inner).init(parameters())
 
@@ -153,7 +153,7 @@ def test_class_with_an_override_on_one_rank_is_refused_on_all(world):
 
 
 @each_shard
-def test_new_parameter_of_another_dtype_is_cast_to_its_own(shard, world):
+def test_new_parameter_of_another_dtype_is_cast_back(shard, world):
     class Widening(optim.Optimizer):
         elementwise = True
 
@@ -171,9 +171,9 @@ def test_new_parameter_of_another_dtype_is_cast_to_its_own(shard, world):
 
 @pytest.mark.parametrize("shard", [False, "elements"])
 @pytest.mark.parametrize(
-    ("new", "found"), [(None, "a NoneType"), (mx.zeros((3, 3)), r"\[3, 3\]")]
+    ("new", "description"), [(None, "a NoneType"), (mx.zeros((3, 3)), r"\[3, 3\]")]
 )
-def test_new_parameter_that_does_not_fit_is_refused(new, found, shard, world):
+def test_new_parameter_that_does_not_fit_is_refused(new, description, shard, world):
     class Wrong(optim.SGD):
         elementwise = True
 
@@ -183,7 +183,7 @@ def test_new_parameter_that_does_not_fit_is_refused(new, found, shard, world):
     optimizer = distributed(world, Wrong(0.5), shard=shard)
     tree = {"w": mx.zeros(8)}
     optimizer.init(tree)
-    with pytest.raises(ValueError, match=rf"Wrong returned {found} as the new w"):
+    with pytest.raises(ValueError, match=rf"Wrong returned {description} as the new w"):
         apply_steps(optimizer, tree, [0])
 
 

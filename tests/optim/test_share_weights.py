@@ -35,11 +35,11 @@ def test_equal_weights_are_not_sent(world):
 
 
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("place", [0, 5000, -1])
-def test_frozen_weight_with_one_other_bit_becomes_that_of_rank_0(place, world):
+@pytest.mark.parametrize("index", [0, 5000, -1])
+def test_frozen_weight_with_one_other_bit_becomes_that_of_rank_0(index, world):
     model = Adapted()
     if world.rank == world.size - 1:
-        model.base[place] += 1
+        model.base[index] += 1
     sent = sent_by_init(world, model)
     assert_same_bits(model.parameters(), Adapted().parameters())
     if world.is_root:

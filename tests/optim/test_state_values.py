@@ -6,12 +6,8 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
-from tests.support.examples import (
-    apply_steps,
-    assert_same_bits,
-    distributed,
-    each_shard,
-)
+from tests.support.examples import assert_same_bits, distributed, each_shard
+from tests.support.states import trained
 
 pytestmark = pytest.mark.mpi
 
@@ -21,9 +17,9 @@ class Counting(optim.Optimizer):
 
     elementwise = True
 
-    def __init__(self, rate=0.1):
+    def __init__(self):
         super().__init__()
-        self._maybe_schedule("learning_rate", rate)
+        self._maybe_schedule("learning_rate", 0.1)
         self.state["seen"] = 0
 
     def init_single(self, parameter, state):
@@ -46,10 +42,7 @@ class Counting(optim.Optimizer):
 
 def started(world, tree, shard, inner=None):
     mx.random.seed(5)
-    optimizer = distributed(world, inner or Counting(), shard=shard)
-    optimizer.init(tree)
-    apply_steps(optimizer, tree, range(2), world.rank)
-    return optimizer
+    return trained(world, tree, inner or Counting(), shard=shard)
 
 
 def small(world):
@@ -120,9 +113,9 @@ class Late(optim.Optimizer):
 
     elementwise = True
 
-    def __init__(self, rate=0.1):
+    def __init__(self):
         super().__init__()
-        self._maybe_schedule("learning_rate", rate)
+        self._maybe_schedule("learning_rate", 0.1)
 
     def init_single(self, parameter, state):
         pass
@@ -137,7 +130,7 @@ class Late(optim.Optimizer):
 @each_shard
 @pytest.mark.parametrize("size", [1, 2, 5, None])
 def test_state_made_at_the_first_step_survives_another_cut(size, shard, world):
-    """Slices of one element beside longer ones, and counts of shape (1,).
+    """Slices of one element next to longer ones, and counts of shape (1,).
 
     Without a size, rank 0 has `b` and one element of `a`, and the other ranks ten each.
     """
@@ -167,11 +160,7 @@ def test_numbers_are_saved_and_loaded_under_another_shard(shard, world, shared_f
     other = distributed(world, Counting(), shard="tensors" if shard else "elements")
     load_checkpoint(shared_folder, tree, other)
     state = other.gather_state()
-    assert (state["w"]["t"], state["w"]["scale"], state["w"]["warm"]) == (
-        2,
-        0.25,
-        False,
-    )
+    assert [state["w"][name] for name in ("t", "scale", "warm")] == [2, 0.25, False]
     assert type(state["w"]["warm"]) is bool
     assert state["w"]["note"] is None
     assert state["seen"] == 2

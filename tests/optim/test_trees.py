@@ -10,8 +10,8 @@ from mlxdist import MismatchError, load_checkpoint, save_checkpoint
 from mlxdist.arrays.trees import leaves_of, nested
 from tests.support.checkpoints import zeros
 from tests.support.examples import (
-    SHARDS,
     distributed,
+    each_shard,
     gradients,
     gradients_of_ranks,
     mean_of,
@@ -19,7 +19,6 @@ from tests.support.examples import (
 from tests.support.trees import Layer, assert_same_trees, odd_trees
 
 pytestmark = pytest.mark.mpi
-each_shard = pytest.mark.parametrize("shard", SHARDS)
 
 
 def sgd():

@@ -24,6 +24,7 @@ from mlxdist.launcher.environment import without_mpi
 
 ROOT = Path(mlxdist.__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
+MLXDIST_RUN = [sys.executable, "-m", "mlxdist.cli", "run"]
 
 
 def mpi_job(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxdist.arrays.trees import leaves_of, structure
-from tests.support.examples import bits
+from tests.support.examples import assert_same_bits
 
 
 class Layer(NamedTuple):
@@ -37,13 +37,13 @@ def odd_trees() -> dict[str, Any]:
 
 def assert_same_trees(one: Any, other: Any) -> None:
     """Assert that two trees have the same keys, containers and bits."""
-    ones, others = leaves_of(one), leaves_of(other)
-    assert ones.keys() == others.keys()
-    for path, leaf in ones.items():
-        assert leaf.dtype == others[path].dtype, path
-        assert leaf.shape == others[path].shape, path
-        assert (bits(leaf) == bits(others[path])).all(), path
+    assert_same_bits(_leaves_by_path(one), _leaves_by_path(other))
     assert _description(structure(one)) == _description(structure(other))
+
+
+def _leaves_by_path(tree: Any) -> dict[str, mx.array]:
+    """Return the leaves by the texts of their paths, which are unambiguous."""
+    return {path.text: leaf for path, leaf in leaves_of(tree).items()}
 
 
 def _description(tree: Any) -> str:

@@ -125,6 +125,7 @@ def test_sigterm_hook_writes_to_the_pipe_and_restores_the_default(pipe):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("default_sigterm")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_sigterm_hook_leaves_the_users_handler(when, pipe):
     calls = []
@@ -132,32 +133,24 @@ def test_sigterm_hook_leaves_the_users_handler(when, pipe):
     def handle(number, frame):
         calls.append("theirs")
 
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        if when == "before":
-            signal.signal(signal.SIGTERM, handle)
-        hook = hooks.SigtermHook(lambda: calls.append("ours"), pipe[1])
+    if when == "before":
         signal.signal(signal.SIGTERM, handle)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (calls, has_data(pipe[0]), hook.is_current) == (["theirs"], False, False)
-        hook.remove()
-        assert signal.getsignal(signal.SIGTERM) is handle
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert calls == ["theirs", "theirs"]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    hook = hooks.SigtermHook(lambda: calls.append("ours"), pipe[1])
+    signal.signal(signal.SIGTERM, handle)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (calls, has_data(pipe[0]), hook.is_current) == (["theirs"], False, False)
+    hook.remove()
+    assert signal.getsignal(signal.SIGTERM) is handle
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert calls == ["theirs", "theirs"]
 
 
+@pytest.mark.usefixtures("default_sigterm")
 def test_sigterm_hook_keeps_a_signal_that_is_ignored_since(pipe):
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        hook = hooks.SigtermHook(lambda: None, pipe[1])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        hook.remove()
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    hook = hooks.SigtermHook(lambda: None, pipe[1])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hook.remove()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
 
 def test_enable_faulthandler_keeps_the_users_file(tmp_path, pipe):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.support.jobs import clean_environment, mpi_job, mpirun, run
+from tests.support.jobs import MLXDIST_RUN, clean_environment, mpi_job, mpirun, run
 
 CHILD = """
 import sys
@@ -47,8 +47,8 @@ if __name__ == "__main__":
             "from mpi4py import MPI; print('child mpi4py', MPI.COMM_WORLD.size)",
         ):
             subprocess.run([sys.executable, "-c", code], check=True)
-        kept = {x: v for x, v in os.environ.items() if not x.startswith("MLXDIST_")}
-        subprocess.run([*python, "without MLXDIST_JOINED"], check=True, env=kept)
+        rest = {x: v for x, v in os.environ.items() if not x.startswith("MLXDIST_")}
+        subprocess.run([*python, "without MLXDIST_JOINED"], check=True, env=rest)
     assert world.mean(1.0) == 1.0
     assert os.environ["OMPI_COMM_WORLD_RANK"] == str(world.rank)
     print("rank", world.rank, world.size)
@@ -57,7 +57,7 @@ if __name__ == "__main__":
 
 def test_children_of_a_rank_get_a_world_of_one(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
-    job = [sys.executable, "-m", "mlxdist.cli", "run", "-n", "2"]
+    job = [*MLXDIST_RUN, "-n", "2"]
     result = mpi_job(2, PARENT, json.dumps(job), folder=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert sorted(result.stdout.splitlines()) == [
@@ -120,10 +120,10 @@ def free_port():
         return server.getsockname()[1]
 
 
-def started_by_mlx(folder, script, sizes=2):
+def started_by_mlx(folder, script):
     """Start two processes as mlx.launch does, over the ring."""
     hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(sizes)]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
     (folder / "job.py").write_text(script)
     return [
         subprocess.Popen(
@@ -134,7 +134,7 @@ def started_by_mlx(folder, script, sizes=2):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(sizes)
+        for rank in range(2)
     ]
 
 

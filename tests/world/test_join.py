@@ -8,7 +8,7 @@ import pytest
 
 import mlxdist
 from mlxdist.launcher.openmpi import find_libmpi
-from tests.support.jobs import mpi_job, run
+from tests.support.jobs import MLXDIST_RUN, mpi_job, run
 
 INIT = "import mlxdist\nworld = mlxdist.init({})\nprint(world.size)\n"
 
@@ -86,7 +86,7 @@ MLX_FIRST = "import mlx.core as mx\nmx.distributed.init()\n" + INIT.format("")
 def test_init_after_mlx_joined_the_same_mpi_joins_all_ranks(tmp_path):
     """As where a trainer calls `mx.distributed.init()` under `mlxdist run`."""
     (tmp_path / "job.py").write_text(MLX_FIRST)
-    job = [sys.executable, "-m", "mlxdist.cli", "run", "-n", "2", "job.py"]
+    job = [*MLXDIST_RUN, "-n", "2", "job.py"]
     result = run(job, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split() == ["2", "2"]

@@ -32,8 +32,10 @@ def write_records(folder, *ranks, failures=()):
         recorder.write(folder, info)
 
 
-def failure(time, message, traceback=("Traceback",), location="train.py:7, in load"):
-    return Failure(time, "in update, step 4", message, location, list(traceback))
+def failure(time, message, traceback=("Traceback",)):
+    return Failure(
+        time, "in update, step 4", message, "train.py:7, in load", list(traceback)
+    )
 
 
 def test_report_begins_with_the_rank_that_failed_first(tmp_path):
@@ -59,7 +61,7 @@ def test_report_ignores_an_outcome_that_can_not_be_read(text, tmp_path):
     assert postmortem.report(tmp_path).startswith("no rank failed: ")
 
 
-def test_report_of_an_error_on_all_ranks_is_told_once(tmp_path):
+def test_report_of_an_error_on_all_ranks_is_printed_once(tmp_path):
     failures = [failure(time, "ValueError: x") for time in (9.5, 9.0)]
     write_records(tmp_path, ["agree"], ["agree"], failures=failures)
     report = postmortem.report(tmp_path)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 import threading
 
 import pytest
@@ -31,7 +30,7 @@ if len(sys.argv) > 1: time.sleep(30)
 
 def run_with_timeline(folder, path, *arguments, ranks=2):
     (folder / "train.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "mlxdist.cli", "run", "-n", str(ranks)]
+    command = [*jobs.MLXDIST_RUN, "-n", str(ranks)]
     command += ["--timeline", path, "train.py", *arguments]
     return jobs.run(command, cwd=folder)
 

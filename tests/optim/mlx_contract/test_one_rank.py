@@ -25,7 +25,7 @@ def squares(tree):
 
 
 def results(alone, shard, function):
-    """Return what a function makes of an MLX optimizer, and of a wrapped one."""
+    """Return the results of a function for an MLX optimizer and for a wrapped one."""
 
     def wrapped(inner):
         return distributed(alone, inner, shard=shard)
@@ -44,8 +44,8 @@ def test_step_is_differentiated_as_in_mlx(shard, alone):
 
         return mx.grad(after_two_steps)({"w": mx.array([1.0, 2.0])})["w"]
 
-    expected, found = results(alone, shard, meta_gradient)
-    assert found == expected
+    expected, actual = results(alone, shard, meta_gradient)
+    assert actual == expected
 
 
 @each_shard
@@ -57,8 +57,8 @@ def test_compiled_derivative_of_a_step_is_that_of_mlx(shard, alone):
 
         return mx.compile(mx.grad(after_a_step))({"w": mx.array([1.0, 2.0])})["w"]
 
-    expected, found = results(alone, shard, meta_gradient)
-    assert found == expected
+    expected, actual = results(alone, shard, meta_gradient)
+    assert actual == expected
 
 
 @each_shard
@@ -70,8 +70,8 @@ def test_vmap_over_steps_is_that_of_mlx(shard, alone):
 
         return mx.vmap(step)(mx.ones((3, 2)), mx.arange(6.0).reshape(3, 2))
 
-    expected, found = results(alone, shard, steps)
-    assert found == expected
+    expected, actual = results(alone, shard, steps)
+    assert actual == expected
 
 
 @each_shard

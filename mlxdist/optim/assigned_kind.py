@@ -64,11 +64,11 @@ def kind_of(
         known: by path, whether its optimizer makes all its state in `init`.
 
     Raises:
-        ValueError: where they are no state of this optimizer, for the first reason of
-            each rank.
+        ValueError: they are no state of this optimizer; with each rank's first reason.
     """
     is_mlx = len(every) == 1 and not plan.sharded
-    if not any(rank.headers or rank.surplus for rank in every):
+    has_none = [not rank.headers and not rank.surplus for rank in every]
+    if all(has_none):
         missing = [name for rank in every for name in rank.missing]
         if missing and not is_mlx:
             raise ValueError(f"the state has no {missing[0]!r}.\n{REMEDY}")
@@ -86,10 +86,8 @@ def kind_of(
     ]
     if plan.sharded and not any(shard):
         return "shard"
-    has_none = [not rank.headers and not rank.surplus for rank in every]
-    if full[0] is None and all(
-        problem is None or none for problem, none in zip(full, has_none, strict=True)
-    ):
+    fits = [reason is None or none for reason, none in zip(full, has_none, strict=True)]
+    if full[0] is None and all(fits):
         return "full"
     raise ValueError(
         "the state that was assigned is neither a full state nor each rank's own "

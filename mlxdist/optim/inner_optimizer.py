@@ -71,9 +71,8 @@ class Leaf:
     @property
     def is_elementwise(self) -> bool:
         """Whether it may work on flat slices."""
-        return self.is_known or bool(
-            vars(type(self.optimizer)).get("elementwise", False)
-        )
+        declared = vars(type(self.optimizer)).get("elementwise", False)
+        return self.is_known or bool(declared)
 
     @property
     def is_known(self) -> bool:

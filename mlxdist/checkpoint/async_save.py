@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..world.world import World
-from .collective import AllGather, CheckpointError
+from .collective import AllGather, CheckpointError, problem_of
 from .commit import SaveJob
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class BackgroundSaver:
             with job:
                 job.commit(*job.write(), self._all_gather)
         except Exception as error:
-            self._errors.append(str(error) or repr(error))
+            self._errors.append(problem_of(error))
 
     def _at_exit(self) -> None:
         self.wait()

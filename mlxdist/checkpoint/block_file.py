@@ -41,13 +41,14 @@ class Writer:
         self._buffers: list[mmap.mmap] = []
         self._threads: list[Thread] = []
         try:
-            for _ in range(_BUFFERS):
-                self._buffers.append(mmap.mmap(-1, BLOCK))  # page-aligned, for direct
-                self._free.put(self._buffers[-1])  # writes
+            # Page-aligned, for direct writes.
+            self._buffers += [mmap.mmap(-1, BLOCK) for _ in range(_BUFFERS)]
             self._file = create(path)
         except BaseException:
             self.close()
             raise
+        for buffer in self._buffers:
+            self._free.put(buffer)
         self._digests: dict[int, str] = {}
         self._error: Exception | None = None
         self._buffer, self._filled = self._free.get(), 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -12,12 +13,7 @@ from ..arrays.types import Raw
 from ..comm.collectives import Collectives
 from . import directory
 from .block_file import Writer
-from .collective import (
-    AllGather,
-    CheckpointError,
-    problem_of,
-    require_success,
-)
+from .collective import AllGather, CheckpointError, problem_of, require_success
 from .durable import flush_folder
 from .manifest import SavedFile, to_bytes
 from .save import SavePlan
@@ -34,7 +30,7 @@ class SaveJob:
     """One rank's part in a save. Made by all ranks together.
 
     Owns the rank's open file and the temporary folder. A context manager, which closes
-    the one, and removes the other unless the checkpoint is committed.
+    the file, and removes the folder unless the checkpoint is committed.
 
     Args:
         data: the bytes of this rank's parts in order.
@@ -51,7 +47,7 @@ class SaveJob:
         self._writer: Writer | None = None
         self._problem: str | None = None
         self._is_renamed = False
-        self._leader = self._rank
+        self._leader = self._rank  # until it is known which ranks share a disk
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(paths[self._rank])
@@ -82,7 +78,7 @@ class SaveJob:
     def copy_data(self) -> None:
         """Copy the bytes that will be written, so that training may go on.
 
-        `write` reports it if there is no memory for them.
+        If this fails, `write` returns the error.
         """
         try:
             self._data = [part.copy() for part in self._data]
@@ -122,44 +118,41 @@ class SaveJob:
         report = FileReport(file, self._leader)
         try:
             reports = require_success(all_gather, failure, problem, report)
-            require_success(all_gather, failure, self._rename(reports), None)
+            problem = self._lead(partial(self._rename, reports))
+            require_success(all_gather, failure, problem, None)
         except CheckpointError:
             self._undo()
             raise
         failure = f"{save.name} is saved and complete in {self._folder}, but"
-        require_success(all_gather, failure, self._remove_older(), None)
+        require_success(all_gather, failure, self._lead(self._remove_older), None)
 
     @property
     def _leads(self) -> bool:
         return self._leader == self._rank
 
-    def _rename(self, reports: Sequence[FileReport]) -> str | None:
-        if not self._leads:
-            return None
+    def _lead(self, action: Callable[[], None]) -> str | None:
+        """Do on the leader of each disk what is done once; return what went wrong."""
+        if self._leads:
+            try:
+                action()
+            except Exception as error:  # of any kind, since the other ranks wait for it
+                return problem_of(error)
+        return None
+
+    def _rename(self, reports: Sequence[FileReport]) -> None:
         plan = self._plan
         manifest = msgspec.structs.replace(
             plan.manifest,
             disks=tuple(report.leader for report in reports),
             files=tuple(report.file for report in reports if report.file is not None),
         )
-        try:
-            directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
-            self._is_renamed = True
-            flush_folder(self._folder)
-        except Exception as error:  # of any kind, since the other ranks wait for it
-            return problem_of(error)
-        return None
+        directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
+        self._is_renamed = True
+        flush_folder(self._folder)
 
-    def _remove_older(self) -> str | None:
-        if not self._leads:
-            return None
-        plan = self._plan
-        try:
-            directory.point_to(self._folder, plan.save)
-            directory.prune(self._folder, plan.request.keep, plan.token)
-        except Exception as error:  # of any kind, since the other ranks wait for it
-            return problem_of(error)
-        return None
+    def _remove_older(self) -> None:
+        directory.point_to(self._folder, self._plan.save)
+        directory.prune(self._folder, self._plan.request.keep, self._plan.token)
 
     def _undo(self) -> None:
         if self._is_renamed:

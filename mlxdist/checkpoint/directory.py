@@ -50,7 +50,7 @@ class Save(NamedTuple):
 
 
 def resolve(folder: object) -> Path:
-    """Return a user's folder as an absolute path; NO_FOLDER where it is no path."""
+    """Return a user's argument as an absolute path, or NO_FOLDER if it is no path."""
     if not isinstance(folder, str | os.PathLike):
         return NO_FOLDER
     return Path(os.path.abspath(os.path.expanduser(folder)))
@@ -136,7 +136,7 @@ def remove(folder: Path, save: Save, token: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         (folder / save.name).rename(temporary)
         flush_folder(folder)
-        if temporary.is_symlink():  # what it points to is not ours
+        if temporary.is_symlink():  # its target is the user's
             temporary.unlink()
         else:
             shutil.rmtree(temporary)

@@ -10,8 +10,6 @@ import secrets
 import stat
 from pathlib import Path
 
-_TOKEN = re.compile(r"[0-9a-f]{16}")
-
 
 class DamagedError(ValueError):
     """A file is not what was written."""
@@ -82,7 +80,7 @@ def flush_folder(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file: after a crash it has the old content or the new, in full.
 
-    A job that is killed may leave a file behind that `is_temporary` knows.
+    A job that is killed may leave a temporary file behind: see `is_temporary`.
     """
     temporary = path.with_name(f".{path.name}.saving-{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -100,9 +98,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def is_temporary(name: str, path: Path) -> bool:
-    """Return whether a name is one that `write_atomically` gave a file for a path."""
-    prefix = f".{path.name}.saving-"
-    return name.startswith(prefix) and bool(_TOKEN.fullmatch(name[len(prefix) :]))
+    """Return whether a file is what `write_atomically` renames to a path."""
+    pattern = re.escape(f".{path.name}.saving-") + "[0-9a-f]{16}"
+    return re.fullmatch(pattern, name) is not None
 
 
 def open_file(path: Path) -> int:

@@ -16,7 +16,7 @@ from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
 from ..world.world import World
 from . import user_data
-from .collective import require_success
+from .collective import problem_of, require_success
 from .directory import NO_FOLDER
 from .manifest import Json, Manifest, SavedArray
 from .open_checkpoint import Opened
@@ -114,7 +114,7 @@ def _read(reader: ArrayReader, targets: Targets, arrays: Sequence[SavedArray]) -
                 mx.eval(shaped)
                 target.put(shaped)
             except Exception as error:  # of any kind, since the other ranks wait for it
-                reader.problem = f"{array.name}: {error}"
+                reader.problem = f"{array.name}: {problem_of(error)}"
 
 
 def resume(manifest: Manifest | None, target: LoadTarget) -> int:

@@ -14,15 +14,7 @@ from itertools import pairwise
 
 import msgspec
 
-from .manifest import (
-    FORMAT,
-    VERSION,
-    Json,
-    Manifest,
-    SavedArray,
-    SavedFile,
-    digest,
-)
+from .manifest import FORMAT, VERSION, Json, Manifest, SavedArray, SavedFile, digest
 
 MAX_BYTES = 256 * 2**20  # a manifest of 2**20 pieces has about a fifth
 

@@ -21,7 +21,8 @@ class LocalPart(NamedTuple):
     """Optimizer state on one rank: elements [start, stop) of an array of `shape`.
 
     Attributes:
-        checksum: of an array without dimensions, which several ranks may have; else 0.
+        checksum: of an array without dimensions, which several ranks may have; 0 of
+            any other array.
     """
 
     path: str
@@ -96,9 +97,9 @@ def assign_sharded(
         for key, by_rank in sorted(state[path].items()):
             whole = [rank for rank, part in by_rank.items() if part.is_whole]
             for rank in whole[:1] or by_rank:
-                _, _, dtype, shape, start, stop, _ = by_rank[rank]
-                array = SavedArray("optimizer", path, key, dtype, shape)
-                shares[rank].append(Part(array, start, stop))
+                part = by_rank[rank]
+                array = SavedArray("optimizer", path, key, part.dtype, part.shape)
+                shares[rank].append(Part(array, part.start, part.stop))
     return shares
 
 

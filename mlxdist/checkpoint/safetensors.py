@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeGuard
@@ -65,18 +64,18 @@ def header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def with_unique_names(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the tensors with a number behind the names that are there already.
+    """Return the tensors; a name that repeats gets a number, as in "w (2)".
 
-    For files whose tensors are found by their offsets.
+    For files whose tensors are read by offset and not by name.
     """
-    used: set[str] = set()
-    unique = []
+    unique: dict[str, Tensor] = {}
     for tensor in tensors:
-        names = (f"{tensor.name} ({number})" for number in itertools.count(2))
-        name = next(n for n in itertools.chain([tensor.name], names) if n not in used)
-        used.add(name)
-        unique.append(tensor._replace(name=name))
-    return unique
+        name, number = tensor.name, 1
+        while name in unique:
+            number += 1
+            name = f"{tensor.name} ({number})"
+        unique[name] = tensor._replace(name=name)
+    return list(unique.values())
 
 
 def tensors_of(reader: Reader) -> list[Tensor]:

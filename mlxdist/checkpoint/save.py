@@ -150,7 +150,8 @@ def _resumable_state(
 ) -> tuple[ResumableState | None, str | None]:
     """Return what is saved of an optimizer, and why it can't be, or None.
 
-    RuntimeError where this rank can't exchange anything any more, not even that.
+    Raises:
+        RuntimeError: if this rank can't communicate any more, not even that error.
     """
     try:
         return optimizer.resumable_state("save"), None

@@ -45,7 +45,7 @@ class LoadTarget(NamedTuple):
 
 
 def with_quoted_keys(contents: Contents, model: Tree) -> Contents:
-    """Return the contents with the texts of the model's paths, where it quotes keys.
+    """Return the contents with the model's path texts, whose keys may be quoted.
 
     Files of plain MLX and checkpoints of mlxdist 0.1.0 have the keys without quotes.
     """
@@ -161,18 +161,17 @@ def _class_name(name: str) -> str:
 def _scalars(
     contents: Contents, state: ResumableState, targets: Targets
 ) -> Iterator[str]:
-    saved = contents.by_identity
+    by_identity = contents.by_identity
     arrays = scalars(state)
     for at, name in state.scalars():
         identity = ("scalars", at.rstrip("."), name)
         array = arrays[identity]
-        found = saved.get(identity)
-        problem = _mismatch(found, array, f"optimizer's {at}{name}")
-        if problem is not None and not _fits_scalar(found, array):
+        saved, shape = by_identity.get(identity), tuple(array.shape)
+        problem = _mismatch(saved, array, f"optimizer's {at}{name}")
+        if problem is not None and (shape or not _may_be_number(saved)):
             yield problem
         else:
             put_scalar = partial(state.put_scalar, at, name)
-            shape = tuple(array.shape)
             targets[identity] = Target(0, array.size, shape, put_scalar)
 
 
@@ -188,7 +187,7 @@ def _state(
                 continue
             elements = None if saved is None else _elements(saved, part)
             if _may_be_number(saved) and state.holds_number(path, key):
-                elements = 0, 1  # a number may be an int now, and a float then
+                elements = 0, 1
             if elements is None:
                 yield str(_mismatch(saved, part.array, f"state {key} of {path}"))
                 continue
@@ -197,13 +196,12 @@ def _state(
             targets[identity] = Target(*elements, shape, put_part)
 
 
-def _fits_scalar(saved: SavedArray | None, array: Array) -> bool:
-    """Return whether one of them may have been a number, which has no dtype of MLX."""
-    return _may_be_number(saved) and not array.shape
-
-
 def _may_be_number(saved: SavedArray | None) -> bool:
-    """Return whether an array may have been a number: float32 in plain files."""
+    """Return whether a saved array may have been a Python number.
+
+    The dtype of a number is no mismatch: it may be an int before and a float after, and
+    plain files have a float as float32.
+    """
     if saved is None or saved.shape:
         return False
     return saved.dtype in ("bool", "int64", "float64", "float32")

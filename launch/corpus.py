@@ -28,7 +28,7 @@ SKIPPED_FOLDERS = {
     "tests",
 }
 HELD_OUT_OF_256 = 13  # files: 5% are for validation only
-PIECE = 2**24  # bytes that are decoded or hashed at once
+PIECE = 2**24  # bytes that are decoded at once
 
 
 class Corpus(NamedTuple):
@@ -95,10 +95,12 @@ def read_corpus(folder: str | None = None) -> Corpus:
         paths, prompt = standard_library(root), "def "
     else:
         root = Path(folder)
-        if not folder or not root.is_dir():
-            found = "that is a file, wanted a folder of text files"
-            problem = found if folder and root.exists() else "there is no such folder"
-            raise ValueError(f"--data {folder}: {problem}")
+        if not folder or not root.exists():
+            raise ValueError(f"--data {folder}: there is no such folder")
+        if not root.is_dir():
+            raise ValueError(
+                f"--data {folder}: that is a file, wanted a folder of text files"
+            )
         paths, prompt = visible_files(root), ""
     train, held_out = bytearray(), bytearray()
     for path in sorted(paths):
@@ -156,10 +158,7 @@ def checksum(text: np.ndarray) -> mx.array:
 
     The text itself may have more bytes than an MLX array can: 2^31.
     """
-    hashed = hashlib.sha256()
-    for start in range(0, len(text), PIECE):
-        hashed.update(text[start : start + PIECE].tobytes())
-    return mx.array(np.frombuffer(hashed.digest(), np.uint8))
+    return mx.array(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
 
 
 def windows(text: np.ndarray, context: int, purpose: str) -> Any:

@@ -75,9 +75,9 @@ class Report:
             else:
                 self.losses.append(entry["loss"])
                 self.rates.append(entry["tokens_per_second"])
-        kept = path.with_suffix(".new")
-        kept.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-        kept.replace(path)
+        temporary = path.with_suffix(".new")
+        temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+        temporary.replace(path)
         return path.open("a", buffering=1)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:

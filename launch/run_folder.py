@@ -1,4 +1,4 @@
-"""The folder of a run: its results are never overwritten, and one job at a time has it.
+"""The folder of a run: one job uses it at a time, and no results are overwritten.
 
 Every refusal ends all ranks with exit code 2.
 """
@@ -89,7 +89,7 @@ class RunFolder:
         return None
 
     def close(self) -> None:
-        """Let other jobs have the folder."""
+        """Unlock the folder for other jobs."""
         if self.lock_file is not None:
             self.lock_file.close()
 
@@ -117,9 +117,9 @@ def has_files(folder: Path) -> bool:
 
 
 def exit_if(world: mlxdist.World, problem: object | None) -> None:
-    """Exit on all ranks if one of them has a problem, which is printed once.
+    """Exit on all ranks if any of them has a problem.
 
-    The ranks may have different ones, or none; rank 0's comes first.
+    If all have one, rank 0 alone prints its problem; otherwise each that has one does.
     """
     failed = world.mean(float(problem is not None))
     if problem and (world.is_root or failed < 1):

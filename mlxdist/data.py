@@ -119,8 +119,7 @@ class ShardedSampler:
         if self.rank >= self.size:
             raise ValueError(
                 f"world.rank: found {self.rank} in a world of "
-                f"{counted(self.size, 'rank')}, "
-                f"wanted 0 to {self.size - 1}"
+                f"{counted(self.size, 'rank')}, wanted 0 to {self.size - 1}"
             )
         self._next = (0, 0)  # epoch and position of the next batch
         self._passes = 0
@@ -155,7 +154,7 @@ class ShardedSampler:
         while start < self.n:
             self._check_current(this_pass)
             stop = min(start + self.batch_size * self.size, self.n)
-            # Before the yield: nobody may ask for more after the epoch's last batch.
+            # Before the yield, since a loop may end with the epoch's last batch.
             self._next = (epoch, stop) if stop < self.n else (epoch + 1, 0)
             first, last = _share(start, stop, self.rank, self.size)
             yield IndexBatch(

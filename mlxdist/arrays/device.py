@@ -15,11 +15,11 @@ def on_cpu() -> bool:
 def needs_fences(backend: str) -> bool:
     """Return whether both sides of a collective have to be evaluated at once.
 
-    So it is where MLX computes on an accelerator and the collective runs on the CPU,
-    which is so for all backends but NCCL. Metal kills a command buffer that waits for
-    seconds, as one does that is queued behind a collective. On CUDA a collective reads
-    its input before kernels that are still queued have written it, and what is queued
-    behind a collective may never wake up.
+    That is so if MLX computes on an accelerator and the collective runs on the CPU, as
+    with all backends but NCCL. Metal kills a command buffer that waits for seconds, as
+    one does that is queued behind a collective. On CUDA a collective reads its input
+    before kernels that are still queued have written it, and what is queued behind a
+    collective may never wake up.
     """
     return backend != "nccl" and not on_cpu()
 

@@ -1,4 +1,4 @@
-"""Dtypes by name: the one table, and both ways through it."""
+"""MLX's dtypes and their names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mlx.core as mx
 from ..layout.entries import ITEM_SIZES
 from .types import Dtype
 
-# All that MLX has. It calls one of them `mx.bool_`, whose name is "bool".
+# The attribute of `mx` for "bool" is `mx.bool_`.
 DTYPES: dict[str, Dtype] = {
     name: getattr(mx, "bool_" if name == "bool" else name) for name in ITEM_SIZES
 }
@@ -19,5 +19,5 @@ def dtype_name(dtype: object) -> str:
 
 
 def dtype_of(name: str) -> Dtype:
-    """Return "float32" -> mx.float32. KeyError for a name that MLX doesn't have."""
+    """Return the dtype of that name. Raises KeyError if MLX has none."""
     return DTYPES[name]

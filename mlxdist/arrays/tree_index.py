@@ -50,7 +50,7 @@ class TreeIndex:
                 container = container.children.setdefault(part, _Container())
             container.keys.append(last)
         _prepare(self._root, like)
-        given = {path: path for path in self._given}
+        given = {path: path for path in self._given}  # they have their texts cached
         self.paths = tuple(given[path] for path in _paths(self._root, ()))
 
     def flat(self, tree: Tree) -> Flat:

@@ -46,8 +46,12 @@ def entries_of(tree: Tree) -> tuple[Entry, ...]:
     Raises:
         ValueError: on a leaf that is not an array, with its path.
     """
+    return _entries(leaves_of(tree))
+
+
+def _entries(leaves: Flat) -> tuple[Entry, ...]:
     entries = []
-    for path, leaf in leaves_of(tree).items():
+    for path, leaf in leaves.items():
         if not isinstance(leaf, mx.array):
             raise ValueError(
                 f"{path or 'the tree'} is a {type(leaf).__name__}, not an mx.array; "
@@ -66,9 +70,13 @@ def trainable(parameters: Tree) -> Tree:
 
 def all_parameters(model: Tree) -> Flat:
     """Return all arrays of a model, frozen ones and buffers too, sorted by path."""
-    tree = model.parameters() if isinstance(model, Module) else model
-    flat = leaves_of(tree)
-    return {entry.path: flat[entry.path] for entry in entries_of(tree)}
+    return {entry.path: array for entry, array in _arrays_by_entry(model)}
+
+
+def _arrays_by_entry(model: Tree) -> list[tuple[Entry, Array]]:
+    """Return all arrays of a module or a tree with their entries, sorted by path."""
+    leaves = leaves_of(model.parameters() if isinstance(model, Module) else model)
+    return [(entry, leaves[entry.path]) for entry in _entries(leaves)]
 
 
 def dtype_problem(entries: Sequence[Entry]) -> str | None:
@@ -83,7 +91,7 @@ def dtype_problem(entries: Sequence[Entry]) -> str | None:
 
 
 def rebuild(tree: Tree, leaves: Mapping[KeyPath, Array]) -> Tree:
-    """Return the tree with other leaves, its dicts in the order they have."""
+    """Return the tree with other leaves, without a change to the order of its dicts."""
     ordered = iter([leaves[path] for path in leaves_of(tree)])
     return tree_map(lambda _: next(ordered), tree)
 
@@ -99,8 +107,8 @@ _ABSENT = object()
 def nested(leaves: Mapping[KeyPath, Tree], like: Tree) -> Tree:
     """Return a tree of the structure of `like` with these leaves alone.
 
-    A dict lacks what has none of the leaves; a list or tuple has `{}` there, as MLX's
-    own trees do. Containers that are empty in `like` stay.
+    A child without any of them is left out of a dict, and is `{}` in a list or tuple,
+    as in the trees of MLX. Containers that are empty in `like` stay.
     """
     tree = _nested(leaves, like, ())
     return {} if tree is _ABSENT else tree
@@ -144,7 +152,7 @@ def slot(tree: Tree, path: Sequence[Key]) -> tuple[Tree, Key]:
     """Return the container and key of the leaf at a path.
 
     Raises:
-        LookupError, TypeError or ValueError: where the tree has no such place.
+        LookupError, TypeError or ValueError: if the tree has no such path.
     """
     *parents, last = path
     for key in parents:
@@ -153,13 +161,13 @@ def slot(tree: Tree, path: Sequence[Key]) -> tuple[Tree, Key]:
 
 
 def dict_at(tree: Tree, path: Sequence[Key]) -> Tree | None:
-    """Return the dict at a path, or None: a parameter's own part of a state."""
+    """Return the dict at a path, such as a parameter's part of a state, or None."""
     try:
         container, key = slot(tree, path)
-        found = container[key]
+        child = container[key]
     except (LookupError, TypeError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return child if isinstance(child, dict) else None
 
 
 def _key_in(tree: Tree, key: Key) -> Key:
@@ -176,8 +184,8 @@ def put(tree: Tree, path: Sequence[Key], leaf: Array) -> None:
     """Replace the leaf at a path, in place; a tuple is replaced with its leaf.
 
     Raises:
-        LookupError, TypeError or ValueError: where the tree has no such place, or where
-            it is not `is_replaceable`.
+        LookupError, TypeError or ValueError: if the tree has no such path, or the leaf
+            is not `is_replaceable`.
     """
     container, key = slot(tree, path)
     if not isinstance(container, tuple):
@@ -188,7 +196,7 @@ def put(tree: Tree, path: Sequence[Key], leaf: Array) -> None:
 
 
 def is_replaceable(tree: Tree, path: KeyPath) -> bool:
-    """Return whether `put` can replace a leaf: not all around it are tuples."""
+    """Return whether `put` can replace a leaf: not all containers of it are tuples."""
     containers: list[Tree] = []
     for key in path:
         containers.append(tree)
@@ -227,10 +235,8 @@ def cut_all(parameters: Flat, pieces: Sequence[tuple[Piece, ...]], plan: Plan) -
 
 def digest(tree: Tree) -> NDArray[np.uint64]:
     """Return the sha256 of a tree's paths, shapes, dtypes and bits, as four words."""
-    arrays = tree.parameters() if isinstance(tree, Module) else tree
-    flat = leaves_of(arrays)
     checksum = hashlib.sha256()
-    for entry in entries_of(arrays):
+    for entry, array in _arrays_by_entry(tree):
         checksum.update(f"{entry}\n".encode())
-        checksum.update(raw(flat[entry.path]).data)
+        checksum.update(raw(array).data)
     return np.frombuffer(checksum.digest(), np.uint64)

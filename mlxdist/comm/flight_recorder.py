@@ -142,9 +142,10 @@ class Failure:
 class RankInfo:
     """Identity of a rank and the Python stack of its main thread, for a postmortem.
 
-    `location` is the line of the user's code in that stack. `failure` is None where
-    another rank failed, which `notice` describes if that rank sent one, or where the
-    job was ended from outside.
+    Attributes:
+        location: the line of the user's code in that stack.
+        failure: None if another rank failed, or the job was ended from outside.
+        notice: the other rank's description of its failure, if it sent one.
     """
 
     rank: int

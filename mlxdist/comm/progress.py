@@ -107,7 +107,9 @@ class Progress:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise RuntimeError("a world is used that was closed")
+            raise RuntimeError(
+                "this world is closed: its ranks can't communicate any more"
+            )
 
     def _add_deferred(self) -> None:
         exchange, self._deferred = self._deferred, None

@@ -131,8 +131,8 @@ class Wire:
         bucket = self.plan.buckets[index]
         parts = [gradients[entry.path] for entry in bucket.entries]
         name = _unless_wide(self._wire_dtype, bucket)
-        if name is not None and parts[0].dtype != dtype_of(name):
-            parts = [part.astype(dtype_of(name)) for part in parts]
+        if name is not None and parts[0].dtype != (dtype := dtype_of(name)):
+            parts = [part.astype(dtype) for part in parts]
         with self.comm.recorder.carrying(self._contents[index]):
             if self.plan.sharded:
                 return self.comm.start_reduce_scatter(parts, bucket, weights)
@@ -225,7 +225,7 @@ class Reduction:
             self._gradients.clear()
 
     def replace_gradients(self, gradients: Flat) -> None:
-        """After an error: go on with other gradients in buckets not started yet."""
+        """Use other gradients for the buckets that are not started yet."""
         self._gradients = gradients
 
     def chunks(self) -> list[Chunk]:

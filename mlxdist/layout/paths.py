@@ -28,7 +28,7 @@ class KeyPath(tuple[Key, ...]):
 
     @classmethod
     def parse(cls, text: str) -> KeyPath:
-        """Return the path with this text; of another text, the nearest."""
+        """Return the path with this text. A text of no path is split at its dots."""
         return cls(map(_parsed, _PARTS.findall(text))) if text else cls()
 
     @cached_property

@@ -8,7 +8,7 @@ import tempfile
 import hypothesis
 import pytest
 
-from tests.support import jobs
+from tests.support import jobs, signal_state
 from tests.support.fake_hosts import hosts  # noqa: F401
 
 PLUGIN = pytest.StashKey()
@@ -36,6 +36,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    signal_state.restore()
     under_mpi = config.getoption("--with-mpi")
     hypothesis.settings.load_profile("spmd" if under_mpi else "serial")
     if not under_mpi:

@@ -4,7 +4,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist.arrays.numpy_view import encode, raw, sum_of_squares, uninitialized
+from mlxdist.arrays.numpy_view import (
+    BLOCK,
+    decode,
+    encode,
+    from_raw,
+    raw,
+    raw_all,
+    sum_of_squares,
+    uninitialized,
+)
 from tests.support.examples import assert_same_bits
 
 
@@ -49,3 +58,25 @@ def test_encode_rounds_as_mlx(dtype):
 )
 def test_sum_of_squares_of_what_is_not_finite_is_infinite(numbers, expected):
     assert sum_of_squares(np.array(numbers, np.float32)) == expected
+
+
+def test_sum_of_squares_of_several_blocks_counts_each_once():
+    assert sum_of_squares(np.ones(2 * BLOCK + 3, np.float32)) == 2 * BLOCK + 3
+
+
+def test_decode_of_encoded_numbers_returns_them():
+    numbers = np.array([0.0, -0.0, 1.5, -3e38, np.inf], np.float32)
+    out = np.empty(numbers.size, np.uint16)
+    encode(numbers, mx.bfloat16, out=out)
+    expected = mx.array(numbers).astype(mx.bfloat16).astype(mx.float32)
+    assert_same_bits(mx.array(decode(out, True, np.float32)), expected)
+    assert decode(np.ones(2, np.float16), False, np.float32).dtype == np.float32
+
+
+def test_raw_all_and_from_raw_keep_the_order():
+    arrays = [mx.array([1.0, 2.0]), mx.array([[3.0]])]
+    for count in (0, 1, 2):
+        parts = raw_all(arrays[:count], np.float32)
+        assert parts.tolist() == [1.0, 2.0, 3.0][: [0, 2, 3][count]]
+    joined = from_raw([raw(array, np.float32) for array in arrays], mx.float32)
+    assert joined.tolist() == [1.0, 2.0, 3.0]

@@ -29,6 +29,17 @@ def test_make_buckets_gives_a_tensor_above_the_size_a_bucket_of_its_own():
     assert make_buckets((entry("0", 1), entry("1", 1000)), 16) == [[1], [0]]
 
 
+def test_make_buckets_gives_a_tensor_of_a_mebibyte_a_bucket_of_its_own():
+    entries = (entry("0", 1), entry("1", 2**18), entry("2", 2**18 - 1), entry("3", 1))
+    assert make_buckets(entries, 8 * 2**20) == [[1], [3, 2, 0]]
+
+
+def test_make_buckets_follows_the_order_in_which_the_model_uses_its_layers():
+    entries = (entry("embed", 4), entry("head", 4), entry("layers", 4))
+    order = [entries[index].path for index in (0, 2, 1)]
+    assert make_buckets(entries, 16, order) == [[1], [2], [0]]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.sampled_from(["float32", "float16"]))),
     st.integers(1, 300),

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxdist.layout.entries import Entry, fingerprint, in_order, split_counts
+from mlxdist.layout.paths import KeyPath
 from tests.support.plans import make_entry
 
 
@@ -20,6 +21,23 @@ def test_in_order_of_any_permutation_is_the_same(entries):
 def test_in_order_of_two_entries_with_one_path_is_refused():
     with pytest.raises(ValueError, match=r"two parameters have the path a\.b: "):
         in_order([entry("a.b", 2), entry("a.b", 3)])
+
+
+def test_in_order_of_two_paths_with_one_text_is_refused():
+    """Errors and checkpoints could not tell them apart."""
+
+    class Key:
+        def __repr__(self):
+            return "Key()"
+
+    first, second = (Entry(KeyPath((Key(),)), (2,), "float32") for _ in range(2))
+    assert first.path != second.path
+    with pytest.raises(ValueError, match=r"two parameters have the path <Key\(\)>: "):
+        in_order([first, second])
+
+
+def test_fingerprint_of_a_dict_does_not_depend_on_its_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
 def test_fingerprint_of_another_description_differs():

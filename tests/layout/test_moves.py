@@ -24,6 +24,11 @@ def test_a_rank_in_the_middle_gets_both_sides():
     assert find_moves(has, {1: (0, 9)}) == [Move(0, 0, 3), Move(2, 6, 9)]
 
 
+def test_a_root_sends_no_more_than_it_has():
+    has = {1: (5, 10), 0: (0, 5)}
+    assert find_moves(has, {2: (0, 10)}) == [Move(1, 5, 10), Move(0, 0, 5)]
+
+
 def test_an_array_without_elements_is_not_sent():
     assert find_moves({0: (0, 0)}, {1: (0, 0)}) == []
 

@@ -1,5 +1,6 @@
 """The plan of which rank owns what, for 1 to 1024 ranks: without MLX and MPI."""
 
+import itertools
 import subprocess
 import sys
 import time
@@ -123,7 +124,24 @@ def test_make_plan_gives_each_element_one_owner(entries, ranks, strategy, bucket
             pieces = list(bucket.pieces(rank))
             assert sum(p.stop - p.start for p in pieces) == stop - start
             if strategy == "tensors":
+                assert list(bucket.owners) == sorted(bucket.owners)
                 assert all((p.start, p.stop) == (0, p.entry.size) for p in pieces)
+
+
+@given(entries_lists, st.integers(1, 9), st.sampled_from(STRATEGIES))
+def test_pieces_of_a_rank_lie_end_to_end_and_empty_entries_have_one_owner(
+    entries, ranks, strategy
+):
+    plan = make_plan(entries, ranks, strategy=strategy, bucket_size=64)
+    owners = []
+    for rank, bucket in itertools.product(range(ranks), plan.buckets):
+        pieces = list(bucket.pieces(rank))
+        owners += [piece.entry.path for piece in pieces if not piece.entry.size]
+        filled = [piece for piece in pieces if piece.entry.size]
+        sizes = [piece.stop - piece.start for piece in filled]
+        ends = list(itertools.accumulate(sizes, initial=0))
+        assert [piece.offset for piece in filled] == ends[:-1]
+    assert sorted(owners) == [e.path for e in plan.entries if not e.size]
 
 
 @given(entries_lists, st.integers(1, 9), st.randoms())
@@ -174,6 +192,10 @@ def test_balance_of_any_costs_is_within_its_bound(costs, ranks):
     assert max(loads) <= (4 / 3) * best_possible + max(costs) / 3
 
 
+def test_balance_counts_all_that_a_rank_has_already():
+    assert balance([4, 3, 2, 2], 2) == [0, 1, 1, 0]
+
+
 def test_make_plan_of_tensors_balances_their_costs():
     entries = [make_entry(name, (10,), "float32") for name in "abc"]
     costs = {
@@ -183,6 +205,30 @@ def test_make_plan_of_tensors_balances_their_costs():
     plan = make_plan(entries, 2, strategy="tensors", bucket_size=1, costs=costs)
     shards = {frozenset(map(str, plan.shard(r))) for r in (0, 1)}
     assert shards == {frozenset("a"), frozenset("bc")}
+
+
+def test_make_plan_of_tensors_balances_their_bytes_by_default():
+    shapes = {"a": (10, 10), "b": (10,), "c": (10,)}
+    entries = [make_entry(name, shape, "float32") for name, shape in shapes.items()]
+    plan = make_plan(entries, 2, strategy="tensors", bucket_size=1)
+    shards = {frozenset(map(str, plan.shard(r))) for r in (0, 1)}
+    assert shards == {frozenset("a"), frozenset("bc")}
+
+
+def test_fingerprint_of_a_plan_with_other_owners_differs():
+    """Ranks that disagree on an owner would wait for each other."""
+    entries = [make_entry(name, (10,), "float32") for name in "ab"]
+    plans = [
+        make_plan(
+            entries,
+            2,
+            strategy="tensors",
+            bucket_size=1,
+            costs={KeyPath(("a",)): cost, KeyPath(("b",)): 2.0},
+        )
+        for cost in (1.0, 3.0)
+    ]
+    assert plans[0].fingerprint != plans[1].fingerprint
 
 
 def test_make_plan_of_wrong_arguments_is_refused():

@@ -84,6 +84,18 @@ def test_loss_scale_after_steps_without_an_overflow_doubles(world, monkeypatch):
     assert optimizer.loss_scale.item() == 65536 * 4
 
 
+def test_loss_scale_grows_to_2_to_the_24_and_no_further(monkeypatch):
+    monkeypatch.setattr(loss_scale, "GROWS_AFTER", 1)
+    scale = loss_scale.make_loss_scale("dynamic")
+    values = []
+    for _ in range(10):
+        scale.stepped()
+        values.append(scale.value)
+    assert values == [2.0**k for k in range(17, 25)] + [2.0**24] * 2
+    assert scale.overflowed()
+    assert scale.value == 2.0**23
+
+
 def test_loss_scale_and_its_count_of_steps_are_resumed(
     world, shared_folder, monkeypatch
 ):

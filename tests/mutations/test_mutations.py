@@ -1,0 +1,79 @@
+"""The lists of mutations fit today's sources, and the suite catches them."""
+
+import ast
+
+import pytest
+
+from tests.mutations.__main__ import is_good, main, summary
+from tests.mutations.mutation import Mutation, all_mutations, source_of
+from tests.mutations.runner import Result, whole_files
+from tests.support.jobs import ROOT
+
+MUTATIONS = all_mutations()
+X = Mutation("optim/step.py", "a", "b", ("tests/optim/test_state.py",))
+
+
+def test_mutations_change_the_code_of_one_line():
+    problems = []
+    for mutation in MUTATIONS:
+        source = source_of(mutation)
+        try:
+            changed = mutation.mutated(source)
+            if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+                problems.append(f"{mutation} changes no code")
+        except (ValueError, SyntaxError) as error:
+            problems.append(f"{mutation}: {error}")
+        if "\n" in mutation.old:
+            problems.append(f"{mutation}: old has more than one line")
+    assert problems == []
+
+
+def test_mutations_name_tests_that_exist():
+    tests = {test for mutation in MUTATIONS for test in mutation.tests}
+    missing = []
+    for test in tests:
+        file, *names = test.split("::")
+        path = ROOT / file
+        function = names[-1].split("[")[0] if names else ""
+        if not path.exists() or f"def {function}" not in path.read_text():
+            missing.append(test)
+    assert missing == []
+
+
+def test_mutations_are_listed_once():
+    assert len({m[:3] for m in MUTATIONS}) == len(MUTATIONS)
+
+
+@pytest.mark.parametrize("source", ["", "c", "a a"])
+def test_mutation_whose_text_is_not_there_once_is_refused(source):
+    with pytest.raises(ValueError, match=r"optim/step.py has 'a' \d times, wanted"):
+        X.mutated(source)
+
+
+def test_whole_files_contain_their_tests():
+    tests = ["b.py::x", "a.py", "a.py::y", "b.py::z", "a.py"]
+    assert whole_files(tests) == ["a.py", "b.py::x", "b.py::z"]
+
+
+@pytest.mark.parametrize(
+    ("caught", "survivors", "explanation", "good"),
+    [
+        (9, 1, "the same", True),
+        (9, 1, "", False),
+        (8, 2, "the same", False),
+        (10, 0, "", True),
+    ],
+)
+def test_is_good_wants_nine_of_ten_caught_and_the_rest_explained(
+    caught, survivors, explanation, good
+):
+    survivor = Result(X._replace(equivalent=explanation), False, "", 1.0)
+    results = [Result(X, True, "", 1.0)] * caught + [survivor] * survivors
+    assert is_good(results) == good
+    assert f"{caught / 10:.1%}" in summary(results)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_suite_catches_the_mutations():
+    assert main([]) == 0

@@ -8,13 +8,11 @@ microsecond.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 MAX_RECORDS = 512
 MAX_TIMELINE_RECORDS = 200_000
@@ -259,28 +257,18 @@ class Recorder:
         """Call a function after the record is written, when the job fails."""
         self._on_failure.append(function)
 
-    def write(self, folder: Path, info: RankInfo) -> Path:
-        """Write `rank-<r>.jsonl`: a line with info and status, then one per record."""
-        lines: list[dict[str, object]] = [{**asdict(info), **asdict(self.status)}]
-        lines += [asdict(record) for record in list(self.records)]
-        path = folder / f"rank-{info.rank}.jsonl"
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    def handle_failure(self) -> None:
+        """Call the functions of `on_failure`."""
         for function in self._on_failure:
             function()
-        return path
+
+    def text(self, info: RankInfo) -> str:
+        """Return JSON: a line with info and status, then one for each record."""
+        lines: list[dict[str, object]] = [{**asdict(info), **asdict(self.status)}]
+        lines += [asdict(record) for record in list(self.records)]
+        return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _waiting_name(status: Status) -> str:
     activity = status.phase or status.call
     return f"waiting in {activity}" if activity else "waiting"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either complete or absent. Makes its folder.
-
-    Not synced to the disk: the file survives a crash of the process, not of the host.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

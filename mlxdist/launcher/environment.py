@@ -69,6 +69,24 @@ def update(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
+# The environment of libraries in C, which `os.environ` does not show
+
+
+def native_temporary_folder() -> str:
+    """Return the folder for temporary files that C++ libraries of this process use."""
+    import ctypes  # only ranks need it
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    values = (getenv(name) for name in (b"TMPDIR", b"TMP", b"TEMP", b"TEMPDIR"))
+    return os.fsdecode(next((x for x in values if x is not None), b"/tmp"))
+
+
+def set_native_temporary_folder(path: str) -> None:
+    """Set TMPDIR for libraries and new processes; `os.environ` and Python keep it."""
+    os.putenv("TMPDIR", path)
+
+
 # The ranks' side
 
 

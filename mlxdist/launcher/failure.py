@@ -17,6 +17,7 @@ from . import marks
 from .job_spec import Job
 from .outcome import Outcome, RankOutcome
 from .output import Output
+from .private_files import open_log
 from .standard_streams import print_error
 
 _MOST_SHOWN = 3  # tracebacks on the terminal; there are more only if ranks differ
@@ -133,5 +134,7 @@ def keep_messages(messages: bytes, folders: Sequence[str | Path | None]) -> None
     """Append what mpirun said to a file in each folder that is here."""
     for folder in folders:
         if messages and folder is not None and os.path.isdir(folder):
-            with contextlib.suppress(OSError), Path(folder, _MESSAGES).open("ab") as f:
-                f.write(messages)
+            with contextlib.suppress(OSError):
+                descriptor = open_log(Path(folder, _MESSAGES), append=True)
+                with os.fdopen(descriptor, "ab") as file:
+                    file.write(messages)

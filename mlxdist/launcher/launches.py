@@ -152,7 +152,7 @@ def claim(launch: Launch) -> int | None:
     name = launch.job.rpartition("@")[2]  # the number of the job within mpirun
     path = Path(folder, f"mlxdist-{name}-{launch.rank}")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
         return None
     try:

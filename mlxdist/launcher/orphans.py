@@ -58,7 +58,8 @@ def end_ranks(run_dir: str) -> None:
 
     A rank that starts only now finds no folder for its process id, and exits.
     """
-    ended = f"{run_dir}.ended"
+    # A name that can't be guessed: another user could put process ids there first.
+    ended = f"{run_dir}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
         os.rename(run_dir, ended)
     for path in Path(ended).glob("rank-*.pid"):

@@ -15,6 +15,7 @@ from typing import IO
 from .mark_filter import MarkFilter
 from .message_filter import MessageFilter
 from .mpirun_log import MpirunLog
+from .private_files import open_log
 from .standard_streams import discard, print_error, write_all
 from .tagged_stream import Piece, TaggedStream
 
@@ -177,14 +178,17 @@ def _is_regular_file(descriptor: int) -> bool:
 
 
 def open_logs(folder: Path | None, ranks: int, *, append: bool) -> dict[int, IO[bytes]]:
-    """Open `rank-R.log` of each rank in a folder; none without a folder."""
+    """Open `rank-R.log` of each rank in a folder; none without a folder.
+
+    A link of that name, or a file of another user, is replaced.
+    """
     if folder is None:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    logs: dict[int, IO[bytes]] = {
-        rank: (folder / f"rank-{rank}.log").open("ab+" if append else "wb", buffering=0)
-        for rank in range(ranks)
-    }
+    logs: dict[int, IO[bytes]] = {}
+    for rank in range(ranks):
+        descriptor = open_log(folder / f"rank-{rank}.log", append=append, mode=0o666)
+        logs[rank] = os.fdopen(descriptor, "ab+" if append else "wb", buffering=0)
     for file in logs.values():
         if append and file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

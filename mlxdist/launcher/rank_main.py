@@ -25,7 +25,7 @@ import socket
 from types import TracebackType
 from typing import NoReturn
 
-from . import cores, environment, marks, rank_failure, rank_mpi
+from . import cores, environment, kernel_folder, marks, rank_failure, rank_mpi
 
 # The globals of the script, or its error: a plain `python script.py` keeps them until
 # exit handlers have run.
@@ -49,6 +49,7 @@ def main() -> None:
     rank_failure.defer_usage_errors()
     job = environment.take_job()
     try:
+        _protect_kernels()
         _enter(job["cwd"])
         _references.append(_run(job))
     except BaseException as error:
@@ -88,6 +89,13 @@ def _share_cores() -> None:
     if ranks > usable and environment.local_rank() == 0:
         warning = cores.oversubscription_warning(ranks, usable, socket.gethostname())
         print(warning, file=sys.stderr)
+
+
+def _protect_kernels() -> None:
+    """Keep MLX from kernels of other users, also before the script calls `init`."""
+    warning = kernel_folder.protect()
+    if warning and environment.local_rank() == 0:
+        print(f"mlxdist: {socket.gethostname()}: {warning}", file=sys.stderr)
 
 
 def _enter(folder: str) -> None:

@@ -24,6 +24,7 @@ from ..launcher import marks, rank_failure
 from ..launcher.user_frames import skip_start, user_location
 from .heartbeat import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
+from .record_file import write_record
 from .watchdog import TICK, Watchdog
 
 if TYPE_CHECKING:
@@ -233,8 +234,9 @@ class Guard:
             notice,
         )
         try:
-            self._recorder.write(self._folder, info)
+            self._folder = write_record(self._recorder, self._folder, info)
             self._mark("record", str(self._folder))
+            self._recorder.handle_failure()
         except OSError as error:
             self._log(f"could not write its record: {error}")
         if print_stack and not marks.are_read():

@@ -4,6 +4,9 @@ It changes the process:
 
 - MPI_Finalize runs at the very end of it, and not in forked children.
 - On Linux, glibc's malloc keeps freed memory. MLXDIST_KEEP_MEMORY=0 disables that.
+- Where MLX's folder of compiled kernels, `mlx` in the folder for temporary files, is
+  another user's or open to others, TMPDIR changes for MLX and for processes that are
+  started from now on. `os.environ` and Python's `tempfile` keep it.
 - On several ranks, each seeds MLX's random numbers differently, unless they were seeded
   before. MLX itself seeds them with the time, which ranks that start together share.
   This is for the thread that calls `init`: MLX has a seed for each thread.
@@ -32,7 +35,12 @@ from ..version import __version__
 from .finalize import keep_alive
 from .guard import Guard
 from .identity import check_size, find_launch
-from .process import keep_freed_memory, prepare_mpi, world_communicator
+from .process import (
+    keep_freed_memory,
+    prepare_mpi,
+    protect_kernels,
+    world_communicator,
+)
 from .timeline import Timeline
 from .world import Backend, World
 
@@ -76,6 +84,7 @@ def init(
         RuntimeError: MLX can't join the ranks that the launcher started, or not all;
             another process has joined as this rank; the ranks run different versions of
             mlxdist. The message has the remedy.
+        PermissionError: MLX has no folder for compiled kernels that is this user's.
         ValueError: `timeout` is no positive number, or a world was joined with other
             arguments before.
     """
@@ -129,6 +138,7 @@ def _join(
     rejoins: bool,
 ) -> World:
     launch = find_launch(backend, strict=strict is not False, rejoins=rejoins)
+    protect_kernels()
     backend = backend or (cast(Backend, launch.backend) if launch else None) or "mpi"
     has_mpi = backend == "mpi" and prepare_mpi()
     group = _make_group(backend, launch)

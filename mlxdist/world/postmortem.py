@@ -1,6 +1,6 @@
 """Postmortem of a failed job: which rank failed first, where, and why.
 
-Reads the files that `Recorder.write` left, one per rank.
+Reads the files that `record_file.write_record` left, one per rank.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..launcher import environment
+from ..launcher import environment, kernel_folder
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
 from .finalize import finalize_at_exit
+from .hooks import log
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -117,6 +118,17 @@ def on_any_rank(comm: MPI.Comm, *, condition: bool) -> bool:
     every = np.zeros(comm.Get_size(), np.uint8)
     comm.Allgather(np.array([condition], np.uint8), every)
     return bool(every.any())
+
+
+def protect_kernels() -> None:
+    """Have MLX load compiled kernels from a folder of this user's only.
+
+    Raises:
+        PermissionError: there is none; the message has the remedy.
+    """
+    warning = kernel_folder.protect()
+    if warning and environment.local_rank() == 0:
+        log(f"mlxdist: {warning}\n")
 
 
 def keep_freed_memory() -> bool:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comm.flight_recorder import Record, Recorder, Span, write_atomically
+from ..comm.flight_recorder import Record, Recorder, Span
+from ..launcher.private_files import make_folder, read_text, write_atomically
 from .hooks import ExceptionHook
 
 if TYPE_CHECKING:
@@ -120,16 +121,26 @@ def add_events(path: Path, local: list[Event]) -> None:
     Raises:
         OSError: the trace can't be written, or another process had the lock too long.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(folder)
-        before = path.read_text() if path.exists() else _START + _END
+        before = _earlier_text(path)
         separator = "" if before == _START + _END else ","
         text = before.removesuffix(_END) + separator + json.dumps(local)[1:-1] + _END
         write_atomically(path, text)
     finally:
         os.close(folder)  # and with it the lock
+
+
+def _earlier_text(path: Path) -> str:
+    """Return what other ranks have written; of a file of another user nothing."""
+    try:
+        if os.lstat(path).st_uid == os.geteuid():
+            return read_text(path)
+    except OSError:  # there is none, or it is a link
+        pass
+    return _START + _END
 
 
 def _lock(descriptor: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mlxdist.comm.flight_recorder import Failure, RankInfo, Recorder
 from mlxdist.launcher.failure import OUTCOME_FILE
 from mlxdist.world import postmortem
+from mlxdist.world.record_file import write_record
 from tests.support import jobs
 from tests.support.failures import check_failure, postmortem_folder
 
@@ -29,7 +30,7 @@ def write_records(folder, *ranks, failures=()):
         info = RankInfo(
             rank, len(ranks), "h", 1, ["a line"], "train.py:5, in step", failures[rank]
         )
-        recorder.write(folder, info)
+        write_record(recorder, folder, info)
 
 
 def failure(time, message, traceback=("Traceback",)):
@@ -84,7 +85,7 @@ def test_report_without_the_failed_ranks_record_has_its_notice(tmp_path):
     """Hosts without a shared folder have the records of their own ranks only."""
     cause = failure(9.0, "ValueError: x").describe("rank 1 on b failed first")
     recorder = Recorder()
-    recorder.write(tmp_path, RankInfo(0, 2, "a", 1, [], notice=cause))
+    write_record(recorder, tmp_path, RankInfo(0, 2, "a", 1, [], notice=cause))
     assert postmortem.report(tmp_path).startswith(
         "rank 1 on b failed first, in update, step 4:\n"
         "  ValueError: x\n"
@@ -189,9 +190,9 @@ import os, signal, time
 import mlxdist
 from mlxdist.comm.flight_recorder import Recorder
 world = mlxdist.init()
-write = Recorder.write
+text = Recorder.text
 if world.rank == 0:
-    Recorder.write = lambda *arguments: time.sleep(0.06) or write(*arguments)
+    Recorder.text = lambda *arguments: time.sleep(0.06) or text(*arguments)
 world.barrier()
 if world.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,9 +7,9 @@ AdamW with float32 master weights, EMA weights, two micro-batches a step, clippi
 sampler over hundreds of epochs, metrics, and a checkpoint every 500 steps, written in
 the background, of which three are kept. Each rank samples every 50 steps its resident
 memory, open file descriptors and threads, and the folder of checkpoints. A slope is
-fitted by least squares to the samples after the warm-up. Of descriptors and threads the
-least of each window between two saves counts, because a save under way has its own.
-Linux only, because it reads /proc.
+fitted by least squares to the samples after the warm-up. Of descriptors, threads and
+checkpoints the least of each window between two saves counts, because a save under way
+has its own. Linux only, because it reads /proc.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RANKS = 2
 SAMPLE_EVERY, SAVE_EVERY, KEEP = 50, 500, 3  # steps, steps, checkpoints
 EXAMPLES, INPUTS, CLASSES, BATCH = 1003, 33, 7, 8
 MICRO_BATCHES = 2  # a step
-COUNTS = ("descriptors", "threads")
+COUNTS = ("descriptors", "threads", "checkpoints")
 BOUND = 1000  # bytes of resident memory a step
 
 Samples = dict[str, list[int]]  # by what was counted, in the order of the steps
@@ -166,8 +166,8 @@ def sample(folder: Path) -> dict[str, int]:
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": _field("Threads", status),
             "mlx_active": mx.get_active_memory(),
-            "entries": len(os.listdir(folder)),
-            "folder": size,
+            "checkpoints": len(os.listdir(folder)),
+            "bytes": size,
         }
     return sample(folder)
 
@@ -206,8 +206,6 @@ def summarize(every_rank: Sequence[Samples], warmup: int) -> common.Result:
             settled = least_of_windows(samples[name][first:], window)
             rank[f"{name} slope"] = slope(settled, SAVE_EVERY)
             rank[name] = [min(settled), max(settled)]
-        for name in ("entries", "folder"):
-            rank[f"{name} at most"] = max(samples[name])
         ranks.append(rank)
     names = {"sample every": SAMPLE_EVERY, "save every": SAVE_EVERY, "keep": KEEP}
     return {**names, "warmup": warmup, "ranks": ranks, "samples": list(every_rank)}
@@ -225,12 +223,11 @@ def show(console: Console, result: common.Result) -> None:
             f"rank {rank}",
             *(f"{summary[f'{name} slope']:.3f}" for name in ("resident", *COUNTS)),
             *(f"{least} to {most}" for least, most in map(summary.get, COUNTS)),
-            f"{summary['entries at most']}",
         )
         for rank, summary in enumerate(result["ranks"])
     ]
-    title = f"{result['steps']} steps, {result['epochs']} epochs; growth a step"
-    columns = ["", "resident B", *COUNTS, *COUNTS, "checkpoints"]
+    title = f"{result['steps']} steps, {result['epochs']} epochs: growth a step, range"
+    columns = ["", "resident B", *COUNTS, *COUNTS]
     common.print_table(console, title, columns, rows)
 
 
@@ -245,7 +242,7 @@ def draw(path: Path, every_rank: Sequence[Samples], warmup: int) -> None:
             options = {"color": color, "linestyle": style, "linewidth": width}
             megabytes = np.array(samples["resident"]) / 1e6
             left.plot(steps, megabytes, label=f"rank {rank}", **options)
-            for name in COUNTS:
+            for name in COUNTS[:2]:
                 right.plot(
                     steps, samples[name], label=f"{name}, rank {rank}", **options
                 )
@@ -257,10 +254,10 @@ def draw(path: Path, every_rank: Sequence[Samples], warmup: int) -> None:
         label = f"{BOUND / 1000:.0f} KB a step"
         left.plot(fitted, bound, ":", color=plots.GRAY, label=label)
         left.set(xlabel="steps", ylabel="resident memory, MB")
-        right.set(xlabel="steps", ylabel="open descriptors, threads")
+        left.legend(frameon=False, ncols=3, loc="upper left")
+        right.set(xlabel="steps", ylabel="open descriptors (above), threads (below)")
         for axes in (left, right):
             axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
-            axes.legend(frameon=False, ncols=2, loc="upper left")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ def test_summary_of_a_rank_that_grows_has_its_slopes_after_the_warm_up():
     descriptors = [99] * size + [20 + i // size for i in range(number)]
     threads = ([4] + [5] * (size - 1)) * (windows + 1)  # while a save is under way
     samples = {"resident": resident, "descriptors": descriptors, "threads": threads}
-    samples |= {name: (windows + 1) * size * [3] for name in ("mlx_active", "folder")}
-    samples["entries"] = [3] * size + [4] * number
+    samples |= {name: (windows + 1) * size * [3] for name in ("mlx_active", "bytes")}
+    samples["checkpoints"] = ([5, 4] + [3] * (size - 2)) * (windows + 1)
     (rank,) = soak.summarize([samples], warmup=soak.SAVE_EVERY)["ranks"]
     assert rank["resident slope"] == 1000
     assert rank["descriptors slope"] == 1 / soak.SAVE_EVERY
     assert (rank["threads slope"], rank["threads"]) == (0, [4, 4])
-    assert rank["entries at most"] == 4
+    assert rank["checkpoints"] == [3, 3]
 
 
 @pytest.mark.long
@@ -37,6 +37,5 @@ def test_memory_of_20000_steps_is_flat(tmp_path):
         assert rank["resident slope"] < soak.BOUND
         assert rank["descriptors slope"] == 0
         assert rank["threads slope"] == 0
-        # One more while a new checkpoint is not yet committed or an old one goes.
-        assert rank["entries at most"] <= soak.KEEP + 1
+        assert rank["checkpoints"] == [soak.KEEP, soak.KEEP]
     assert (tmp_path / "result.png").stat().st_size > 1000

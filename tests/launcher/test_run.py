@@ -110,28 +110,38 @@ def test_run_with_a_rank_that_exits_with_0_exits_with_0(run, act):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("act", ["raise ValueError('x')", "sys.exit(3)", "os._exit(0)"])
-def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act):
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [("raise ValueError('x')", 1), ("sys.exit(3)", 3), ("os._exit(0)", 1)],
+)
+def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act, code):
     source = "import mlxdist; world = mlxdist.init()" + FAIL
     began = time.monotonic()
     done = run(source.format(act=act, after="world.barrier()"), ranks=2)
-    assert done.returncode != 0
+    assert done.returncode == code
     assert "rank 0 was ended with it" in last_line(done)
     assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
+    ("act", "code", "message"),
     [
-        ("raise KeyError('x')", "(KeyError: 'x'); rank 0 was ended with it"),
+        ("raise KeyError('x')", 1, "(KeyError: 'x'); rank 0 was ended with it"),
         (
             "os.kill(os.getpid(), 9)",
+            137,
             "rank 1 of 2 was killed by SIGKILL; rank 0 was ended with it",
         ),
-        ("time.sleep(99)", "longer than timeout=2, and no rank makes progress: rank 1"),
+        (
+            "time.sleep(99)",
+            1,
+            "longer than timeout=2, and no rank makes progress: rank 1",
+        ),
     ],
 )
-def test_run_tells_the_rank_that_failed_from_those_ended_with_it(act, message, run):
+def test_run_tells_the_rank_that_failed_from_those_ended_with_it(
+    act, code, message, run
+):
     script = (
         "import os, time, mlxdist\n"
         "world = mlxdist.init(timeout=2)\n"
@@ -139,7 +149,7 @@ def test_run_tells_the_rank_that_failed_from_those_ended_with_it(act, message, r
         "world.barrier()\n"
     )
     done = run(script, ranks=2)
-    assert done.returncode != 0
+    assert done.returncode == code
     assert message in last_line(done)
 
 

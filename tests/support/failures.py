@@ -21,6 +21,8 @@ LIMIT = TIMEOUT + 8.0
 
 WAYS = ["raise", "memory", "exit0", "exit3", "_exit", "interrupt", "sleep"]
 WAYS += ["SIGKILL", "SIGSEGV", "SIGSTOP"]
+# Of the job; 1 for the other ways.
+EXIT_CODES = {"exit3": 3, "_exit": 5, "interrupt": 130, "SIGKILL": 137, "SIGSEGV": 139}
 PLACES = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 
 
@@ -58,7 +60,7 @@ def check_failure(
     end = time.time()
     output = f"{how} {where}, rank {failing_rank} of {ranks}:\n"
     output += f"{result.stdout}\n{result.stderr}"
-    assert result.returncode != 0, output
+    assert result.returncode == EXIT_CODES.get(how, 1), output
     crash = "Address already|double free|corrupted"
     assert not re.search(crash, result.stderr), output
     ours = rf"rank {failing_rank} on {socket.gethostname()}"

@@ -97,7 +97,7 @@ if world.rank == {rank}:
 world.barrier()
 """
     result = mpi_job(2, script, folder=tmp_path)
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert f"rank {rank} on {HOST} failed in user code" in result.stderr
     assert result.stderr.count("KeyError: 'the dog ate it'") == 1
 
@@ -121,7 +121,7 @@ if world.rank:
 world.barrier()
 """
     result = mpi_job(3, script, folder=tmp_path)
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert "World.mean refused" in result.stderr
     assert "rank 0: a\n" in result.stderr
 

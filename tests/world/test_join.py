@@ -75,7 +75,7 @@ assert not MPI.Is_initialized()
 def test_init_after_mpi_was_started_raises(statement, message, tmp_path):
     """Each rank would else train alone, with exit code 0."""
     result = mpi_job(2, f"{statement}\n{INIT.format('')}", folder=tmp_path)
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert message in result.stderr
 
 
@@ -102,7 +102,7 @@ def test_init_after_mlx_joined_the_same_mpi_joins_all_ranks(tmp_path):
 def test_init_with_mpi_that_lacks_threads_raises(script, tmp_path):
     env = {"MLX_MPI_LIBNAME": find_libmpi(), "OMPI_MPI_THREAD_LEVEL": "0"}
     result = mpi_job(2, script, folder=tmp_path, env=env)
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert "MPI runs with thread level 0" in result.stderr
     assert "Remove OMPI_MPI_THREAD_LEVEL from the environment" in result.stderr
 

@@ -175,19 +175,11 @@ def test_load_rejects_other_files(text, tmp_path):
         postmortem.load(tmp_path)
 
 
-def test_report_names_a_killed_rank(tmp_path):
-    """mpirun ends the others with SIGTERM, while they are inside MPI."""
-    err, _ = check_failure(tmp_path, "SIGKILL", "forward", ranks=3, failing_rank=1)
-    records = postmortem_folder(tmp_path)
-    names = sorted(path.name for path in records.iterdir())
-    assert names == ["rank-0.jsonl", "rank-2.jsonl"], err
-    report = postmortem.report(records)
-    assert report.startswith("rank 1 left no record here: killed, stopped")
-
-
+# Rank 0 writes its record slowly, rank 2 waits where no handler in Python runs.
 KILL_RANK_1 = """
 import os, signal, time
 import mlxdist
+from mpi4py import MPI
 from mlxdist.comm.flight_recorder import Recorder
 world = mlxdist.init()
 text = Recorder.text
@@ -196,15 +188,21 @@ if world.rank == 0:
 world.barrier()
 if world.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
+if world.rank == 2:
+    MPI.COMM_WORLD.recv(source=1)
 world.barrier()
 """
 
 
-def test_record_of_a_slow_rank_is_complete_though_others_have_written_theirs(tmp_path):
-    """mpirun sends SIGKILL to all ranks once the first has exited after SIGTERM."""
+def test_report_names_a_killed_rank_by_the_records_of_the_others(tmp_path):
+    """mpirun sends SIGTERM to the others, and SIGKILL once the first has exited."""
     result = jobs.mpi_job(3, KILL_RANK_1, folder=tmp_path)
-    names = sorted(path.name for path in postmortem_folder(tmp_path).iterdir())
+    records = postmortem_folder(tmp_path)
+    names = sorted(path.name for path in records.iterdir())
     assert names == ["rank-0.jsonl", "rank-2.jsonl"], result.stderr
+    report = postmortem.report(records)
+    assert report.startswith("rank 1 left no record here: killed, stopped")
+    assert "MPI.COMM_WORLD.recv(source=1)" in report  # rank 2's stack
 
 
 def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):

@@ -80,7 +80,7 @@ def test_pages_mention_names_and_paths():
 
 
 def test_resolve_of_an_unknown_name_fails():
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="unknown"):
         resolve("optim.inner_optimizer.Leaf.unknown")
 
 

@@ -160,7 +160,7 @@ def test_run_whose_output_nobody_reads_ends(run_command, tmp_path, options):
     process.stdout.readline()
     process.stdout.close()
     try:
-        process.wait(timeout=30)
+        assert process.wait(timeout=30) == 0
     finally:
         jobs.end_session(process.pid)
         process.stderr.close()

@@ -182,7 +182,7 @@ def test_run_with_another_path_for_the_ranks_finds_ssh(run_on, tmp_path):
     with VirtualCluster(2) as cluster:
         done = run_on(cluster, *options, "show.py")
     assert done.returncode == 0, done.stderr
-    assert all("/usr/bin:/bin" in line for line in done.stdout.splitlines())
+    assert ["/usr/bin:/bin" in line for line in done.stdout.splitlines()] == 2 * [True]
 
 
 def test_run_over_hosts_uses_the_network_that_reaches_all(

@@ -158,7 +158,8 @@ def test_full_states_that_differ_are_refused_after_init(shard, world):
     if world.rank == world.size - 1:
         other = {**other, "step": mx.array(7, mx.uint64)}
     optimizer.state = other
-    with pytest.raises(MismatchError):
+    wanted = f"rank {world.size - 1} is not that of rank 0"
+    with pytest.raises(MismatchError, match=wanted):
         step()
 
 

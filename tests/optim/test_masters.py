@@ -52,9 +52,10 @@ def test_masters_train_as_one_process_in_float32(name, shard, transport, dtype, 
         mean = mean_of([to_float32(grads) for grads in every])
         twin = reference.apply_gradients(mean, twin)
         assert_same_bits(tree, cast_like(twin, tree))
-    for path, array in tree_flatten(optimizer.gather_state()):
-        if path.split(".")[-1] in ("m", "v", "master"):
-            assert array.dtype == mx.float32, path
+    state = tree_flatten(optimizer.gather_state())
+    arrays = [a for path, a in state if path.split(".")[-1] in ("m", "v", "master")]
+    assert len(arrays) >= sum(leaf.dtype == dtype for _, leaf in tree_flatten(tree)) > 0
+    assert {array.dtype for array in arrays} == {mx.float32}
 
 
 @each_shard

@@ -73,7 +73,7 @@ def test_numbers_and_arrays_of_one_element_survive_another_cut(shard, world):
     tree["a"] = mx.arange(3.0)
     optimizer.init(tree)
     after = optimizer.gather_state()
-    for name in before.keys() & tree.keys():
+    for name in ("a", "b"):
         assert_same_bits(
             {k: v for k, v in after[name].items() if isinstance(v, mx.array)},
             {k: v for k, v in before[name].items() if isinstance(v, mx.array)},
@@ -145,7 +145,7 @@ def test_state_made_at_the_first_step_survives_another_cut(size, shard, world):
     tree["c"] = mx.arange(4.0)
     optimizer.init(tree)
     after = optimizer.gather_state()
-    for name in before.keys() & tree.keys():
+    for name in ("a", "b"):
         assert_same_bits(after[name]["m"], before[name]["m"])
         assert after[name]["count"].tolist() == [2]
         assert after[name]["t"] == 2

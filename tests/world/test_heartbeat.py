@@ -40,13 +40,15 @@ def test_decode_of_an_encoded_message_returns_it(message):
     assert decode(data) == message
 
 
-@pytest.mark.parametrize("text", ["x" * 9999, "é" * 9999, "\0" * 9999, "\ud800" * 9999])
-def test_encode_cuts_a_long_cause(text):
-    data = encode(EndNotice(True, text))
+@pytest.mark.parametrize(
+    ("character", "decoded"), [("x", "x"), ("é", "é"), ("\0", "\0"), ("\ud800", "?")]
+)
+def test_encode_cuts_a_long_cause(character, decoded):
+    data = encode(EndNotice(True, 9999 * character))
     assert data.nbytes == 1024
     cause = decode(data).cause
     assert 100 < len(cause) < 1000
-    assert cause == text[: len(cause)] or set(cause) == {"?"}
+    assert cause == len(cause) * decoded
 
 
 def test_peer_describe_tells_computing_from_idle():

@@ -157,6 +157,7 @@ def test_init_mpi_under_mlx_launch_raises(tmp_path):
     script = "import mlxdist\nmlxdist.init('mpi')"
     for job in started_by_mlx(tmp_path, script):
         assert "Call mlxdist.init(), or mlxdist.init('ring')" in job.communicate()[0]
+        assert job.returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_init_again_returns_the_same_world(world):
 
 @pytest.mark.mpi
 def test_init_again_with_strict_rejects_a_world_of_one(world):
-    expected = pytest.raises(RuntimeError) if world.size == 1 else nullcontext()
-    with expected:
+    refused = pytest.raises(RuntimeError, match="a world of one rank")
+    with refused if world.size == 1 else nullcontext():
         assert mlxdist.init(strict=True) is world
 
 

@@ -78,6 +78,16 @@ def test_close_of_a_split_ends_its_thread_and_leaves_the_world(world):
     world.barrier()  # also where the split has all ranks
 
 
+@pytest.mark.mpi
+def test_close_closes_the_worlds_that_were_split_from_it(world):
+    part = world.split(0)
+    inner = part.split(0)
+    part.close()
+    assert inner.is_closed
+    with pytest.raises(RuntimeError, match="this world is closed"):
+        inner.mean(1.0)
+
+
 @pytest.mark.mpi(min_size=2)
 def test_close_while_others_do_something_else_is_refused_on_all_ranks(world):
     part = world.split(0)

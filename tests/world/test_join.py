@@ -217,7 +217,10 @@ def test_init_ring_without_a_launcher_is_a_world_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("difference", "message"),
     [
-        ('join.__version__ = "99.0"', "rank 1: mlxdist 99.0, "),
+        (
+            'join.__version__, options["guard"] = "99.0", False',
+            "rank 1: mlxdist 99.0, guard=False, ",
+        ),
         ("join.world_communicator = lambda: None", "timeline=False, over MLX"),
     ],
     ids=["version", "mpi4py"],
@@ -228,10 +231,11 @@ def test_init_where_one_rank_communicates_otherwise_raises_on_all(
     script = f"""
 import os, mlxdist
 from mlxdist.world import join
+options = dict()
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     {difference}
 try:
-    mlxdist.init()
+    mlxdist.init(**options)
 except RuntimeError as error:
     print(error, flush=True)
 """

@@ -62,13 +62,17 @@ class Mpirun:
         self._outlived_ranks = False  # and was killed
         self._began = time.monotonic()
         self._watcher = Watcher(run_dir)
-        # In this process group, so that rank 0 can read from the terminal.
+        # In this process group, so that rank 0 can read from the terminal. But mpirun
+        # ends its job on SIGHUP, also under nohup: a terminal that closes must not
+        # reach it then.
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         try:
             self._process = subprocess.Popen(
                 command,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                start_new_session=is_nohup,
             )
         except BaseException:
             self._watcher.stop()

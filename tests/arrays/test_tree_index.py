@@ -58,6 +58,14 @@ def test_rebuilt_keeps_the_order_of_keys_and_lists():
     assert isinstance(new["layers"], list)
 
 
+def test_rebuilt_keeps_a_leaf_between_two_containers_in_its_place():
+    tree = {"first": {"w": 1}, "scale": 2, "last": [3]}
+    paths = list(leaves_of(tree))
+    new = TreeIndex(paths, like=tree).rebuilt(tree, leaves_of(tree))
+    assert list(new) == list(tree)
+    assert list(leaves_of(new)) == paths
+
+
 def test_slots_of_tied_weights_are_the_last_ones():
     class Tied(nn.Module):
         def __init__(self):

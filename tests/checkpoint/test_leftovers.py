@@ -19,6 +19,15 @@ pytestmark = pytest.mark.mpi
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap():
+    """`gc.collect` looks at the objects of these tests only, which is much faster."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def no_space(*arguments, **options):
     raise OSError(28, "No space left on device")
 

@@ -170,7 +170,7 @@ def test_run_with_an_unreachable_host_names_it_and_doctor(run_on, tmp_path):
     with VirtualCluster(2) as cluster:
         cluster.cut(1)
         done = run_on(cluster, "-H", "node1,node2", "loop.py")
-    assert done.returncode == 1
+    assert done.returncode == 255  # that of ssh
     assert "ssh: connect to host node2 port 22: No route to host" in done.stderr
     assert "`mlxdist doctor -H node1:1,node2:1` finds out what is wrong" in done.stderr
 

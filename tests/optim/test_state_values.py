@@ -73,7 +73,7 @@ def test_numbers_and_arrays_of_one_element_survive_another_cut(shard, world):
     tree["a"] = mx.arange(3.0)
     optimizer.init(tree)
     after = optimizer.gather_state()
-    for name in ("a", "b"):
+    for name in small(world):
         assert_same_bits(
             {k: v for k, v in after[name].items() if isinstance(v, mx.array)},
             {k: v for k, v in before[name].items() if isinstance(v, mx.array)},

@@ -22,7 +22,7 @@ LIMIT = TIMEOUT + 8.0
 WAYS = ["raise", "memory", "exit0", "exit3", "_exit", "interrupt", "sleep"]
 WAYS += ["SIGKILL", "SIGSEGV", "SIGSTOP"]
 # Of the job; 1 for the other ways.
-EXIT_CODES = {"exit3": 3, "_exit": 5, "interrupt": 130, "SIGKILL": 137, "SIGSEGV": 139}
+EXIT_CODES = {"_exit": 5, "interrupt": 130, "SIGKILL": 137, "SIGSEGV": 139}
 PLACES = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 
 

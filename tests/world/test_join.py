@@ -75,7 +75,7 @@ assert not MPI.Is_initialized()
 def test_init_after_mpi_was_started_raises(statement, message, tmp_path):
     """Each rank would else train alone, with exit code 0."""
     result = mpi_job(2, f"{statement}\n{INIT.format('')}", folder=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode in (1, 14)  # 14 from the MPI that MLX has started
     assert message in result.stderr
 
 

@@ -77,6 +77,9 @@ def test_sampler_of_no_examples_has_empty_epochs():
     sampler = make_sampler(0)
     assert [list(sampler) for _ in range(2)] == [[], []]
     assert sampler_position(sampler) == (2, 0)
+    resumed = make_sampler(0)
+    resumed.load_state_dict(sampler.state_dict())
+    assert sampler_position(resumed) == (2, 0)
 
 
 def test_sampler_finished_pass_ends_though_the_next_has_begun():

@@ -1,6 +1,8 @@
 """Marks that a rank leaves, as files and as lines on standard error."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,22 @@ def test_leave_mark_in_a_child_process_writes_nothing(monkeypatch, capfd):
     monkeypatch.setenv(environment.MARKS, f"token:{os.getpid() + 1}/2")
     marks.leave_mark("done", 1)
     assert capfd.readouterr().err == ""
+
+
+def test_pid_file_is_the_users_alone_and_locked_while_its_rank_lives(
+    tmp_path, monkeypatch
+):
+    """By the lock `end_ranks` knows that the id is still that of the rank."""
+    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
+    before = os.umask(0)
+    try:
+        descriptor = marks.announce(1)
+    finally:
+        os.umask(before)
+    path = marks.pid_file(str(tmp_path), 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    lock = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), 6)"  # EX | NB
+    command = [sys.executable, "-c", lock, str(path)]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
+    os.close(descriptor)
+    assert subprocess.run(command, check=False).returncode == 0

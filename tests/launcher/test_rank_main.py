@@ -87,6 +87,10 @@ def test_error_of_a_forked_child_is_printed_and_not_that_of_the_rank(run, tmp_pa
     assert (rank["reason"], rank["location"]) == ("exit 7", f"{tmp_path}/script.py:5")
 
 
+def test_script_that_is_interrupted_exits_with_130(run):
+    assert run("raise KeyboardInterrupt", ranks=1).returncode == 130
+
+
 def test_traceback_of_a_syntax_error_starts_with_the_script(run):
     done = run("def f(:\n", ranks=1)
     assert done.stderr.startswith('  File "')

@@ -1,14 +1,16 @@
 """What `launch` and `dry_run` start, and mpirun's own files."""
 
 import os
+import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from mlxdist import launcher
-from mlxdist.launcher import runner
+from mlxdist.launcher import marks, runner
 from mlxdist.launcher.job_spec import Job
 from tests.support import jobs
 
@@ -60,3 +62,62 @@ def test_launch_returns_each_ranks_outcome(tmp_path, monkeypatch):
     assert [rank.state for rank in outcome.ranks] == ["finished", "failed"]
     assert outcome.ranks[1].reason == "exit 3"
     assert outcome.seconds > 0
+
+
+class FakeMpirun:
+    """One rank in the place of mpirun, which ends at each start in another way.
+
+    Attributes:
+        ends: of each start: an exit code, or a signal that the user sends.
+        starts: what `world.restarts` is in each of them.
+    """
+
+    ends: list[int] = []
+    starts: list[int] = []
+    timed_out = has_leftover = was_stopped = False
+    timeout = None
+
+    def __init__(self, command, variables, *, run_dir, output, **options):
+        self.run_dir, self.output = run_dir, output
+        self.starts.append(int(variables["MLXDIST_RESTARTS"]))
+
+    def wait(self):
+        end = self.ends[len(self.starts) - 1]
+        self.output.add(0, f"start {len(self.starts)}\n", "")
+        if isinstance(end, signal.Signals):
+            os.kill(os.getpid(), end)
+            return 1
+        if end == 0:
+            marks.mark_file(self.run_dir, "done", 0).touch()
+        return end
+
+
+@pytest.mark.parametrize(
+    ("ends", "starts", "code"),
+    [
+        ([0], [0], 0),
+        ([3, 0], [0, 1], 0),
+        ([3, 4, 5, 6], [0, 1, 2], 5),
+        ([2, 0], [0], 2),  # a wrong command line
+        ([3, signal.SIGTERM, 0], [0, 1], 143),
+    ],
+)
+def test_launch_starts_a_job_again_until_it_ends_well_or_the_user_ends_it(
+    ends, starts, code, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLXDIST_RESTARTS", "0")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(runner, "Mpirun", FakeMpirun)
+    monkeypatch.setattr(FakeMpirun, "ends", ends)
+    monkeypatch.setattr(FakeMpirun, "starts", [])
+    (tmp_path / "x.py").touch()
+    job = Job(1, str(tmp_path / "x.py"), log_dir=tmp_path / "logs")
+    for _ in range(2):  # the second job begins new logs
+        FakeMpirun.starts.clear()
+        outcome = launcher.launch(job, max_restarts=2)
+        assert FakeMpirun.starts == starts
+        assert (outcome.exit_code, outcome.restarts) == (code, starts[-1])
+        log = (tmp_path / "logs" / "rank-0.log").read_text().splitlines()
+        assert log == [f"start {number + 1}" for number in starts]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "x.py"]

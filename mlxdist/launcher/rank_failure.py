@@ -114,7 +114,9 @@ def _is_default_report() -> bool:
 
 def _reason(error: BaseException) -> str:
     """Return the exception's type and message, without its notes."""
-    lines = traceback.format_exception_only(type(error), error)
+    report = traceback.TracebackException(type(error), error, None)
+    report.__notes__ = None  # type: ignore[attr-defined]  # since Python 3.11
+    lines = list(report.format_exception_only())
     name = type(error).__name__
     return next((x for x in reversed(lines) if name in x.partition(":")[0]), name)
 

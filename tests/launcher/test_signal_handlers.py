@@ -54,6 +54,33 @@ def test_hangup_that_is_ignored_stays_ignored(set_handler):
     assert (signals.received, signals.repeated) == (signal.SIGTERM, False)
 
 
+def do_nothing(number, frame):
+    pass
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_signal_that_ends_a_job_is_received(name, set_handler):
+    number = signal.Signals[name]
+    set_handler(number, do_nothing)
+    with Signals() as signals:
+        os.kill(os.getpid(), number)
+    assert signals.received == number
+    assert signal.getsignal(number) is do_nothing
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGALRM", "SIGURG", "SIGCONT"])
+def test_signal_for_the_ranks_is_kept_until_mpirun_can_take_it(name, set_handler):
+    number = signal.Signals[name]
+    set_handler(number, do_nothing)
+    sent = []
+    with Signals() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.received is None
+        signals.forward_to(sent.append)
+        os.kill(os.getpid(), number)
+    assert sent == [number, number]
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_mpirun_is_out_of_reach_of_a_hangup_that_is_ignored(
     ignored, set_handler, start, capfd

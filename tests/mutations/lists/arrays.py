@@ -1,0 +1,71 @@
+"""Mistakes in views and sums of arrays, and in trees and their paths."""
+
+from tests.mutations.mutation import Mutation
+
+CONCAT = ("tests/arrays/test_concat.py",)
+NUMPY_VIEW = ("tests/arrays/test_numpy_view.py",)
+PAIRWISE = ("tests/arrays/test_pairwise_sum.py",)
+TREES = ("tests/arrays/test_trees.py",)
+TREE_INDEX = ("tests/arrays/test_tree_index.py",)
+
+MUTATIONS = [
+    Mutation("arrays/concat.py", ".astype(self._dtype)", "", CONCAT),
+    Mutation("arrays/concat.py", "flat[start:stop].", "flat[start:].", CONCAT),
+    Mutation("arrays/concat.py", ".reshape(shape)", "", CONCAT),
+    Mutation("arrays/numpy_view.py", "if not view.c_contiguous:", "if 0:", NUMPY_VIEW),
+    Mutation("arrays/numpy_view.py", "wide <<= 16", "wide <<= 15", NUMPY_VIEW),
+    Mutation("arrays/numpy_view.py", "+= 0x7FFF", "+= 0x8000", NUMPY_VIEW),
+    Mutation("arrays/numpy_view.py", "rounded &= 1", "rounded &= 0", NUMPY_VIEW),
+    Mutation(
+        "arrays/numpy_view.py",
+        "numbers[start : start + BLOCK]",
+        "numbers[start:BLOCK]",
+        NUMPY_VIEW,
+    ),
+    Mutation(
+        "arrays/numpy_view.py",
+        "total if math.isfinite(total) else math.inf",
+        "total",
+        NUMPY_VIEW,
+    ),
+    Mutation("arrays/numpy_view.py", "if array.size:", "if 0:", NUMPY_VIEW),
+    Mutation("arrays/pairwise_sum.py", " and stop != size", "", PAIRWISE),
+    Mutation(
+        "arrays/pairwise_sum.py",
+        "block * (_BLOCK >> node.level)",
+        "block * _BLOCK",
+        PAIRWISE,
+    ),
+    Mutation("arrays/pairwise_sum.py", "[level[-1]] if", "[] if", PAIRWISE),
+    Mutation(
+        "arrays/pairwise_sum.py",
+        "first <= block < last",
+        "first < block < last",
+        PAIRWISE,
+    ),
+    Mutation("arrays/trees.py", "1 + max(indices)", "max(indices)", TREES),
+    Mutation("arrays/trees.py", 'f"{entry}\\n".encode()', 'b""', TREES),
+    Mutation(
+        "arrays/trees.py", "checksum.update(raw(array).data)", "raw(array)", TREES
+    ),
+    Mutation("arrays/trees.py", "{} if c is _ABSENT", "None if c is _ABSENT", TREES),
+    Mutation("arrays/trees.py", "if children or not like", "if children", TREES),
+    Mutation("arrays/trees.py", "(key + 1 - len(tree))", "(key - len(tree))", TREES),
+    Mutation("arrays/trees.py", "[piece.start : piece.stop]", "[: piece.stop]", TREES),
+    Mutation("arrays/trees.py", "leaf if i == key else item", "leaf", TREES),
+    Mutation(
+        "arrays/tree_index.py",
+        "len(tree) != container.size",
+        "len(tree) < container.size",
+        TREE_INDEX,
+    ),
+    Mutation(
+        "arrays/tree_index.py", "{key: new[key] for key in tree}", "new", TREE_INDEX
+    ),
+    Mutation(
+        "arrays/tree_index.py",
+        "container.children[key] = _Container()  #",
+        "pass  #",
+        TREE_INDEX,
+    ),
+]

@@ -1,0 +1,172 @@
+"""Mistakes in joining, in collectives of a world, and in what a failed job leaves."""
+
+from tests.mutations.mutation import Mutation
+
+CLOSE = ("tests/world/test_close.py",)
+FINALIZE = ("tests/world/test_finalize.py",)
+GUARD = ("tests/world/test_guard.py",)
+HEARTBEAT = ("tests/world/test_heartbeat.py",)
+HOOKS = ("tests/world/test_hooks.py",)
+IDENTITY = ("tests/world/test_identity.py",)
+JOIN = ("tests/world/test_join.py",)
+METRICS = ("tests/world/test_metrics.py",)
+POSTMORTEM = ("tests/world/test_postmortem.py",)
+PROCESS = ("tests/world/test_process.py",)
+TIMELINE = ("tests/world/test_timeline.py",)
+WATCHDOG = ("tests/world/test_watchdog.py",)
+WORLD = ("tests/world/test_world.py",)
+
+MUTATIONS = [
+    # The world's collectives
+    Mutation("world/world.py", "[seed, self.rank]", "[seed]", WORLD, (3,)),
+    Mutation(
+        "world/world.py",
+        "seed if self.is_root else int(mixed[0])",
+        "int(mixed[0])",
+        WORLD,
+        (2,),
+    ),
+    Mutation("world/world.py", '{"flush": True, **options}', "options", WORLD, (1,)),
+    Mutation("world/world.py", "tree.update(result)", "pass", WORLD, (2,)),
+    Mutation(
+        "world/world.py",
+        "(every == every[0]).all()",
+        "(every == every[0]).any()",
+        WORLD,
+        (2,),
+    ),
+    Mutation(
+        "world/world.py", "self.at_close.callback(part.close)", "pass", CLOSE, (2,)
+    ),
+    Mutation(
+        "world/world.py", 'agree(self.control, "World.close")', "pass", CLOSE, (2,)
+    ),
+    Mutation(
+        "world/world.py", "if not any(weights):", "if not all(weights):", METRICS, (2,)
+    ),
+    Mutation(
+        "world/world.py",
+        "sharded or host.overlaps",
+        "sharded and host.overlaps",
+        WORLD,
+        (2,),
+    ),
+    Mutation(
+        "world/world.py", " and os.getpid() != self._process", " and False", IDENTITY
+    ),
+    Mutation("world/broadcast.py", '[f"root {root}", *texts]', "texts", WORLD, (2,)),
+    Mutation(
+        "world/broadcast.py",
+        "0 <= root < comm.size",
+        "0 <= root <= comm.size",
+        WORLD,
+        (2,),
+    ),
+    Mutation(
+        "world/broadcast.py", "(text.encode())[root]", "(text.encode())[0]", WORLD, (2,)
+    ),
+    Mutation("world/broadcast.py", "str(e) if is_module else", "", WORLD, (2,)),
+    Mutation(
+        "world/metrics.py",
+        "            if weight:",
+        "            if weight >= 0:",
+        METRICS,
+        (2,),
+    ),
+    Mutation("world/metrics.py", "math.fsum(weights)", "len(weights)", METRICS, (2,)),
+    Mutation(
+        "world/metrics.py",
+        "value.size * value.itemsize // vector.itemsize",
+        "value.size",
+        METRICS,
+        (2,),
+    ),
+    Mutation(
+        "world/metrics.py",
+        "leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf",
+        "leaf.astype(mx.float32)",
+        METRICS,
+        (1,),
+    ),
+    # Joining
+    Mutation(
+        "world/process.py", "MPI.ERRORS_ARE_FATAL", "MPI.ERRORS_RETURN", JOIN, (2,)
+    ),
+    Mutation("world/process.py", "every.any()", "every.all()", WORLD, (2,)),
+    Mutation("world/process.py", '"btl": "^ofi",', "", PROCESS),
+    Mutation("world/join.py", "guard={guard}, ", "", JOIN),
+    Mutation("world/join.py", "if 0 <= age <= _LONGEST_RUN:", "if age >= 0:", JOIN),
+    Mutation("world/join.py", "environment.hide_mpirun()", "pass", IDENTITY),
+    Mutation("world/join.py", "0 < timeout <", "0 <= timeout <", JOIN),
+    Mutation(
+        "world/join.py",
+        "value not in (_options[name], _DEFAULTS[name])",
+        "value != _DEFAULTS[name]",
+        CLOSE,
+    ),
+    Mutation("world/identity.py", "launch.size != size", "launch.size < size", JOIN),
+    Mutation("world/identity.py", "claimed == os.getppid() or ", "", IDENTITY),
+    # Hooks and the end of the process
+    Mutation(
+        "world/hooks.py", "is not sys.__excepthook__", "is sys.__excepthook__", HOOKS
+    ),
+    Mutation("world/hooks.py", "chain=True", "chain=False", HOOKS),
+    Mutation("world/hooks.py", "file=wake_fd, ", "", HOOKS),
+    Mutation(
+        "world/hooks.py",
+        "signal.SIG_DFL if self.is_current else signal.getsignal(signal.SIGTERM)",
+        "signal.SIG_DFL",
+        HOOKS,
+    ),
+    Mutation(
+        "world/finalize.py",
+        "os.register_at_fork(after_in_child=_skip_inherited_handlers)",
+        "pass",
+        FINALIZE,
+    ),
+    Mutation("world/finalize.py", "_at_c_exit(finalize)", "pass", FINALIZE),
+    Mutation(
+        "world/guard.py",
+        "code=code or (130",
+        "code=(130",
+        (
+            "tests/launcher/test_run.py::test_run_with_a_rank_that_leaves_its_world_ends_the_others",
+        ),
+    ),
+    Mutation("world/guard.py", "130 if isinstance", "1 if isinstance", GUARD),
+    Mutation(
+        "world/guard.py", "time.monotonic(), True", "time.monotonic(), False", WATCHDOG
+    ),
+    # Timelines and records
+    Mutation(
+        "world/timeline.py",
+        "span.start - clock_offset",
+        "span.start + clock_offset",
+        TIMELINE,
+    ),
+    Mutation("world/timeline.py", "record.end - clock_offset", "record.end", TIMELINE),
+    Mutation("world/timeline.py", "_lock(folder)", "pass", TIMELINE),
+    Mutation("world/postmortem.py", "min(failed, key=", "max(failed, key=", POSTMORTEM),
+    Mutation("world/postmortem.py", "reverse=True", "reverse=False", POSTMORTEM),
+    Mutation(
+        "world/postmortem.py",
+        "max(path.stat().st_mtime",
+        "min(path.stat().st_mtime",
+        POSTMORTEM,
+    ),
+    Mutation(
+        "world/postmortem.py",
+        "max(min(records, default=0)",
+        "min(min(records, default=0)",
+        POSTMORTEM,
+    ),
+    # Heartbeats
+    Mutation(
+        "world/heartbeat.py",
+        "self.heartbeat.idle + silence",
+        "self.heartbeat.idle",
+        HEARTBEAT,
+    ),
+    Mutation("world/watchdog.py", "os.getppid() != self._parent", "False", WATCHDOG),
+    Mutation("world/watchdog.py", "self._events.on_sigterm()", "pass", POSTMORTEM),
+]

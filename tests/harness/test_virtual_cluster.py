@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import jobs, netns
-from tests.support.cluster import VirtualCluster, bits_per_second
+from tests.support.cluster import VirtualCluster
+from tests.support.wire import bits_per_second
 
 PROBLEM = netns.problem()
 needs_hosts = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))

@@ -5,8 +5,8 @@
 
 Each host is a set of namespaces: network, host name, mounts. Hosts share files and
 cores, but not `/dev/shm`. They reach one another only through a switch, over links with
-a limited rate in both directions. Not modelled: latency, packet loss, and the memory
-and cores of more machines.
+a limited rate in both directions. Not modelled: latency, packet loss (but see `Wire`),
+and the memory and cores of more machines.
 
 The PATH of the hosts starts with an `ssh` that enters the namespaces. Open MPI starts
 its daemons with it as on real hosts, in the environment of a new login.
@@ -27,14 +27,11 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support import netns
+from tests.support.wire import Wire, bits_per_second
 
 _SUBNET = "10.77.0"  # seen inside the namespaces only
 _MOST_HOSTS = 200
-_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?")
-# The queue of a link is so long that hardly any packet is dropped, as on a good switch.
-# The burst has room for the largest packet that the kernel passes on in one piece.
-_QUEUE, _BURST = "4mb", "128kb"
 # The default of Linux and macOS, whatever this machine is configured to use.
 _CONGESTION_CONTROL = "cubic"
 
@@ -77,18 +74,7 @@ class Host:
     address: str
     port: str  # of the switch
     space: netns.Namespace
-
-
-def bits_per_second(rate: str) -> float:
-    """Return the bits per second of a rate in tc's notation, such as "100mbit".
-
-    Raises:
-        ValueError: it is not in that notation, or is zero.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]bit)", rate)
-    if not match or not float(match[1]):
-        raise ValueError(f"the rate is {rate!r}; wanted such as 1gbit or 100mbit")
-    return float(match[1]) * _UNITS[match[2]]
+    wire: Wire
 
 
 class VirtualCluster:
@@ -224,7 +210,9 @@ class VirtualCluster:
         self._switch.run("ip", "link", "set", "switch", "up")
         for index, name in enumerate(names, 1):
             address, port = f"{_SUBNET}.{index}", f"port{index}"
-            self.hosts.append(Host(name, address, port, self._keeper.make()))
+            space = self._keeper.make()
+            wire = Wire([(self._switch, port), (space, "wire")], self.rate)
+            self.hosts.append(Host(name, address, port, space, wire))
         table = ["127.0.0.1 localhost", *(f"{h.address} {h.name}" for h in self.hosts)]
         (self.folder / "hosts.txt").write_text("\n".join(table) + "\n")
         lines = [f"{self._known_as(host)} slots=1" for host in self.hosts]
@@ -239,7 +227,6 @@ class VirtualCluster:
         switch("ip", "link", "add", host.port, *other_end)
         switch("ip", "link", "set", host.port, "master", "switch")
         switch("ip", "link", "set", host.port, "addrgenmode", "none", "up")
-        self._shape(self._switch, host.port)
         space.run("hostname", host.name)
         space.run("mount", "-t", "tmpfs", "shm", "/dev/shm")
         space.run("mount", "--bind", str(self.folder / "hosts.txt"), "/etc/hosts")
@@ -248,11 +235,7 @@ class VirtualCluster:
         space.run("ip", "addr", "add", f"{host.address}/24", "dev", "wire")
         route = ("ip", "route", "change", f"{_SUBNET}.0/24", "dev", "wire")
         space.run(*route, "congctl", _CONGESTION_CONTROL)
-        self._shape(space, "wire")
-
-    def _shape(self, space: netns.Namespace, link: str) -> None:
-        shaper = ("tbf", "rate", self.rate, "burst", _BURST, "limit", _QUEUE)
-        space.run("tc", "qdisc", "add", "dev", link, "root", *shaper)
+        host.wire.restore()
 
     def _let_in(self, host: Host) -> None:
         entrance = self._entrance(host)

@@ -48,8 +48,8 @@ class RunningJob:
         self.plan, self.launcher = plan, 0
         self._kinds, self._patience = kinds, patience
         self.folder = Path(tempfile.mkdtemp(prefix="mlxdist-chaos-"))
-        for name in ("fired", "saves", "tmp"):
-            (self.folder / name).mkdir()
+        for name in ("fired", "saves", "tmp", "tmp/mlx"):  # MLX keeps compiled kernels
+            (self.folder / name).mkdir(mode=0o700)
         plan.write(self.folder / "plan.json")
         try:
             self.cluster = VirtualCluster(plan.hosts)

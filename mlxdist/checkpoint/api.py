@@ -12,13 +12,14 @@ import numpy as np
 from ..arrays.types import Tree
 from ..optim.optimizer import DistributedOptimizer
 from ..world.join import current
-from . import async_save, load
+from . import async_save, load, run_history
 from .collective import CheckpointError
 from .commit import SaveJob
 from .directory import resolve
 from .manifest import Json
 from .open_checkpoint import Opened, open_newest
-from .save import SaveRequest, agree_to_save, data_of_parts
+from .save import agree_to_save, data_of_parts
+from .save_request import SaveRequest
 from .targets import LoadTarget
 from .user_data import Sampler
 
@@ -64,7 +65,8 @@ def save_checkpoint(
         model: a module or tree of arrays; frozen parameters and buffers are saved
             too. If buffers differ over ranks, rank 0's are saved.
         extra: JSON values and arrays (mx or numpy) in dicts, lists and tuples.
-        keep: how many checkpoints to keep, with this one; None keeps all.
+        keep: how many checkpoints of the run to keep, with this one; None keeps all.
+            If the run did not load from the folder, what was there is another's.
         background: copy the data, write it in a thread. The next save and the exit
             wait for it. If it fails, the next `update`, save or the exit says so.
 
@@ -73,7 +75,8 @@ def save_checkpoint(
 
     Raises:
         MismatchError: on all ranks, if what they save differs or can't be saved.
-        CheckpointError: on all ranks, if a file can't be written.
+        CheckpointError: on all ranks, if a file can't be written, or another job is
+            saving into the folder.
     """
     world = _require_distributed(optimizer).world
     step = _as_int(step)
@@ -92,11 +95,12 @@ def _save(
     world = optimizer.world
     failed = async_save.wait(world)
     snapshot, plan = agree_to_save(request, optimizer, model, extra, sampler, failed)
+    saver = async_save.saver_of(world) if request.background else None
     data = data_of_parts(plan.layout.parts[world.rank], snapshot)
     job = SaveJob(plan, data, world.control)
-    if request.background:
+    if saver is not None:
         job.copy_data()
-        async_save.saver_of(world).start(job)
+        saver.start(job)
     else:
         world.recorder.phase("writing")
         with job:
@@ -115,8 +119,8 @@ def load_checkpoint(
 ) -> Loaded | None:
     """Load a checkpoint on any number of ranks, with any `shard`. Called by all ranks.
 
-    Waits for this process's background saves. All checksums are verified before
-    anything changes. Then each rank reads what it needs, one array at a time.
+    Waits for this process's background saves. Everything is read and verified before
+    anything changes, so that for a moment a rank has its arrays twice.
 
     Args:
         folder: as for `save_checkpoint`; a file that a host lacks is sent to it. Or a
@@ -144,15 +148,18 @@ def load_checkpoint(
         opened = open_newest(request.folder, step, target, world.control)
         if opened is None and not missing_ok:
             raise CheckpointError(f"there is no checkpoint in {request.folder}")
-        return None if opened is None else _load(opened, target)
+        loaded = None if opened is None else _load(opened, target)
+        run_history.resumed(request.folder)
+        return loaded
 
 
 def _load(opened: Opened, target: LoadTarget) -> Loaded:
     with opened.reader:
-        for reason in opened.skipped if target.world.is_root else ():
-            warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
-        extra = load.read_arrays(opened)
-    step = load.resume(opened.contents.manifest, target)
+        extra = load.replace_all(opened, target)
+    for reason in opened.skipped if target.world.is_root else ():
+        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
+    manifest = opened.contents.manifest
+    step = 0 if manifest is None else manifest.step
     return Loaded(step, extra, opened.contents.folder, opened.skipped)
 
 

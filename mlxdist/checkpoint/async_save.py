@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 import time
+from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -48,7 +49,7 @@ class BackgroundSaver:
         )
         try:
             thread.start()
-        except RuntimeError:  # the system has no more threads; the other ranks wait
+        except Exception:  # the system has no more threads; the other ranks wait
             self._commit(job)
         else:
             self._thread = thread
@@ -108,7 +109,8 @@ def lower_priority() -> None:
     Only Linux has priorities of threads.
     """
     if sys.platform == "linux":
-        os.nice(_NICE)  # of this thread alone
+        with suppress(OSError):
+            os.nice(_NICE)  # of this thread alone
 
 
 def _gather_alone(data: bytes) -> list[bytes]:

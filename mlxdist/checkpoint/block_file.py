@@ -89,7 +89,8 @@ class Writer:
         """End the threads, close the file, free the buffers. May be called twice."""
         self._end()
         if self._file >= 0:
-            os.close(self._file)
+            with suppress(OSError):  # the data was flushed, or is given up
+                os.close(self._file)
             self._file = -1
         while self._buffers:
             with suppress(BufferError):  # a view in the traceback of an error keeps it
@@ -150,14 +151,17 @@ class Reader:
     ):
         self.path, self._sha256, self._block = path, sha256, block
         self._pool = pool
-        self._file = open_file(path)
-        self.nbytes = os.fstat(self._file).st_size
-        self._version = _version(self._file)
         self._last: tuple[int, Raw] | None = None
         self._verified: set[int] = set()
-        if nbytes is not None and self.nbytes != nbytes:
+        self._file = open_file(path)
+        try:
+            self._version = _version(self._file)
+            self.nbytes = self._version[0]
+            if nbytes is not None and self.nbytes != nbytes:
+                raise DamagedError(f"{path} has {self.nbytes} bytes, wanted {nbytes}")
+        except BaseException:
             self.close()
-            raise DamagedError(f"{path} has {self.nbytes} bytes, wanted {nbytes}")
+            raise
 
     def __enter__(self) -> Reader:
         return self
@@ -168,7 +172,8 @@ class Reader:
     def close(self) -> None:
         """Close the file. May be called twice."""
         if self._file >= 0:
-            os.close(self._file)
+            with suppress(OSError):
+                os.close(self._file)
             self._file = -1
 
     def read(self, offset: int, out: Raw) -> None:

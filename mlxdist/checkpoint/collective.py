@@ -9,9 +9,13 @@ from typing import TypeVar
 import msgspec
 
 from ..comm.agreement import OnAllRanks, difference, error_text
+from ..layout.wording import shortened
 
 AllGather = Callable[[bytes], list[bytes]]  # returns every rank's bytes, in rank order
 Report = TypeVar("Report")
+Result = TypeVar("Result")
+
+_MAX_PROBLEM = 2000  # characters of one rank's problem
 
 
 class CheckpointError(ValueError, OnAllRanks):
@@ -21,8 +25,34 @@ class CheckpointError(ValueError, OnAllRanks):
 def problem_of(error: Exception) -> str:
     """Return an error as text; its type too, where its message may not say enough."""
     if isinstance(error, ValueError | OSError) and str(error):
-        return str(error)
-    return error_text(error)
+        return shortened(str(error), _MAX_PROBLEM)
+    return shortened(error_text(error), _MAX_PROBLEM)
+
+
+def attempt(action: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """Return the result of this rank's part, or None and what went wrong.
+
+    An error of any kind is caught, since the other ranks wait for this one.
+    """
+    try:
+        return action(), None
+    except OnAllRanks:
+        raise
+    except Exception as error:
+        return None, problem_of(error)
+
+
+def on_all_ranks(
+    all_gather: AllGather, failure: str, action: Callable[[], Result]
+) -> Result:
+    """Return the result of this rank's part, if no rank failed. Called by all ranks.
+
+    Raises:
+        CheckpointError: on all ranks, if one of them failed.
+    """
+    result, problem = attempt(action)
+    require_success(all_gather, failure, problem, None)
+    return result  # type: ignore[return-value]  # no problem, so not None in its place
 
 
 def require_success(

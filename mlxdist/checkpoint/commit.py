@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
 
 from ..arrays.types import Raw
 from ..comm.collectives import Collectives
-from . import directory
+from . import directory, manifest_check
 from .block_file import Writer
-from .collective import AllGather, CheckpointError, problem_of, require_success
-from .durable import flush_folder
+from .collective import (
+    AllGather,
+    CheckpointError,
+    attempt,
+    on_all_ranks,
+    require_success,
+)
+from .durable import flush_folder, make_folders
+from .lock import FolderLock
 from .manifest import SavedFile, to_bytes
+from .run_history import first_serial
 from .save import SavePlan
 
 
@@ -29,39 +37,34 @@ class FileReport(msgspec.Struct):
 class SaveJob:
     """One rank's part in a save. Made by all ranks together.
 
-    Owns the rank's open file and the temporary folder. A context manager, which closes
-    the file, and removes the folder unless the checkpoint is committed.
+    Owns the rank's open file, the temporary folder and the lock. A context manager,
+    which closes the file, removes the folder unless it is committed, and unlocks.
 
     Args:
         data: the bytes of this rank's parts in order.
 
     Raises:
-        CheckpointError: on all ranks, if one can't create its file.
+        CheckpointError: on all ranks, if one can't create its file, or another job
+            saves into the folder.
     """
 
     def __init__(self, plan: SavePlan, data: Iterable[Raw], comm: Collectives):
         self._plan, self._data, self._rank = plan, data, comm.rank
         self._folder = plan.request.folder
         self._temporary = self._folder / plan.save.temporary(plan.token)
-        paths = [self._temporary / file_name(rank) for rank in range(comm.size)]
+        self._paths = [self._temporary / file_name(rank) for rank in range(comm.size)]
         self._writer: Writer | None = None
+        self._lock: FolderLock | None = None
         self._problem: str | None = None
         self._is_renamed = False
         self._leader = self._rank  # until it is known which ranks share a disk
+        failure = f"nothing was saved in {self._folder}"
         try:
-            self._temporary.mkdir(parents=True, exist_ok=True)
-            self._writer = Writer(paths[self._rank])
-        except Exception as error:  # of any kind, since the other ranks wait for it
-            self._problem = problem_of(error)
-        failure = f"{self._temporary} can't be written"
-        try:
-            require_success(comm.all_gather_bytes, failure, self._problem, None)
+            on_all_ranks(comm.all_gather_bytes, failure, self._create)
+            on_all_ranks(comm.all_gather_bytes, failure, self._take_folder)
         except BaseException:
             self.close()
             raise
-        self._leader = next(rank for rank, path in enumerate(paths) if path.exists())
-        if self._leads:
-            directory.sweep(self._folder, self._temporary.name)
 
     def __enter__(self) -> SaveJob:
         return self
@@ -70,36 +73,51 @@ class SaveJob:
         self.close()
 
     def close(self) -> None:
+        """Remove the folder unless it is committed. May be called twice."""
         if self._writer is not None:
             self._writer.close()
         if self._leads and not self._is_renamed:
             shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _create(self) -> None:
+        make_folders(self._folder)
+        self._temporary.mkdir(exist_ok=True)
+        self._writer = Writer(self._paths[self._rank])
+
+    def _take_folder(self) -> None:
+        """Find this disk's leader, which locks the folder and tidies it."""
+        paths = enumerate(self._paths)
+        self._leader = next(rank for rank, path in paths if path.exists())
+        if self._leads:
+            self._lock = FolderLock(self._folder)
+            directory.sweep(self._folder, self._temporary.name)
 
     def copy_data(self) -> None:
         """Copy the bytes that will be written, so that training may go on.
 
         If this fails, `write` returns the error.
         """
-        try:
-            self._data = [part.copy() for part in self._data]
-        except Exception as error:  # of any kind, since the other ranks wait for it
-            self._problem = problem_of(error)
+        copies, self._problem = attempt(lambda: [part.copy() for part in self._data])
+        self._data = copies or []
 
     def write(self) -> tuple[SavedFile | None, str | None]:
         """Write this rank's file. Returns it, or what went wrong."""
-        assert self._writer is not None
         if self._problem is not None:
             return None, self._problem
+        return attempt(self._write)
+
+    def _write(self) -> SavedFile:
+        assert self._writer is not None
         try:
             self._writer.write(self._plan.layout.headers[self._rank])
             for part in self._data:
                 self._writer.write(part.data)
             digests = self._writer.finish()
-        except Exception as error:  # of any kind, since the other ranks wait for it
-            return None, problem_of(error)
         finally:
             self._writer.close()
-        return SavedFile(file_name(self._rank), self._writer.nbytes, digests), None
+        return SavedFile(file_name(self._rank), self._writer.nbytes, digests)
 
     def commit(
         self, file: SavedFile | None, problem: str | None, all_gather: AllGather
@@ -118,41 +136,43 @@ class SaveJob:
         report = FileReport(file, self._leader)
         try:
             reports = require_success(all_gather, failure, problem, report)
-            problem = self._lead(partial(self._rename, reports))
-            require_success(all_gather, failure, problem, None)
+            on_all_ranks(all_gather, failure, partial(self._rename, reports))
         except CheckpointError:
             self._undo()
             raise
         failure = f"{save.name} is saved and complete in {self._folder}, but"
-        require_success(all_gather, failure, self._lead(self._remove_older), None)
+        on_all_ranks(all_gather, failure, self._remove_older)
 
     @property
     def _leads(self) -> bool:
         return self._leader == self._rank
 
-    def _lead(self, action: Callable[[], None]) -> str | None:
-        """Do on the leader of each disk what is done once; return what went wrong."""
-        if self._leads:
-            try:
-                action()
-            except Exception as error:  # of any kind, since the other ranks wait for it
-                return problem_of(error)
-        return None
-
     def _rename(self, reports: Sequence[FileReport]) -> None:
+        """Commit, on the leader of each disk."""
+        if not self._leads:
+            return
         plan = self._plan
         manifest = msgspec.structs.replace(
             plan.manifest,
             disks=tuple(report.leader for report in reports),
             files=tuple(report.file for report in reports if report.file is not None),
         )
-        directory.commit(self._folder, plan.save, plan.token, to_bytes(manifest))
+        data = to_bytes(manifest)
+        manifest_check.from_bytes(data)  # whether a load will accept it
+        directory.commit(self._folder, plan.save, plan.token, data)
         self._is_renamed = True
         flush_folder(self._folder)
 
     def _remove_older(self) -> None:
-        directory.point_to(self._folder, self._plan.save)
-        directory.prune(self._folder, self._plan.request.keep, self._plan.token)
+        """Remove the run's older checkpoints, on the leader of each disk."""
+        if self._leads:
+            save, (_, _, _, keep, _) = self._plan.save, self._plan.request
+            directory.point_to(self._folder, save)
+            oldest = first_serial(self._folder, save.serial)
+            if keep is not None:
+                directory.prune(self._folder, save, oldest, keep, self._plan.token)
+        if self._lock is not None:  # before any rank returns
+            self._lock.close()
 
     def _undo(self) -> None:
         if self._is_renamed:

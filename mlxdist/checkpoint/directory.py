@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from . import manifest_check
+from . import bounded_json, manifest_check
 from .block_file import read_small
 from .durable import (
     DamagedError,
@@ -26,7 +26,9 @@ from .manifest import NAME, Manifest
 
 LATEST = "latest"
 NO_FOLDER = Path()
-_SAVE_NAME = re.compile(r"save-(\d{5,12})-step-(\d{8,16})")
+_SAVE_NAME = re.compile(r"save-(\d{5,12})-step-(\d{8,16})", re.ASCII)
+_END_OF_SERIALS = 10**12
+_TRUSTED_SERIALS = 10**8  # more saves than any run makes
 _TEMPORARY = re.compile(r"\.save-\d{5,12}-step-\d{8,16}\.(saving|removing)-[0-9a-f]+")
 
 
@@ -63,7 +65,7 @@ def list_saves(folder: Path) -> list[Save]:
         OSError: if it can't be read.
     """
     try:
-        names = os.listdir(folder)
+        names = set(os.listdir(folder))
     except FileNotFoundError:
         return []
     matches = filter(None, map(_SAVE_NAME.fullmatch, names))
@@ -71,12 +73,41 @@ def list_saves(folder: Path) -> list[Save]:
     return sorted((save for save in saves if save.name in names), reverse=True)
 
 
+def next_serial(folder: Path) -> int:
+    """Return the serial of the next save, which is above those of all checkpoints.
+
+    A folder that no save can have made does not count: after the highest serial there
+    would be none for later saves.
+
+    Raises:
+        OSError: if the folder can't be read.
+        ValueError: if there is no higher serial.
+    """
+    for save in list_saves(folder):
+        if save.serial < _TRUSTED_SERIALS or is_checkpoint(folder, save):
+            if save.serial + 1 == _END_OF_SERIALS:
+                raise ValueError(
+                    f"{folder / save.name} has the last number of all: move it away"
+                )
+            return save.serial + 1
+    return 1
+
+
+def is_checkpoint(folder: Path, save: Save) -> bool:
+    """Return whether a folder has a valid manifest, of the step in its name."""
+    try:
+        parse_manifest(read_manifest(folder, save), folder, save)
+    except (DamagedError, OSError):
+        return False
+    return True
+
+
 def read_manifest(folder: Path, save: Save) -> bytes:
     """Return the bytes of a checkpoint's manifest. Raises DamagedError."""
     path = folder / save.name
     if path.is_symlink() or not path.is_dir():
         raise DamagedError(f"{path} is not a folder")
-    return read_small(path / NAME, manifest_check.MAX_BYTES)
+    return read_small(path / NAME, bounded_json.MAX_BYTES)
 
 
 def parse_manifest(data: bytes, folder: Path, save: Save) -> Manifest:
@@ -104,8 +135,10 @@ def _file_problem(path: Path, nbytes: int) -> str | None:
         file = open_file(path)
     except DamagedError as error:
         return str(error)
-    size = os.fstat(file).st_size
-    os.close(file)
+    try:
+        size = os.fstat(file).st_size
+    finally:
+        os.close(file)
     return None if size == nbytes else f"{path} has {size} bytes, wanted {nbytes}"
 
 
@@ -124,10 +157,23 @@ def point_to(folder: Path, save: Save) -> None:
     write_atomically(folder / LATEST, f"{save.name}\n".encode())
 
 
-def prune(folder: Path, keep: int | None, token: str) -> None:
-    """Remove all but the newest `keep` checkpoints; None keeps all."""
-    for save in list_saves(folder)[keep:] if keep is not None else ():
-        remove(folder, save, token)
+def prune(folder: Path, current: Save, oldest: int, keep: int, token: str) -> None:
+    """Remove all but the newest `keep` checkpoints of a run.
+
+    Folders that are no checkpoints are not removed, and don't count.
+
+    Args:
+        current: the newest of the run.
+        oldest: the first serial of the run; what has a lower one is another's.
+    """
+    kept = 1
+    for save in list_saves(folder):
+        if not oldest <= save.serial < current.serial:
+            continue
+        if kept < keep:
+            kept += is_checkpoint(folder, save)
+        elif os.path.lexists(folder / save.name / NAME):
+            remove(folder, save, token)
 
 
 def remove(folder: Path, save: Save, token: str) -> None:
@@ -135,11 +181,13 @@ def remove(folder: Path, save: Save, token: str) -> None:
     temporary = folder / save.temporary(token, "removing")
     with contextlib.suppress(FileNotFoundError):
         (folder / save.name).rename(temporary)
-        flush_folder(folder)
-        if temporary.is_symlink():  # its target is the user's
-            temporary.unlink()
-        else:
-            shutil.rmtree(temporary)
+        try:
+            flush_folder(folder)
+        finally:
+            if temporary.is_symlink():  # its target is the user's
+                temporary.unlink()
+            else:
+                shutil.rmtree(temporary)
 
 
 def sweep(folder: Path, current: str) -> None:

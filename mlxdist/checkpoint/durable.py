@@ -10,9 +10,14 @@ import secrets
 import stat
 from pathlib import Path
 
+from ..layout.wording import shortened
+
 
 class DamagedError(ValueError):
-    """A file is not what was written."""
+    """A file is not what was written. Its text is cut: it may quote the file."""
+
+    def __init__(self, text: str):
+        super().__init__(shortened(text))
 
 
 def create(path: Path) -> int:
@@ -77,6 +82,15 @@ def flush_folder(path: Path) -> None:
         os.close(folder)
 
 
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, and flush their names to the disk."""
+    missing = [path, *path.parents]
+    missing = [folder for folder in missing if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_folder(folder.parent)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file: after a crash it has the old content or the new, in full.
 
@@ -114,7 +128,15 @@ def open_file(path: Path) -> int:
     except OSError as error:
         kind = "is a link" if path.is_symlink() else error.strerror or "can't be opened"
         raise DamagedError(f"{path}: {kind}") from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    try:
+        require_regular(file, path)
+    except BaseException:
         os.close(file)
-        raise DamagedError(f"{path} is not a file")
+        raise
     return file
+
+
+def require_regular(file: int, path: Path) -> None:
+    """Raise DamagedError if an open file is a folder, pipe, socket or device."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise DamagedError(f"{path} is not a file")

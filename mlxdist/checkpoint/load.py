@@ -1,9 +1,9 @@
-"""Loading of a checkpoint that was chosen: read its arrays, then resume counters."""
+"""Loading of a checkpoint that was chosen: all of it is read, then all is replaced."""
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,15 @@ from ..arrays.types import Array, Tree
 from ..comm.agreement import agree
 from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
+from ..optim.rollback import interrupts_wait
+from ..optim.state_values import Value
 from ..world.world import World
 from . import user_data
-from .collective import problem_of, require_success
+from .collective import AllGather, attempt, on_all_ranks
 from .directory import NO_FOLDER
-from .manifest import Json, Manifest, SavedArray
+from .manifest import Json, Manifest
 from .open_checkpoint import Opened
-from .reader import ArrayReader
-from .targets import LoadTarget, Target, Targets
+from .targets import LoadTarget, Put, Target
 from .user_data import Sampler
 
 
@@ -78,53 +79,86 @@ def agree_to_load(
     return LoadTarget(world, model, optimizer.resumable_state("load"), sampler)
 
 
-def read_arrays(opened: Opened) -> Json:
-    """Replace the arrays of model and optimizer, and return the user's `extra`."""
-    contents, reader, targets, _ = opened
+def replace_all(opened: Opened, into: LoadTarget) -> Json:
+    """Replace what the checkpoint has of the model, optimizer and sampler, or nothing.
+
+    Returns:
+        The user's `extra`.
+
+    Raises:
+        CheckpointError: on all ranks, and nothing was changed.
+    """
+    reader, manifest = opened.reader, opened.contents.manifest
     all_gather = reader.comm.all_gather_bytes
-    arrays: dict[str, Array] = {}
-    extra = [array for array in contents.arrays if array.kind == "extra"]
-    for array in extra:
-        put = partial(operator.setitem, arrays, array.path)
-        targets[array.identity] = Target(0, array.size, array.shape, put)
-    # Extra first: it may turn out to be invalid while nothing is changed yet.
-    _read(reader, targets, extra)
-    decoded, problem = None, None
-    try:
-        if contents.manifest is not None:
-            decoded = user_data.decode(contents.manifest.extra, arrays)
-    except ValueError as error:
-        problem = str(error)
-    failure = "the checkpoint's extra can't be read"
-    require_success(all_gather, failure, reader.problem or problem, None)
-    _read(reader, targets, [a for a in contents.arrays if a.kind != "extra"])
-    failure = "the checkpoint could not be read to its end; the model is half loaded"
-    require_success(all_gather, failure, reader.final_problem(), None)
-    return decoded
+    staged, arrays = _read(opened)
+
+    def finish() -> Json:
+        reader.require_success()
+        return None if manifest is None else user_data.decode(manifest.extra, arrays)
+
+    failure = "the checkpoint can't be read, and nothing was changed"
+    extra = on_all_ranks(all_gather, failure, finish)
+    if into.sampler is not None:
+        _resume_sampler(into.sampler, manifest, all_gather)
+    with interrupts_wait():
+        for put, value in staged:
+            put(value)
+        _resume_counters(manifest, into)
+    return extra
 
 
-def _read(reader: ArrayReader, targets: Targets, arrays: Sequence[SavedArray]) -> None:
-    for array in arrays:
-        target = targets.get(array.identity)
+def _read(opened: Opened) -> tuple[list[tuple[Put, Value]], dict[str, Array]]:
+    """Read this rank's part of all arrays; return what to put, and those of `extra`."""
+    staged: list[tuple[Put, Value]] = []
+    extra: dict[str, Array] = {}
+    for array in opened.contents.arrays:
+        target = opened.targets.get(array.identity)
+        if array.kind == "extra":
+            put = partial(operator.setitem, extra, array.path)
+            target = Target(0, array.size, array.shape, put)
         start, stop = (target.start, target.stop) if target is not None else (0, 0)
-        flat = reader.fetch(array, start, stop)
-        if target is not None and reader.problem is None:
-            try:
-                shaped = flat.reshape(target.shape)
-                mx.eval(shaped)
-                target.put(shaped)
-            except Exception as error:  # of any kind, since the other ranks wait for it
-                reader.problem = f"{array.name}: {problem_of(error)}"
+        flat = opened.reader.fetch(array, start, stop)
+        if target is not None and opened.reader.problem is None:
+            convert = partial(_convert, target, flat)
+            value, problem = attempt(convert)
+            if problem is not None:
+                opened.reader.problem = f"{array.name}: {problem}"
+            elif array.kind == "extra":
+                target.put(value)
+            else:
+                staged.append((target.put, value))
+    return staged, extra
 
 
-def resume(manifest: Manifest | None, target: LoadTarget) -> int:
-    """Restore counters, mx.random and the sampler; return the step, 0 if unknown."""
-    if target.optimizer is not None:
-        target.optimizer.put_counters({} if manifest is None else manifest.counters)
-    if manifest is None:
-        return 0
-    if target.optimizer is not None and manifest.random:
-        user_data.set_random_key(manifest.random, target.world.rank)
-    if target.sampler is not None and manifest.sampler is not None:
-        target.sampler.load_state_dict(manifest.sampler)
-    return manifest.step
+def _convert(target: Target, flat: Array) -> Value:
+    shaped = flat.reshape(target.shape)
+    mx.eval(shaped)
+    return target.convert(shaped)
+
+
+def _resume_sampler(
+    sampler: Sampler, manifest: Manifest | None, all_gather: AllGather
+) -> None:
+    """Resume the sampler on all ranks, or on none. It may be a user's own class."""
+    before: dict[str, Json] | None = None
+
+    def resume() -> None:
+        nonlocal before
+        before = copy.deepcopy(sampler.state_dict())
+        if manifest is not None and manifest.sampler is not None:
+            sampler.load_state_dict(manifest.sampler)
+
+    failure = "the sampler can't be resumed, and nothing was changed"
+    try:
+        on_all_ranks(all_gather, failure, resume)
+    except BaseException:
+        if before is not None:
+            sampler.load_state_dict(before)
+        raise
+
+
+def _resume_counters(manifest: Manifest | None, into: LoadTarget) -> None:
+    if into.optimizer is not None:
+        into.optimizer.put_counters({} if manifest is None else manifest.counters)
+        if manifest is not None:
+            user_data.set_random_key(manifest.random, into.world.rank)

@@ -23,6 +23,9 @@ Identity = tuple[str, str, str]  # kind, path and key of an array
 
 # msgspec holds what is read to these bounds and patterns.
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_Word = Annotated[int, Meta(ge=0, lt=2**32)]
+_Text = Annotated[str, Meta(max_length=4096)]
+_Shape = Annotated[tuple[_Count, ...], Meta(max_length=64)]
 _DType = Annotated[str, Meta(pattern=rf"\A({'|'.join(ITEM_SIZES)})\Z")]
 _FileName = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors\Z")
@@ -54,10 +57,10 @@ class SavedArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
     """
 
     kind: _Kind
-    path: str
-    key: str
+    path: _Text
+    key: _Text
     dtype: _DType
-    shape: tuple[_Count, ...]
+    shape: _Shape
     pieces: tuple[Piece, ...] = ()
 
     @cached_property
@@ -103,10 +106,10 @@ class SavedOptimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         paths: texts of the paths that it updates.
     """
 
-    at: str
-    name: str
+    at: _Text
+    name: _Text
     settings: tuple[str, ...]
-    paths: tuple[str, ...]
+    paths: tuple[_Text, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -124,17 +127,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     """
 
     step: _Count
-    saved_at: str
-    world_size: Annotated[int, Meta(ge=1, lt=2**53)]
-    strategy: str
-    layout: str
-    versions: dict[str, str]
+    saved_at: _Text
+    world_size: Annotated[int, Meta(ge=1, le=2**16)]
+    strategy: _Text
+    layout: _Text
+    versions: dict[_Text, _Text]
     optimizer: tuple[SavedOptimizer, ...]
-    counters: dict[str, _Count]
-    random: tuple[tuple[_Count, _Count], ...]
+    counters: dict[_Text, _Count]
+    random: tuple[tuple[_Word, _Word], ...]
     sampler: dict[str, Json] | None
     extra: Json
-    block: Annotated[int, Meta(ge=2**12, le=2**30)]
+    block: Annotated[int, Meta(ge=2**12, le=2**24)]
     disks: tuple[_Count, ...]
     files: tuple[SavedFile, ...]
     arrays: tuple[SavedArray, ...]

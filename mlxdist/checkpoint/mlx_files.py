@@ -7,9 +7,12 @@ optimizer's state, with the names of `tree_flatten(optimizer.state)`.
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,8 @@ from ..optim.resumable_state import ResumableState
 from . import directory
 from .block_file import BLOCK, Reader, Writer
 from .directory import Save
-from .durable import DamagedError, flush_folder, write_atomically
+from .durable import DamagedError, flush_folder, make_folders, write_atomically
+from .lock import FolderLock
 from .manifest import Identity, Piece, SavedArray, SavedFile
 from .reader import Contents, FileReaders
 from .safetensors import Tensor, header, tensors_of
@@ -59,21 +63,44 @@ def consolidate(
     contents = Contents(folder / save.name, manifest.files, manifest.arrays, manifest)
     at = {p: optimizer.at for optimizer in manifest.optimizer for p in optimizer.paths}
     groups = _plain_files(manifest.arrays, at)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
-    try:
+    with _new_folder(target) as temporary:
         with FileReaders(contents) as readers:
             for file, group in groups.items():
                 _write(temporary / file, group, readers, progress)
         training = {"step": manifest.step, "sampler": manifest.sampler}
         text = json.dumps({**training, "extra": manifest.extra}, indent=1)
         write_atomically(temporary / TRAINING, text.encode() + b"\n")
-        temporary.rename(target)
-        flush_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return [target / name for name in (*groups, TRAINING)]
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder that becomes the target at the end, or is removed."""
+    make_folders(target.parent)
+    with closing(FolderLock(target.parent, f".{target.name}.lock")):
+        _sweep(target)
+        name = f"{_temporary_prefix(target)}{secrets.token_hex(8)}"
+        temporary = target.with_name(name)
+        temporary.mkdir()
+        try:
+            yield temporary
+            temporary.rename(target)
+            flush_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name}.consolidating-"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed commands left that wrote the same target."""
+    pattern = re.escape(_temporary_prefix(target)) + "[0-9a-f]{16}"
+    for path in target.parent.iterdir():
+        if re.fullmatch(pattern, path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _plain_files(
@@ -98,6 +125,8 @@ def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
     path, key = KeyPath.parse(array.path).dotted, KeyPath.parse(array.key).dotted
     if array.kind == "parameters":
         return MODEL, path
+    if array.kind == "optimizer" and array.path not in at:
+        raise ValueError(f"{array} is of no optimizer that the manifest lists")
     if array.kind == "optimizer":
         return OPTIMIZER, f"{at[array.path]}{path}.{key}"
     if array.kind == "scalars":
@@ -143,7 +172,8 @@ def _blocks(array: SavedArray, readers: FileReaders) -> Iterator[memoryview]:
 
 
 def exist(folder: Path) -> bool:
-    return (folder / MODEL).exists()
+    """Return whether a host has plain files. Raises OSError if that can't be known."""
+    return os.path.lexists(folder / MODEL)
 
 
 def read_contents(folder: Path, state: ResumableState | None) -> Contents:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from ..comm.collectives import Collectives
+from ..layout.wording import shortened
 from . import directory, mlx_files
-from .collective import CheckpointError, problem_of, require_success
+from .collective import CheckpointError, attempt, on_all_ranks, require_success
 from .directory import Save
-from .durable import DamagedError
+from .manifest import Manifest
 from .reader import ArrayReader, Contents
 from .targets import LoadTarget, Targets, find_targets, with_quoted_keys
+
+_MAX_REASONS = 10  # that are listed in an error
 
 
 class Opened(NamedTuple):
@@ -85,8 +89,11 @@ def open_newest(
 def _none_is_good(
     folder: Path, step: int | None, saves: Sequence[Save], skipped: Sequence[str]
 ) -> str:
-    reasons = "\n  ".join(skipped) or f"there is none of step {step}"
-    others = ", ".join(str(save.step) for save in saves if save.step != step)
+    reasons = "\n  ".join(skipped[:_MAX_REASONS]) or f"there is none of step {step}"
+    if len(skipped) > _MAX_REASONS:
+        reasons += f"\n  and {len(skipped) - _MAX_REASONS} more"
+    steps = (str(save.step) for save in saves if save.step != step)
+    others = shortened(", ".join(steps))
     offer = ""
     if others and step is not None:
         offer = (
@@ -97,15 +104,11 @@ def _none_is_good(
 
 def _list_saves(folder: Path, comm: Collectives) -> list[Save]:
     """Return the checkpoints that any rank sees, newest first."""
-    saves, problem = [], None
-    try:
-        saves = directory.list_saves(folder)
-    except (OSError, ValueError) as error:
-        problem = str(error)
+    listing, problem = attempt(lambda: _Listing(directory.list_saves(folder)))
     failure = f"{folder} can't be read"
-    listing = _Listing(saves)
     listings = require_success(comm.all_gather_bytes, failure, problem, listing)
-    return sorted({save for each in listings for save in each.saves}, reverse=True)
+    saves = {save for each in listings if each is not None for save in each.saves}
+    return sorted(saves, reverse=True)
 
 
 def _examine(
@@ -120,25 +123,20 @@ def _examine(
         CheckpointError: on all ranks, if it is damaged or incomplete.
     """
     failure = f"{save.name} is damaged"
-    data, manifest, problem = b"", None, None
-    report = _FilesReport(None, [])
-    try:
-        if os.path.lexists(folder / save.name):
-            data = directory.read_manifest(folder, save)
-            manifest = directory.parse_manifest(data, folder, save)
-            problems = directory.file_problems(folder, save, manifest)
-            report = _FilesReport(hashlib.sha256(data).hexdigest(), problems)
-    except (DamagedError, OSError) as error:
-        problem = str(error)
-    reports = require_success(comm.all_gather_bytes, failure, problem, report)
+    all_gather = comm.all_gather_bytes
+    data, manifest = on_all_ranks(all_gather, failure, partial(_read, folder, save))
+    look = partial(_look, folder, save, data, manifest)
+    report = on_all_ranks(all_gather, failure, look)
+    reports = require_success(all_gather, failure, None, report)
     known = [rank for rank, each in enumerate(reports) if each.sha256 is not None]
     if not known:
         raise CheckpointError(f"{failure}: it was removed")
     if len({reports[rank].sha256 for rank in known}) != 1:
         raise CheckpointError(f"{failure}: its manifests differ between the hosts")
     if len(known) < comm.size:  # hosts with their own disks, and a new one among them
-        data = comm.all_gather_bytes(data if comm.rank == known[0] else b"")[known[0]]
-        manifest = manifest or directory.parse_manifest(data, folder, save)
+        data = all_gather(data if comm.rank == known[0] else b"")[known[0]]
+        parse = partial(directory.parse_manifest, data, folder, save)
+        manifest = on_all_ranks(all_gather, failure, parse)
     assert manifest is not None
     files = range(len(manifest.files))
     for file in files:
@@ -152,6 +150,23 @@ def _examine(
     return contents, seen
 
 
+def _read(folder: Path, save: Save) -> tuple[bytes, Manifest | None]:
+    """Return a manifest's bytes, and the manifest; None if this host has none."""
+    if not os.path.lexists(folder / save.name):
+        return b"", None
+    data = directory.read_manifest(folder, save)
+    return data, directory.parse_manifest(data, folder, save)
+
+
+def _look(
+    folder: Path, save: Save, data: bytes, manifest: Manifest | None
+) -> _FilesReport:
+    if manifest is None:
+        return _FilesReport(None, [])
+    problems = directory.file_problems(folder, save, manifest)
+    return _FilesReport(hashlib.sha256(data).hexdigest(), problems)
+
+
 def _verified(
     contents: Contents, seen: list[list[bool]], name: str, comm: Collectives
 ) -> ArrayReader:
@@ -159,7 +174,7 @@ def _verified(
     reader = ArrayReader(contents, seen, comm)
     try:
         failure = f"{name} is damaged"
-        require_success(comm.all_gather_bytes, failure, reader.verify(), None)
+        on_all_ranks(comm.all_gather_bytes, failure, reader.verify)
     except BaseException:
         reader.close()
         raise
@@ -170,20 +185,15 @@ def _open_mlx_files(
     folder: Path, target: LoadTarget, comm: Collectives
 ) -> Opened | None:
     """Open plain MLX files, if any rank sees some."""
-    contents, problem = None, None
-    exists = mlx_files.exist(folder)
-    try:
-        contents = mlx_files.read_contents(folder, target.optimizer) if exists else None
-    except (DamagedError, OSError) as error:
-        problem = str(error)
+    all_gather = comm.all_gather_bytes
     failure = f"the plain files in {folder} can't be loaded"
-    presence = _Presence(exists)
-    reports = require_success(comm.all_gather_bytes, failure, problem, presence)
+    exist = partial(mlx_files.exist, folder)
+    presence = _Presence(on_all_ranks(all_gather, failure, exist))
+    reports = require_success(all_gather, failure, None, presence)
     if not any(report.exists for report in reports):
         return None
-    missing = None if exists else f"there is no {folder / mlx_files.MODEL} on this host"
-    require_success(comm.all_gather_bytes, failure, missing, None)
-    assert contents is not None
+    read = partial(mlx_files.read_contents, folder, target.optimizer)
+    contents = on_all_ranks(all_gather, failure, read)
     seen = [[True] * len(contents.files)] * comm.size
     contents, targets = _fit(contents, target, str(folder), comm)
     return Opened(contents, ArrayReader(contents, seen, comm), targets, ())
@@ -197,13 +207,10 @@ def _fit(
     Raises:
         CheckpointError: on all ranks, if the checkpoint does not fit.
     """
-    targets: Targets = {}
-    problem = None
-    try:
-        contents = with_quoted_keys(contents, target.model)
-        targets = find_targets(contents, target)
-    except Exception as error:  # of any kind, since the other ranks wait for it
-        problem = problem_of(error)
+
+    def fit() -> tuple[Contents, Targets]:
+        renamed = with_quoted_keys(contents, target.model)
+        return renamed, find_targets(renamed, target)
+
     failure = f"{name} can't be loaded, and nothing was changed"
-    require_success(comm.all_gather_bytes, failure, problem, None)
-    return contents, targets
+    return on_all_ranks(comm.all_gather_bytes, failure, fit)

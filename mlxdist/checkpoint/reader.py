@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ from ..arrays.types import Array, Raw
 from ..comm.collectives import Collectives
 from ..layout.entries import split_counts
 from .block_file import BLOCK, THREADS, Reader
+from .collective import attempt
 from .durable import DamagedError
 from .manifest import Identity, Manifest, Piece, SavedArray, SavedFile
 
@@ -115,11 +119,11 @@ class ArrayReader:
         self.close()
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
         self._readers.close()
 
-    def verify(self) -> str | None:
-        """Verify this rank's share of the blocks, and return what is wrong.
+    def verify(self) -> None:
+        """Verify this rank's share of the blocks. Raises DamagedError or OSError.
 
         Ranks that see the same files share them, each a contiguous part. On as many
         ranks as saved them, that is mostly the part that the rank needs itself, and a
@@ -129,29 +133,23 @@ class ArrayReader:
         for file, ranks in enumerate(self._ranks_with):
             indices = range(len(self._files[file].sha256))
             groups.setdefault(ranks, []).extend((file, index) for index in indices)
-        try:
-            for ranks, blocks in groups.items():
-                if self.comm.rank in ranks:
-                    turn, count = ranks.index(self.comm.rank), len(ranks)
-                    first, last = (t * len(blocks) // count for t in (turn, turn + 1))
-                    self._verify(blocks[first:last])
-        except (DamagedError, OSError) as error:
-            return str(error)
-        return None
+        for ranks, blocks in groups.items():
+            if self.comm.rank in ranks:
+                turn, count = ranks.index(self.comm.rank), len(ranks)
+                first, last = (t * len(blocks) // count for t in (turn, turn + 1))
+                self._verify(blocks[first:last])
 
     def _verify(self, blocks: Sequence[tuple[int, int]]) -> None:
-        for file in sorted({file for file, _ in blocks}):
-            indices = [block for other, block in blocks if other == file]
+        for file, group in groupby(blocks, itemgetter(0)):
+            indices = [index for _, index in group]
             for _ in self._pool.map(self._readers[file].check, indices):
                 pass
 
-    def final_problem(self) -> str | None:
-        """Return what went wrong while arrays were fetched, or None."""
-        try:
-            self._readers.check_unchanged()
-        except DamagedError as error:
-            return str(error)
-        return self.problem
+    def require_success(self) -> None:
+        """Raise DamagedError if a fetch failed, or a file was written to meanwhile."""
+        if self.problem is not None:
+            raise DamagedError(self.problem)
+        self._readers.check_unchanged()
 
     def fetch(self, array: SavedArray, start: int, stop: int) -> Array:
         """Return elements [start, stop) of an array, flat.
@@ -160,7 +158,11 @@ class ArrayReader:
         read for the others.
         """
         size = array.item_size
-        result = uninitialized(stop - start, dtype_of(array.dtype))
+        allocate = partial(uninitialized, dtype=dtype_of(array.dtype))
+        result, problem = attempt(partial(allocate, stop - start))
+        if problem is not None:  # of too little memory; other ranks may need a piece
+            self.problem = self.problem or f"{array.name}: {problem}"
+            result, stop = allocate(0), start
         view = raw(result)
         for piece in array.pieces:
             low, high = max(piece.start, start), max(piece.start, min(piece.stop, stop))
@@ -188,7 +190,4 @@ class ArrayReader:
 
     def _read(self, file: int, offset: int, out: Raw) -> None:
         if self.problem is None:
-            try:
-                self._readers[file].read(offset, out)
-            except (DamagedError, OSError) as error:
-                self.problem = str(error)
+            _, self.problem = attempt(lambda: self._readers[file].read(offset, out))

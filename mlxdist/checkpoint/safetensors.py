@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
+from . import bounded_json
 from .block_file import Reader
 from .durable import DamagedError
 
-_MAX_HEADER = 100 * 2**20  # bytes, the limit of the safetensors library
+_MAX_DIMENSIONS = 64
 
 DTYPES = {
     "bool": "BOOL",
@@ -69,11 +72,12 @@ def with_unique_names(tensors: Iterable[Tensor]) -> list[Tensor]:
     For files whose tensors are read by offset and not by name.
     """
     unique: dict[str, Tensor] = {}
+    numbers: Counter[str] = Counter()  # the last that each name got
     for tensor in tensors:
-        name, number = tensor.name, 1
+        name = tensor.name
         while name in unique:
-            number += 1
-            name = f"{tensor.name} ({number})"
+            numbers[tensor.name] += 1
+            name = f"{tensor.name} ({numbers[tensor.name] + 1})"
         unique[name] = tensor._replace(name=name)
     return list(unique.values())
 
@@ -86,16 +90,16 @@ def tensors_of(reader: Reader) -> list[Tensor]:
     """
     try:
         length = int.from_bytes(_part(reader, 0, 8), "little")
-        if length > min(_MAX_HEADER, reader.nbytes - 8):
+        if length > min(bounded_json.MAX_BYTES, reader.nbytes - 8):
             raise ValueError(f"a header of {length} bytes")
-        content = json.loads(_part(reader, 8, length))
+        content = bounded_json.parse(_part(reader, 8, length))
         if not isinstance(content, dict):
             raise ValueError("its header is not an object")
         content.pop("__metadata__", None)
         return [_tensor(reader, 8 + length, *item) for item in content.items()]
     except DamagedError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(
             f"{reader.path} is not a safetensors file: {error}"
         ) from None
@@ -115,7 +119,9 @@ def _tensor(reader: Reader, base: int, name: str, item: object) -> Tensor:
         for key in ("dtype", "shape", "data_offsets")
     )
     if not _are_ints(shape) or not _are_ints(offsets) or len(offsets) != 2:
-        raise ValueError(f"{name} is {item!r:.80}")
+        raise ValueError(f"{name} is {reprlib.repr(item)}")
+    if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) >= 2**53:
+        raise ValueError(f"{name} has the shape {reprlib.repr(shape)}")
     names = {code: dtype for dtype, code in DTYPES.items()}
     if not isinstance(code, str) or code not in names:
         raise ValueError(f"{name} is of dtype {code!r:.20}, which MLX doesn't have")

@@ -13,8 +13,8 @@ import secrets
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -28,13 +28,19 @@ from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
 from ..optim.resumable_state import ResumableState
 from ..version import __version__
-from ..world.world import World
 from . import partition, user_data
 from .block_file import BLOCK
-from .collective import CheckpointError, problem_of, require_success
-from .directory import NO_FOLDER, Save, list_saves
+from .collective import (
+    CheckpointError,
+    attempt,
+    on_all_ranks,
+    problem_of,
+    require_success,
+)
+from .directory import Save, next_serial
 from .manifest import Manifest, SavedArray, SavedOptimizer
 from .partition import Layout, LocalPart, Part
+from .save_request import SaveRequest
 from .snapshot import Snapshot, take_snapshot
 
 _DRIFT = (
@@ -43,36 +49,6 @@ _DRIFT = (
     "checkpoint. `extra` and the sampler have to be the same on all ranks."
 )
 _ROW = 8192  # bytes
-
-
-class SaveRequest(NamedTuple):
-    """The arguments of `save_checkpoint`; `folder` is `name` as a path of this host."""
-
-    name: str
-    folder: Path
-    step: int
-    keep: int | None
-    background: bool
-
-    @property
-    def lines(self) -> list[str]:
-        """What has to be the same on all ranks."""
-        options = f"keep {self.keep}, background {self.background}"
-        return [f"folder {self.name}", f"to be saved as step {self.step}", options]
-
-    def problem(self, world: World) -> str | None:
-        """Return which argument is not valid, and why."""
-        if self.folder == NO_FOLDER:
-            return f"folder is {self.name}; it must be a path"
-        if isinstance(self.step, bool) or not isinstance(self.step, int):
-            return f"step is {self.step!r}; it must be a whole number"
-        if not 0 <= self.step < 10**16:
-            return f"step is {self.step}; it must be 0 or more"
-        if self.keep is not None and not (isinstance(self.keep, int) and self.keep > 0):
-            return f"keep is {self.keep!r}; it must be 1 or more, or None for all"
-        if self.background and world.size > 1 and world.host_transport is None:
-            return "background=True works only over MPI; leave it out"
-        return None
 
 
 class SavePlan(NamedTuple):
@@ -91,8 +67,18 @@ class SavePlan(NamedTuple):
 
 
 class _Report(msgspec.Struct):
-    """What the other ranks need to plan the files; buffers as checksums."""
+    """What the other ranks need to plan the files.
 
+    Attributes:
+        serial: of the save, by the checkpoints that this rank sees.
+        buffers: their checksums.
+        saved_at, versions: rank 0's are saved, since manifests of several hosts have
+            to be the same.
+    """
+
+    serial: int
+    saved_at: str
+    versions: dict[str, str]
     parts: list[LocalPart]
     random: tuple[int, int]
     token: str
@@ -115,8 +101,9 @@ def agree_to_save(
     Raises:
         MismatchError: on all ranks, if one has a problem, or if arguments, parameters
             or replicated state differ.
+        CheckpointError: on all ranks, if one can't read the folder.
     """
-    world, lines, serial = optimizer.world, request.lines, 0
+    world, lines = optimizer.world, request.lines
     state, not_ready = _resumable_state(optimizer)
     problem = problem or request.problem(world) or not_ready
     snapshot = None
@@ -124,25 +111,21 @@ def agree_to_save(
         if state is not None and problem is None:
             snapshot = take_snapshot(model, state, extra, sampler)
             lines = [*request.lines, *_lines(snapshot, state)]
-            newest = list_saves(request.folder)[:1]
-            serial = 1 + max((save.serial for save in newest), default=0)
     except OnAllRanks:
         raise
     except Exception as error:  # of any kind, since the other ranks wait for it
         problem = problem_of(error)
-    serials = agree(
+    agree(
         world.control,
         "save_checkpoint",
         fingerprint(lines),
         lambda: lines,
-        number=serial,
         problem=problem,
         remedy=_DRIFT,
     )
     assert state is not None
     assert snapshot is not None
-    save = Save(int(max(serials)), request.step)
-    return snapshot, _plan(request, save, snapshot, state)
+    return snapshot, _plan(request, snapshot, state)
 
 
 def _resumable_state(
@@ -184,26 +167,46 @@ def _checksum(array: Array) -> int:
     return zlib.crc32(data[end:].data, zlib.crc32(sums.data))
 
 
-def _plan(
-    request: SaveRequest, save: Save, snapshot: Snapshot, state: ResumableState
-) -> SavePlan:
+def _plan(request: SaveRequest, snapshot: Snapshot, state: ResumableState) -> SavePlan:
+    all_gather, failure = state.world.control.all_gather_bytes, "nothing was saved"
+    report, problem = attempt(lambda: _report(request, snapshot))
+    reports = [
+        report
+        for report in require_success(all_gather, failure, problem, report)
+        if report is not None
+    ]
+    problem = partition.scalar_problem([each.parts for each in reports])
+    if problem is not None:
+        raise CheckpointError(f"nothing was saved: {problem}. {_DRIFT}")
+    plan = partial(_plan_files, request, snapshot, state, reports)
+    return on_all_ranks(all_gather, failure, plan)
+
+
+def _report(request: SaveRequest, snapshot: Snapshot) -> _Report:
     buffers = [snapshot.replicated["parameters", p, ""] for p in snapshot.buffers]
-    report = _Report(
+    versions = {"mlxdist": __version__, "mlx": version("mlx")}
+    return _Report(
+        next_serial(request.folder),
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        {**versions, "python": platform.python_version()},
         snapshot.local_parts,
         user_data.random_key(),
         secrets.token_hex(8),
         [_checksum(buffer) for buffer in buffers],
     )
-    comm = state.world.control
-    reports = require_success(comm.all_gather_bytes, "the save failed", None, report)
-    problem = partition.scalar_problem([each.parts for each in reports])
-    if problem is not None:
-        raise CheckpointError(f"nothing was saved: {problem}. {_DRIFT}")
+
+
+def _plan_files(
+    request: SaveRequest,
+    snapshot: Snapshot,
+    state: ResumableState,
+    reports: Sequence[_Report],
+) -> SavePlan:
+    save = Save(max(report.serial for report in reports), request.step)
     layout = _lay_out(
         request, snapshot, reports, [path.text for path in state.plan.by_path]
     )
-    random = tuple(report.random for report in reports)
-    manifest = _manifest(request, snapshot, state, layout, random)
+    manifest = _manifest(request, snapshot, state, layout, reports)
     return SavePlan(request, save, reports[0].token, layout, manifest)
 
 
@@ -226,8 +229,9 @@ def _lay_out(
     ]
     # Running statistics and the like may differ over ranks: rank 0's are saved.
     root = [array for array in arrays if array.identity in differing]
+    common = [array for array in arrays if array.identity not in differing]
     shares[0] += [Part(array, 0, array.size) for array in root]
-    partition.spread(shares, [array for array in arrays if array not in root])
+    partition.spread(shares, common)
     empty = [array for array in arrays if not array.size]
     return partition.lay_out(shares, empty, f"step {request.step}")
 
@@ -237,21 +241,20 @@ def _manifest(
     snapshot: Snapshot,
     state: ResumableState,
     layout: Layout,
-    random: tuple[tuple[int, int], ...],
+    reports: Sequence[_Report],
 ) -> Manifest:
     """Return the manifest but for `disks` and `files`, which are not written yet."""
     plan = state.plan
-    versions = {"mlxdist": __version__, "mlx": version("mlx")}
     return Manifest(
         step=request.step,
-        saved_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        saved_at=reports[0].saved_at,
         world_size=plan.ranks,
         strategy=plan.strategy,
         layout=f"{plan.fingerprint:016x}",
-        versions={**versions, "python": platform.python_version()},
+        versions=reports[0].versions,
         optimizer=tuple(SavedOptimizer(*leaf) for leaf in state.leaves),
         counters=state.counters(),
-        random=random,
+        random=tuple(report.random for report in reports),
         sampler=snapshot.sampler,
         extra=snapshot.extra,
         block=BLOCK,

@@ -13,7 +13,9 @@ import msgspec
 from ..arrays.dtypes import dtype_name
 from ..arrays.trees import all_parameters, is_replaceable, put
 from ..arrays.types import Array, Tree
+from ..layout.wording import shortened
 from ..optim.resumable_state import ResumableState, StateArray
+from ..optim.state_values import Value
 from ..world.world import World
 from .manifest import Identity, Manifest, SavedArray
 from .reader import Contents
@@ -23,13 +25,26 @@ from .user_data import Sampler
 _MAX_PROBLEMS = 5  # that are listed in an error
 
 
+Put = Callable[[Value], None]
+
+
+def _as_it_is(array: Array) -> Value:
+    return array
+
+
 class Target(NamedTuple):
-    """Elements [start, stop) of a saved array, and where they go on this rank."""
+    """Elements [start, stop) of a saved array, and where they go on this rank.
+
+    Attributes:
+        put: replaces what is there. Fails on nothing that `convert` returned.
+        convert: returns the value to put. Raises an error of any kind if it can't.
+    """
 
     start: int
     stop: int
     shape: tuple[int, ...]
-    put: Callable[[Array], None]
+    put: Put
+    convert: Callable[[Array], Value] = _as_it_is
 
 
 Targets = dict[Identity, Target]
@@ -78,6 +93,8 @@ def find_targets(contents: Contents, into: LoadTarget) -> Targets:
     problems = list(_parameters(contents, into.model, targets))
     if into.optimizer is not None:
         _refuse_accumulated(contents.manifest)
+        if contents.manifest is not None:
+            into.optimizer.check_counters(contents.manifest.counters)
         problems += _optimizers(contents.manifest, into.optimizer)
         problems += _scalars(contents, into.optimizer, targets)
         problems += _state(contents, into.optimizer, targets)
@@ -85,7 +102,7 @@ def find_targets(contents: Contents, into: LoadTarget) -> Targets:
     if problems:
         count = len(problems) - _MAX_PROBLEMS
         more = f"\n  and {count} more" if count > 0 else ""
-        listed = "\n  ".join(problems[:_MAX_PROBLEMS])
+        listed = "\n  ".join(map(shortened, problems[:_MAX_PROBLEMS]))
         raise ValueError(f"it is not of this model and optimizer:\n  {listed}{more}")
     return targets
 
@@ -94,10 +111,14 @@ def _check_sampler(manifest: Manifest | None, sampler: Sampler) -> None:
     """Raise ValueError if the sampler can't resume from the saved one's position."""
     if manifest is None or manifest.sampler is None:
         raise ValueError("it was saved without a sampler: leave out sampler=")
+    before = copy.deepcopy(sampler.state_dict())
     try:
         copy.copy(sampler).load_state_dict(manifest.sampler)
     except TypeError as error:
         raise ValueError(str(error)) from None
+    finally:
+        if sampler.state_dict() != before:  # the copy shares parts with it
+            sampler.load_state_dict(before)
 
 
 def _refuse_accumulated(manifest: Manifest | None) -> None:
@@ -172,7 +193,8 @@ def _scalars(
             yield problem
         else:
             put_scalar = partial(state.put_scalar, at, name)
-            targets[identity] = Target(0, array.size, shape, put_scalar)
+            convert = partial(state.scalar_like, at, name)
+            targets[identity] = Target(0, array.size, shape, put_scalar, convert)
 
 
 def _state(

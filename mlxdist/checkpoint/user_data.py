@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from .manifest import Json
 
 # A value that JSON lacks is encoded as a dict whose first key is one of these.
 _MLX, _NUMPY, _FLOAT, _TUPLE = "$mlx", "$numpy", "$float", "$tuple"
+_MAX_DEPTH = 100
 
 
 class Sampler(Protocol):
@@ -43,6 +45,8 @@ def _encode(value: object, path: KeyPath, arrays: dict[str, Array]) -> Json:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {_FLOAT: repr(value)}
+    if len(path) > _MAX_DEPTH:
+        raise ValueError(f"extra is nested more than {_MAX_DEPTH} deep")
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
@@ -98,8 +102,9 @@ def decode(value: Json, arrays: Mapping[str, Array]) -> Json:
         return {key: decode(item, arrays) for key, item in value.items()}
     try:
         return _decode_marked(marker, value, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"extra has an invalid {value}: {error!r}") from None
+    except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
+        short = reprlib.repr(value)
+        raise ValueError(f"extra has an invalid {short}: {error!r:.200}") from None
 
 
 def _decode_marked(

@@ -48,7 +48,7 @@ def _info(folder: Path, save: Save) -> CheckpointInfo:
     try:
         data = directory.read_manifest(folder, save)
         manifest = directory.parse_manifest(data, folder, save)
-    except DamagedError as error:
+    except (DamagedError, OSError) as error:
         return CheckpointInfo(save, None, str(error))
     problems = filter(None, directory.file_problems(folder, save, manifest))
     return CheckpointInfo(save, manifest, next(problems, None))
@@ -66,15 +66,20 @@ def verify(
     if manifest is None:
         yield str(problem)
         return
-    for index in range(len(manifest.files)):
+    ranges = _listed_ranges(manifest)
+    for index, listed in enumerate(ranges):
         try:
-            _verify_file(folder / save.name, manifest, index, progress)
+            _verify_file(folder / save.name, manifest, index, listed, progress)
         except (DamagedError, OSError) as error:
             yield str(error)
 
 
 def _verify_file(
-    folder: Path, manifest: Manifest, index: int, progress: Callable[[int], None]
+    folder: Path,
+    manifest: Manifest,
+    index: int,
+    listed: set[tuple[int, int]],
+    progress: Callable[[int], None],
 ) -> None:
     file = manifest.files[index]
     path, block = folder / file.name, manifest.block
@@ -83,7 +88,7 @@ def _verify_file(
             checks = pool.map(reader.check, range(len(file.sha256)))
             for done, _ in enumerate(checks):
                 progress(min(file.nbytes - done * block, block))
-        if _ranges(tensors_of(reader)) != _listed_ranges(manifest, index):
+        if _ranges(tensors_of(reader)) != listed:
             raise DamagedError(f"{path} has other tensors than its manifest lists")
 
 
@@ -92,10 +97,10 @@ def _ranges(tensors: list[Tensor]) -> set[tuple[int, int]]:
     return {(tensor.offset, tensor.nbytes) for tensor in tensors}
 
 
-def _listed_ranges(manifest: Manifest, index: int) -> set[tuple[int, int]]:
-    return {
-        (piece.offset, (piece.stop - piece.start) * array.item_size)
-        for array in manifest.arrays
-        for piece in array.pieces
-        if piece.file == index
-    }
+def _listed_ranges(manifest: Manifest) -> list[set[tuple[int, int]]]:
+    """Return the offset and bytes of each piece in each file."""
+    ranges: list[set[tuple[int, int]]] = [set() for _ in manifest.files]
+    for array in manifest.arrays:
+        for start, stop, file, offset in array.pieces:
+            ranges[file].add((offset, (stop - start) * array.item_size))
+    return ranges

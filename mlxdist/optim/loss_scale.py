@@ -33,6 +33,9 @@ class LossScale(Protocol):
     def counters(self) -> dict[str, int]:
         """Return what a checkpoint keeps."""
 
+    def check(self, counters: dict[str, int]) -> None:
+        """Raise ValueError if `restore` can't take what a checkpoint has."""
+
     def restore(self, counters: dict[str, int]) -> None: ...
 
 
@@ -53,6 +56,8 @@ class FixedScale:
 
     def counters(self) -> dict[str, int]:
         return {}
+
+    def check(self, counters: dict[str, int]) -> None: ...
 
     def restore(self, counters: dict[str, int]) -> None: ...
 
@@ -81,6 +86,13 @@ class DynamicScale:
 
     def counters(self) -> dict[str, int]:
         return {"loss_scale_log2": self._exponent, "loss_scale_good": self._steps}
+
+    def check(self, counters: dict[str, int]) -> None:
+        exponent = counters.get("loss_scale_log2", _INITIAL_EXPONENT)
+        if not 0 <= exponent <= _MAX_EXPONENT:
+            raise ValueError(
+                f"its loss scale is 2**{exponent}, wanted 1 to 2**{_MAX_EXPONENT}"
+            )
 
     def restore(self, counters: dict[str, int]) -> None:
         self._exponent = counters.get("loss_scale_log2", _INITIAL_EXPONENT)

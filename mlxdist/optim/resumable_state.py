@@ -16,7 +16,7 @@ from ..layout.wording import counted
 from ..world.world import World
 from . import ema, masters, state
 from .accumulation import MicroBatches
-from .inner_optimizer import InnerOptimizer
+from .inner_optimizer import InnerOptimizer, Leaf
 from .loss_scale import LossScale
 from .state_layout import StateArray as StateArray
 from .state_layout import StateLayout
@@ -170,10 +170,20 @@ class ResumableState:
             return NewArray(start, stop, (stop - start,))
         return NewArray(0, math.prod(shape), shape)
 
-    def put_scalar(self, at: str, name: str, array: Array) -> None:
-        """Replace a leaf's step, learning rate or the like."""
-        leaf = next(leaf for leaf in self.inner.leaves if leaf.at == at)
-        state.put_scalar(leaf, name, array)
+    def scalar_like(self, at: str, name: str, array: Array) -> Value:
+        """Return a saved array as the leaf's step, learning rate or the like.
+
+        Raises:
+            ValueError, OverflowError: if its number is none of that dtype.
+        """
+        return state.scalar_like(self._leaf_at(at), name, array)
+
+    def put_scalar(self, at: str, name: str, value: Value) -> None:
+        """Replace a leaf's step, learning rate or the like, by what is like it."""
+        self._leaf_at(at).optimizer.state[name] = value
+
+    def _leaf_at(self, at: str) -> Leaf:
+        return next(leaf for leaf in self.inner.leaves if leaf.at == at)
 
     def put(self, path: KeyPath, key: str, array: Array) -> None:
         """Replace this rank's part of an array of state, as `arrays` located it."""
@@ -185,6 +195,10 @@ class ResumableState:
         """Counts that are the same on all ranks: steps, skipped steps, loss scale."""
         counts = {"updates": self.counts.steps, "skipped": self.counts.skipped}
         return counts | self.loss_scale.counters()
+
+    def check_counters(self, counters: dict[str, int]) -> None:
+        """Raise ValueError if `put_counters` can't restore them."""
+        self.loss_scale.check(counters)
 
     def put_counters(self, counters: dict[str, int]) -> None:
         """Restore what `counters` returned. Called last."""

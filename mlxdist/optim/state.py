@@ -96,14 +96,16 @@ def share_scalars(inner: InnerOptimizer, comm: Collectives) -> None:
     write_scalars(inner, json.loads(texts[0]))
 
 
-def put_scalar(leaf: Leaf, name: str, array: Array) -> None:
-    """Replace a leaf's step, learning rate or the like; arrays keep their dtype."""
-    state = leaf.optimizer.state
-    before = state[name]
+def scalar_like(leaf: Leaf, name: str, array: Array) -> Value:
+    """Return an array as a leaf's step, learning rate or the like, of its dtype.
+
+    Raises:
+        ValueError, OverflowError: if its number is none of that dtype.
+    """
+    before = leaf.optimizer.state[name]
     if isinstance(before, mx.array) and before.dtype != array.dtype:
-        state[name] = mx.array(array.item(), before.dtype)  # a number was saved
-    else:
-        state[name] = like(before, array)
+        return mx.array(array.item(), before.dtype)  # a number was saved
+    return like(before, array)
 
 
 def surplus(inner: InnerOptimizer, paths: Collection[KeyPath]) -> list[str]:

@@ -42,6 +42,17 @@ def test_reader_finds_a_flipped_bit_in_the_blocks_it_reads(tmp_path):
                 reader.read(offset, np.empty(count, np.uint8))
 
 
+def test_reader_finds_blocks_that_are_swapped(tmp_path):
+    data = random_bytes(2 * BLOCK)
+    digests = write_blocks(tmp_path / "x", data)
+    (tmp_path / "x").write_bytes(np.roll(data, BLOCK).tobytes())
+    with (
+        Reader(tmp_path / "x", digests, data.nbytes) as reader,
+        pytest.raises(DamagedError, match=f"bytes 0 to {BLOCK}"),
+    ):
+        reader.read(0, np.empty(BLOCK, np.uint8))
+
+
 def test_reader_finds_a_file_that_shrinks(tmp_path):
     write_blocks(tmp_path / "x", random_bytes(1000))
     with Reader(tmp_path / "x") as reader:

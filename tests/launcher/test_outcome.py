@@ -35,6 +35,7 @@ usually indicates a failure in the peer process.
   Local PID:  6931
   Peer host:  node3
 """
+PEER_2 = PEER.replace(b"node3", b"node2")  # ended with it
 TAG = b"[prterun-node1-77@1,%d]<stderr>: "
 DISCONNECTED = TAG % 0 + b"[node1:00000] *** An error occurred in Socket closed\n"
 DISCONNECTED += TAG % 0 + b"[node1:00000] *** reported by process [1415708673,0]\n"
@@ -53,12 +54,18 @@ def mark(rank, kind, text=""):
         (KILLED, f"rank 2 of 3 on node3 was killed by SIGKILL; {OTHER}"),
         (FIRST, f"rank 2 of 3 on node3 did not finish; {OTHER}"),
         (PEER, f"rank 2 of 3 on node3 did not finish; {OTHER}"),
+        (PEER + PEER_2, f"rank 2 of 3 on node3 did not finish; {OTHER}"),
         (DISCONNECTED, "rank 1 of 3 on node2, rank 2 on node3 did not finish; rank 0"),
         (DISCONNECTED + KILLED, "rank 2 of 3 on node3 was killed by SIGKILL; rank 0 "),
         # It ended before any failure. mpirun would have ended all.
         (
             mark(2, b"ended") + DISCONNECTED,
             "rank 2 of 3 on node3 did not finish; rank 0",
+        ),
+        # mpirun has ended both.
+        (
+            mark(1, b"ended") + mark(2, b"ended"),
+            "rank 0 of 3 on node1 did not finish; rank 1 on node2, rank 2 on",
         ),
         (
             DISCONNECTED + mark(1, b"ended"),
@@ -112,7 +119,7 @@ def test_read_ranks_of_a_job_that_the_user_ended_blames_none(tmp_path):
     log = MpirunLog()
     log.read(None, KILLED)
     ranks = read_ranks(str(tmp_path), HOSTS, log=log, stopped=True)
-    assert [rank.state for rank in ranks] == 3 * ["killed"]
+    assert [(rank.state, rank.signal) for rank in ranks] == 3 * [("killed", None)]
 
 
 def test_write_replaces_a_report_as_a_whole(tmp_path):

@@ -166,7 +166,11 @@ MUTATIONS = [
         MARK_FILTER,
     ),
     Mutation(
-        "launcher/mark_filter.py", "if not path.exists():", "if path:", MARK_FILTER
+        "launcher/mark_filter.py",
+        "if not path.exists():",
+        "if path:",
+        MARK_FILTER,
+        equivalent="A mark's parts keep their first text: the same is written again.",
     ),
     Mutation(
         "launcher/mark_filter.py",

@@ -4,17 +4,17 @@ from tests.mutations.mutation import Mutation
 
 CLOSE = ("tests/world/test_close.py",)
 FINALIZE = ("tests/world/test_finalize.py",)
-GUARD = ("tests/world/test_guard.py",)
 HEARTBEAT = ("tests/world/test_heartbeat.py",)
 HOOKS = ("tests/world/test_hooks.py",)
-IDENTITY = ("tests/world/test_identity.py",)
 JOIN = ("tests/world/test_join.py",)
 METRICS = ("tests/world/test_metrics.py",)
 POSTMORTEM = ("tests/world/test_postmortem.py",)
 PROCESS = ("tests/world/test_process.py",)
-TIMELINE = ("tests/world/test_timeline.py",)
-WATCHDOG = ("tests/world/test_watchdog.py",)
 WORLD = ("tests/world/test_world.py",)
+CHILDREN = ("tests/world/test_identity.py::test_children_of_a_rank_get_a_world_of_one",)
+EVENTS = (
+    "tests/world/test_timeline.py::test_events_are_corrected_by_the_clock_offset",
+)
 
 MUTATIONS = [
     # The world's collectives
@@ -52,7 +52,7 @@ MUTATIONS = [
         (2,),
     ),
     Mutation(
-        "world/world.py", " and os.getpid() != self._process", " and False", IDENTITY
+        "world/world.py", " and os.getpid() != self._process", " and False", CHILDREN
     ),
     Mutation("world/broadcast.py", '[f"root {root}", *texts]', "texts", WORLD, (2,)),
     Mutation(
@@ -94,18 +94,44 @@ MUTATIONS = [
     ),
     Mutation("world/process.py", "every.any()", "every.all()", WORLD, (2,)),
     Mutation("world/process.py", '"btl": "^ofi",', "", PROCESS),
-    Mutation("world/join.py", "guard={guard}, ", "", JOIN),
-    Mutation("world/join.py", "if 0 <= age <= _LONGEST_RUN:", "if age >= 0:", JOIN),
-    Mutation("world/join.py", "environment.hide_mpirun()", "pass", IDENTITY),
-    Mutation("world/join.py", "0 < timeout <", "0 <= timeout <", JOIN),
+    Mutation(
+        "world/join.py",
+        "guard={guard}, ",
+        "",
+        (
+            "tests/world/test_join.py::test_init_where_one_rank_communicates_otherwise_raises_on_all",
+        ),
+    ),
+    Mutation(
+        "world/join.py",
+        "if 0 <= age <= _LONGEST_RUN:",
+        "if age >= 0:",
+        (
+            "tests/world/test_join.py::test_init_seeds_ranks_differently_unless_they_are_seeded",
+        ),
+    ),
+    Mutation("world/join.py", "environment.hide_mpirun()", "pass", CHILDREN),
+    Mutation(
+        "world/join.py",
+        "0 < timeout <",
+        "0 <= timeout <",
+        ("tests/world/test_join.py::test_init_with_an_invalid_timeout_raises",),
+    ),
     Mutation(
         "world/join.py",
         "value not in (_options[name], _DEFAULTS[name])",
         "value != _DEFAULTS[name]",
         CLOSE,
     ),
-    Mutation("world/identity.py", "launch.size != size", "launch.size < size", JOIN),
-    Mutation("world/identity.py", "claimed == os.getppid() or ", "", IDENTITY),
+    Mutation(
+        "world/identity.py",
+        "launch.size != size",
+        "launch.size < size",
+        (
+            "tests/world/test_join.py::test_init_under_a_launcher_that_mpi_does_not_know_raises",
+        ),
+    ),
+    Mutation("world/identity.py", "claimed == os.getppid() or ", "", CHILDREN),
     # Hooks and the end of the process
     Mutation(
         "world/hooks.py", "is not sys.__excepthook__", "is sys.__excepthook__", HOOKS
@@ -133,19 +159,38 @@ MUTATIONS = [
             "tests/launcher/test_run.py::test_run_with_a_rank_that_leaves_its_world_ends_the_others",
         ),
     ),
-    Mutation("world/guard.py", "130 if isinstance", "1 if isinstance", GUARD),
     Mutation(
-        "world/guard.py", "time.monotonic(), True", "time.monotonic(), False", WATCHDOG
+        "world/guard.py",
+        "130 if isinstance",
+        "1 if isinstance",
+        (
+            "tests/world/test_guard.py::test_guard_failure_of_the_last_rank_ends_the_job[interrupt-forward-2]",
+        ),
+    ),
+    Mutation(
+        "world/guard.py",
+        "time.monotonic(), True",
+        "time.monotonic(), False",
+        (
+            "tests/world/test_watchdog.py::test_watchdog_early_exit_of_a_rank_ends_the_job",
+        ),
     ),
     # Timelines and records
     Mutation(
         "world/timeline.py",
         "span.start - clock_offset",
         "span.start + clock_offset",
-        TIMELINE,
+        EVENTS,
     ),
-    Mutation("world/timeline.py", "record.end - clock_offset", "record.end", TIMELINE),
-    Mutation("world/timeline.py", "_lock(folder)", "pass", TIMELINE),
+    Mutation("world/timeline.py", "record.end - clock_offset", "record.end", EVENTS),
+    Mutation(
+        "world/timeline.py",
+        "_lock(folder)",
+        "pass",
+        (
+            "tests/world/test_timeline.py::test_add_events_of_several_processes_makes_one_trace",
+        ),
+    ),
     Mutation("world/postmortem.py", "min(failed, key=", "max(failed, key=", POSTMORTEM),
     Mutation("world/postmortem.py", "reverse=True", "reverse=False", POSTMORTEM),
     Mutation(
@@ -167,6 +212,29 @@ MUTATIONS = [
         "self.heartbeat.idle",
         HEARTBEAT,
     ),
-    Mutation("world/watchdog.py", "os.getppid() != self._parent", "False", WATCHDOG),
-    Mutation("world/watchdog.py", "self._events.on_sigterm()", "pass", POSTMORTEM),
+    Mutation(
+        "world/watchdog.py",
+        "is_busy = status.call or status.waiting or status.leaving",
+        "is_busy = status.call or status.waiting",
+        (
+            "tests/world/test_watchdog.py"
+            "::test_watchdog_rank_that_waits_for_one_that_finished_ends_the_job",
+        ),
+    ),
+    Mutation(
+        "world/watchdog.py",
+        "os.getppid() != self._parent",
+        "False",
+        (
+            "tests/world/test_watchdog.py::test_watchdog_orphans_exit_when_mpirun_is_killed",
+        ),
+    ),
+    Mutation(
+        "world/watchdog.py",
+        "self._events.on_sigterm()",
+        "pass",
+        (
+            "tests/world/test_postmortem.py::test_report_names_a_killed_rank_by_the_records_of_the_others",
+        ),
+    ),
 ]

@@ -51,6 +51,14 @@ def pytest_configure(config):
     config.option.basetemp = os.path.join(config.stash[RANK_FOLDER], "tmp")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Import no file without SPMD tests where only those run."""
+    if not config.getoption("markexpr").startswith("mpi"):
+        return None
+    is_test = collection_path.match("test_*.py")
+    return (is_test and "pytest.mark.mpi" not in collection_path.read_text()) or None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
     if session.config.getoption("--with-mpi"):

@@ -62,6 +62,9 @@ class Suite:
             for name, value in without_mpi(os.environ).items()
             if not name.startswith(PREFIX)
         }
+        # Python compiles each module once, and not in every rank of every job.
+        self._environment["PYTHONPYCACHEPREFIX"] = str(BIN.parent / "pycache")
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def check(self, name: str, *command: str) -> None:
         """Run a command that passes if its exit code is 0."""

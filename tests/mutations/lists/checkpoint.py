@@ -1,0 +1,211 @@
+"""Mistakes in saving durably, in choosing a checkpoint, and in loading all of it."""
+
+from tests.mutations.mutation import Mutation
+
+API = ("tests/checkpoint/test_api.py",)
+ASYNC_SAVE = ("tests/checkpoint/test_async_save.py",)
+BLOCK_FILE = ("tests/checkpoint/test_block_file.py",)
+DURABLE = ("tests/checkpoint/test_durable.py",)
+LEFTOVERS = ("tests/checkpoint/test_leftovers.py",)
+LOAD = ("tests/checkpoint/test_load.py",)
+MANIFEST = ("tests/checkpoint/test_manifest.py",)
+MLX_FILES = ("tests/checkpoint/test_mlx_files.py",)
+NAMES = ("tests/checkpoint/test_names.py",)
+PARTITION = ("tests/checkpoint/test_partition.py",)
+READER = ("tests/checkpoint/test_reader.py",)
+SAFETENSORS = ("tests/checkpoint/test_safetensors.py",)
+SAVE = ("tests/checkpoint/test_save.py",)
+
+MUTATIONS = [
+    # Files
+    Mutation(
+        "checkpoint/block_file.py",
+        "os.ftruncate(self._file, self.nbytes)",
+        "pass",
+        BLOCK_FILE,
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "BLOCK - self._filled, rest.nbytes",
+        "BLOCK, rest.nbytes",
+        BLOCK_FILE,
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "self.nbytes += self._filled",
+        "self.nbytes = self._filled",
+        BLOCK_FILE,
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "hexdigest() != self._sha256[index]",
+        "hexdigest() not in self._sha256",
+        BLOCK_FILE,
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "[low - start : high - start]",
+        "[: high - low]",
+        BLOCK_FILE,
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "min((index + 1) * self._block, self.nbytes)",
+        "(index + 1) * self._block",
+        BLOCK_FILE,
+    ),
+    Mutation("checkpoint/block_file.py", "self._error = error", "pass", BLOCK_FILE),
+    Mutation("checkpoint/durable.py", "os.O_NOFOLLOW | ", "", DURABLE),
+    Mutation("checkpoint/durable.py", " | os.O_NONBLOCK", "", DURABLE),
+    Mutation(
+        "checkpoint/durable.py",
+        "data[written:], offset + written",
+        "data[written:], offset",
+        DURABLE,
+    ),
+    Mutation(
+        "checkpoint/durable.py", "temporary.unlink(missing_ok=True)", "pass", DURABLE
+    ),
+    Mutation(
+        "checkpoint/safetensors.py",
+        'text += b" " * (-len(text) % 8)',
+        "pass",
+        PARTITION,
+    ),
+    Mutation("checkpoint/safetensors.py", "end += nbytes", "end = nbytes", SAFETENSORS),
+    # Which rank writes what
+    Mutation(
+        "checkpoint/partition.py",
+        "for rank in whole[:1] or by_rank:",
+        "for rank in by_rank:",
+        PARTITION,
+    ),
+    Mutation(
+        "checkpoint/partition.py",
+        "min(array.size, start + room)",
+        "start + room",
+        PARTITION,
+    ),
+    Mutation(
+        "checkpoint/partition.py", "-p.array.item_size", "p.array.item_size", PARTITION
+    ),
+    Mutation("checkpoint/partition.py", "level - used[filled]", "level", PARTITION),
+    Mutation(
+        "checkpoint/partition.py",
+        "if len(by_checksum) > 1:",
+        "if len(by_checksum) > 2:",
+        SAVE,
+        (2,),
+    ),
+    # Saves
+    Mutation(
+        "checkpoint/save.py", "int(max(serials))", "int(min(serials))", SAVE, (2,)
+    ),
+    Mutation("checkpoint/save.py", "sums[name]:08x", "0:08x", SAVE, (2,)),
+    Mutation("checkpoint/save.py", "number=serial", "number=1", API, (2,)),
+    Mutation("checkpoint/save.py", "stop * array.item_size]", "]", API, (2,)),
+    Mutation(
+        "checkpoint/commit.py",
+        "if self._leads and not self._is_renamed:",
+        "if False:",
+        LEFTOVERS,
+        (2,),
+    ),
+    Mutation("checkpoint/commit.py", "self._undo()", "pass", LEFTOVERS, (2,)),
+    Mutation(
+        "checkpoint/directory.py",
+        "list_saves(folder)[keep:]",
+        "list_saves(folder)[keep + 1 :]",
+        API,
+        (1,),
+    ),
+    Mutation("checkpoint/directory.py", " and name != current", "", API, (1,)),
+    Mutation(
+        "checkpoint/directory.py",
+        "_TEMPORARY.fullmatch(name)",
+        '"saving" in name',
+        LEFTOVERS,
+        (1,),
+    ),
+    Mutation(
+        "checkpoint/async_save.py",
+        "self._errors.append(problem_of(error))",
+        "pass",
+        LEFTOVERS,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/async_save.py", "self._thread.join()", "pass", ASYNC_SAVE, (2,)
+    ),
+    # The choice of a checkpoint
+    Mutation(
+        "checkpoint/manifest_check.py",
+        "sha256 == digest(content)",
+        "sha256 is not None",
+        MANIFEST,
+    ),
+    Mutation(
+        "checkpoint/manifest_check.py",
+        "end == array.size",
+        "end <= array.size",
+        MANIFEST,
+    ),
+    Mutation("checkpoint/manifest_check.py", "end <= start", "True", MANIFEST),
+    Mutation(
+        "checkpoint/manifest_check.py", "end <= files[file].nbytes", "True", MANIFEST
+    ),
+    # Loads
+    Mutation(
+        "checkpoint/reader.py",
+        "for t in (turn, turn + 1)",
+        "for t in (turn, turn)",
+        LOAD,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/reader.py", "min(piece.stop, stop)", "piece.stop", READER, (2,)
+    ),
+    Mutation(
+        "checkpoint/reader.py", "piece.offset + first", "piece.offset", READER, (2,)
+    ),
+    Mutation(
+        "checkpoint/targets.py",
+        "(part.start, part.stop) if",
+        "(0, part.stop - part.start) if",
+        API,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/targets.py",
+        "return None if found == wanted else",
+        "return None if saved else",
+        LOAD,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/load.py",
+        "target.sampler.load_state_dict(manifest.sampler)",
+        "pass",
+        API,
+        (2,),
+    ),
+    Mutation("checkpoint/load.py", 'f"step {request.step}"', '"step"', LOAD, (2,)),
+    Mutation(
+        "checkpoint/load.py",
+        'f"missing_ok {request.missing_ok}"',
+        '"missing_ok"',
+        LOAD,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/user_data.py",
+        "if rank < len(keys):",
+        "if rank <= len(keys):",
+        API,
+        (3,),
+    ),
+    Mutation("checkpoint/user_data.py", "keys[rank]", "keys[0]", API, (2,)),
+    Mutation(
+        "checkpoint/user_data.py", "(high << 32) | low", "(low << 32) | high", API, (1,)
+    ),
+]

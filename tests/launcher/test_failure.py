@@ -1,12 +1,14 @@
 """The account of a failure: one traceback, no words of mpirun, and the record."""
 
 import json
+import os
 import socket
 
 import pytest
 
-from mlxdist.launcher import failure
+from mlxdist.launcher import failure, marks
 from mlxdist.launcher.message_filter import MessageFilter
+from mlxdist.launcher.outcome import RankOutcome
 from mlxdist.world import postmortem
 
 BOTH = """
@@ -216,3 +218,13 @@ def test_message_filter_of_mpirun_takes_out_what_it_says_of_any_rank():
     lines = [RULE, b"prterun noticed that process rank 3 with PID 1\n", RULE, b"\0x\n"]
     assert b"".join(map(message_filter.feed, lines)) == b"x\n"
     assert message_filter.dropped == b"".join(lines[:3])
+
+
+def test_tracebacks_begin_with_the_rank_that_failed_first(tmp_path):
+    texts = {0: "ended with it", 1: "b", 2: "the cause", 3: "c", 4: "the cause"}
+    for rank, text in texts.items():
+        path = marks.mark_file(str(tmp_path), "traceback", rank)
+        path.write_text(text)
+        os.utime(path, (rank, 1 if rank == 2 else 2 + rank))
+    ranks = [RankOutcome(rank, "failed") for rank in texts]
+    assert list(failure.tracebacks(str(tmp_path), ranks)) == [2, 0, 1, 3, 4]

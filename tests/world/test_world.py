@@ -93,6 +93,11 @@ def test_broadcast_from_another_root_on_one_rank_raises_on_all(make, world):
     world.barrier()
 
 
+def test_broadcast_from_a_root_that_is_one_too_high_is_refused(world):
+    with pytest.raises(MismatchError, match=f"root is {world.size}; the ranks go from"):
+        world.broadcast({"a": mx.zeros(3)}, root=world.size)
+
+
 def test_identical_of_no_arrays_on_one_rank_raises_on_all(world):
     tree = {"a": 1.0} if world.rank == world.size - 1 else {"a": mx.ones(2)}
     with pytest.raises(MismatchError, match=f"rank {world.size - 1}: a is a float"):

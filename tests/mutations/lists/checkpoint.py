@@ -5,9 +5,11 @@ from tests.mutations.mutation import Mutation
 API = ("tests/checkpoint/test_api.py",)
 ASYNC_SAVE = ("tests/checkpoint/test_async_save.py",)
 BLOCK_FILE = ("tests/checkpoint/test_block_file.py",)
+COMMIT = ("tests/checkpoint/test_save.py",)
 DURABLE = ("tests/checkpoint/test_durable.py",)
 LEFTOVERS = ("tests/checkpoint/test_leftovers.py",)
 LOAD = ("tests/checkpoint/test_load.py",)
+LOCK = ("tests/checkpoint/test_durable.py",)
 MANIFEST = ("tests/checkpoint/test_manifest.py",)
 MLX_FILES = ("tests/checkpoint/test_mlx_files.py",)
 NAMES = ("tests/checkpoint/test_names.py",)
@@ -99,23 +101,45 @@ MUTATIONS = [
     ),
     # Saves
     Mutation(
-        "checkpoint/save.py", "int(max(serials))", "int(min(serials))", SAVE, (2,)
-    ),
-    Mutation("checkpoint/save.py", "sums[name]:08x", "0:08x", SAVE, (2,)),
-    Mutation("checkpoint/save.py", "number=serial", "number=1", API, (2,)),
-    Mutation("checkpoint/save.py", "stop * array.item_size]", "]", API, (2,)),
-    Mutation(
-        "checkpoint/commit.py",
-        "if self._leads and not self._is_renamed:",
-        "if False:",
-        LEFTOVERS,
+        "checkpoint/save.py",
+        "max(report.serial for",
+        "min(report.serial for",
+        SAVE,
         (2,),
     ),
+    Mutation("checkpoint/save.py", "sums[name]:08x", "0:08x", SAVE, (2,)),
+    Mutation("checkpoint/save.py", "reports[0].token", "report.token", SAVE, (2,)),
+    Mutation("checkpoint/save.py", " : stop * array.item_size]", " :]", API, (2,)),
+    Mutation("checkpoint/save_request.py", "keep {self.keep}, ", "", SAVE, (2,)),
+    Mutation(
+        "checkpoint/commit.py", "flush_folder(self._folder)", "pass", COMMIT, (1,)
+    ),
     Mutation("checkpoint/commit.py", "self._undo()", "pass", LEFTOVERS, (2,)),
+    Mutation("checkpoint/block_file.py", "flush(self._file)", "pass", COMMIT, (1,)),
+    Mutation(
+        "checkpoint/durable.py", "        flush(file)", "        pass", COMMIT, (1,)
+    ),
+    Mutation(
+        "checkpoint/durable.py",
+        "    flush_folder(path.parent)",
+        "    pass",
+        COMMIT,
+        (1,),
+    ),
+    Mutation(
+        "checkpoint/directory.py", "if kept < keep:", "if kept <= keep:", API, (1,)
+    ),
     Mutation(
         "checkpoint/directory.py",
-        "list_saves(folder)[keep:]",
-        "list_saves(folder)[keep + 1 :]",
+        "not oldest <= save.serial < current.serial",
+        "not save.serial < current.serial",
+        SAVE,
+        (1,),
+    ),
+    Mutation(
+        "checkpoint/directory.py",
+        "return save.serial + 1",
+        "return save.serial",
         API,
         (1,),
     ),
@@ -128,15 +152,16 @@ MUTATIONS = [
         (1,),
     ),
     Mutation(
-        "checkpoint/async_save.py",
-        "self._errors.append(problem_of(error))",
-        "pass",
-        LEFTOVERS,
-        (2,),
-    ),
-    Mutation(
         "checkpoint/async_save.py", "self._thread.join()", "pass", ASYNC_SAVE, (2,)
     ),
+    Mutation(
+        "checkpoint/lock.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        LOCK,
+    ),
+    Mutation("checkpoint/lock.py", "if _is_same(file, path):", "if file:", LOCK),
+    Mutation("checkpoint/lock.py", "if self._path in _paths:", "if False:", LOCK),
     # The choice of a checkpoint
     Mutation(
         "checkpoint/manifest_check.py",
@@ -146,13 +171,29 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint/manifest_check.py",
-        "end == array.size",
-        "end <= array.size",
+        "if end != array.size:",
+        "if end > array.size:",
         MANIFEST,
     ),
-    Mutation("checkpoint/manifest_check.py", "end <= start", "True", MANIFEST),
+    Mutation("checkpoint/manifest_check.py", "if end > start:", "if False:", MANIFEST),
     Mutation(
-        "checkpoint/manifest_check.py", "end <= files[file].nbytes", "True", MANIFEST
+        "checkpoint/manifest_check.py",
+        "if end > files[file].nbytes:",
+        "if False:",
+        MANIFEST,
+    ),
+    Mutation(
+        "checkpoint/manifest_check.py",
+        "if piece.start != end:",
+        "if piece.start > end:",
+        MANIFEST,
+    ),
+    Mutation(
+        "checkpoint/directory.py",
+        "if manifest.step != save.step:",
+        "if False:",
+        LOAD,
+        (1,),
     ),
     # Loads
     Mutation(
@@ -167,6 +208,15 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint/reader.py", "piece.offset + first", "piece.offset", READER, (2,)
+    ),
+    Mutation(
+        "checkpoint/reader.py", "self._readers.check_unchanged()", "pass", READER, (2,)
+    ),
+    Mutation(
+        "checkpoint/block_file.py",
+        "status.st_size, status.st_mtime_ns",
+        "status.st_size, 0",
+        BLOCK_FILE,
     ),
     Mutation(
         "checkpoint/targets.py",
@@ -184,7 +234,14 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint/load.py",
-        "target.sampler.load_state_dict(manifest.sampler)",
+        "extra = on_all_ranks(all_gather, failure, finish)",
+        "extra = finish()",
+        LOAD,
+        (2,),
+    ),
+    Mutation(
+        "checkpoint/load.py",
+        "sampler.load_state_dict(manifest.sampler)",
         "pass",
         API,
         (2,),

@@ -22,7 +22,7 @@ from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks, rank_failure
 from ..launcher.user_frames import skip_start, user_location
-from .heartbeat import EndNotice
+from .digest import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .record_file import write_record
 from .watchdog import TICK, Watchdog

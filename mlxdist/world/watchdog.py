@@ -2,10 +2,10 @@
 
 The main thread may hang in a collective for ever. MLX and mpi4py release Python's lock
 there, so this thread keeps running. On a communicator of its own it sends its rank's
-status to its peers four times a second. By theirs it distinguishes a slow rank
-(heartbeats come, its main thread makes progress) from one that is stuck (it makes none)
-and from one that is stopped or gone (no heartbeats). A slow rank is reported, and goes
-on.
+status four times a second, and receives a digest of all ranks' (see `tree`). By that it
+distinguishes a slow rank (heartbeats come, its main thread makes progress) from one
+that is stuck (it makes none) and from one that is stopped or gone (no heartbeats). A
+slow rank is reported, and goes on.
 
 Modelled on Horovod's stall inspector and PyTorch's flight recorder; on by default.
 """
@@ -16,12 +16,17 @@ import os
 import select
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..comm.flight_recorder import Recorder, Status
 from ..launcher import environment
 from .activity import Activity
-from .heartbeat import LOAD_WINDOW, SILENCE, EndNotice, Heartbeat, Message, Peer, encode
+from .channel import Channel
+from .digest import EndNotice
+from .heartbeat import LOAD_WINDOW, SILENCE, Heartbeat
+from .stall import View
+from .tree import Node
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -46,14 +51,6 @@ class Events(Protocol):
 
     def on_sigterm(self) -> None:
         """This process has received SIGTERM."""
-
-
-def peers_of(rank: int, size: int) -> list[int]:
-    """Return the ranks with which a rank exchanges heartbeats: all others.
-
-    A job of N ranks therefore sends N * (N - 1) messages per tick.
-    """
-    return [peer for peer in range(size) if peer != rank]
 
 
 class Discount(NamedTuple):
@@ -105,11 +102,11 @@ class Watchdog(threading.Thread):
         self._activity = Activity(min(10.0, timeout / 4))
         self._idle = 0.0  # seconds without progress of the main thread
         self._rank = comm.Get_rank()
-        ranks = peers_of(self._rank, comm.Get_size())
-        self._peers = [Peer(rank, comm) for rank in ranks]
+        self._node = Node(self._rank, comm.Get_size(), time.monotonic())
+        self._channel = Channel(comm)
 
     def run(self) -> None:
-        self._send(self._heartbeat())
+        self.tick()
         last = time.monotonic()
         while not self._stopped:
             self._wait_for_tick()
@@ -120,9 +117,24 @@ class Watchdog(threading.Thread):
             if self._parent is not None and os.getppid() != self._parent:
                 self._events.on_orphaned()
             self._idle = self._activity.sample()
-            self._send(self._heartbeat())
-            self._receive()
-            self._check()
+            view = self.tick()
+            if not self._stopped:
+                self._check(view)
+
+    def tick(self) -> View:
+        """Receive what has arrived, send this rank's part, and return the job."""
+        now = time.monotonic()
+        for sender, message in self._channel.receive():
+            if isinstance(message, EndNotice):
+                self._events.on_end_notice(message)
+            else:
+                self._node.receive(sender, message, now)
+        node, heartbeat = self._node, self._heartbeat()
+        job = node.job(heartbeat, now)
+        if node.parent is not None:
+            self._channel.send(node.subtree(heartbeat, now), [node.parent])
+        self._channel.send(job, list(node.children))
+        return View(self._rank, self._host, heartbeat.status, self._idle, job)
 
     def stop(self) -> None:
         """End the thread. Called when all ranks have finished."""
@@ -132,15 +144,13 @@ class Watchdog(threading.Thread):
 
     def close(self) -> None:
         """Take the last messages, and free what MPI and the system keep for this."""
-        for peer in self._peers:
-            peer.receive()
-            peer.close()
+        self._channel.close()
         for descriptor in (self._wake, self.wake_fd):
             os.close(descriptor)
 
     def notify(self, notice: EndNotice) -> None:
         """Notify all peers that the job ends, so that each writes its record."""
-        self._send(notice)
+        self._channel.notify(notice)
 
     def _wait_for_tick(self) -> None:
         readable = select.select([self._wake], [], [], TICK)[0]
@@ -155,8 +165,7 @@ class Watchdog(threading.Thread):
         since = self._recorder.status.since
         earlier = self._discount.seconds if since == self._discount.since else 0.0
         self._discount = Discount(since, earlier + seconds)
-        for peer in self._peers:
-            peer.last_seen += seconds
+        self._node.forgive(seconds)
 
     def _heartbeat(self) -> Heartbeat:
         now, cpu = time.monotonic(), time.process_time()
@@ -164,7 +173,7 @@ class Watchdog(threading.Thread):
         load = (cpu - cpu_then) / max(now - then, 1e-3)
         if now - then > LOAD_WINDOW:
             self._cpu_sample = (now, cpu)
-        status = self._recorder.status
+        status = replace(self._recorder.status)
         duration = now - self._start_of(status)
         return Heartbeat(status, duration, self._idle, load, self._host, os.getpid())
 
@@ -173,79 +182,36 @@ class Watchdog(threading.Thread):
         since, discount = status.since, self._discount
         return since + discount.seconds if since == discount.since else since
 
-    def _send(self, message: Message) -> None:
-        data = encode(message)
-        for peer in self._peers:
-            peer.send(data, always=isinstance(message, EndNotice))
-
-    def _receive(self) -> None:
-        for peer in self._peers:
-            for message in peer.receive():
-                if isinstance(message, EndNotice):
-                    self._events.on_end_notice(message)
-
-    def _check(self) -> None:
-        if self._stopped:
-            return
-        status = self._recorder.status
-        now = time.monotonic()
+    def _check(self, view: View) -> None:
+        status = view.status
         is_busy = status.call or status.waiting or status.leaving
-        waited = now - self._start_of(status) if is_busy else 0.0
-        if status.waiting and not status.leaving:
-            self._check_departed(status)
-        self._check_timeout(status, waited, now)
+        waited = time.monotonic() - self._start_of(status) if is_busy else 0.0
+        departed = view.departed()
+        if departed:
+            self._events.on_stuck(
+                f"is {status} and waits for a rank that has exited:\n"
+                f"{view.describe(departed)}\n"
+                "All ranks must take the same number of steps; a rank without examples "
+                "calls update() with weight=0, as with mlxdist.ShardedSampler."
+            )
+        self._check_timeout(view, waited)
         if status.since != self._warned_since:
             self._warned_since, self._warn_after = status.since, self._first_warning
         elif (status.waiting or status.leaving) and waited > self._warn_after:
             self._warn_after = 2 * waited
             activity = "at its end" if status.leaving else str(status)
             self._events.on_slow(
-                f"has waited for {waited:.0f} s {activity}:\n"
-                f"{self._describe(self._laggards(status))}"
+                f"has waited for {waited:.0f} s {activity}:\n{view.report()}"
             )
 
-    def _check_departed(self, status: Status) -> None:
-        # A peer that has made the same calls may exit while this rank still receives.
-        departed = [
-            peer
-            for peer in self._peers
-            if peer.status.leaving and peer.status.sequence < status.sequence
-        ]
-        if departed:
-            self._events.on_stuck(
-                f"is {status} and waits for a rank that has exited:\n"
-                f"{self._describe(departed)}\n"
-                "All ranks must take the same number of steps; a rank without examples "
-                "calls update() with weight=0, as with mlxdist.ShardedSampler."
-            )
-
-    def _check_timeout(self, status: Status, waited: float, now: float) -> None:
+    def _check_timeout(self, view: View, waited: float) -> None:
         # Staggered: ranks that wait for the same one would all end the job at once.
         limit = self._timeout + min(self._rank, 4) * TICK
-        if waited > limit and not self._may_go_on(status, limit):
+        if waited > limit and not view.may_go_on(limit):
             self._events.on_stuck(
-                f"has been {status} for {waited:.0f} s, longer than timeout="
-                f"{self._timeout:g}, and no rank makes progress:\n"
-                f"{self._describe(self._laggards(status))}"
+                f"has been {view.status} for {waited:.0f} s, longer than timeout="
+                f"{self._timeout:g}, and no rank makes progress:\n{view.report()}"
             )
-        silent = [peer for peer in self._peers if now - peer.last_seen > limit]
+        silent = view.silent(limit)
         if silent:
-            self._events.on_stuck(f"has lost touch with:\n{self._describe(silent)}")
-
-    def _may_go_on(self, status: Status, limit: float) -> bool:
-        """Whether this rank works, or waits for one that does."""
-        if status.leaving:  # nothing depends on it: others may also wait for a disk
-            return not all(peer.spins(limit) for peer in self._laggards(status))
-        works = not status.waiting and self._idle < limit
-        return works or any(peer.works(limit) for peer in self._peers)
-
-    def _laggards(self, status: Status) -> list[Peer]:
-        """Return the peers for which this rank waits: those behind it, if there are."""
-        at_work = [p for p in self._peers if not p.status.leaving]
-        if status.leaving:
-            return at_work or self._peers
-        behind = [p for p in self._peers if p.status.sequence < status.sequence]
-        return behind or [p for p in at_work if not p.status.waiting] or self._peers
-
-    def _describe(self, peers: list[Peer]) -> str:
-        return "\n".join(f"  {peer.describe(self._host)}" for peer in peers)
+            self._events.on_stuck(f"has lost touch with:\n{view.describe(silent)}")

@@ -1,12 +1,12 @@
-"""Messages between watchdogs, and the text on a peer."""
+"""What a rank knows of another one, and the text on it."""
 
 import os
-import time
 
+import msgspec
 import pytest
 
 from mlxdist.comm.flight_recorder import Status
-from mlxdist.world.heartbeat import EndNotice, Heartbeat, Peer, decode, encode
+from mlxdist.world.heartbeat import Heartbeat, Peer
 
 HEARTBEAT = Heartbeat(
     Status(sequence=7, step=3, call="update", waiting=True, since=1.0),
@@ -18,37 +18,10 @@ HEARTBEAT = Heartbeat(
 )
 
 
-class SilentComm:
-    """A communicator on which nothing arrives."""
-
-    def Irecv(self, buffer, rank):
-        return None
-
-
 def silent_peer(seconds, **fields):
     """Return a peer whose last heartbeat came `seconds` ago."""
-    heartbeat = Heartbeat(**{**vars(HEARTBEAT), **fields})
-    return Peer(1, SilentComm(), heartbeat, last_seen=time.monotonic() - seconds)
-
-
-@pytest.mark.parametrize(
-    "message", [HEARTBEAT, EndNotice(True), EndNotice(False, "rank 1 failed:\n  é")]
-)
-def test_decode_of_an_encoded_message_returns_it(message):
-    data = encode(message)
-    assert data.nbytes == 1024
-    assert decode(data) == message
-
-
-@pytest.mark.parametrize(
-    ("character", "decoded"), [("x", "x"), ("é", "é"), ("\0", "\0"), ("\ud800", "?")]
-)
-def test_encode_cuts_a_long_cause(character, decoded):
-    data = encode(EndNotice(True, 9999 * character))
-    assert data.nbytes == 1024
-    cause = decode(data).cause
-    assert 100 < len(cause) < 1000
-    assert cause == len(cause) * decoded
+    heartbeat = msgspec.structs.replace(HEARTBEAT, **fields)
+    return Peer(1, heartbeat, silence=seconds, age=seconds)
 
 
 def test_peer_describe_tells_computing_from_idle():
@@ -74,6 +47,22 @@ def test_peer_describe_tells_computing_from_idle():
 def test_peer_works_while_its_main_thread_makes_progress(fields, works, spins):
     peer = silent_peer(0, **{"status": Status(), **fields})
     assert (peer.works(5.0), peer.spins(5.0)) == (works, spins)
+
+
+def test_peer_works_no_longer_where_its_heartbeat_is_old():
+    """A heartbeat that other ranks pass on is older than the silence of its rank."""
+    heartbeat = msgspec.structs.replace(HEARTBEAT, status=Status())
+    assert Peer(1, heartbeat, age=4.4).works(5.0)
+    assert not Peer(1, heartbeat, age=4.6).works(5.0)
+
+
+def test_peer_without_a_heartbeat_neither_works_nor_spins():
+    peer = Peer(3, silence=7.0, age=7.0)
+    assert (peer.works(9.0), peer.spins(0.0)) == (False, False)
+    assert peer.describe("h") == (
+        "rank 3 on an unknown host: in user code, after step 0, for 7 s; "
+        "no heartbeat for 7 s"
+    )
 
 
 def test_peer_describe_of_a_silent_peer_looks_at_a_local_process():

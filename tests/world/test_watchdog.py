@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from mlxdist.world.watchdog import peers_of
 from tests.support.failures import check_failure, postmortem_folder
 from tests.support.jobs import mpi_job, mpirun, processes, start, wait_until
 
@@ -29,11 +28,6 @@ while world.mean(float(time.monotonic() < end)) > 0:
         pass
     parameters = optimizer.apply_gradients(parameters, parameters)
 """
-
-
-def test_peers_of_a_rank_are_all_others():
-    assert peers_of(0, 1) == []
-    assert peers_of(1, 4) == [0, 2, 3]
 
 
 def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):

@@ -208,7 +208,7 @@ MUTATIONS = [
     # Heartbeats
     Mutation(
         "world/heartbeat.py",
-        "self.heartbeat.idle + silence",
+        "self.heartbeat.idle + self.age",
         "self.heartbeat.idle",
         HEARTBEAT,
     ),

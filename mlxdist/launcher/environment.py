@@ -31,6 +31,7 @@ JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1,
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
 LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
+MPI_PARAMETER = "OMPI_MCA_"  # before the name of a parameter of the ranks' MPI
 PRTE_PARAMETER = "PRTE_MCA_"  # before the name of a parameter of mpirun
 
 RANK = "OMPI_COMM_WORLD_RANK"
@@ -186,7 +187,7 @@ def use_libmpi(path: str, *, parameters: Mapping[str, str]) -> None:
     os.environ[FINALIZES] = str(os.getpid())
     set_default_libmpi(path)
     for name, value in parameters.items():
-        os.environ.setdefault(f"OMPI_MCA_{name}", value)
+        os.environ.setdefault(MPI_PARAMETER + name, value)
 
 
 def finalizes_mpi(pid: int) -> bool:

@@ -139,6 +139,21 @@ def forget() -> None:
     environment.leave_job(names)
 
 
+def claim_files(launch: Launch) -> list[str]:
+    """Return each rank's file of its claim; none where they don't share this host."""
+    files = [_claim_file(launch, rank) for rank in range(launch.size)]
+    is_local = environment.local_size() == launch.size
+    return [str(file) for file in files if file is not None and is_local]
+
+
+def _claim_file(launch: Launch, rank: int | str) -> Path | None:
+    folder = environment.get(environment.SERVER_FOLDER)
+    if folder is None or launch.launcher != "mpirun":
+        return None
+    name = launch.job.rpartition("@")[2]  # the number of the job within mpirun
+    return Path(folder, f"mlxdist-{name}-{rank}")
+
+
 def claim(launch: Launch) -> int | None:
     """Claim a rank of mpirun for this process, until it ends.
 
@@ -146,11 +161,9 @@ def claim(launch: Launch) -> int | None:
         The id of another live process on this host that has claimed it; None if this
         one has it now, or if the job has no folder that this process may write to.
     """
-    folder = environment.get(environment.SERVER_FOLDER)
-    if folder is None or _claims:
+    path = _claim_file(launch, launch.rank)
+    if path is None or _claims:
         return None
-    name = launch.job.rpartition("@")[2]  # the number of the job within mpirun
-    path = Path(folder, f"mlxdist-{name}-{launch.rank}")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:

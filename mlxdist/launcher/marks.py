@@ -24,6 +24,8 @@ from typing import NamedTuple
 from . import environment
 
 MARKS = (
+    "joining",  # it has called mlxdist.init()
+    "joined",  # and all ranks have come there
     "done",
     "failed",
     "ended",
@@ -37,6 +39,7 @@ MARKS = (
 LINE_START = "\x1emlxdist"  # of a mark on standard error; the token follows
 _CHUNK = 120  # characters of a mark's text in a line on standard error
 _LONGEST_TEXT = 16_000  # characters
+_STDERR = 2
 
 
 class Chunk(NamedTuple):
@@ -83,8 +86,45 @@ def all_gone(run_dir: str, ranks: int) -> bool:
     After a failure, ranks that have not announced themselves count as gone too.
     """
     pids = process_ids(run_dir, ranks)
-    failed = any(mark_file(run_dir, "failed", rank).exists() for rank in range(ranks))
-    return (failed or len(pids) == ranks) and not any(map(_is_alive, pids))
+    is_known = any_failed(run_dir, ranks) or len(pids) == ranks
+    return is_known and not any(map(_is_alive, pids))
+
+
+def any_failed(run_dir: str, ranks: int) -> bool:
+    """Return whether a rank has left the mark "failed"."""
+    return any(mark_file(run_dir, "failed", rank).exists() for rank in range(ranks))
+
+
+def unjoined(run_dir: str, ranks: int) -> tuple[list[int], list[int]]:
+    """Return the ranks that wait for others to join, and those that never will.
+
+    These have ended without a call of `mlxdist.init()`.
+    """
+    every = range(ranks)
+    joining = {rank for rank in every if mark_file(run_dir, "joining", rank).exists()}
+    joined = {rank for rank in joining if mark_file(run_dir, "joined", rank).exists()}
+    waiting = [
+        rank for rank in sorted(joining - joined) if not _has_ended(run_dir, rank)
+    ]
+    if not waiting:
+        return [], []
+    return waiting, [x for x in every if x not in joining and _has_ended(run_dir, x)]
+
+
+def report_unjoined(run_dir: str, ranks: int) -> None:
+    """Leave the mark "failed" of each rank that waits for one that never joins."""
+    waiting, absent = unjoined(run_dir, ranks)
+    names = ("ranks " if len(absent) > 1 else "rank ") + ", ".join(map(str, absent))
+    text = f"it waits in mlxdist.init() for {names}, which ended without a call of it"
+    for rank in waiting:
+        mark_file(run_dir, "failed", rank).write_text(text)
+
+
+def _has_ended(run_dir: str, rank: int) -> bool:
+    if any(mark_file(run_dir, mark, rank).exists() for mark in ("done", "failed")):
+        return True
+    file = pid_file(run_dir, rank)
+    return file.exists() and not _is_alive(file.read_text())
 
 
 def _is_alive(pid: str) -> bool:
@@ -168,6 +208,21 @@ def leave_mark(mark: str, rank: int | str, text: str = "") -> bool:
         # another rank may come between.
         os.write(descriptor, 2 * line.encode())
     return True
+
+
+def prepare(mark: str, rank: int | str, text: str) -> tuple[str, str, int]:
+    """Return what another process needs to leave a mark of this rank.
+
+    Returns:
+        The path of the mark's file, or the mark as lines and the descriptor that they
+        go to. The path and the lines are "" where nobody reads marks.
+    """
+    run_dir = environment.get(environment.RUN_DIR)
+    if run_dir:
+        return str(mark_file(run_dir, mark, rank)), "", _STDERR
+    token, descriptor = _stream() or ("", _STDERR)
+    lines = "".join(2 * line for line in _lines(token, mark, rank, text))
+    return "", lines if token else "", descriptor
 
 
 def _lines(token: str, mark: str, rank: int | str, text: str) -> list[str]:

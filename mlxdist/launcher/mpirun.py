@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -17,6 +19,11 @@ FINISH_TIMEOUT = 60.0  # seconds for MPI to end once every rank has finished
 # Seconds for mpirun to end once no rank lives any more and not all have finished. Where
 # a rank ends while another one starts MPI, Open MPI 5's mpirun may hang for ever.
 GONE_TIMEOUT = 5.0
+# Seconds for mpirun to end the job once a rank has failed. It may hang where a daemon
+# of its own, on another host, is stopped or out of reach.
+FAILED_TIMEOUT = 30.0
+JOIN_TIMEOUT = 5.0  # seconds for a rank that waits for ranks that can't join any more
+STOPPED_TIMEOUT = 60.0  # seconds for which mpirun may be stopped by SIGSTOP
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
@@ -39,6 +46,7 @@ class Mpirun:
     Attributes:
         timed_out: whether the time limit ended the job.
         has_leftover: whether mpirun waited for a process that a finished rank started.
+        was_stopped: whether the job was ended because mpirun was stopped by SIGSTOP.
     """
 
     def __init__(
@@ -54,12 +62,13 @@ class Mpirun:
     ) -> None:
         self.timed_out = False
         self.has_leftover = False
+        self.was_stopped = False
         self.timeout = timeout
         self._run_dir, self._ranks, self._signals = run_dir, ranks, signals
         self._timed_out_at = 0.0
         self._passed_on = False
-        self._without_ranks_since: float | None = None
-        self._outlived_ranks = False  # and was killed
+        self._since: dict[str, float] = {}  # when mpirun got into the states it is in
+        self._ended_at: float | None = None  # when this process ended the job by itself
         self._began = time.monotonic()
         self._watcher = Watcher(run_dir)
         # In this process group, so that rank 0 can read from the terminal. But mpirun
@@ -88,31 +97,61 @@ class Mpirun:
     def wait(self) -> int:
         """Return mpirun's exit code; a signal's negative number if one ended it.
 
-        It is 1 where mpirun has outlived its ranks, which did not all finish.
+        It is 1 where mpirun did not end by itself, and the ranks did not all finish.
         """
         try:
             while not self._exited.wait(timeout=_POLL_INTERVAL):
                 self._check_time_limit()
                 self._pass_on_signals()
-                self._end_without_ranks()
-            return 1 if self._outlived_ranks else self._process.returncode
+                self._end_overdue()
+            return 1 if self._ended_at is not None else self._process.returncode
         finally:
             self._signals.forward_to(None)
             for thread in self._copies:
                 thread.join(timeout=5)
             self._watcher.stop()
 
-    def _end_without_ranks(self) -> None:
-        """Kill mpirun if it goes on for too long without any rank."""
-        finished = not marks.unfinished(self._run_dir, self._ranks)
-        if not finished and not marks.all_gone(self._run_dir, self._ranks):
+    def _end_overdue(self) -> None:
+        """End the job where mpirun is for too long in a state that leads nowhere."""
+        if self._ended_at is not None:
+            self._end(signal.SIGTERM, self._ended_at)
             return
-        if self._without_ranks_since is None:
-            self._without_ranks_since = self._active_seconds()
-        waited = self._active_seconds() - self._without_ranks_since
-        if waited > (FINISH_TIMEOUT if finished else GONE_TIMEOUT):
-            self.has_leftover, self._outlived_ranks = finished, not finished
+        now, limits = self._active_seconds(), self._limits()
+        self._since = {state: self._since.get(state, now) for state in limits}
+        overdue = [x for x, limit in limits.items() if now - self._since[x] > limit]
+        if not overdue or self._signals.received is not None or self.timed_out:
+            return
+        self.was_stopped = "stopped" in overdue
+        if "finished" in overdue:
+            self.has_leftover = True
+        else:
+            self._ended_at = time.monotonic()
+        if "unjoined" in overdue:
+            marks.report_unjoined(self._run_dir, self._ranks)
+        if {"finished", "gone", "stopped"} & {*overdue}:  # it doesn't end its ranks
             self._process.kill()
+
+    def _limits(self) -> dict[str, float]:
+        """Return the states that mpirun is in, and the seconds that each may last."""
+        run_dir, ranks = self._run_dir, self._ranks
+        states = {
+            "finished": not marks.unfinished(run_dir, ranks) and FINISH_TIMEOUT,
+            "gone": marks.all_gone(run_dir, ranks) and GONE_TIMEOUT,
+            "failed": marks.any_failed(run_dir, ranks) and FAILED_TIMEOUT,
+            "unjoined": all(marks.unjoined(run_dir, ranks)) and JOIN_TIMEOUT,
+            "stopped": self._is_stopped() and STOPPED_TIMEOUT,
+        }
+        if states["finished"]:  # its ranks are gone as well
+            states["gone"] = False
+        return {state: limit for state, limit in states.items() if limit}
+
+    def _is_stopped(self) -> bool:
+        """Return whether SIGSTOP has stopped mpirun; a terminal uses other signals."""
+        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        with contextlib.suppress(ChildProcessError):
+            state = os.waitid(os.P_PID, self._process.pid, flags)
+            return state is not None and state.si_status == signal.SIGSTOP
+        return False
 
     def _await_exit(self) -> None:
         self._process.wait()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import cores, environment, rank_main, tagged_stream
 from .hosts import Host
 from .job_spec import Job
+from .orphans import segment_folder
 
 # Fails instead of waiting for a password or for trust in a new host.
 SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
@@ -27,6 +31,7 @@ AGENT_VARIABLE = environment.PRTE_PARAMETER + _AGENT
 # a later one with the same id then fails: "listener thread failed to start". So each
 # job gets a folder of its own for them.
 _SESSION_DIR = "prte_local_tmpdir_base"
+_SEGMENT_FOLDER = re.compile("btl_(sm|vader)_backing_directory")
 _AGENT_SCRIPT = """\
 for argument; do
     case " {names} " in *" $argument "*) host=$argument; break ;; esac
@@ -195,6 +200,7 @@ def rank_environment(
     result["PYTHONUNBUFFERED"] = "1"
     if run_dir:
         result[environment.RUN_DIR] = run_dir
+        result |= _segment_variables(result, run_dir)
     if token:
         result[environment.MARKS] = token
     if columns is not None:
@@ -203,6 +209,22 @@ def rank_environment(
     if job.timeline is not None:
         result[environment.TIMELINE] = os.path.abspath(job.timeline)
     return result | environment.job_variables(_rank_job(job))
+
+
+def _segment_variables(names: Iterable[str], run_dir: str) -> dict[str, str]:
+    """Return the variable for the folder of the ranks' shared memory, unless set."""
+    folder = segment_folder(run_dir)
+    if any(map(_SEGMENT_FOLDER.search, names)) or not _is_private(folder):
+        return {}
+    return {environment.MPI_PARAMETER + "btl_sm_backing_directory": folder}
+
+
+def _is_private(folder: str) -> bool:
+    """Return whether a folder is there, and another user can't have made it."""
+    with contextlib.suppress(OSError):
+        info = os.lstat(folder)
+        return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+    return False
 
 
 def _rank_job(job: Job) -> environment.RankJob:

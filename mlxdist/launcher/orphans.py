@@ -22,6 +22,7 @@ from pathlib import Path
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _KILL_TIMEOUT = 5.0
 _POLL_INTERVAL = 0.05
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 class Watcher:
@@ -53,8 +54,13 @@ class Watcher:
         self._process.communicate()
 
 
+def segment_folder(run_dir: str) -> str:
+    """Return the folder for the shared memory of a job's ranks on this machine."""
+    return str(_SHARED_MEMORY / os.path.basename(run_dir))
+
+
 def end_ranks(run_dir: str) -> None:
-    """Kill the ranks that outlived mpirun, and remove their folder.
+    """Kill the ranks that outlived mpirun, and remove their folders.
 
     A rank that starts only now finds no folder for its process id, and exits.
     """
@@ -65,6 +71,7 @@ def end_ranks(run_dir: str) -> None:
     for path in Path(ended).glob("rank-*.pid"):
         _kill_owner(path)
     shutil.rmtree(ended, ignore_errors=True)
+    shutil.rmtree(segment_folder(run_dir), ignore_errors=True)
 
 
 def _kill_owner(path: Path) -> None:

@@ -18,7 +18,7 @@ from .hosts import assign_ranks
 from .job_spec import Job
 from .mpirun import Mpirun
 from .mpirun_log import MpirunLog
-from .orphans import end_ranks
+from .orphans import end_ranks, segment_folder
 from .outcome import Outcome, read_ranks
 from .output import Output, open_logs
 from .rank_failure import USAGE_ERROR
@@ -156,6 +156,7 @@ def _conclude(
         time_limit=mpirun.timeout if mpirun.timed_out else None,
         received=signals.received,
         has_leftover=mpirun.has_leftover,
+        was_stopped=mpirun.was_stopped,
     )
 
 
@@ -163,6 +164,8 @@ def _conclude(
 def _run_folder() -> Iterator[str]:
     """Make a folder for a job, and end what is left of the job afterwards."""
     run_dir = tempfile.mkdtemp(prefix="mlxdist-run-")
+    with contextlib.suppress(OSError):  # the ranks take /dev/shm itself then
+        os.mkdir(segment_folder(run_dir), 0o700)
     try:
         yield run_dir
     finally:

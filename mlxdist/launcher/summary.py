@@ -22,6 +22,7 @@ def conclude(
     time_limit: float | None = None,
     received: int | None = None,
     has_leftover: bool = False,
+    was_stopped: bool = False,
 ) -> Outcome:
     """Return the outcome, with the exit code of `mlxdist run` and its last message.
 
@@ -31,6 +32,7 @@ def conclude(
         time_limit: the limit in seconds, if it ended the job.
         received: the signal by which the user ended the job.
         has_leftover: whether mpirun waited for a process that a finished rank started.
+        was_stopped: whether the job was ended because mpirun was stopped.
     """
     outcome = Outcome(code, ranks, lost_hosts=tuple(lost_hosts))
     summary = describe(ranks, lost_hosts, name_hosts=name_hosts)
@@ -52,7 +54,8 @@ def conclude(
     if finished and code == 0:
         return outcome
     exit_code = (128 - code if code < 0 else code) or 1
-    message = f"{summary}; {_describe_code(code)}."
+    end = "mpirun was stopped (SIGSTOP)" if was_stopped else _describe_code(code)
+    message = f"{summary}; {end}."
     return replace(outcome, exit_code=exit_code, message=message)
 
 

@@ -32,6 +32,7 @@ from ..comm.agreement import difference
 from ..launcher import environment, launches
 from ..launcher.launches import Launch
 from ..version import __version__
+from .deadline import join_in_time
 from .finalize import keep_alive
 from .guard import Guard
 from .identity import check_size, find_launch
@@ -41,6 +42,7 @@ from .process import (
     protect_kernels,
     world_communicator,
 )
+from .shared_memory import unlink_segments
 from .timeline import Timeline
 from .world import Backend, World
 
@@ -77,7 +79,8 @@ def init(
             than was launched; None rejects that.
         timeout: seconds that a rank waits for others of which none makes progress,
             before the job ends with a report. A rank that works alone, as in a long
-            evaluation, is reported now and then and ends nothing.
+            evaluation, is reported now and then and ends nothing. It is also how long
+            a rank waits here for ranks that don't call `init`, but at least 60 s.
         guard: False leaves failures to mpirun.
 
     Raises:
@@ -140,6 +143,17 @@ def _join(
     launch = find_launch(backend, strict=strict is not False, rejoins=rejoins)
     protect_kernels()
     backend = backend or (cast(Backend, launch.backend) if launch else None) or "mpi"
+    with join_in_time(launch, timeout):
+        return _join_launch(launch, backend, strict, timeout, guard)
+
+
+def _join_launch(
+    launch: Launch | None,
+    backend: Backend,
+    strict: bool | None,
+    timeout: float,
+    guard: bool,
+) -> World:
     has_mpi = backend == "mpi" and prepare_mpi()
     group = _make_group(backend, launch)
     if strict is not False:
@@ -151,6 +165,7 @@ def _join(
     if group.size() > 1:
         over_mpi = comm is not None
         _compare_settings(group, guard=guard, timeline=bool(path), over_mpi=over_mpi)
+        unlink_segments()  # all ranks have joined, and so have mapped them
     world = World(group, backend, None if comm is None else comm.Dup())
     if launch is not None:
         launches.note_join(launch)

@@ -11,27 +11,129 @@ from mlxdist.launcher.output import Output
 from mlxdist.launcher.signals import Signals
 
 
+@pytest.fixture
+def wait_for(tmp_path):
+    """Runs a program as mpirun; returns it, its exit code, and how long it took."""
+
+    def wait(*command):
+        output = Output(run_dir=str(tmp_path), ranks=2)
+        start = time.monotonic()
+        with Signals() as signals:
+            process = mpirun.Mpirun(
+                command,
+                dict(os.environ),
+                run_dir=str(tmp_path),
+                ranks=2,
+                output=output,
+                signals=signals,
+            )
+            code = process.wait()
+        return process, code, time.monotonic() - start
+
+    return wait
+
+
+@pytest.fixture
+def ended():
+    """The id of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """Leaves marks of ranks, as `mark(rank, "joining")`."""
+
+    def leave(rank, *names):
+        for name in names:
+            marks.mark_file(str(tmp_path), name, rank).write_text(name)
+
+    return leave
+
+
+@pytest.fixture
+def start_ranks(tmp_path):
+    """Records the process ids of the ranks."""
+
+    def start(*pids):
+        for rank, pid in enumerate(pids):
+            marks.pid_file(str(tmp_path), rank).write_text(str(pid))
+
+    return start
+
+
 @pytest.mark.parametrize("dead", [1, 2])
-def test_mpirun_that_outlives_its_ranks_is_killed(dead, tmp_path, monkeypatch):
+def test_mpirun_that_outlives_its_ranks_is_killed(
+    dead, wait_for, mark, start_ranks, ended, monkeypatch
+):
     """Open MPI 5's may hang where a rank fails while another one starts MPI."""
     monkeypatch.setattr(mpirun, "GONE_TIMEOUT", 0.2)
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    pids = [ended.pid] * dead + [os.getpid()] * (2 - dead)
-    for rank, pid in enumerate(pids):
-        marks.pid_file(str(tmp_path), rank).write_text(str(pid))
-    marks.mark_file(str(tmp_path), "failed", 0).write_text("KeyError")
-    output = Output(run_dir=str(tmp_path), ranks=2, token="", label=False, logs={})
-    start = time.monotonic()
-    with Signals() as signals:
-        process = mpirun.Mpirun(
-            ["sleep", "1"],
-            dict(os.environ),
-            run_dir=str(tmp_path),
-            ranks=2,
-            output=output,
-            signals=signals,
-        )
-        code = process.wait()
-    is_killed = time.monotonic() - start < 0.9
-    assert (code, is_killed) == ((1, True) if dead == 2 else (0, False))
+    start_ranks(*[ended] * dead + [os.getpid()] * (2 - dead))
+    mark(0, "failed")
+    _, code, seconds = wait_for("sleep", "1")
+    assert (code, seconds < 0.9) == ((1, True) if dead == 2 else (0, False))
+
+
+def test_mpirun_that_goes_on_after_a_failure_is_ended(wait_for, mark, monkeypatch):
+    """As where a host is out of reach, whose ranks can't be seen from here."""
+    monkeypatch.setattr(mpirun, "FAILED_TIMEOUT", 0.2)
+    mark(1, "failed")
+    _, code, seconds = wait_for("sleep", "20")
+    assert code == 1
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("sign", ["done", "failed", "gone"])
+def test_mpirun_with_a_rank_that_can_never_join_is_ended(
+    sign, wait_for, mark, start_ranks, ended, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(mpirun, "JOIN_TIMEOUT", 0.2)
+    start_ranks(os.getpid(), ended if sign == "gone" else os.getpid())
+    mark(0, "joining")
+    mark(1, *([] if sign == "gone" else [sign]))
+    _, code, seconds = wait_for("sleep", "20")
+    assert code == 1
+    assert seconds < 5
+    assert marks.read(str(tmp_path), "failed", 0) == (
+        "it waits in mlxdist.init() for rank 1, which ended without a call of it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["joining", "joined"], ["done"]),  # it joined by itself, through MLX
+        (["joining"], ["joining"]),
+        (["joining", "failed"], ["done"]),  # mpirun ends the job
+        ([], ["done"]),
+    ],
+)
+def test_mpirun_whose_ranks_can_still_join_goes_on(
+    first, second, wait_for, mark, start_ranks, monkeypatch
+):
+    monkeypatch.setattr(mpirun, "JOIN_TIMEOUT", 0.1)
+    start_ranks(os.getpid(), os.getpid())
+    mark(0, *first)
+    mark(1, *second)
+    _, code, _ = wait_for("sleep", "0.6")
+    assert code == 0
+
+
+STOPS = "(sleep {}; kill -CONT $$) & kill -{} $$; wait"
+
+
+def test_mpirun_that_stays_stopped_is_killed(wait_for, monkeypatch):
+    monkeypatch.setattr(mpirun, "STOPPED_TIMEOUT", 0.2)
+    process, code, _ = wait_for("sh", "-c", STOPS.format(1, "STOP"))
+    assert (code, process.was_stopped) == (1, True)
+
+
+@pytest.mark.parametrize(("signal", "limit"), [("STOP", 60.0), ("TTIN", 0.1)])
+def test_mpirun_that_is_stopped_for_a_while_goes_on(
+    signal, limit, wait_for, monkeypatch
+):
+    """A terminal stops what reads from it in the background, until `fg`."""
+    monkeypatch.setattr(mpirun, "STOPPED_TIMEOUT", limit)
+    process, code, _ = wait_for("sh", "-c", STOPS.format(0.5, signal))
+    assert (code, process.was_stopped) == (0, False)

@@ -138,6 +138,57 @@ print(unseeded, draws_are_equal())
     assert result.stdout.splitlines() == 2 * ["False True"], result.stderr
 
 
+NEVER_JOINS = """
+import os, signal, sys, time
+from mlxdist.launcher import join_deadline
+join_deadline.LEAST_TIMEOUT = 1.0
+def fail():
+    {act}
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    {where}
+import mlxdist
+mlxdist.init(timeout=1)
+time.sleep(60)
+"""
+BEFORE = "fail()"
+IN_MPI = """
+    from mlxdist.world import join
+    make_group = join._make_group
+    join._make_group = lambda *arguments: (make_group(*arguments), fail())[0]
+"""
+BEFORE_GUARD = """
+    from mlxdist.world import guard
+    guard.Guard.install = lambda guard: fail()
+"""
+STOPPED = "os.kill(os.getpid(), signal.SIGSTOP)"
+
+
+@pytest.mark.parametrize(
+    ("where", "act", "message"),
+    [
+        (BEFORE, "sys.exit(0)", "for rank 1, which never called it"),
+        (IN_MPI, STOPPED, "for rank 1, stopped (SIGSTOP)"),
+        *(
+            pytest.param(where, act, message, marks=pytest.mark.long)
+            for where, act, message in (
+                (BEFORE, STOPPED, "for rank 1, which never called it"),
+                (BEFORE, "time.sleep(60)", "for rank 1, which never called it"),
+                (IN_MPI, "sys.exit(0)", "for other ranks"),
+                (IN_MPI, "raise KeyError('x')", "for other ranks"),
+                (BEFORE_GUARD, STOPPED, "for rank 1, stopped (SIGSTOP)"),
+                (BEFORE_GUARD, "time.sleep(60)", "for other ranks"),
+            )
+        ),
+    ],
+)
+def test_init_with_a_rank_that_does_not_join_ends_the_others(
+    where, act, message, mpi_job
+):
+    done = mpi_job(2, NEVER_JOINS.format(where=where, act=act), timeout=30)
+    assert done.returncode != 0
+    assert f"waited 1 s in mlxdist.init() {message}. All ranks must" in done.stderr
+
+
 @pytest.mark.long
 def test_init_in_another_thread_joins(tmp_path):
     """Signals have no handlers there; all else works."""

@@ -1,0 +1,102 @@
+"""Deadline of `init()`: a process that can't run Python is ended, with the reason."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mlxdist.launcher.join_deadline import reason
+from tests.support import jobs
+
+# It holds Python's lock, as MLX does in MPI_Init.
+WAITS = """
+import ctypes
+from mlxdist.launcher import join_deadline
+join_deadline.LEAST_TIMEOUT = 0.3
+deadline = join_deadline.JoinDeadline(0.1, title="mlxdist: rank 1 on mac1"{options})
+{act}
+ctypes.PyDLL(None).{wait}
+"""
+MESSAGE = (
+    "waited 0.3 s in mlxdist.init() for other ranks. All ranks must call it; "
+    "init(timeout=...) allows them more time"
+)
+
+
+def wait(folder, *, options="", act="", seconds=20):
+    call = f"usleep({int(seconds * 1e6)})"
+    source = WAITS.format(options=options, act=act, wait=call)
+    return jobs.run([sys.executable, "-c", source], cwd=folder, timeout=10)
+
+
+def test_join_deadline_prints_the_reason_and_kills_the_process(tmp_path):
+    done = wait(tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr == f"mlxdist: rank 1 on mac1 {MESSAGE}.\n"
+
+
+def test_join_deadline_with_a_mark_file_writes_the_reason_there(tmp_path):
+    done = wait(tmp_path, options=", mark_file='failed'")
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert (tmp_path / "failed").read_text() == f"it {MESSAGE}"
+
+
+def test_join_deadline_with_mark_lines_writes_them_to_the_stream(tmp_path):
+    done = wait(tmp_path, options=", mark_lines='mark\\n', stream=1")
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert done.stdout == "mark\n"
+
+
+@pytest.mark.parametrize(
+    "close",
+    ["import os; os.close(2)", "import os; os.dup2(os.open('/dev/full', 1), 2)"],
+)
+def test_join_deadline_without_standard_error_kills_the_process(close, tmp_path):
+    source = f"import os; {close}" + WAITS.format(options="", act="", wait="sleep(20)")
+    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path, timeout=10)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_join_deadline_whose_reader_is_paused_kills_the_process(tmp_path):
+    fill = "import os; os.set_blocking(2, False)\nwhile 1:\n  try: os.write(2, b'x')\n"
+    fill += "  except BlockingIOError: break\nos.set_blocking(2, True)"
+    source = fill + WAITS.format(options="", act="", wait="sleep(20)")
+    process = jobs.start([sys.executable, "-c", source], cwd=tmp_path)
+    try:
+        assert process.wait(timeout=10) == -signal.SIGKILL
+    finally:
+        jobs.end_session(process.pid)
+        process.communicate()
+
+
+def test_join_deadline_that_is_stopped_ends_nothing(tmp_path):
+    done = wait(tmp_path, act="deadline.stop()", seconds=0.6)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_join_deadline_ends_with_its_process(tmp_path):
+    act = "import os; print(deadline._process.pid, flush=True); os._exit(0)"
+    done = wait(tmp_path, act=act)
+    assert jobs.wait_until(lambda: not jobs.is_alive(int(done.stdout)))
+
+
+@pytest.fixture
+def claims(tmp_path):
+    """Files of two ranks: one is this process, one is stopped."""
+    files = [tmp_path / "0", tmp_path / "1"]
+    with subprocess.Popen(["sleep", "20"]) as child:
+        os.kill(child.pid, signal.SIGSTOP)
+        assert jobs.wait_until(lambda: jobs.state_of(child.pid) == "T")
+        for file, pid in zip(files, (os.getpid(), child.pid), strict=True):
+            file.write_text(str(pid))
+        yield list(map(str, files))
+        child.kill()
+
+
+def test_reason_names_the_ranks_that_are_absent_or_else_stopped(claims):
+    missing = [f"{claims[0]}-2", f"{claims[0]}-3"]
+    assert " for rank 1, stopped (SIGSTOP). " in reason(5, claims)
+    assert " for ranks 2, 3, which never called it. " in reason(5, claims + missing)
+    assert " for other ranks. " in reason(5, claims[:1])

@@ -1,4 +1,4 @@
-"""Deadline of `init()`: a rank waits for ranks that never come to it, but not for ever."""
+"""Deadline of `init()`: a rank does not wait for ever for ranks that never come."""
 
 from __future__ import annotations
 

@@ -104,3 +104,14 @@ def test_all_gather_words_keeps_64_bits(comm, world):
 def test_sum_scalar_adds_the_numbers_of_all_ranks(comm, world):
     total = comm.sum_scalar(mx.array(world.rank + 0.5))
     assert total.item() == sum(r + 0.5 for r in range(world.size))
+
+
+@pytest.mark.usefixtures("message_limits")
+def test_broadcast_gives_the_roots_bits_and_leaves_the_callers_arrays(comm, world):
+    root = world.size - 1
+    local = mx.array([-0.0, float(world.rank), float("nan")] * 100)
+    mx.eval(local)
+    before = mx.array(np.array(local))
+    sent = comm.broadcast(local, root)
+    assert_same_bits(sent, mx.array([-0.0, float(root), float("nan")] * 100))
+    assert_same_bits(local, before)

@@ -8,6 +8,7 @@ import mlx.optimizers as optim
 import pytest
 
 from mlxdist.comm import Recorder, Traffic
+from mlxdist.comm.progress import Progress
 from mlxdist.world import World
 from tests.support.examples import (
     assert_as_eager,
@@ -109,6 +110,32 @@ def test_traffic_counted_by_two_threads_is_the_sum_of_both():
     for thread in threads:
         thread.join()
     assert traffic == Traffic(collectives=40, bytes_sent=80)
+
+
+class Failing:
+    """An exchange that fails once the progress thread looks at it."""
+
+    complete = False
+    arrays = ()
+    finished = threading.Event()
+
+    @property
+    def ready(self):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError("the wire was cut")
+        return False
+
+
+@pytest.mark.timeout(10)
+def test_error_of_the_progress_thread_is_raised_by_whoever_waits():
+    progress = Progress(overlaps=True, recorder=Recorder())
+    exchange = Failing()
+    progress.add(exchange)
+    with pytest.raises(OSError, match="the wire was cut"):
+        progress.wait(exchange)
+    with pytest.raises(OSError, match="the wire was cut"):  # and by later calls
+        progress.drain()
+    progress.close()
 
 
 class SendTimes:

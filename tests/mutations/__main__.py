@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     mutations = all_mutations(options.only)
     if not mutations:
-        print(f"no mutation has {options.only!r} in its list, file or text")
+        print(f"no mutation has one of {options.only} in its list, file or lines")
         return 2
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="mlxdist-mutations-") as folder:
@@ -51,9 +51,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only",
-        default="",
+        nargs="+",
+        default=[""],
         metavar="TEXT",
-        help="mutations with this text in the name of their list, their file, or lines",
+        help="mutations with such a text in the name of their list or file, or lines",
     )
     parser.add_argument(
         "--no-baseline",

@@ -7,6 +7,7 @@ copy of the sources, and runs the tests that should fail.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Mutation(NamedTuple):
 
     Attributes:
         file: relative to mlxdist/, such as "optim/step.py".
-        old: a part of one line, which occurs once in the file.
+        old: a part of one line, or up to its end, which occurs once in the file.
         new: what stands there by mistake. May have more lines than one.
         tests: files or node ids of pytest, relative to the repository.
         ranks: the tests marked mpi run under mpirun on each of these numbers of ranks.
@@ -58,12 +59,26 @@ class Mutation(NamedTuple):
         return source.replace(self.old, self.new)
 
 
-def all_mutations(pattern: str = "") -> list[Mutation]:
-    """Return the mutations of all lists whose list, file or text has the pattern."""
-    found = []
+def mistakes(
+    file: str,
+    tests: Sequence[str],
+    changes: Sequence[tuple[str, str]],
+    ranks: tuple[int, ...] = (2,),
+) -> list[Mutation]:
+    """Return the mutations of one file that the same tests should catch."""
+    return [Mutation(file, old, new, tuple(tests), ranks) for old, new in changes]
+
+
+def all_mutations(texts: Sequence[str] = ("",)) -> list[Mutation]:
+    """Return the mutations of all lists whose list, file or lines have a text."""
+    found: list[Mutation] = []
     for path in sorted(LISTS.glob("[a-z]*.py")):
         module = importlib.import_module(f"tests.mutations.lists.{path.stem}")
-        found += [m for m in module.MUTATIONS if pattern in f"{path.stem} {m}"]
+        found += [
+            mutation
+            for mutation in module.MUTATIONS
+            if any(text in f"{path.stem} {mutation}" for text in texts)
+        ]
     return found
 
 

@@ -113,6 +113,37 @@ def test_no_sync_sends_nothing_until_the_next_update(shard, transport, world):
     assert_same_bits(tree, expected)
 
 
+def test_no_sync_ended_by_an_error_holds_no_longer(world):
+    optimizer = distributed(world, optim.SGD(1.0))
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+
+    def fail():
+        with optimizer.no_sync():
+            optimizer.apply_gradients({"w": mx.full((3,), 4.0)}, tree)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    tree = optimizer.apply_gradients({"w": mx.full((3,), 2.0)}, tree)
+    assert optimizer.step.item() == 1
+    assert tree["w"].tolist() == [-3.0] * 3
+
+
+def test_no_sync_in_a_no_sync_holds_until_both_have_ended(world):
+    optimizer = distributed(world, optim.SGD(1.0))
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    with optimizer.no_sync():
+        with optimizer.no_sync():
+            optimizer.apply_gradients({"w": mx.full((3,), 6.0)}, tree)
+        optimizer.apply_gradients({"w": mx.full((3,), 3.0)}, tree)
+        assert optimizer.step.item() == 0
+    tree = optimizer.apply_gradients({"w": mx.zeros(3)}, tree)
+    assert optimizer.step.item() == 1
+    assert tree["w"].tolist() == [-3.0] * 3
+
+
 @each_transport
 def test_micro_batches_of_16_bits_are_added_in_float32(transport, world):
     """256 + 1 + 1 is 256 in bfloat16."""

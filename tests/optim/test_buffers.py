@@ -25,6 +25,17 @@ from tests.support.examples import (
 pytestmark = pytest.mark.mpi
 
 
+def means_of_ranks(model, world):
+    """Return the running means that the first batch of each rank gives."""
+    means = []
+    for rank in range(world.size):
+        twin = BatchNormNet()
+        twin.update(model.parameters())
+        twin(rows(0, rank))
+        means.append(twin.norm.running_mean)
+    return means
+
+
 @each_shard
 @pytest.mark.parametrize("mode", ["mean", "root"])
 def test_buffers_in_each_mode_are_the_same_on_all_ranks(mode, shard, world):
@@ -32,12 +43,7 @@ def test_buffers_in_each_mode_are_the_same_on_all_ranks(mode, shard, world):
     assert world.identical(model)
     assert mx.all(model.norm.running_mean == 0).item()  # the root's, at first
     fixed = model.fixed.weight
-    means = []
-    for rank in range(world.size):
-        twin = BatchNormNet()
-        twin.update(model.parameters())
-        twin(rows(0, rank))
-        means.append(twin.norm.running_mean)
+    means = means_of_ranks(model, world)
     train(model, optimizer, world, range(1))
     expected = mean_of(means) if mode == "mean" else means[0]
     assert largest_difference(model.norm.running_mean, expected) < 1e-6
@@ -89,6 +95,60 @@ def test_buffers_of_a_rank_without_a_batch_are_those_of_the_others(mode, world):
         optimizer.update(model, grads, weight=8)
     assert world.identical(model)
     assert mx.any(model.norm.running_mean != 0).item()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_buffers_are_averaged_with_the_weights_of_the_gradients(accumulate, world):
+    """Of micro-batches with their sum: 1, 3, 5 and so on."""
+    model, optimizer = build(world, sync_buffers="mean", accumulate=accumulate)
+    means = means_of_ranks(model, world)
+    _, grads = loss_and_gradients(model, rows(0, world.rank))
+    if accumulate == 2:
+        optimizer.update(model, grads, weight=1 + world.rank)
+        optimizer.update(model, grads, weight=world.rank)
+    else:
+        optimizer.update(model, grads, weight=1 + 2 * world.rank)
+    expected = mean_of(means, [1.0 + 2 * rank for rank in range(world.size)])
+    assert largest_difference(model.norm.running_mean, expected) < 1e-6
+    assert world.identical(model)
+
+
+class HalfCounter(nn.Module):
+    """With buffers of 16 bits and of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.half = mx.zeros(3, mx.float16)
+        self.count = mx.zeros(3, mx.int32)
+        self.freeze(keys=["half", "count"], recurse=False)
+
+
+@pytest.mark.parametrize("mode", ["mean", "root"])
+def test_buffers_keep_their_dtypes_and_integers_are_the_roots(mode, world):
+    model = HalfCounter()
+    optimizer = distributed(world, optim.SGD(1.0), sync_buffers=mode)
+    optimizer.init(model)
+    model.half = mx.full((3,), 2.0 * world.rank, mx.float16)
+    model.count = mx.full((3,), 7 + world.rank, mx.int32)
+    optimizer.update(model, full_like(model.trainable_parameters(), 0))
+    mean = (world.size - 1.0) * (mode == "mean")
+    assert_same_bits(model.half, mx.full((3,), mean, mx.float16))
+    assert_same_bits(model.count, mx.full((3,), 7, mx.int32))
+
+
+@pytest.mark.parametrize("mode", ["mean", "root"])
+def test_buffers_that_one_rank_alone_replaced_are_synchronized(mode, world):
+    """Also where it is not the root, and where nothing has changed since."""
+    model = HalfCounter()
+    optimizer = distributed(world, optim.SGD(1.0), sync_buffers=mode)
+    optimizer.init(model)
+    last = world.size - 1
+    if world.rank == last:
+        model.half = mx.full((3,), 1.5 * world.size, mx.float16)
+    optimizer.update(model, full_like(model.trainable_parameters(), 0))
+    is_kept = mode == "mean" or world.size == 1
+    assert model.half.tolist() == [1.5 if is_kept else 0.0] * 3
 
 
 def test_buffers_are_synchronized_after_the_last_micro_batch(world):

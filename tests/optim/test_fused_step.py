@@ -106,3 +106,41 @@ def test_compiled_update_of_large_finite_gradients_is_no_error(world):
     optimizer.init(tree)
     tree = optimizer.apply_gradients({"w": mx.full((100, 100), 2.0**100)}, tree)
     assert tree["w"][0, 0].item() == -(2.0**100)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_compiled_update_whose_gradients_overflow_by_their_weight_is_refused(world):
+    """Each is finite, and the cheap check has to count the weights."""
+    optimizer = distributed(world, optim.SGD(1.0), shard=True)
+    tree = {"w": mx.zeros((100, 100))}
+    optimizer.init(tree)
+    grads = {"w": mx.full((100, 100), 1e25)}
+    with pytest.raises(NonFiniteError, match="finite, but their sum is not"):
+        optimizer.apply_gradients(grads, tree, weight=1e15)
+    assert optimizer.step.item() == 0
+
+
+def two_rules():
+    """SGD for `b` and `e`, and Lion for the rest."""
+    return optim.MultiOptimizer(
+        [optim.SGD(0.5, momentum=0.5), optim.Lion(0.25)],
+        [lambda path, _: path in ("b", "e")],
+    )
+
+
+@each_shard
+def test_compiled_update_of_two_optimizers_in_a_bucket_steps_each_by_its_rule(
+    shard, world
+):
+    optimizer, reference = distributed(world, two_rules(), shard=shard), two_rules()
+    tree = twin = integer_tree(0)
+    optimizer.init(tree)
+    reference.init(twin)
+    buckets = optimizer.pipelines.plan.buckets
+    assert any(len(bucket.entries) == 3 for bucket in buckets)  # b, c and e
+    assert optimizer.describe().compiled
+    for step in range(1, 4):
+        tree = optimizer.apply_gradients(integer_tree(step), tree)
+        twin = reference.apply_gradients(integer_tree(step), twin)
+    assert_as_eager(tree, twin)
+    assert_as_eager(optimizer.gather_state(), reference.state)

@@ -175,6 +175,18 @@ def test_compiled_step_takes_a_traced_weight(world):
         assert result["w"][0].item() == pytest.approx(expected)
 
 
+@pytest.mark.mpi(min_size=2)
+def test_compiled_step_with_a_traced_weight_of_0_leaves_out_what_is_nan(world):
+    """And takes it in when the same compiled step gets another weight."""
+    step = compiled_apply(world, transport="native")
+    is_last = world.rank == world.size - 1
+    local = mx.full((1, 4), float("nan") if is_last else 3.0)
+    result = step(local, mx.array(0.0 if is_last else 2.0))
+    assert result["w"].tolist() == [-3.0] * 4
+    result = step(local, mx.array(1.0))
+    assert mx.all(mx.isnan(result["w"])).item()
+
+
 def test_compiled_step_may_be_traced_again_on_one_rank(world):
     """For a last batch of another shape, which only some ranks have."""
     step = compiled_apply(world, transport="native")

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlxdist import MismatchError, version
+from mlxdist.optim.options import Options
 from tests.support.examples import (
     Net,
     apply_steps,
@@ -90,14 +91,40 @@ def test_init_with_another_optimizer_on_one_rank_is_refused(most, last, message,
         optimizer.init({"w": mx.zeros(3)})
 
 
+OTHER_OPTIONS = {
+    "shard": "tensors",
+    "transport": "host",
+    "bucket_size": 77,
+    "reduce_dtype": mx.bfloat16,
+    "wire_dtype": mx.bfloat16,
+    "max_norm": 1.0,
+    "skip_nonfinite": True,
+    "check_every": 7,
+    "master_dtype": mx.float32,
+    "loss_scale": 2.0,
+    "accumulate": 2,
+    "ema_decay": 0.5,
+    "sync_buffers": "mean",
+    "reproducible": True,
+}
+
+
+def test_other_options_are_all_options():
+    names = {"strategy" if n == "shard" else n for n in OTHER_OPTIONS}
+    assert names == set(Options.__dataclass_fields__)
+
+
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize(
-    "options", [{"shard": "tensors"}, {"max_norm": 1.0}, {"bucket_size": 77}]
-)
-def test_init_with_another_option_on_one_rank_is_refused(options, world):
-    options = options if is_last(world) else {"shard": "elements"}
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_init_with_one_other_option_on_one_rank_is_refused(name, world):
+    """It differs in nothing else, except for what follows from the option."""
+    options = {"transport": "host"} if name == "wire_dtype" else {}
+    if is_last(world):
+        options[name] = OTHER_OPTIONS[name]
+    line = "strategy" if name == "shard" else name
+    only = rf"\n  rank {world.size - 1}: {line} = [^;]*(; transport in use = \w+)?$"
     optimizer = distributed(world, **options)
-    with pytest.raises(MismatchError, match=f"rank {world.size - 1}: .*=") as refusal:
+    with pytest.raises(MismatchError, match=only) as refusal:
         optimizer.init({"w": mx.zeros(3)})
     assert "ranks differ" in str(refusal.value)
 

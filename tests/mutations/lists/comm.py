@@ -1,0 +1,224 @@
+"""Mistakes in sums over the ranks, in exchanges of bytes, and in agreements."""
+
+from tests.mutations.mutation import mistakes
+
+SUMS = ("tests/comm/test_exchange.py", "tests/comm/test_collectives.py")
+AGREEMENT = ("tests/comm/test_agreement.py", "tests/optim/test_step_checks.py")
+NATIVE = ("tests/comm/test_collectives.py", "tests/comm/test_native.py")
+
+MUTATIONS = [
+    # -- the weighted mean
+    *mistakes(
+        "comm/reduction.py",
+        ("tests/comm/test_reduction.py", *SUMS),
+        [
+            ("if weights.total != 1:", "if weights.total > 1:"),
+            (
+                "zip(parts, weights.every, strict=True)",
+                "zip(parts, weights.every[::-1])",
+            ),
+            ("        if weight\n", ""),
+            ("out.dtype.type(weights.total)", "out.dtype.type(len(parts))"),
+            ("return cls(every[rank], tuple", "return cls(every[0], tuple"),
+            ("pairwise_sum(every) if pairwise else sum(every)", "float(len(every))"),
+            ("return numbers if weight == 1 else", "return numbers if weight else"),
+            ("return flat if weights.local == 1 else", "return flat if 1 else"),
+            ("return mx.zeros_like(flat)", "return flat * 0"),
+            (
+                "mx.where(local == 0, mx.array(0, flat.dtype), flat * local)",
+                "flat * local",
+            ),
+        ],
+    ),
+    *mistakes(
+        "comm/reduction.py",
+        ("tests/comm/test_reduction.py", *SUMS),
+        [
+            ("for term in terms[2:]:", "for term in terms[3:]:"),
+            ("return sum_of_squares(out)", "return sum_of_squares(terms[0])"),
+        ],
+        (3,),
+    ),
+    *mistakes(
+        "comm/reduction.py",
+        ("tests/optim/test_reproducible.py",),
+        [("terms = [pairwise_sum(terms)]", "pass")],
+        (4,),
+    ),
+    # -- exchanges over MPI
+    *mistakes(
+        "comm/exchange.py",
+        SUMS,
+        [
+            ("min(first + start, end), min(", "first + start, min("),
+            ("longest = max(", "longest = min("),
+            ("mx.float64 if self.dtype == mx.float64 else mx.float32", "self.dtype"),
+            (
+                "self._source[self.start + arrived.start :",
+                "self._source[arrived.start :",
+            ),
+            ("range(0, size, BLOCK)", "range(0, size - 1, BLOCK)"),
+            ("stop = min(start + BLOCK, size)", "stop = start + BLOCK"),
+            ("self.squares += combine(", "self.squares = combine("),
+            ("self.squares = self._reduction.squares", "pass"),
+            ("is None or self._reduction.complete", "is None or True"),
+        ],
+        (3,),
+    ),
+    *mistakes(
+        "comm/exchange.py",
+        ("tests/optim/test_grad_norm.py",),
+        [('np.errstate(over="ignore", invalid="ignore")', "np.errstate()")],
+    ),
+    *mistakes(
+        "comm/mpi.py",
+        ("tests/comm/test_collectives.py", "tests/optim/test_describe.py"),
+        [
+            ("array = mx.zeros(array.shape, array.dtype)", "pass"),
+            (
+                "self._comm.Bcast(source[start:stop], root)",
+                "self._comm.Bcast(source[start:stop], 0)",
+            ),
+            ("source.nbytes if self.rank == root else 0", "source.nbytes"),
+            ("mx.array(sum(every.tolist())", "mx.array(max(every.tolist())"),
+            ("self.traffic.add(0, collectives=2)", "self.traffic.add(0)"),
+            ("self.traffic.add(part.nbytes, collectives=0)", "pass"),
+        ],
+    ),
+    *mistakes(
+        "comm/progress.py",
+        ("tests/comm/test_progress.py", "tests/comm/test_collectives.py"),
+        [
+            ("if self._error is not None:", "if False:"),
+            ("self._error = error  # raised", "pass  # raised"),
+            ("left = [*self._waiting, *(", "left = [*("),
+            ("if not exchange.ready:", "if False:"),
+        ],
+    ),
+    *mistakes(
+        "comm/progress.py",
+        ("tests/world/test_close.py",),
+        [("if self._is_closed:", "if False:")],
+    ),
+    # -- collectives of MLX
+    *mistakes(
+        "comm/native.py",
+        NATIVE,
+        [
+            ("row = self._all_gather(flat)[root]", "row = self._all_gather(flat)[0]"),
+            (
+                "(parts, bucket, weights)[start:stop]",
+                "(parts, bucket, weights)[: stop - start]",
+            ),
+            (
+                "mx.pad(chunk, (0, bucket.chunk - (stop - start)))",
+                "mx.pad(chunk, (bucket.chunk - (stop - start), 0))",
+            ),
+            (
+                "mx.pad(bits, (start, bucket.size - stop))",
+                "mx.pad(bits, (bucket.size - stop, start))",
+            ),
+            ("bits = chunk.view(_INTEGERS[chunk.itemsize])", "bits = chunk"),
+            (
+                "return self._all_sum(flat) / weights.total",
+                "return self._all_sum(flat) / self.size",
+            ),
+            ('mx.new_stream(mx.cpu) if backend == "mpi" else None', "None"),
+            ("mx.async_eval(result, self._token)", "pass"),
+        ],
+        (3,),
+    ),
+    *mistakes(
+        "comm/native.py",
+        ("tests/optim/test_reproducible.py",),
+        [("pairwise_sum(list(self._all_gather(flat)))", "sum(self._all_gather(flat))")],
+        (4,),
+    ),
+    *mistakes(
+        "comm/native.py",
+        ("tests/optim/test_gradient_averaging.py", "tests/optim/test_pipeline.py"),
+        [
+            ("array = mx.depends([array], [self._token])[0]", "pass"),
+            ("self._token, self._tracing = outside, False", "self._tracing = False"),
+            ("= self._token, None, True", "= self._token, self._token, True"),
+        ],
+    ),
+    # -- what travels, bucket by bucket
+    *mistakes(
+        "comm/wire.py",
+        ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
+        [
+            ("total=self.comm.sum_scalar(weights.local)", "total=weights.local"),
+            ("return self._nbytes > IN_FLIGHT and", "return False and"),
+            ("self._nbytes -= self._buckets[index].nbytes", "pass"),
+            ("self._pending.popleft()", "self._pending.pop()"),
+            ("[self._pop() for _ in range(len(self._window))]", "[]"),
+        ],
+    ),
+    *mistakes(
+        "comm/wire.py",
+        (
+            "tests/optim/test_gradient_averaging.py",
+            "tests/optim/test_masters.py",
+            "tests/optim/test_optimizer_matches_mlx.py",
+            "tests/optim/test_describe.py",
+        ),
+        [
+            ('dtype is None or bucket.dtype == "float64"', "dtype is None"),
+            ("sum(squares) if squares", "max(squares) if squares"),
+            (
+                "self.plan.sharded or comm.adds_in_rank_order else 1",
+                "self.plan.sharded else 1",
+            ),
+            (
+                "_unless_wide(self._mean_dtype, bucket) or bucket.dtype)\n",
+                "bucket.dtype)\n",
+            ),
+        ],
+    ),
+    # -- agreements
+    *mistakes(
+        "comm/agreement.py",
+        AGREEMENT,
+        [
+            (" and not headers[:, 2].any()", ""),
+            (
+                "(headers[:, :2] == headers[0, :2])",
+                "(headers[:, :1] == headers[0, :1])",
+            ),
+            (
+                "(headers[:, :2] == headers[0, :2])",
+                "(headers[:, 1:2] == headers[0, 1:2])",
+            ),
+            ("1e-9 <= float(weight) <= 1e15", "float(weight) <= 1e15"),
+            ("1e-9 <= float(weight) <= 1e15", "1e-9 <= float(weight)"),
+            (
+                "float_of(int(word)) for word in headers[:, 3]",
+                "number for _ in headers",
+            ),
+            (
+                "for text, who in groups.items()",
+                "for text, who in [*groups.items()][1:]",
+            ),
+        ],
+    ),
+    *mistakes(
+        "comm/agreement.py",
+        ("tests/optim/test_init_again.py",),
+        [("problem=None if cause is None else error_text(cause)", "problem=None")],
+    ),
+    *mistakes(
+        "comm/flight_recorder.py",
+        ("tests/comm/test_flight_recorder.py",),
+        [
+            ("status.sequence += self._numbers_collectives", "status.sequence += 1"),
+            ("vars(error).setdefault(_STATUS", "vars(error).get(_STATUS"),
+            (
+                "self.name, self.call, self.step, self.elements,",
+                "self.name, self.call, self.elements, self.nbytes,",
+            ),
+            ("if status.call:", "if False:"),
+        ],
+        (),
+    ),
+]

@@ -1,0 +1,164 @@
+"""Mistakes in a rank's own update: kernels, copies of weights, hyperparameters."""
+
+from tests.mutations.mutation import mistakes
+
+FUSED = ("tests/optim/test_fused_step.py", "tests/optim/test_local_update.py")
+COPIES = ("tests/optim/test_masters.py", "tests/optim/test_ema.py")
+CHANGES = ("tests/optim/test_hyperparameters.py", "tests/optim/test_optimizer.py")
+
+MUTATIONS = [
+    # -- compiled kernels
+    *mistakes(
+        "optim/local_update.py",
+        (*FUSED, "tests/optim/test_lazy_state.py", "tests/optim/test_failed_step.py"),
+        [
+            (
+                "has_one_leaf = len(bucket) > 1 and len(groups) == 1",
+                "has_one_leaf = len(bucket) > 1",
+            ),
+            ("            leaf.tick()", "            pass"),
+            ("        self._draws.refuse()\n", ""),
+            ("if not (update.waits or step.is_compiled):", "if False:"),
+        ],
+    ),
+    *mistakes(
+        "optim/fused_step.py",
+        (*FUSED, *CHANGES, "tests/optim/test_grad_norm.py"),
+        [
+            (
+                "gradient if scale is None else (gradient * scale).astype(dtype)",
+                "gradient",
+            ),
+            ("            state.update(arrays)\n", "            pass\n"),
+            ("                piece_state[key] = view\n", "                pass\n"),
+            (
+                "if views is not None and all(map(is_, parts, views)):",
+                "if views is not None:",
+            ),
+            (
+                "self._leaf._state, dict(scalars)",
+                "self._leaf._state, dict(self._leaf._state)",
+            ),
+            ("            self._leaf._state = saved\n", "            pass\n"),
+        ],
+    ),
+    *mistakes(
+        "optim/fused_step.py",
+        ("tests/optim/test_overrides.py",),
+        [
+            ("return stepped.astype(parameter.dtype)", "return stepped"),
+            ("tuple(stepped.shape) == shape", "stepped.size == parameter.size"),
+        ],
+    ),
+    # -- master and EMA weights
+    *mistakes(
+        "optim/masters.py",
+        COPIES,
+        [
+            (
+                "master.astype(parameter.dtype) == parameter, master, widened)",
+                "True, master, widened)",
+            ),
+            ("dtype.size < self.dtype.size:", "dtype.size > self.dtype.size:"),
+        ],
+    ),
+    *mistakes(
+        "optim/ema.py",
+        COPIES,
+        [
+            (
+                "average + (1 - self.decay) * (wide - average)",
+                "average + self.decay * (wide - average)",
+            ),
+            ("wide = stepped.astype(_dtype(parameter))", "wide = stepped"),
+            ("return parameter.astype(_dtype(parameter))", "return parameter"),
+            (
+                "        finally:\n",
+                "        except GeneratorExit:\n            raise\n        else:\n",
+            ),
+            ("agree(comm, call, wire.plan.fingerprint, problem=problem)", "pass"),
+            ("self._in_place = True", "pass"),
+        ],
+    ),
+    *mistakes(
+        "optim/weight_copies.py",
+        COPIES,
+        [
+            (
+                "state[masters.KEY] = stepped\n",
+                "state[masters.KEY] = stepped.astype(parameter.dtype)\n",
+            ),
+            ("return stepped.astype(parameter.dtype)", "return stepped"),
+            ("current = self.masters.current(parameter, state)", "current = parameter"),
+        ],
+    ),
+    # -- hyperparameters and the wrapped optimizer
+    *mistakes(
+        "optim/hyperparameters.py",
+        CHANGES,
+        [
+            ("not all(map(_same, self._now, self._before))", "False"),
+            ("type(one) in _NUMBERS and one == other", "type(one) in _NUMBERS"),
+            (
+                "len(one) == len(other) and all(map(_same, one, other))",
+                "len(one) == len(other)",
+            ),
+            ('if name[0] != "_" or name == "_schedulers"', 'if name[0] != "_"'),
+            (
+                "        self._before = self._now = self._snapshots()",
+                "        self._now = self._snapshots()",
+            ),
+        ],
+    ),
+    *mistakes(
+        "optim/inner_optimizer.py",
+        (
+            "tests/optim/test_inner_optimizer.py",
+            *CHANGES,
+            "tests/optim/test_optimizer_equivalence.py",
+        ),
+        [
+            (
+                "self.is_known and not hyperparameters.has_arrays(self.optimizer)",
+                "self.is_known",
+            ),
+            (
+                "known = type(self.optimizer) in ELEMENTWISE",
+                "known = isinstance(self.optimizer, tuple(ELEMENTWISE))",
+            ),
+            (
+                "m, n = sorted((entry.shape[0], math.prod(entry.shape[1:])))",
+                "m, n = entry.shape[0], math.prod(entry.shape[1:])",
+            ),
+            ("and not any(wants(name, array) for wants in level[:-1])", ""),
+            ('"elements" if self.is_elementwise else "tensors"', '"elements"'),
+            ("works[e.path] / all_work + e.nbytes / all_bytes", "e.nbytes / all_bytes"),
+            ('optimizer.state["step"] = optimizer.step + 1', "pass"),
+        ],
+    ),
+    *mistakes(
+        "optim/partial_update.py",
+        ("tests/optim/test_optimizer.py",),
+        [
+            (
+                "self._put_back([path for path in paths if path in self._before])",
+                "pass",
+            ),
+            ("gradients |= _zeros(missing)", "pass"),
+            ("dict(values) for path, values", "values for path, values"),
+        ],
+    ),
+    *mistakes(
+        "optim/pipeline.py",
+        (*CHANGES, "tests/optim/test_pipeline.py"),
+        [
+            ("self._use_kernels(compiled=False)", "pass"),
+            (
+                "if comm.adds_in_rank_order else options.reduce_dtype",
+                "if comm.adds_in_rank_order else None",
+            ),
+            ("norm = grad_norm.TracedNorm(wire)", "pass"),
+            ("update = FromRoot(update, wire)", "pass"),
+        ],
+    ),
+]

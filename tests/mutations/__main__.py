@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .mutation import all_mutations
+from .mutation import all_mutations, check_code, source_of
 from .runner import Result, Sandbox, baseline, check_runner
 
 WANTED = 0.9  # the part of the mutations that must be caught
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     if not mutations:
         print(f"no mutation has one of {options.only} in its list, file or lines")
         return 2
+    for mutation in mutations:
+        check_code(mutation, source_of(mutation))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="mlxdist-mutations-") as folder:
         sandbox = Sandbox(Path(folder))

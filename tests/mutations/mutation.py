@@ -6,6 +6,7 @@ copy of the sources, and runs the tests that should fail.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,3 +85,13 @@ def all_mutations(texts: Sequence[str] = ("",)) -> list[Mutation]:
 
 def source_of(mutation: Mutation, root: Path = ROOT) -> str:
     return (root / mutation.path).read_text()
+
+
+def check_code(mutation: Mutation, source: str) -> None:
+    """Raise SyntaxError or ValueError where a mistake is no other valid code.
+
+    Any test would catch the first, and none the second.
+    """
+    trees = ast.parse(source), ast.parse(mutation.mutated(source))
+    if ast.dump(trees[0]) == ast.dump(trees[1]):
+        raise ValueError(f"{mutation} changes no code")

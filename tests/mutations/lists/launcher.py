@@ -110,8 +110,8 @@ MUTATIONS = [
     ),
     Mutation(
         "launcher/environment.py",
-        'os.environ.setdefault(f"OMPI_MCA_{name}", value)',
-        'os.environ[f"OMPI_MCA_{name}"] = value',
+        "os.environ.setdefault(MPI_PARAMETER + name, value)",
+        "os.environ[MPI_PARAMETER + name] = value",
         ENVIRONMENT,
     ),
     Mutation(

@@ -176,3 +176,11 @@ def test_log_is_appended_to_or_begun_anew(tmp_path):
             file.write(b"x")
         assert path.read_text() in ("x", "xx", "xxx")
     assert path.read_text() == "x"
+
+
+def test_log_is_never_opened_where_another_process_has_made_one(tmp_path, monkeypatch):
+    """One may be planted between the removal of the old one and its creation."""
+    (tmp_path / "log").write_text("theirs")
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)
+    with pytest.raises(FileExistsError):
+        private_files.open_log(tmp_path / "log", append=False)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from ..comm.agreement import OnAllRanks, difference, error_text
+from ..launcher.visible_text import visible_lines
 from ..layout.wording import shortened
 
 AllGather = Callable[[bytes], list[bytes]]  # returns every rank's bytes, in rank order
@@ -19,7 +20,13 @@ _MAX_PROBLEM = 2000  # characters of one rank's problem
 
 
 class CheckpointError(ValueError, OnAllRanks):
-    """A checkpoint can't be saved or loaded. Raised on all ranks."""
+    """A checkpoint can't be saved or loaded. Raised on all ranks.
+
+    Control characters are escaped: names may come from a file that another user made.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible_lines(message))
 
 
 def problem_of(error: Exception) -> str:

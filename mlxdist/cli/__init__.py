@@ -8,15 +8,24 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from ..launcher import standard_streams
+from ..launcher.visible_text import message_of
 from ..version import __version__
 from . import checkpoint, doctor, plan, run, test
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors escape control characters of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message_of(message))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands that are installed."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mlxdist",
         description="Train an MLX model on several ranks.",
         allow_abbrev=False,

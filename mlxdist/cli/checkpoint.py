@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..launcher.standard_streams import print_error
+from ..launcher.visible_text import visible
 from .options import Commands, add_command
+from .plain_text import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -67,11 +69,11 @@ def _show(parsed: argparse.Namespace) -> int:
         may_wrap = name in ("optimizer", "saved")
         table.add_column(name, justify=justify, no_wrap=not may_wrap)
     for checkpoint in checkpoints:
-        table.add_row(*_row(checkpoint))
+        table.add_row(*map(plain, _row(checkpoint)))
     Console(highlight=False).print(table)
     for checkpoint in checkpoints:
         if checkpoint.problem:
-            print(f"{checkpoint.save.name}: {checkpoint.problem}")
+            print(visible(f"{checkpoint.save.name}: {checkpoint.problem}"))
     return int(all(checkpoint.problem for checkpoint in checkpoints))
 
 
@@ -105,7 +107,8 @@ def _verify(parsed: argparse.Namespace) -> int:
             )
             damaged += bool(problems)
             for line in problems or ["good"]:
-                bar.console.print(f"{checkpoint.save.name}: {line}", soft_wrap=True)
+                text = plain(f"{checkpoint.save.name}: {line}")
+                bar.console.print(text, soft_wrap=True)
     return int(damaged > 0)
 
 
@@ -117,7 +120,7 @@ def _consolidate(parsed: argparse.Namespace) -> int:
     if good is None or good.manifest is None:
         raise ValueError(f"no good checkpoint: {checkpoints[0].problem}")
     for damaged in checkpoints[: checkpoints.index(good)]:
-        print(f"skipped {damaged.save.name}: {damaged.problem}", file=sys.stderr)
+        print_error(f"skipped {damaged.save.name}: {damaged.problem}")
     with _progress() as bar:
         nbytes = sum(array.nbytes for array in good.manifest.arrays)
         task = bar.add_task("writing", total=nbytes)
@@ -126,7 +129,7 @@ def _consolidate(parsed: argparse.Namespace) -> int:
         )
     print(f"{good.save.name} as plain MLX files:")
     for file in files:
-        print(f"  {file}")
+        print(visible(f"  {file}"))
     return 0
 
 

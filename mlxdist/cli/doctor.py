@@ -11,7 +11,9 @@ from pathlib import Path
 
 from ..doctor import Finding, LinkReport, diagnosis, survey
 from ..launcher import environment, preflight
+from ..launcher.visible_text import visible_lines
 from .options import Commands, add_command, add_hosts, hosts_of, job_options, network_of
+from .plain_text import plain
 
 _DESCRIPTION = """\
 Look for what would stop or slow a job on this machine, or on several: versions, MPI,
@@ -68,7 +70,7 @@ def _run(parsed: argparse.Namespace) -> int:
         from ..world import postmortem
 
         _refuse_other_options(parsed)
-        print(postmortem.report(parsed.postmortem))
+        print(visible_lines(postmortem.report(parsed.postmortem)))
         return 0
     findings, links = _examine(parsed)
     failed = any(finding.level == "failure" for finding in findings)
@@ -127,14 +129,13 @@ def _to_json(finding: Finding) -> dict[str, str]:
 
 def _print_table(findings: Sequence[Finding]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "check", "host", "found"):
         table.add_column(name, overflow="fold")
     for row in merge_rows(findings):
-        table.add_row(_SIGNS[row.level], row.check, row.host, escape(row.message))
+        table.add_row(_SIGNS[row.level], row.check, plain(row.host), plain(row.message))
     console = Console(highlight=False)
     console.print(table)
     problems = [finding for finding in findings if finding.level != "ok"]
@@ -142,7 +143,7 @@ def _print_table(findings: Sequence[Finding]) -> None:
         sign = _SIGNS[problem.level]
         where = f" on {problem.host}" if problem.host else ""
         console.print(f"\n{sign}[/] {problem.check}{where}: fix it with")
-        console.print(f"    {escape(problem.remedy)}", soft_wrap=True)
+        console.print(f"    {plain(problem.remedy)}", soft_wrap=True)
     if not problems:
         console.print("\nNo problem was found.")
 

@@ -17,6 +17,7 @@ from .options import (
     network_of,
     positive,
 )
+from .plain_text import plain
 
 _DESCRIPTION = """\
 Train a tiny model on these machines, in about a minute, and compare the result: with
@@ -52,7 +53,6 @@ def add_parser(commands: Commands) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.markup import escape
 
     named = hosts_of(parsed)
     hosts = named.hosts
@@ -69,7 +69,7 @@ def _run(parsed: argparse.Namespace) -> int:
         sign = "[green]ok    [/]" if result.passed else "[red]FAILED[/]"
         console.print(
             f"{sign} {result.name:<26} {result.seconds:4.1f} s   "
-            f"{escape(result.message)}",
+            f"{plain(result.message)}",
             soft_wrap=True,
         )
     if failed:

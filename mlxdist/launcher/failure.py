@@ -19,6 +19,7 @@ from .outcome import Outcome, RankOutcome
 from .output import Output
 from .private_files import open_log
 from .standard_streams import print_error
+from .visible_text import visible, visible_lines
 
 _MOST_SHOWN = 3  # tracebacks on the terminal; there are more only if ranks differ
 OUTCOME_FILE = "outcome.json"  # in the record
@@ -41,10 +42,10 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
         return replace(outcome, message=outcome.message or remark)
     record = record_folder(run_dir, job.ranks)
     texts = tracebacks(run_dir, outcome.ranks)
-    visible = shown(texts)
+    seen = shown(texts)
     for rank, text in texts.items():
         short = without_package_frames(text) if record else text
-        output.add(rank, text, short if rank in visible else "")
+        output.add(rank, text, visible_lines(short) if rank in seen else "")
     is_known = output.log.killed or any(rank.reason for rank in outcome.ranks)
     if not (is_known or outcome.timed_out or outcome.stopped_by):
         output.print_messages()
@@ -56,7 +57,7 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
         output.end_line()
         print_error(
             f"mlxdist run: the last calls of all ranks: mlxdist doctor --postmortem "
-            f"{shlex.quote(record)}"
+            f"{visible(shlex.quote(record))}"
         )
     return outcome
 

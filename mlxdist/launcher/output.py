@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import select
 import stat
 import threading
@@ -18,9 +19,12 @@ from .mpirun_log import MpirunLog
 from .private_files import open_log
 from .standard_streams import discard, print_error, write_all
 from .tagged_stream import Piece, TaggedStream
+from .visible_text import visible_bytes
 
 _STDERR = 2
 _PIECE = 2**16  # bytes
+# A line of a rank that looks like one of this command's own.
+_LOOKS_OURS = re.compile(rb"(^|[\r\n])(?=mlxdist run: )")
 
 
 class Output:
@@ -77,7 +81,8 @@ class Output:
         lines = shown.encode(errors="replace").splitlines(keepends=True)
         if lines:
             self.end_line()
-        self._write(_STDERR, b"".join(label + line for line in lines))
+        shown_text = b"".join(label + line for line in lines)
+        self._write(_STDERR, shown_text if label else _mark_as_ranks(rank, shown_text))
 
     @property
     def messages(self) -> bytes:
@@ -87,7 +92,7 @@ class Output:
     def print_messages(self) -> None:
         """Print the messages of Open MPI that were taken out."""
         self.end_line()
-        self._write(_STDERR, self.messages)
+        self._write(_STDERR, visible_bytes(self.messages))
 
     def end_line(self) -> None:
         """Begin a new line on standard error, unless one begins there."""
@@ -143,10 +148,14 @@ class Output:
         start = b""
         if rank is not None:
             self._write_log(rank, text)
-            if self._label:
-                label = b"[rank %d] " % rank
-                start = b"\n" * self._within_line[target] + label
-                text = text[:-1].replace(b"\n", b"\n" + label) + text[-1:]
+        if rank is None:
+            text = _mark_as_ranks(rank, visible_bytes(text))  # it may quote other hosts
+        elif self._label:
+            label = b"[rank %d] " % rank
+            start = b"\n" * self._within_line[target] + label
+            text = text[:-1].replace(b"\n", b"\n" + label) + text[-1:]
+        else:
+            text = _mark_as_ranks(rank, text)
         self._within_line[target] = not text.endswith(b"\n")
         return start + text
 
@@ -170,6 +179,14 @@ class Output:
             except OSError as error:  # a full disk; the terminal's output goes on
                 del self._logs[rank]
                 print_error(f"mlxdist run: {file.name} ends here: {error.strerror}")
+
+
+def _mark_as_ranks(rank: int | None, text: bytes) -> bytes:
+    """Return text in which lines that look like this command's own have a label."""
+    if b"mlxdist run: " not in text:
+        return text
+    label = b"[mpirun] " if rank is None else b"[rank %d] " % rank
+    return _LOOKS_OURS.sub(lambda match: match[1] + label, text)
 
 
 def _is_regular_file(descriptor: int) -> bool:

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from . import cores, environment, kernel_folder, marks, rank_failure, rank_mpi
+from .standard_streams import print_error
 
 # The globals of the script, or its error: a plain `python script.py` keeps them until
 # exit handlers have run.
@@ -88,14 +89,14 @@ def _share_cores() -> None:
     environment.update(missing)
     if ranks > usable and environment.local_rank() == 0:
         warning = cores.oversubscription_warning(ranks, usable, socket.gethostname())
-        print(warning, file=sys.stderr)
+        print_error(warning)
 
 
 def _protect_kernels() -> None:
     """Keep MLX from kernels of other users, also before the script calls `init`."""
     warning = kernel_folder.protect()
     if warning and environment.local_rank() == 0:
-        print(f"mlxdist: {socket.gethostname()}: {warning}", file=sys.stderr)
+        print_error(f"mlxdist: {socket.gethostname()}: {warning}")
 
 
 def _enter(folder: str) -> None:

@@ -8,6 +8,8 @@ import os
 import select
 import sys
 
+from .visible_text import message_of
+
 
 def open_all() -> None:
     """Open the null device for each of the three that is closed, as by `>&-`.
@@ -53,6 +55,9 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def print_error(message: str) -> None:
-    """Print a line on standard error, if anybody can read it."""
+    """Print a message on standard error, if anybody can read it.
+
+    Control characters in it are escaped: parts may come from ranks and other hosts.
+    """
     with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is full
-        print(message, file=sys.stderr, flush=True)
+        print(message_of(message), file=sys.stderr, flush=True)

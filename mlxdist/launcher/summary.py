@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .outcome import Outcome, RankOutcome, State, signal_name
+from .visible_text import visible
 
 TIMED_OUT = 124  # the exit code of timeout(1)
 _MOST_REASONS = 3  # that are named
@@ -84,7 +85,7 @@ def describe(
     if ended:
         was = "was" if len(ended) == 1 else "were"
         parts.append(f"{_names(ended, None, name_hosts)} {was} ended with it")
-    return "; ".join(parts)
+    return visible("; ".join(parts))  # of reasons and hosts, on one line
 
 
 def _group(

@@ -22,6 +22,7 @@ from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
 from ..launcher import marks, rank_failure
 from ..launcher.user_frames import skip_start, user_location
+from ..launcher.visible_text import visible
 from .digest import EndNotice
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .record_file import write_record
@@ -58,7 +59,7 @@ class Guard:
         self._comm = comm
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
-        self._host = socket.gethostname()
+        self._host = visible(socket.gethostname())
         self._recorder = recorder
         self._folder = folder
         self._exit_comm, self._watch_comm = comm.Dup(), comm.Dup()

@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from ..launcher.visible_text import visible_lines
+
 OnException = Callable[[BaseException, bool], object]
 
 
@@ -117,13 +119,16 @@ def enable_faulthandler() -> None:
 
 
 def log(text: str) -> None:
-    """Write to standard error at once, wherever that leads, and never fail."""
+    """Write to standard error at once, wherever that leads, and never fail.
+
+    Control characters are escaped: parts may come from other ranks.
+    """
     stream = sys.stderr
     if stream is None or isinstance(stream, io.StringIO):  # ends with this process
         stream = sys.__stderr__
     # In a single write, because other ranks write to the same stream.
     with contextlib.suppress(Exception):
-        stream.write(text)  # type: ignore[union-attr]
+        stream.write(visible_lines(text))  # type: ignore[union-attr]
         stream.flush()  # type: ignore[union-attr]
 
 

@@ -6,13 +6,17 @@ Reads the files that `record_file.write_record` left, one per rank.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..comm.agreement import ranks_text
-from ..comm.flight_recorder import Failure, RankInfo, Record, Status
+from ..comm.flight_recorder import RankInfo, Record, Status
 from ..launcher.failure import OUTCOME_FILE
+from ..launcher.private_files import read_text
+from ..launcher.visible_text import visible, visible_lines
 
 _REMEDY = (
     "wanted the folder that a failed job printed, such as "
@@ -20,6 +24,8 @@ _REMEDY = (
 )
 _FILES = "rank-*.jsonl"
 _LISTED = 10  # earlier jobs
+_LARGEST_RECORD = 2**26  # bytes
+_MOST_RANKS = 2**20
 _FROM_OUTSIDE = (
     "no rank failed: the job was ended from outside, by SIGTERM or with its mpirun"
 )
@@ -96,33 +102,49 @@ def load(folder: Path) -> list[RankRecord]:
 
 def _read(path: Path) -> RankRecord:
     try:
-        first, *lines = map(json.loads, path.read_text().splitlines())
-        info, status = (_values_of(kind, first) for kind in (RankInfo, Status))
-        info["rank"] = int(info["rank"])
-        if info.get("failure") is not None:
-            info["failure"] = Failure(**info["failure"])
-        return RankRecord(
-            RankInfo(**info), Status(**status), [Record(**line) for line in lines]
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        text = read_text(path, _LARGEST_RECORD)
+        first, *lines = (_visible(json.loads(line)) for line in text.splitlines())
+        info = msgspec.convert(first, RankInfo)
+        if not 0 <= info.rank < info.size <= _MOST_RANKS:
+            raise ValueError(f"found rank {info.rank} of {info.size}")
+        status = msgspec.convert({**asdict(Status()), **first}, Status)
+        return RankRecord(info, status, msgspec.convert(lines, list[Record]))
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        OSError,
+        msgspec.ValidationError,
+    ) as error:
         raise ValueError(f"{path} is not a rank's record: {error!r}") from error
 
 
-def _values_of(kind: type[RankInfo | Status], line: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a class in a record's first line."""
-    return {
-        each.name: line[each.name]
-        for each in fields(kind)
-        if each.name in line or each.default is MISSING  # older records have fewer
-    }
+def _visible(value: Any) -> Any:
+    """Return JSON in which no string has a control character, nor the end of a line.
+
+    Messages keep their lines; the report indents them.
+    """
+    match value:
+        case str():
+            return visible(value)
+        case list():
+            return [_visible(item) for item in value]
+        case dict():
+            return {
+                key: visible_lines(item)
+                if key in ("message", "notice") and isinstance(item, str)
+                else _visible(item)
+                for key, item in value.items()
+            }
+    return value
 
 
 def _outcome(job: Path) -> str:
     """Return how the job ended, as `mlxdist run` has said it; "" without that."""
     try:
-        text = (job / OUTCOME_FILE).read_text()
-        return f"mlxdist run: {json.loads(text)['message']}\n"
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read_text(job / OUTCOME_FILE, _LARGEST_RECORD)
+        return f"mlxdist run: {visible(json.loads(text)['message'])}\n"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
 
 

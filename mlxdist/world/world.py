@@ -20,6 +20,7 @@ from ..comm.flight_recorder import Recorder
 from ..comm.mpi import MpiTransport
 from ..comm.native import Group, NativeTransport
 from ..launcher import environment
+from ..launcher.visible_text import visible
 from ..layout.entries import fingerprint
 from .broadcast import broadcast_tree
 from .finalize import keep_alive
@@ -66,7 +67,7 @@ class World:
         self.group = group
         self.rank = group.rank()
         self.size = group.size()
-        self.host = socket.gethostname()
+        self.host = visible(socket.gethostname())
         self.backend = backend
         self.recorder = recorder or Recorder()
         native_group = split_group(group, backend, 0)

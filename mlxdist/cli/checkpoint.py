@@ -107,7 +107,7 @@ def _verify(parsed: argparse.Namespace) -> int:
             )
             damaged += bool(problems)
             for line in problems or ["good"]:
-                text = plain(f"{checkpoint.save.name}: {line}")
+                text = plain(visible(f"{checkpoint.save.name}: {line}"))
                 bar.console.print(text, soft_wrap=True)
     return int(damaged > 0)
 

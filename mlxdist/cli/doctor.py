@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..doctor import Finding, LinkReport, diagnosis, survey
 from ..launcher import environment, preflight
-from ..launcher.visible_text import visible_lines
+from ..launcher.visible_text import visible, visible_lines
 from .options import Commands, add_command, add_hosts, hosts_of, job_options, network_of
 from .plain_text import plain
 
@@ -141,7 +141,7 @@ def _print_table(findings: Sequence[Finding]) -> None:
     problems = [finding for finding in findings if finding.level != "ok"]
     for problem in problems:
         sign = _SIGNS[problem.level]
-        where = f" on {problem.host}" if problem.host else ""
+        where = f" on {plain(visible(problem.host))}" if problem.host else ""
         console.print(f"\n{sign}[/] {problem.check}{where}: fix it with")
         console.print(f"    {plain(problem.remedy)}", soft_wrap=True)
     if not problems:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..launcher.visible_text import visible_lines
+from ..launcher.visible_text import message_of
 
 
 def plain(text: str) -> str:
     """Return text that rich prints as it is, apart from escaped control characters."""
     from rich.markup import escape  # slow to import
 
-    return escape(visible_lines(text))
+    return escape(message_of(text))

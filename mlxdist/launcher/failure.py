@@ -42,10 +42,7 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
         return replace(outcome, message=outcome.message or remark)
     record = record_folder(run_dir, job.ranks)
     texts = tracebacks(run_dir, outcome.ranks)
-    seen = shown(texts)
-    for rank, text in texts.items():
-        short = without_package_frames(text) if record else text
-        output.add(rank, text, visible_lines(short) if rank in seen else "")
+    show(texts, output, has_record=record is not None)
     is_known = output.log.killed or any(rank.reason for rank in outcome.ranks)
     if not (is_known or outcome.timed_out or outcome.stopped_by):
         output.print_messages()
@@ -60,6 +57,18 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
             f"{visible(shlex.quote(record))}"
         )
     return outcome
+
+
+def show(texts: dict[int, str], output: Output, *, has_record: bool) -> None:
+    """Add the ranks' tracebacks to their logs, and print each different one.
+
+    Args:
+        has_record: whether the job has a record, which has the frames of this package.
+    """
+    seen = shown(texts)
+    for rank, text in texts.items():
+        short = without_package_frames(text) if has_record else text
+        output.add(rank, text, visible_lines(short) if rank in seen else "")
 
 
 def _add_outcome(record: Path, outcome: Outcome) -> None:

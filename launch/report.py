@@ -76,7 +76,9 @@ class Report:
                 self.losses.append(entry["loss"])
                 self.rates.append(entry["tokens_per_second"])
         temporary = path.with_suffix(".new")
-        temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x") as file:  # not through a link that another user made
+            file.writelines(f"{json.dumps(entry)}\n" for entry in entries)
         temporary.replace(path)
         return path.open("a", buffering=1)
 
@@ -175,5 +177,7 @@ def plot(path: Path, title: str, losses: list, held_out: list) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     temporary = path.with_suffix(".new.png")
-    figure.savefig(temporary, dpi=150)
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        figure.savefig(file, format="png", dpi=150)
     temporary.replace(path)

@@ -68,7 +68,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # Not truncated: it names the job that has the lock.
-            file = open(self.path / "lock", "a+")  # noqa: SIM115
+            file = open(self.path / "lock", "a+", opener=open_no_link)  # noqa: SIM115
         except OSError as error:
             return f"{self.path}: {error.strerror}"
         try:
@@ -92,6 +92,11 @@ class RunFolder:
         """Unlock the folder for other jobs."""
         if self.lock_file is not None:
             self.lock_file.close()
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file, but not through a link, which another user may have made."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def default_name(world: mlxdist.World, *, new: bool) -> str:

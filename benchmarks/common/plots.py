@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,9 @@ def figure(
 def _save(plot: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, options in ((".png", {"dpi": 150}), (".svg", {})):
-        temporary = path.with_name(f".{path.stem}.new{suffix}")
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{suffix}")
         # Without a date, equal results give equal files.
         metadata = {"Date": None} if suffix == ".svg" else None
-        plot.savefig(temporary, metadata=metadata, **options)
+        with temporary.open("xb") as file:
+            plot.savefig(file, format=suffix[1:], metadata=metadata, **options)
         temporary.replace(path.with_suffix(suffix))

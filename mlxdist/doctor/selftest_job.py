@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ import numpy as np
 
 from ..arrays.types import Array, Named
 from ..checkpoint import load_checkpoint, save_checkpoint
+from ..launcher.private_files import opened_folder
 from ..launcher.probe import MARK
 from ..optim import DistributedOptimizer
 from ..world import World, init
@@ -142,7 +144,13 @@ def compare(world: World) -> SelftestReport:
 
 
 def kill(world: World, folder: str) -> SelftestReport:
-    """Save a checkpoint, then kill the last rank. No rank returns."""
+    """Save a checkpoint, then kill the last rank. No rank returns.
+
+    Raises:
+        PermissionError: another user has made the folder first.
+    """
+    with opened_folder(Path(folder)):
+        world.barrier()
     parameters = initial_parameters()
     optimizer = wrap(world, True, parameters)
     parameters = train(optimizer, parameters, range(CHECKPOINT_STEP))

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import re
+from pathlib import Path
 
 import pytest
+
+RUNS = Path("runs")
 
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("launch")]
 
@@ -131,3 +134,15 @@ def test_run_folder_that_is_a_file_is_refused(open_run, world, capsys, launch):
         (launch / "runs").write_text("")
     world.barrier()
     assert_refused(refusal(world, capsys, open_run, "a"), "runs/a: Not a directory")
+
+
+def test_link_in_the_place_of_the_lock_is_refused(open_run, world, capsys):
+    """In a folder that many users share, another one may have planted it."""
+    if world.is_root:
+        RUNS.joinpath("a").mkdir(parents=True)
+        RUNS.joinpath("victim").write_text("precious")
+        RUNS.joinpath("a", "lock").symlink_to("../victim")
+    world.barrier()
+    message = refusal(world, capsys, open_run, "a")
+    assert_refused(message, "runs/a: Too many levels of symbolic links")
+    assert RUNS.joinpath("victim").read_text() == "precious"

@@ -10,8 +10,8 @@ import pytest
 from mlxdist.comm import Recorder, Traffic
 from mlxdist.comm.progress import Progress
 from mlxdist.world import World
+from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
-    assert_as_eager,
     assert_same_bits,
     distributed,
     each_shard,

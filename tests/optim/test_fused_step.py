@@ -6,8 +6,8 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxdist import NonFiniteError
+from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
-    assert_as_eager,
     assert_same_bits,
     distributed,
     each_shard,

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from tests.support import jobs
+from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
-    assert_as_eager,
     distributed,
     each_shard,
     each_transport,

@@ -4,6 +4,8 @@ Every optimizer class of MLX, every shard mode, both transports. Gradients of in
 have exact sums, so their results are compared bit for bit.
 """
 
+from functools import cache
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
@@ -53,17 +55,26 @@ def train_both(name, shard, transport, world, *, integers):
     optimizer = distributed(
         world, make(name), shard=shard, transport=transport, bucket_size=256
     )
-    reference = make(name)
     tree = parameters(name)
-    twin = tree_map(lambda leaf: leaf, tree)
     optimizer.init(tree)
-    reference.init(twin)
-    for step in range(STEPS):
-        every = gradients_of_ranks(tree, step, world.size, integers=integers)
+    steps, twin, reference = train_one_process(name, world.size, integers)
+    for every in steps:
         tree = optimizer.apply_gradients(every[world.rank], tree)
-        twin = reference.apply_gradients(mean_of(every), twin)
-    mx.eval(tree, twin, reference.state)
+    mx.eval(tree)
     return tree, twin, optimizer, reference
+
+
+@cache
+def train_one_process(name, ranks, integers):
+    """Return the gradients by step and rank, and what one process makes of all."""
+    reference, twin = make(name), parameters(name)
+    reference.init(twin)
+    numbers = range(STEPS)
+    steps = [gradients_of_ranks(twin, n, ranks, integers=integers) for n in numbers]
+    for every in steps:
+        twin = reference.apply_gradients(mean_of(every), twin)
+    mx.eval(steps, twin, reference.state)
+    return steps, twin, reference
 
 
 @pytest.mark.parametrize(("name", "shard", "transport"), CASES)

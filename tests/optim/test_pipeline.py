@@ -6,10 +6,10 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
+from tests.support.compiled import compiled_update
 from tests.support.examples import (
     assert_same_bits,
     batch,
-    compiled_update,
     distributed,
     distributed_with_masters,
     each_shard,

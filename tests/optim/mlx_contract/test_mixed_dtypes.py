@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import mlxdist
-from tests.support.examples import assert_same_bits, distributed, each_shard
+from tests.support.examples import assert_same_bits, distributed, each_shard, to_float32
 from tests.support.mlx_contract import around
 
 pytestmark = pytest.mark.mpi
@@ -51,11 +51,9 @@ def momentum(world, shard, **options):
 def assert_velocities(state, tree, factor):
     """Assert that each leaf's velocity is the number of the leaf times a factor."""
     velocities = dict(tree_flatten(state))
-    for path, number in tree_flatten(numbered(tree)):
-        velocity = velocities[f"{path}.v"]
-        assert velocity.shape == number.shape, path
-        wanted = number.astype(mx.float32) * factor
-        assert mx.array_equal(velocity.astype(mx.float32), wanted).item(), path
+    numbers = tree_flatten(to_float32(numbered(tree)))
+    found = {path: velocities[f"{path}.v"].astype(mx.float32) for path, _ in numbers}
+    assert_same_bits(found, {path: number * factor for path, number in numbers})
 
 
 @each_shard

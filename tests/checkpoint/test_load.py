@@ -1,13 +1,14 @@
 """Checkpoints that can't be loaded: named on all ranks, and nothing is changed."""
 
 import os
+from functools import partial
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 import mlxdist
-from mlxdist import CheckpointError, load_checkpoint, save_checkpoint
+from mlxdist import CheckpointError, MismatchError, load_checkpoint, save_checkpoint
 from tests.support.checkpoints import (
     Examples,
     assert_all_raise,
@@ -143,3 +144,17 @@ def test_load_with_missing_ok_raises_if_all_checkpoints_are_damaged(
     world.barrier()
     with pytest.raises(CheckpointError, match="no good checkpoint"):
         load_checkpoint(shared_folder, params, optimizer, missing_ok=True)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_load_of_other_arguments_on_one_rank_is_refused(world, shared_folder):
+    params, optimizer = make_run(world)
+    for step in (0, 1):
+        save_checkpoint(shared_folder, step, params, optimizer)
+    is_root = world.rank == 0
+    for options, match in (
+        ({"step": int(is_root)}, "rank 0: step 1"),
+        ({"missing_ok": is_root}, "rank 0: missing_ok True"),
+    ):
+        call = partial(load_checkpoint, shared_folder, params, optimizer, **options)
+        assert_all_raise(world, MismatchError, match, call)

@@ -9,6 +9,7 @@ import pytest
 
 import mlxdist
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
+from mlxdist.checkpoint import save as save_module
 from tests.support.checkpoints import assert_all_raise, make_run
 from tests.support.examples import distributed
 
@@ -54,6 +55,9 @@ def test_save_refuses_invalid_or_differing_arguments(world, shared_folder):
         assert_all_raise(
             world, MismatchError, "extra loss", save(extra={"loss": world.rank})
         )
+        assert_all_raise(
+            world, MismatchError, "keep 1, back", save(keep=1 + world.rank)
+        )
         arrays = {"loss": mx.array(world.rank)}
         assert_all_raise(
             world, MismatchError, "extra/loss with sum", save(extra=arrays)
@@ -68,6 +72,17 @@ def test_save_refuses_invalid_or_differing_arguments(world, shared_folder):
         "init",
         lambda: save_checkpoint(shared_folder, 1, params, fresh),
     )
+
+
+def test_save_has_a_serial_above_those_that_any_rank_sees(
+    world, shared_folder, monkeypatch
+):
+    """Hosts with disks of their own may have different checkpoints."""
+    params, optimizer = make_run(world)
+    monkeypatch.setattr(save_module, "next_serial", lambda folder: 5 + world.rank)
+    path = save_checkpoint(shared_folder, 1, params, optimizer)
+    assert path.name == f"save-{4 + world.size:05}-step-00000001"
+    assert load_checkpoint(shared_folder, params, optimizer).path == path
 
 
 class Counting(optim.Optimizer):

@@ -74,6 +74,8 @@ def test_lay_out_writes_every_element_once(listed, ranks, strategy, bucket_size)
     read = manifest_check.from_bytes(manifest.to_bytes(written))
     saved_arrays = {array.identity: array for array in read.arrays}
     assert saved_arrays.keys() >= {array.identity for array in weights}
+    for array in read.arrays:  # a view of the file has to be aligned
+        assert all(piece.offset % array.item_size == 0 for piece in array.pieces)
     with_elements = {entry.path for entry in listed if entry.size}
     for path, key in itertools.product(with_elements, ("m", "count")):
         saved = saved_arrays["optimizer", str(path), key]

@@ -143,8 +143,15 @@ while True:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        (0, signal.SIGTERM),
+        (2, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.long),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.long),
+    ],
+)
 def test_run_tells_the_rank_that_died_from_those_that_lost_it(
     run_on, tmp_path, victim, number
 ):

@@ -25,7 +25,7 @@ CASES = [case for case in CASES if case[:2] != ("sleep", "exit")]
 # With the tests of watchdog and postmortem, each way and each place at least once.
 QUICK_CASES = [
     ("memory", "checkpoint", 3),
-    ("exit0", "forward", 2),
+    pytest.param("exit0", "forward", 2, marks=pytest.mark.long),
     ("exit3", "gather", 2),
     ("_exit", "exchange", 3),
     ("interrupt", "forward", 2),
@@ -87,7 +87,7 @@ def test_guard_exception_in_the_exchange_names_its_phase(tmp_path):
     assert "failed in optimizer 1.update, gradient exchange, step 4" in err
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_guard_exception_in_user_code_ends_the_job(rank, tmp_path):
     script = f"""
 import mlxdist

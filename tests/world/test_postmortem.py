@@ -223,17 +223,3 @@ def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):
     (postmortem_folder(tmp_path) / "rank-1.jsonl").unlink()
     first_lines = postmortem.report(postmortem_folder(tmp_path)).splitlines()[:3]
     assert first_lines == [first, error, location]
-
-
-def test_doctor_postmortem_shows_where_a_hanging_rank_was(tmp_path):
-    check_failure(tmp_path, "sleep", "exchange", ranks=2, failing_rank=1)
-    command = [sys.executable, "-m", "mlxdist.cli", "doctor", "--postmortem"]
-    report = subprocess.run(
-        [*command, str(postmortem_folder(tmp_path))],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "in optimizer 1.update, gradient exchange, step 4" in report
-    assert "stack of rank 1:" in report
-    assert "fail_first" in report

@@ -1,6 +1,7 @@
 """Watchdog: ranks that hang, are stopped, exit early or lose their mpirun."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from mlxdist.world import postmortem
 from tests.support.failures import check_failure, postmortem_folder
 from tests.support.jobs import mpi_job, mpirun, processes, start, wait_until
 
@@ -37,6 +39,9 @@ def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):
     assert "longer than timeout=3" in err
     records = postmortem_folder(tmp_path)
     assert len(list(records.iterdir())) == 3
+    report = postmortem.report(records)
+    assert "in optimizer 1.update, gradient exchange, step 4" in report
+    assert re.search(r"stack of rank 1:(?:\n  .*)*fail_first", report)
 
 
 def test_watchdog_stopped_rank_is_told_from_a_hanging_one(tmp_path):

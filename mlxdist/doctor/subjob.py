@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..launcher import probe
+from ..launcher import environment, probe
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,14 @@ def run(options: Sequence[str], *arguments: str, timeout: float) -> JobResult:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mlxdist-subjob-") as folder:
         path = Path(folder, "outcome.json")
+        # No module is to come from the working folder, which others may write to.
+        safe = {"PYTHONSAFEPATH": "1"}
         words = [sys.executable, "-m", "mlxdist.cli", "run", *options]
+        words += ["--env", "PYTHONSAFEPATH=1"]
         words += ["--report", str(path), "--timeout", str(timeout), "-m", *arguments]
         done = subprocess.run(
             words,
+            env={**environment.snapshot(), **safe},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

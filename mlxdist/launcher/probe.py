@@ -29,6 +29,13 @@ _SSH_PORT = 22  # any port shows that packets arrive
 _CONNECT_TIMEOUT = 3.0  # seconds
 _QUERY_TIMEOUT = 30.0  # seconds
 
+# Python looks for modules of a program without a file in the working folder first,
+# where another user may have put some.
+_LEAVE_FOLDER = """
+import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]
+"""
 # Run in processes of their own, because a broken library may crash them.
 _QUERY_MLX = """
 import json
@@ -54,7 +61,7 @@ except ModuleNotFoundError as error:
 def source() -> str:
     """Return this program with the code that it imports, as one text for Python."""
     folder = Path(__file__).parent
-    lines = ["from __future__ import annotations\n"]
+    lines = ["from __future__ import annotations\n", _LEAVE_FOLDER]
     for name in ("interface_output.py", "probe.py"):
         for line in folder.joinpath(name).read_text().splitlines(keepends=True):
             if not line.startswith(("from __future__ ", "from .")):
@@ -100,7 +107,7 @@ def _version(name: str) -> str | None:
 
 def _query(program: str) -> dict[str, Any]:
     """Return the JSON that a Python program prints, or {"error": its last line}."""
-    done = run_program([sys.executable, "-c", program], _QUERY_TIMEOUT)
+    done = run_program([sys.executable, "-c", _LEAVE_FOLDER + program], _QUERY_TIMEOUT)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):

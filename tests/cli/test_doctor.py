@@ -22,8 +22,22 @@ def test_merge_rows_joins_hosts_with_equal_findings():
     assert ("mlx", "mac3", "failure") in rows
 
 
+# The command `mlxdist`, which does not look for modules in the working folder.
+MAIN = "import sys; del sys.path[0]; from mlxdist import cli; sys.exit(cli.main())"
+# A module that leaves a file when it is imported, as another user could plant it.
+PLANTED = """
+import os
+os.close(os.open(__file__ + ".imported", os.O_CREAT))
+raise ImportError("planted")
+"""
+
+
 def test_doctor_on_this_machine_finds_no_failure(tmp_path):
-    ran = jobs.run([*DOCTOR, "--json"], cwd=tmp_path)
+    """Nothing comes from the working folder, to which others may write."""
+    for name in ("json", "platform", "shutil", "socket", "argparse", "mlx", "mlxdist"):
+        (tmp_path / f"{name}.py").write_text(PLANTED)
+    ran = jobs.run([sys.executable, "-c", MAIN, "doctor", "--json"], cwd=tmp_path)
+    assert not list(tmp_path.glob("*.imported")), ran.stderr
     output = json.loads(ran.stdout)
     assert ran.returncode == 0, output
     assert output["ok"]

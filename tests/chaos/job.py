@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +21,14 @@ from .verdict import Observation
 
 PATIENCE = 90.0
 _GRACE = 15.0  # seconds beyond `init()`'s time-out, until no process may be left
+_MOST_LOAD = 4.0
 _DISK = "12m"
 _POLL = 0.02
 
 
 def load() -> float:
-    """Return by which factor this machine is slower than an idle one."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """Return by which factor a busy machine may be slower than an idle one."""
+    return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), _MOST_LOAD)
 
 
 class RunningJob:
@@ -47,15 +46,11 @@ class RunningJob:
     def __init__(self, plan: Plan, kinds: dict[str, Kind], patience: float = PATIENCE):
         self.plan, self.launcher = plan, 0
         self._kinds, self._patience = kinds, patience
-        self.folder = Path(tempfile.mkdtemp(prefix="mlxdist-chaos-"))
-        for name in ("fired", "saves", "tmp", "tmp/mlx"):  # MLX keeps compiled kernels
+        self.cluster = VirtualCluster(plan.hosts)
+        self.folder = self.cluster.folder / "job"  # goes with the cluster
+        for name in ("", "fired", "saves", "tmp", "tmp/mlx"):  # MLX keeps its kernels
             (self.folder / name).mkdir(mode=0o700)
         plan.write(self.folder / "plan.json")
-        try:
-            self.cluster = VirtualCluster(plan.hosts)
-        except BaseException:
-            shutil.rmtree(self.folder)
-            raise
         if plan.own_disks:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "saves"]
             for host in self.cluster.hosts:
@@ -72,7 +67,6 @@ class RunningJob:
         trace: TracebackType | None,
     ) -> None:
         self.cluster.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, first_attempt: int = 0) -> Observation:
         """Run the job to its end, or to its deadline, and return how it ended."""

@@ -9,6 +9,7 @@ import pytest
 import mlxdist
 from mlxdist import MismatchError
 from mlxdist.comm import agree
+from mlxdist.comm.agreement import weight_problem
 from tests.support.examples import distributed
 
 pytestmark = pytest.mark.mpi(min_size=2)
@@ -38,6 +39,18 @@ def test_agree_with_a_problem_on_one_rank_raises_it_everywhere(world):
     wanted = f"rank {world.size - 1}: its disk is full"
     with pytest.raises(MismatchError, match=wanted):
         agree(world.control, "a call", 7, list, problem=problem)
+
+
+@pytest.mark.parametrize("weight", [None, 0, 0.0, 1e-9, 1, 2.5, 1e15, mx.array(3.0)])
+def test_weight_problem_of_a_weight_in_range_is_none(weight):
+    assert weight_problem(weight) is None
+
+
+@pytest.mark.parametrize(
+    "weight", [-1, -1e-30, 1e-10, 1.1e15, float("nan"), float("inf"), "a", mx.ones(2)]
+)
+def test_weight_problem_of_another_weight_names_it(weight):
+    assert "it must be 0, or a number from" in weight_problem(weight)
 
 
 def test_agree_in_another_call_names_both_calls(world):

@@ -158,6 +158,19 @@ def test_micro_batches_of_16_bits_are_added_in_float32(transport, world):
     assert tree["w"].tolist() == [-86.0] * 3
 
 
+def test_micro_batches_of_float64_keep_their_digits(world):
+    with mx.stream(mx.cpu):
+        one, more = mx.ones(3, mx.float64), mx.full((3,), 1 + 2.0**-40, mx.float64)
+        tree = {"w": mx.zeros(3, mx.float64)}
+        optimizer = distributed(
+            world, optim.SGD(1.0), accumulate=2, transport="host", shard=True
+        )
+        optimizer.init(tree)
+        for grad in (one, more):
+            tree = optimizer.apply_gradients({"w": grad}, tree)
+        assert tree["w"].tolist() == [-1 - 2.0**-41] * 3
+
+
 def build_pairs(world, **options):
     """Return an optimizer that accumulates two micro-batches, and its parameters."""
     optimizer = distributed(world, optim.SGD(1.0), accumulate=2, **options)

@@ -173,6 +173,24 @@ def test_error_on_one_rank_is_raised_on_all_at_the_next_call(transport, shard, w
     assert optimizer.step.item() == 2  # rank 0 lacks the step that failed
 
 
+@pytest.mark.mpi(min_size=2)
+def test_error_is_not_reported_any_more_after_a_good_step(world):
+    inner = Failing(KeyError("boom"))
+    optimizer = distributed(world, inner)
+    tree = {"w": mx.ones(5)}
+    optimizer.init(tree)
+    inner.fail_at(1)
+    with pytest.raises(KeyError, match="boom"):
+        apply_steps(optimizer, tree, [0])
+    inner.fail_at(-1)
+    apply_steps(optimizer, tree, [0])
+    assert optimizer.resumable_state("save").counts.ended is None
+    grads = {} if world.is_root else tree
+    with pytest.raises(mlxdist.MismatchError, match="without gradients") as refusal:
+        optimizer.apply_gradients(grads, tree)
+    assert "KeyError" not in str(refusal.value)
+
+
 def test_error_in_the_last_micro_batch_begins_the_step_anew(world):
     inner = Failing(KeyError("boom"))
     optimizer = distributed(world, inner, accumulate=2, bucket_size=16)

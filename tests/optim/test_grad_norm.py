@@ -141,6 +141,17 @@ def test_nonfinite_gradient_on_one_rank_is_named_and_changes_nothing(
     assert world.identical(optimizer.apply_gradients(grads, tree))
 
 
+@pytest.mark.mpi(min_size=2)
+def test_nonfinite_gradient_of_a_rank_without_weight_is_not_named(world):
+    optimizer = distributed(world, optim.SGD(1.0))
+    tree = {"w": mx.zeros(3)}
+    optimizer.init(tree)
+    bad = {"w": mx.full((3,), math.nan)}
+    with pytest.raises(NonFiniteError, match="rank 0: w has 3 of 3") as refusal:
+        optimizer.apply_gradients(bad, tree, weight=float(world.is_root))
+    assert str(refusal.value).count("are nan or inf") == 1
+
+
 @each_shard
 @each_transport
 def test_nonfinite_gradient_with_skip_nonfinite_skips_the_step(shard, transport, world):

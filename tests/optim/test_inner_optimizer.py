@@ -5,6 +5,7 @@ import mlx.optimizers as optim
 import pytest
 
 import mlxdist
+from mlxdist.optim.inner_optimizer import InnerOptimizer
 from tests.support.examples import (
     CLASSES,
     apply_steps,
@@ -15,6 +16,7 @@ from tests.support.examples import (
     full_like,
     make,
 )
+from tests.support.plans import make_entry
 
 pytestmark = pytest.mark.mpi
 
@@ -75,6 +77,15 @@ def test_cost_of_muon_gives_each_rank_as_many_square_matrices(world):
     for paths in owned_paths(optimizer, n):
         assert sum("square" in path for path in paths) == 1
         assert sum("thin" in path for path in paths) == 4
+
+
+def test_cost_of_muon_is_that_of_a_matrix_and_of_its_transpose():
+    (leaf,) = InnerOptimizer(optim.Muon(0.1)).leaves
+    wide, high = (make_entry("w", shape, "float32") for shape in ((8, 512), (512, 8)))
+    work = leaf.work(wide)
+    assert work == leaf.work(high)
+    # 4 m^2 n + 2 m^3 operations in each of 5 steps, 64 of them for an element.
+    assert work == 8 * 512 + 5 * (4 * 8**2 * 512 + 2 * 8**3) / 64
 
 
 @pytest.mark.mpi(min_size=2)

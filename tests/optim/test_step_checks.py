@@ -216,6 +216,22 @@ def test_update_with_a_weight_that_is_no_number_is_refused_on_all_ranks(world):
         optimizer.apply_gradients(tree, tree, weight=weight)
 
 
+def test_update_where_all_ranks_have_weight_0_is_refused(world):
+    optimizer, tree = distributed(world), {"w": mx.ones(3)}
+    optimizer.init(tree)
+    with pytest.raises(MismatchError, match="every rank has weight 0"):
+        optimizer.apply_gradients(tree, tree, weight=0)
+    assert optimizer.step.item() == 0
+
+
+def test_update_with_another_shape_of_as_many_dimensions_is_refused(world):
+    optimizer, tree = distributed(world), {"w": mx.ones((2, 3))}
+    optimizer.init(tree)
+    grads = {"w": mx.ones((3, 2)) if is_last(world) else mx.ones((2, 3))}
+    with pytest.raises(MismatchError, match=r"of w is .*float32\[3, 2\], wanted"):
+        optimizer.apply_gradients(grads, tree)
+
+
 def test_gradient_that_is_none_on_one_rank_is_refused_on_all(world):
     optimizer = distributed(world)
     tree = {"a": mx.ones(3), "b": mx.ones(2)}

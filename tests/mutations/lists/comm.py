@@ -20,7 +20,6 @@ MUTATIONS = [
             ("        if weight\n", ""),
             ("out.dtype.type(weights.total)", "out.dtype.type(len(parts))"),
             ("return cls(every[rank], tuple", "return cls(every[0], tuple"),
-            ("pairwise_sum(every) if pairwise else sum(every)", "float(len(every))"),
             ("return numbers if weight == 1 else", "return numbers if weight else"),
             ("return flat if weights.local == 1 else", "return flat if 1 else"),
             ("return mx.zeros_like(flat)", "return flat * 0"),
@@ -38,6 +37,11 @@ MUTATIONS = [
             ("return sum_of_squares(out)", "return sum_of_squares(terms[0])"),
         ],
         (3,),
+    ),
+    *mistakes(
+        "comm/reduction.py",
+        ("tests/optim/test_accumulation.py",),
+        [("pairwise_sum(every) if pairwise else sum(every)", "float(len(every))")],
     ),
     *mistakes(
         "comm/reduction.py",
@@ -209,7 +213,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "comm/flight_recorder.py",
-        ("tests/comm/test_flight_recorder.py",),
+        ("tests/comm/test_flight_recorder.py", "tests/world/test_postmortem.py"),
         [
             ("status.sequence += self._numbers_collectives", "status.sequence += 1"),
             ("vars(error).setdefault(_STATUS", "vars(error).get(_STATUS"),

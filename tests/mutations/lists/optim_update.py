@@ -10,7 +10,7 @@ MUTATIONS = [
     # -- compiled kernels
     *mistakes(
         "optim/local_update.py",
-        (*FUSED, "tests/optim/test_lazy_state.py", "tests/optim/test_failed_step.py"),
+        (*FUSED, "tests/optim/test_lazy_state.py", "tests/optim/test_overrides.py"),
         [
             (
                 "has_one_leaf = len(bucket) > 1 and len(groups) == 1",
@@ -18,7 +18,6 @@ MUTATIONS = [
             ),
             ("            leaf.tick()", "            pass"),
             ("        self._draws.refuse()\n", ""),
-            ("if not (update.waits or step.is_compiled):", "if False:"),
         ],
     ),
     *mistakes(
@@ -70,7 +69,6 @@ MUTATIONS = [
                 "average + (1 - self.decay) * (wide - average)",
                 "average + self.decay * (wide - average)",
             ),
-            ("wide = stepped.astype(_dtype(parameter))", "wide = stepped"),
             ("return parameter.astype(_dtype(parameter))", "return parameter"),
             (
                 "        finally:\n",
@@ -104,10 +102,6 @@ MUTATIONS = [
                 "len(one) == len(other)",
             ),
             ('if name[0] != "_" or name == "_schedulers"', 'if name[0] != "_"'),
-            (
-                "        self._before = self._now = self._snapshots()",
-                "        self._now = self._snapshots()",
-            ),
         ],
     ),
     *mistakes(

@@ -62,6 +62,7 @@ class Output:
         self._lock = threading.Lock()  # of the log files
         self._write_locks = {1: threading.Lock(), _STDERR: threading.Lock()}
         self._within_line = {1: False, _STDERR: False}
+        self._is_terminal = os.isatty(1)
 
     def copy(self, source: IO[bytes], target: int, mpirun: int) -> threading.Thread:
         """Start a thread that copies a stream to a descriptor, and closes it.
@@ -154,7 +155,7 @@ class Output:
             label = b"[rank %d] " % rank
             start = b"\n" * self._within_line[target] + label
             text = text[:-1].replace(b"\n", b"\n" + label) + text[-1:]
-        else:
+        elif target == _STDERR or self._is_terminal:  # and data in a file stays whole
             text = _mark_as_ranks(rank, text)
         self._within_line[target] = not text.endswith(b"\n")
         return start + text

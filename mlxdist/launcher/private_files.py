@@ -15,9 +15,7 @@ import errno
 import grp
 import os
 import pwd
-import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +118,8 @@ def user_folder() -> Path:
     Raises:
         PermissionError: there is none, since other users may write to each.
     """
+    import tempfile  # slow, and hardly ever needed
+
     name, reasons = f"mlxdist-{os.geteuid()}", []
     parents = ["/tmp"]  # noqa: S108
     with contextlib.suppress(FileNotFoundError):
@@ -194,7 +194,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _replace(name: str, text: str, folder: int) -> None:
-    temporary = f".{name}.{secrets.token_hex(8)}"
+    temporary = f".{name}.{os.urandom(8).hex()}"
     flags = os.O_WRONLY | _CREATE
     descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
     try:

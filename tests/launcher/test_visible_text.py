@@ -96,6 +96,14 @@ def test_line_of_a_rank_that_looks_like_a_message_of_the_launcher_has_its_rank()
     assert render(1, f"{VERDICT}\n", label=True).decode() == f"[rank 1] {VERDICT}\n"
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_standard_output_is_changed_on_a_terminal_only(is_terminal, monkeypatch):
+    monkeypatch.setattr("os.isatty", lambda _: is_terminal)
+    output = Output(run_dir="", ranks=2)
+    ((_, shown),) = output.render([Piece(1, 1, VERDICT.encode())])
+    assert shown.decode() == is_terminal * "[rank 1] " + VERDICT
+
+
 def test_traceback_of_a_rank_is_escaped_and_the_log_has_it_as_it_is(tmp_path, capfd):
     text = f"ValueError: {FORGED}\n"
     marks.mark_file(str(tmp_path), "traceback", 1).write_text(text, errors="replace")
@@ -120,7 +128,7 @@ def test_forged_verdict_of_a_failing_rank_is_no_line_of_its_own(run):
     source = f"print({VERDICT!r}, flush=True)\nraise ValueError({FORGED!r})"
     result = run(source, ranks=1)
     assert result.returncode == 1
-    assert result.stdout == f"[rank 0] {VERDICT}\n"
+    assert result.stdout == f"{VERDICT}\n"  # no terminal
     check_harmless(result.stderr)
     (last,) = lines_like_verdicts(result.stderr)
     assert last.startswith("mlxdist run: rank 0 of 1 failed at script.py:2 ")

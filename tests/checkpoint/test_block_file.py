@@ -53,6 +53,18 @@ def test_reader_finds_blocks_that_are_swapped(tmp_path):
         reader.read(0, np.empty(BLOCK, np.uint8))
 
 
+def test_reader_finds_a_file_that_is_written_to_while_it_reads(tmp_path):
+    data = random_bytes(1000)
+    digests = write_blocks(tmp_path / "x", data)
+    with Reader(tmp_path / "x", digests, data.nbytes) as reader:
+        reader.read(0, np.empty(1000, np.uint8))
+        reader.check_unchanged()
+        with (tmp_path / "x").open("r+b") as file:  # of the same size
+            file.write(b"other")
+        with pytest.raises(DamagedError, match="modified while it was read"):
+            reader.check_unchanged()
+
+
 def test_reader_finds_a_file_that_shrinks(tmp_path):
     write_blocks(tmp_path / "x", random_bytes(1000))
     with Reader(tmp_path / "x") as reader:

@@ -5,11 +5,14 @@ from tests.mutations.mutation import Mutation
 API = ("tests/checkpoint/test_api.py",)
 ASYNC_SAVE = ("tests/checkpoint/test_async_save.py",)
 BLOCK_FILE = ("tests/checkpoint/test_block_file.py",)
-COMMIT = ("tests/checkpoint/test_save.py",)
+FLUSHES = (
+    "tests/checkpoint/test_durability.py"
+    "::test_save_flushes_each_file_and_folder_in_order",
+)
 DURABLE = ("tests/checkpoint/test_durable.py",)
 LEFTOVERS = ("tests/checkpoint/test_leftovers.py",)
 LOAD = ("tests/checkpoint/test_load.py",)
-LOCK = ("tests/checkpoint/test_durable.py",)
+LOCK = ("tests/checkpoint/test_lock.py",)
 MANIFEST = ("tests/checkpoint/test_manifest.py",)
 MLX_FILES = ("tests/checkpoint/test_mlx_files.py",)
 NAMES = ("tests/checkpoint/test_names.py",)
@@ -111,20 +114,15 @@ MUTATIONS = [
     Mutation("checkpoint/save.py", "reports[0].token", "report.token", SAVE, (2,)),
     Mutation("checkpoint/save.py", " : stop * array.item_size]", " :]", API, (2,)),
     Mutation("checkpoint/save_request.py", "keep {self.keep}, ", "", SAVE, (2,)),
-    Mutation(
-        "checkpoint/commit.py", "flush_folder(self._folder)", "pass", COMMIT, (1,)
-    ),
+    Mutation("checkpoint/commit.py", "flush_folder(self._folder)", "pass", FLUSHES),
     Mutation("checkpoint/commit.py", "self._undo()", "pass", LEFTOVERS, (2,)),
-    Mutation("checkpoint/block_file.py", "flush(self._file)", "pass", COMMIT, (1,)),
-    Mutation(
-        "checkpoint/durable.py", "        flush(file)", "        pass", COMMIT, (1,)
-    ),
+    Mutation("checkpoint/block_file.py", "flush(self._file)", "pass", FLUSHES),
+    Mutation("checkpoint/durable.py", "        flush(file)", "        pass", FLUSHES),
     Mutation(
         "checkpoint/durable.py",
         "    flush_folder(path.parent)",
         "    pass",
-        COMMIT,
-        (1,),
+        FLUSHES,
     ),
     Mutation(
         "checkpoint/directory.py", "if kept < keep:", "if kept <= keep:", API, (1,)
@@ -204,13 +202,14 @@ MUTATIONS = [
         (2,),
     ),
     Mutation(
-        "checkpoint/reader.py", "min(piece.stop, stop)", "piece.stop", READER, (2,)
+        "checkpoint/reader.py",
+        "low, high = max(piece.start, start)",
+        "low, high = piece.start",
+        READER,
+        (2,),
     ),
     Mutation(
         "checkpoint/reader.py", "piece.offset + first", "piece.offset", READER, (2,)
-    ),
-    Mutation(
-        "checkpoint/reader.py", "self._readers.check_unchanged()", "pass", READER, (2,)
     ),
     Mutation(
         "checkpoint/block_file.py",

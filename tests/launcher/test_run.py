@@ -85,7 +85,12 @@ ENDED = "rank 0 was ended with it; exit code"
         ),
         ("os._exit(5)", WAIT, 5, f"rank 1 of 2 did not finish; {ENDED} 5."),
         ("os._exit(0)", "", 1, "rank 1 of 2 did not finish; mpirun exited with code 0"),
-        ("atexit.register(os._exit, 0)", "", 1, "rank 1 of 2 did not finish; mpirun"),
+        (
+            "atexit.register(lambda: os.fork() and (os.wait(), os._exit(0)))",
+            "",
+            1,
+            "rank 1 of 2 did not finish; mpirun",
+        ),
         ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 of 2 failed"),
         (
             "sys.excepthook = lambda *_: sys.exit(0); raise ValueError('x')",

@@ -2,7 +2,6 @@
 
 from tests.mutations.mutation import Mutation
 
-API = ("tests/checkpoint/test_api.py",)
 ASYNC_SAVE = ("tests/checkpoint/test_async_save.py",)
 BLOCK_FILE = ("tests/checkpoint/test_block_file.py",)
 FLUSHES = (
@@ -10,16 +9,38 @@ FLUSHES = (
     "::test_save_flushes_each_file_and_folder_in_order",
 )
 DURABLE = ("tests/checkpoint/test_durable.py",)
-LEFTOVERS = ("tests/checkpoint/test_leftovers.py",)
 LOAD = ("tests/checkpoint/test_load.py",)
 LOCK = ("tests/checkpoint/test_lock.py",)
 MANIFEST = ("tests/checkpoint/test_manifest.py",)
-MLX_FILES = ("tests/checkpoint/test_mlx_files.py",)
-NAMES = ("tests/checkpoint/test_names.py",)
 PARTITION = ("tests/checkpoint/test_partition.py",)
-READER = ("tests/checkpoint/test_reader.py",)
 SAFETENSORS = ("tests/checkpoint/test_safetensors.py",)
 SAVE = ("tests/checkpoint/test_save.py",)
+RESHARDED = (
+    "tests/checkpoint/test_api.py::test_load_on_any_number_of_ranks_and_shard_mode_gives_the_same_bits",
+)
+KEPT = ("tests/checkpoint/test_api.py::test_save_keeps_the_newest_and_updates_latest",)
+MODEL = (
+    "tests/checkpoint/test_api.py::test_load_without_an_optimizer_loads_the_model",
+)
+SAMPLER = (
+    "tests/checkpoint/test_api.py::test_load_resumes_the_sampler_on_another_number_of_ranks",
+)
+NEW_KEYS = (
+    "tests/checkpoint/test_api.py::test_load_gives_new_ranks_random_keys_of_their_own",
+)
+KEYS = (
+    "tests/checkpoint/test_api.py::test_load_restores_extra_counters_and_random_keys",
+)
+ARGUMENTS = (
+    "tests/checkpoint/test_load.py::test_load_of_other_arguments_on_one_rank_is_refused",
+)
+SERIALS = (
+    "tests/checkpoint/test_save.py::test_save_has_a_serial_above_those_that_any_rank_sees",
+)
+SWEPT = (
+    "tests/checkpoint/test_leftovers.py::test_save_removes_what_killed_saves_left_and_nothing_else",
+)
+FAILED = ("tests/checkpoint/test_leftovers.py::test_save_that_fails_leaves_nothing",)
 
 MUTATIONS = [
     # Files
@@ -107,15 +128,17 @@ MUTATIONS = [
         "checkpoint/save.py",
         "max(report.serial for",
         "min(report.serial for",
-        SAVE,
+        SERIALS,
         (2,),
     ),
     Mutation("checkpoint/save.py", "sums[name]:08x", "0:08x", SAVE, (2,)),
     Mutation("checkpoint/save.py", "reports[0].token", "report.token", SAVE, (2,)),
-    Mutation("checkpoint/save.py", " : stop * array.item_size]", " :]", API, (2,)),
+    Mutation(
+        "checkpoint/save.py", " : stop * array.item_size]", " :]", RESHARDED, (2,)
+    ),
     Mutation("checkpoint/save_request.py", "keep {self.keep}, ", "", SAVE, (2,)),
     Mutation("checkpoint/commit.py", "flush_folder(self._folder)", "pass", FLUSHES),
-    Mutation("checkpoint/commit.py", "self._undo()", "pass", LEFTOVERS, (2,)),
+    Mutation("checkpoint/commit.py", "self._undo()", "pass", FAILED, (2,)),
     Mutation("checkpoint/block_file.py", "flush(self._file)", "pass", FLUSHES),
     Mutation("checkpoint/durable.py", "        flush(file)", "        pass", FLUSHES),
     Mutation(
@@ -125,7 +148,7 @@ MUTATIONS = [
         FLUSHES,
     ),
     Mutation(
-        "checkpoint/directory.py", "if kept < keep:", "if kept <= keep:", API, (1,)
+        "checkpoint/directory.py", "if kept < keep:", "if kept <= keep:", KEPT, (1,)
     ),
     Mutation(
         "checkpoint/directory.py",
@@ -138,15 +161,15 @@ MUTATIONS = [
         "checkpoint/directory.py",
         "return save.serial + 1",
         "return save.serial",
-        API,
+        KEPT,
         (1,),
     ),
-    Mutation("checkpoint/directory.py", " and name != current", "", API, (1,)),
+    Mutation("checkpoint/directory.py", " and name != current", "", MODEL, (1,)),
     Mutation(
         "checkpoint/directory.py",
         "_TEMPORARY.fullmatch(name)",
         '"saving" in name',
-        LEFTOVERS,
+        SWEPT,
         (1,),
     ),
     Mutation(
@@ -205,11 +228,11 @@ MUTATIONS = [
         "checkpoint/reader.py",
         "low, high = max(piece.start, start)",
         "low, high = piece.start",
-        READER,
+        RESHARDED,
         (2,),
     ),
     Mutation(
-        "checkpoint/reader.py", "piece.offset + first", "piece.offset", READER, (2,)
+        "checkpoint/reader.py", "piece.offset + first", "piece.offset", RESHARDED, (2,)
     ),
     Mutation(
         "checkpoint/block_file.py",
@@ -221,7 +244,7 @@ MUTATIONS = [
         "checkpoint/targets.py",
         "(part.start, part.stop) if",
         "(0, part.stop - part.start) if",
-        API,
+        RESHARDED,
         (2,),
     ),
     Mutation(
@@ -242,26 +265,30 @@ MUTATIONS = [
         "checkpoint/load.py",
         "sampler.load_state_dict(manifest.sampler)",
         "pass",
-        API,
+        SAMPLER,
         (2,),
     ),
-    Mutation("checkpoint/load.py", 'f"step {request.step}"', '"step"', LOAD, (2,)),
+    Mutation("checkpoint/load.py", 'f"step {request.step}"', '"step"', ARGUMENTS, (2,)),
     Mutation(
         "checkpoint/load.py",
         'f"missing_ok {request.missing_ok}"',
         '"missing_ok"',
-        LOAD,
+        ARGUMENTS,
         (2,),
     ),
     Mutation(
         "checkpoint/user_data.py",
         "if rank < len(keys):",
         "if rank <= len(keys):",
-        API,
+        NEW_KEYS,
         (3,),
     ),
-    Mutation("checkpoint/user_data.py", "keys[rank]", "keys[0]", API, (2,)),
+    Mutation("checkpoint/user_data.py", "keys[rank]", "keys[0]", KEYS, (2,)),
     Mutation(
-        "checkpoint/user_data.py", "(high << 32) | low", "(low << 32) | high", API, (1,)
+        "checkpoint/user_data.py",
+        "(high << 32) | low",
+        "(low << 32) | high",
+        KEYS,
+        (1,),
     ),
 ]

@@ -165,7 +165,8 @@ def _join_launch(
     if group.size() > 1:
         over_mpi = comm is not None
         _compare_settings(group, guard=guard, timeline=bool(path), over_mpi=over_mpi)
-        unlink_segments()  # all ranks have joined, and so have mapped them
+    # All ranks have joined, and so have mapped them. MPI leaves that of a world of one.
+    unlink_segments()
     world = World(group, backend, None if comm is None else comm.Dup())
     if launch is not None:
         launches.note_join(launch)

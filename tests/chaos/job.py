@@ -201,11 +201,16 @@ class RunningJob:
         return [pid for host in hosts for pid in self.cluster.processes(host)]
 
     def _files(self) -> set[str]:
-        """Return the files that a job may leave behind in shared memory and TMPDIR."""
-        folders = [self.folder / "tmp", self.cluster.folder]
+        """Return the files in shared memory, TMPDIR and mpirun's own folder.
+
+        Empty folders are Open MPI's: a world of one leaves them.
+        """
         hosts = range(len(self.cluster.hosts))
-        folders += [self._root(host) / "dev" / "shm" for host in hosts]
-        return {str(path) for folder in folders for path in folder.iterdir()}
+        folders = [self._root(host) / "dev" / "shm" for host in hosts]
+        paths = [path for folder in folders for path in folder.iterdir()]
+        paths += (self.folder / "tmp").rglob("*")
+        paths += self.cluster.folder.glob("ompi.*/**/*")
+        return {str(path) for path in paths if not path.is_dir()}
 
     def _leftovers(self) -> tuple[str, ...]:
         """Wait until nothing is left, not for ever, and return what is."""

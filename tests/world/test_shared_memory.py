@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from mlxdist.world.shared_memory import segments, unlink_segments
+from tests.support import jobs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has no /proc")
 
@@ -17,6 +18,21 @@ def test_init_leaves_no_name_of_mpis_shared_memory(world):
     paths = list(segments())
     assert paths  # those of all ranks of this host
     assert [path for path in paths if os.path.exists(path)] == []
+
+
+def test_world_of_one_leaves_no_name_of_mpis_shared_memory(tmp_path):
+    """Open MPI does not remove it: a child of a rank, or a script without mpirun."""
+    source = """
+import os, mlxdist
+from mlxdist.world import shared_memory
+assert mlxdist.init().backend == "mpi"
+paths = list(shared_memory.segments())
+print(len(paths), [path for path in paths if os.path.exists(path)])
+"""
+    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(maxsplit=1)[1:] == ["[]\n"]
+    assert done.stdout[0] != "0"  # it has one
 
 
 @pytest.mark.parametrize("name", ["sm_segment.mac 1.0.1", "vader_segment.a"])

@@ -15,7 +15,16 @@ from itertools import pairwise
 import msgspec
 
 from . import bounded_json
-from .manifest import FORMAT, VERSION, Json, Manifest, SavedArray, SavedFile, digest
+from .manifest import (
+    FORMAT,
+    VERSION,
+    Identity,
+    Json,
+    Manifest,
+    SavedArray,
+    SavedFile,
+    digest,
+)
 
 _MAX_ARRAY_BYTES = 2**53
 
@@ -62,7 +71,7 @@ def _check(manifest: Manifest) -> None:
     _require(len(manifest.files) <= ranks, "more files than ranks")
     _require(len(manifest.disks) == len(manifest.files), "not one disk for each file")
     _require_unique((file.name for file in manifest.files), "file")
-    _require_unique((json.dumps(a.identity) for a in manifest.arrays), "array")
+    _require_unique((array.identity for array in manifest.arrays), "array")
     for file in manifest.files:
         blocks = -(-file.nbytes // manifest.block)
         _require(
@@ -75,11 +84,11 @@ def _check(manifest: Manifest) -> None:
     _check_inside(manifest.arrays, manifest.files)
 
 
-def _require_unique(names: Iterable[str], what: str) -> None:
+def _require_unique(names: Iterable[str | Identity], what: str) -> None:
     seen = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"the {what} {name} is listed twice")
+            raise ValueError(f"the {what} {json.dumps(name)} is listed twice")
         seen.add(name)
 
 

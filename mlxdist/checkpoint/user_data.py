@@ -102,7 +102,7 @@ def decode(value: Json, arrays: Mapping[str, Array]) -> Json:
         return {key: decode(item, arrays) for key, item in value.items()}
     try:
         return _decode_marked(marker, value, arrays)
-    except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         short = reprlib.repr(value)
         raise ValueError(f"extra has an invalid {short}: {error!r:.200}") from None
 

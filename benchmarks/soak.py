@@ -6,10 +6,10 @@ A small MLP in bfloat16 on 2 ranks with all that keeps something between steps: 
 AdamW with float32 master weights, EMA weights, two micro-batches a step, clipping, a
 sampler over hundreds of epochs, metrics, and a checkpoint every 500 steps, written in
 the background, of which three are kept. Each rank samples every 50 steps its resident
-memory, open file descriptors and threads, and the folder of checkpoints. A slope is
-fitted by least squares to the samples after the warm-up. Of descriptors, threads and
-checkpoints the least of each window between two saves counts, because a save under way
-has its own. Linux only, because it reads /proc.
+memory, open file descriptors and threads, and the entries of the checkpoints' folder,
+one of which is `latest`. A slope is fitted by least squares to the samples after the
+warm-up. Of descriptors, threads and checkpoints the least of each window between two
+saves counts, because a save under way has its own. Linux only, because it reads /proc.
 """
 
 from __future__ import annotations

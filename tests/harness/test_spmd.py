@@ -63,7 +63,7 @@ def harness(tmp_path):
     return Harness(tmp_path)
 
 
-def test_spmd_failure_on_one_rank_fails_on_all_and_the_next_test_runs(harness):
+def test_spmd_other_outcome_on_one_rank_fails_on_all_and_the_next_test_runs(harness):
     result = harness.run(
         3,
         """
@@ -85,6 +85,15 @@ def broken(world):
     if world.rank == 2:
         raise OSError("no fixture")
 
+def test_skips_on_1(world):
+    if world.rank == 1:
+        pytest.skip("not here")
+
+def test_expected_on_0(world, request):
+    if world.rank == 0:
+        request.applymarker(pytest.mark.xfail(reason="here"))
+        raise ValueError
+
 def test_last(world):
     assert meet(world)
 """,
@@ -93,12 +102,16 @@ def test_last(world):
     assert result.outcome("test_fails_on_1") == "FAILED"
     assert result.outcome("test_after") == "PASSED"
     assert result.outcome("test_setup_fails_on_2") == "FAILED"
+    assert result.outcome("test_skips_on_1") == "FAILED"
+    assert result.outcome("test_expected_on_0") == "FAILED"
     assert result.outcome("test_last") == "PASSED"
+    assert "passed on rank 0, skipped on rank 1, passed on rank 2" in result.out
+    assert "xfailed on rank 0, passed on rank 1, passed on rank 2" in result.out
     assert result.out.count("failed on rank 1: ValueError: only here") == 2, result.text
     # Rank 0 prints the traceback of rank 1.
     assert 'raise ValueError("only here")' in result.out
     assert "failed on rank 2: OSError: no fixture" in result.out
-    assert result.out.count("2 failed, 3 passed") == 1, result.text
+    assert result.out.count("4 failed, 3 passed") == 1, result.text
     assert result.rc == 1, result.text
 
 
@@ -143,31 +156,6 @@ def test_two(world):
     )
     assert result.outcome("test_one") == "PASSED"
     assert result.outcome("test_two") == "FAILED"
-    assert result.rc == 1, result.text
-
-
-def test_spmd_different_outcomes_on_the_ranks_fail(harness):
-    result = harness.run(
-        2,
-        """
-def test_skips_on_1(world):
-    if world.rank == 1:
-        pytest.skip("not here")
-
-def test_expected_on_0(world, request):
-    if world.rank == 0:
-        request.applymarker(pytest.mark.xfail(reason="here"))
-        raise ValueError
-
-def test_after(world):
-    assert meet(world)
-""",
-    )
-    assert result.outcome("test_skips_on_1") == "FAILED"
-    assert "passed on rank 0, skipped on rank 1" in result.out
-    assert result.outcome("test_expected_on_0") == "FAILED"
-    assert "xfailed on rank 0, passed on rank 1" in result.out
-    assert result.outcome("test_after") == "PASSED"
     assert result.rc == 1, result.text
 
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO, cast
 
 from . import marks
 from .orphans import Watcher
@@ -28,6 +29,7 @@ _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpiru
 _STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
 _SUSPEND_TIMEOUT = 4.0  # seconds for mpirun to stop its ranks
+_OUTPUT_TIMEOUT = 5.0  # seconds for the job's output to be read after its end
 _POLL_INTERVAL = 0.1  # seconds
 
 
@@ -90,9 +92,9 @@ class Mpirun:
         # Popen.wait(timeout) polls every 50 ms. An event returns at once.
         self._exited = threading.Event()
         threading.Thread(target=self._await_exit, daemon=True).start()
-        streams = (self._process.stdout, 1), (self._process.stderr, 2)
-        pid = self._process.pid
-        self._copies = [output.copy(file, to, pid) for file, to in streams if file]
+        self._output = output
+        for file, target in ((self._process.stdout, 1), (self._process.stderr, 2)):
+            output.copy(cast(IO[bytes], file), target, self._process.pid)
 
     def wait(self) -> int:
         """Return mpirun's exit code; a signal's negative number if one ended it.
@@ -107,8 +109,7 @@ class Mpirun:
             return 1 if self._ended_at is not None else self._process.returncode
         finally:
             self._signals.forward_to(None)
-            for thread in self._copies:
-                thread.join(timeout=5)
+            self._output.finish(_OUTPUT_TIMEOUT)
             self._watcher.stop()
 
     def _end_overdue(self) -> None:

@@ -9,6 +9,7 @@ import re
 import select
 import stat
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -63,8 +64,10 @@ class Output:
         self._write_locks = {1: threading.Lock(), _STDERR: threading.Lock()}
         self._within_line = {1: False, _STDERR: False}
         self._is_terminal = os.isatty(1)
+        self._copies: list[threading.Thread] = []
+        self._timeout: float | None = None  # seconds for a paused reader to go on
 
-    def copy(self, source: IO[bytes], target: int, mpirun: int) -> threading.Thread:
+    def copy(self, source: IO[bytes], target: int, mpirun: int) -> None:
         """Start a thread that copies a stream to a descriptor, and closes it.
 
         Args:
@@ -73,7 +76,21 @@ class Output:
         arguments = (source, target, TaggedStream(mpirun, target))
         thread = threading.Thread(target=self._copy, args=arguments, daemon=True)
         thread.start()
-        return thread
+        self._copies.append(thread)
+
+    def finish(self, timeout: float) -> None:
+        """Wait for the rest of the job's output, which has ended.
+
+        A stream whose reader pauses for longer ends here, and nothing waits for it.
+        """
+        self._timeout = timeout
+        deadline = time.monotonic() + timeout
+        for thread in self._copies:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        for target, lock in self._write_locks.items():
+            if lock.locked():  # by a copy, which waits for the reader
+                discard(target)
+                self._write_locks[target] = threading.Lock()
 
     def add(self, rank: int, text: str, shown: str) -> None:
         """Add text to a rank's log, and what is shown of it to standard error."""
@@ -163,7 +180,7 @@ class Output:
     def _write(self, target: int, data: bytes) -> None:
         try:
             with self._write_locks[target]:
-                write_all(target, data)
+                write_all(target, data, self._timeout)
         except OSError as error:  # its reader is gone, or the disk is full
             discard(target)  # and the job goes on, as with mpirun
             if error.errno != errno.EPIPE:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
 import sys
+from typing import TextIO
 
 from .visible_text import message_of
+
+_PRINT_TIMEOUT = 5.0  # seconds for a paused reader to go on
 
 
 def open_all() -> None:
@@ -41,17 +45,25 @@ def discard(descriptor: int) -> None:
         os.close(devnull)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes, timeout: float | None = None) -> None:
     """Write to a file descriptor, which may be one that does not block.
+
+    Args:
+        timeout: seconds for the reader to take any of it; None waits for ever.
 
     Raises:
         OSError: it can't be written.
+        TimeoutError: the reader has taken nothing for that time.
     """
+    # A pipe that is ready takes this much. More could block in the middle of it.
+    size = len(data) if timeout is None else select.PIPE_BUF
     while data:
+        if timeout is not None and not select.select([], [descriptor], [], timeout)[1]:
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
         try:
-            data = data[os.write(descriptor, data) :]
+            data = data[os.write(descriptor, data[:size]) :]
         except BlockingIOError:
-            select.select([], [descriptor], [])
+            select.select([], [descriptor], [], timeout)
 
 
 def print_error(message: str) -> None:
@@ -59,5 +71,36 @@ def print_error(message: str) -> None:
 
     Control characters in it are escaped: parts may come from ranks and other hosts.
     """
-    with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is full
-        print(message_of(message), file=sys.stderr, flush=True)
+    print_in_time(f"{message_of(message)}\n", sys.stderr, timeout=_PRINT_TIMEOUT)
+
+
+def print_in_time(text: str, stream: TextIO | None, *, timeout: float) -> None:
+    """Write text to a stream, and give up where it is closed, full, or not read.
+
+    Args:
+        timeout: seconds for a reader to take any of it.
+    """
+    # A pipe that is ready takes this much. More could block in the middle of it.
+    size = select.PIPE_BUF // (1 if text.isascii() else 4)
+    for start in range(0, len(text), size):
+        with contextlib.suppress(Exception):  # a program may replace it by anything
+            if stream is None or not _is_ready(stream, timeout):
+                return
+            stream.write(text[start : start + size])
+            stream.flush()
+
+
+def flush_in_time(stream: TextIO | None, *, timeout: float) -> None:
+    """Flush a stream, and give up where it is closed, full, or not read."""
+    with contextlib.suppress(Exception):
+        if stream is not None and _is_ready(stream, timeout):
+            stream.flush()
+
+
+def _is_ready(stream: TextIO, timeout: float) -> bool:
+    """Return whether a stream takes text, at least as much as a pipe does at once."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):  # in memory, or in a notebook
+        return True
+    return bool(select.select([], [descriptor], [], timeout)[1])

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Seconds after which this process exits by itself: MPI_Abort has been seen to hang
 # where two ranks aborted at the same time.
 _ABORT_TIMEOUT = 1.5
+# Seconds for all else that a rank does before it exits.
+_END_TIMEOUT = 10.0
 # Seconds in which the other ranks receive the end notice and write their records.
 _NOTICE_DELAY = 2 * TICK + 0.1
 # Seconds between a rank's record and its exit after SIGTERM. mpirun sends SIGKILL when
@@ -112,6 +114,7 @@ class Guard:
         """Write the record of this rank, then wait for MPI to end it."""
         if not self._ending.acquire(blocking=False):
             return
+        exit_after(_END_TIMEOUT)
         self._mark("ended")
         self._write_record(print_stack=notice.print_stacks, notice=notice.cause)
         time.sleep(_NOTICE_DELAY + 2 * _ABORT_TIMEOUT)
@@ -119,6 +122,7 @@ class Guard:
 
     def on_orphaned(self) -> None:
         """Exit, as nobody else would end this rank."""
+        exit_after(_END_TIMEOUT)
         self._log("exits: the mpirun that started it is gone")
         self._write_record(print_stack=False)
         os._exit(1)
@@ -133,6 +137,7 @@ class Guard:
     def _exit_on_sigterm(self) -> None:
         """Exit; mpirun sends SIGTERM to all ranks once one of them has died."""
         if self._ending.acquire(blocking=False):
+            exit_after(_END_TIMEOUT)
             self._mark("ended")
             self._write_record(print_stack=False)
             time.sleep(_SIGTERM_DELAY)
@@ -192,6 +197,7 @@ class Guard:
         """Print the reason, have all ranks write their records, and end all of them."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # for ever: another thread is ending the job
+        exit_after(_END_TIMEOUT)
         flush_output()
         if not marks.are_read():  # else `mlxdist run` says it, and where the record is
             self._log(reason)
@@ -256,10 +262,20 @@ def abort(comm: MPI.Intracomm, code: int) -> NoReturn:
 
     mpi4py holds Python's lock meanwhile, so a timer of Python would not run.
     """
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(_ABORT_TIMEOUT, exit=True, file=nowhere)
-        comm.Abort(code)
+    exit_after(_ABORT_TIMEOUT)
+    comm.Abort(code)
     os._exit(code)
+
+
+def exit_after(seconds: float) -> None:
+    """Have this process exit after some time, whatever its threads do then.
+
+    Standard error may be a pipe that nobody reads, and MPI may hang. Nothing is done
+    where no thread can start, or no file be opened.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # never closed
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
 
 
 def failure_of(error: BaseException, activity: str) -> Failure:

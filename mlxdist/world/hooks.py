@@ -19,7 +19,10 @@ import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from ..launcher.standard_streams import flush_in_time, print_in_time
 from ..launcher.visible_text import visible_lines
+
+_PRINT_TIMEOUT = 0.5  # seconds for a paused reader to go on
 
 OnException = Callable[[BaseException, bool], object]
 
@@ -119,21 +122,17 @@ def enable_faulthandler() -> None:
 
 
 def log(text: str) -> None:
-    """Write to standard error at once, wherever that leads, and never fail.
+    """Write to standard error at once, wherever that leads; never fail or hang.
 
     Control characters are escaped: parts may come from other ranks.
     """
     stream = sys.stderr
     if stream is None or isinstance(stream, io.StringIO):  # ends with this process
         stream = sys.__stderr__
-    # In a single write, because other ranks write to the same stream.
-    with contextlib.suppress(Exception):
-        stream.write(visible_lines(text))  # type: ignore[union-attr]
-        stream.flush()  # type: ignore[union-attr]
+    print_in_time(visible_lines(text), stream, timeout=_PRINT_TIMEOUT)
 
 
 def flush_output() -> None:
-    """Flush standard output and standard error, if they are there and open."""
+    """Flush standard output and standard error, if they are there, open and read."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+        flush_in_time(stream, timeout=_PRINT_TIMEOUT)

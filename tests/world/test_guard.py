@@ -5,6 +5,7 @@ of them, on 2 and 3 ranks, and 200 drawn at random.
 """
 
 import ctypes
+import faulthandler
 import itertools
 import os
 import random
@@ -139,3 +140,37 @@ def test_abort_that_hangs_with_pythons_lock_ends_the_process():
         abort(Comm(), 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
     assert time.monotonic() - start < 10
+
+
+def test_abort_where_no_thread_can_start_still_calls_mpi(monkeypatch):
+    """The limit of processes is reached, or memory is."""
+
+    def fail(*_arguments, **_options):
+        raise RuntimeError("unable to start watchdog thread")
+
+    class Comm:
+        def Abort(self, code):
+            os._exit(code)
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(faulthandler, "dump_traceback_later", fail)
+        abort(Comm(), 7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+NO_THREAD = """
+import os, threading
+import mlxdist
+def fail(thread):
+    raise RuntimeError("can't start new thread")
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    threading.Thread.start = fail
+mlxdist.init(timeout=20)
+"""
+
+
+def test_guard_without_a_thread_on_one_rank_ends_the_job(mpi_job):
+    done = mpi_job(2, NO_THREAD)
+    assert done.returncode != 0
+    assert "RuntimeError: can't start new thread" in done.stderr

@@ -13,7 +13,10 @@ OUTCOME = ("tests/launcher/test_outcome.py",)
 OUTPUT = ("tests/launcher/test_output.py",)
 RANK_FAILURE = ("tests/launcher/test_rank_failure.py",)
 RANK_MAIN = ("tests/launcher/test_rank_main.py",)
-RUN = ("tests/launcher/test_run.py",)
+RUN = (
+    "tests/launcher/test_run.py"
+    "::test_run_with_a_rank_that_dies_in_an_exit_handler_names_it",
+)
 RUNNER = ("tests/launcher/test_runner.py",)
 SUMMARY = ("tests/launcher/test_summary.py",)
 SHOWN = (

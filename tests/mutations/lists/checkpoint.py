@@ -8,12 +8,10 @@ FLUSHES = (
     "tests/checkpoint/test_durability.py"
     "::test_save_flushes_each_file_and_folder_in_order",
 )
-DURABLE = ("tests/checkpoint/test_durable.py",)
 LOAD = ("tests/checkpoint/test_load.py",)
 LOCK = ("tests/checkpoint/test_lock.py",)
 MANIFEST = ("tests/checkpoint/test_manifest.py",)
 PARTITION = ("tests/checkpoint/test_partition.py",)
-SAFETENSORS = ("tests/checkpoint/test_safetensors.py",)
 SAVE = ("tests/checkpoint/test_save.py",)
 RESHARDED = (
     "tests/checkpoint/test_api.py::test_load_on_any_number_of_ranks_and_shard_mode_gives_the_same_bits",
@@ -47,62 +45,6 @@ CHANGED = (
 )
 
 MUTATIONS = [
-    # Files
-    Mutation(
-        "checkpoint/block_file.py",
-        "os.ftruncate(self._file, self.nbytes)",
-        "pass",
-        BLOCK_FILE,
-    ),
-    Mutation(
-        "checkpoint/block_file.py",
-        "BLOCK - self._filled, rest.nbytes",
-        "BLOCK, rest.nbytes",
-        BLOCK_FILE,
-    ),
-    Mutation(
-        "checkpoint/block_file.py",
-        "self.nbytes += self._filled",
-        "self.nbytes = self._filled",
-        BLOCK_FILE,
-    ),
-    Mutation(
-        "checkpoint/block_file.py",
-        "hexdigest() != self._sha256[index]",
-        "hexdigest() not in self._sha256",
-        BLOCK_FILE,
-    ),
-    Mutation(
-        "checkpoint/block_file.py",
-        "[low - start : high - start]",
-        "[: high - low]",
-        BLOCK_FILE,
-    ),
-    Mutation(
-        "checkpoint/block_file.py",
-        "min((index + 1) * self._block, self.nbytes)",
-        "(index + 1) * self._block",
-        BLOCK_FILE,
-    ),
-    Mutation("checkpoint/block_file.py", "self._error = error", "pass", BLOCK_FILE),
-    Mutation("checkpoint/durable.py", "os.O_NOFOLLOW | ", "", DURABLE),
-    Mutation("checkpoint/durable.py", " | os.O_NONBLOCK", "", DURABLE),
-    Mutation(
-        "checkpoint/durable.py",
-        "data[written:], offset + written",
-        "data[written:], offset",
-        DURABLE,
-    ),
-    Mutation(
-        "checkpoint/durable.py", "temporary.unlink(missing_ok=True)", "pass", DURABLE
-    ),
-    Mutation(
-        "checkpoint/safetensors.py",
-        'text += b" " * (-len(text) % 8)',
-        "pass",
-        PARTITION,
-    ),
-    Mutation("checkpoint/safetensors.py", "end += nbytes", "end = nbytes", SAFETENSORS),
     # Which rank writes what
     Mutation(
         "checkpoint/partition.py",
@@ -258,7 +200,9 @@ MUTATIONS = [
         LOAD,
         (2,),
     ),
-    Mutation("checkpoint/reader.py", "self._readers.check_unchanged()", "pass", CHANGED, (2,)),
+    Mutation(
+        "checkpoint/reader.py", "self._readers.check_unchanged()", "pass", CHANGED, (2,)
+    ),
     Mutation(
         "checkpoint/load.py",
         "extra = on_all_ranks(all_gather, failure, finish)",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlxdist.comm import agree
+from mlxdist.layout.sharding import Bucket
 from tests.support.buckets import (
     bucket_of_owners,
     flat_bucket,
@@ -12,6 +13,7 @@ from tests.support.buckets import (
     values_of,
 )
 from tests.support.examples import assert_same_bits
+from tests.support.plans import make_entry
 
 pytestmark = pytest.mark.mpi
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -115,3 +117,28 @@ def test_broadcast_gives_the_roots_bits_and_leaves_the_callers_arrays(comm, worl
     sent = comm.broadcast(local, root)
     assert_same_bits(sent, mx.array([-0.0, float(root), float("nan")] * 100))
     assert_same_bits(local, before)
+
+
+def test_broadcast_over_the_host_transport_counts_what_the_root_sends(world):
+    comm, root = world.host_transport, world.size - 1
+    before = comm.traffic.bytes_sent, comm.traffic.collectives
+    comm.broadcast(mx.zeros(7), root)
+    nbytes = 28 if world.rank == root else 0
+    assert comm.traffic.bytes_sent == before[0] + nbytes
+    assert comm.traffic.collectives == before[1] + 1
+
+
+@pytest.mark.usefixtures("message_limits")
+def test_reduce_scatter_of_spans_of_unequal_length_is_the_mean(comm, world):
+    """One rank owns all but an element each, so that it has more rounds to go."""
+    sizes = [1] * (world.size - 1) + [199]
+    entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
+    bucket = Bucket(tuple(entries), world.size, tuple(range(world.size)))
+    local = mx.arange(float(bucket.size)) * (world.rank + 1)
+    pending = comm.start_reduce_scatter([local], bucket, known_weights(world))
+    start, stop = bucket.span(world.rank)
+    ranks = sum(range(1, world.size + 1))
+    mean = mx.arange(float(bucket.size)) * ranks / world.size
+    assert_same_bits(pending.finish(), mean[start:stop])
+    full = comm.start_all_gather([mean[start:stop]], bucket).finish()
+    assert_same_bits(full, mean)

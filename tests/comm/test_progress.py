@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -136,6 +137,15 @@ def test_error_of_the_progress_thread_is_raised_by_whoever_waits():
     with pytest.raises(OSError, match="the wire was cut"):  # and by later calls
         progress.drain()
     progress.close()
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_progress_that_was_closed_refuses_exchanges(overlaps):
+    progress = Progress(overlaps=overlaps, recorder=Recorder())
+    progress.close()
+    for call in (progress.drain, partial(progress.add, Failing())):
+        with pytest.raises(RuntimeError, match="this world is closed"):
+            call()
 
 
 class SendTimes:

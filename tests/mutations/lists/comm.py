@@ -97,12 +97,8 @@ MUTATIONS = [
             ("self._error = error  # raised", "pass  # raised"),
             ("left = [*self._waiting, *(", "left = [*("),
             ("if not exchange.ready:", "if False:"),
+            ("if self._is_closed:", "if False:"),
         ],
-    ),
-    *mistakes(
-        "comm/progress.py",
-        ("tests/world/test_close.py",),
-        [("if self._is_closed:", "if False:")],
     ),
     # -- collectives of MLX
     *mistakes(

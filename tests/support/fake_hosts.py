@@ -46,7 +46,9 @@ def environment(folder):
     agent = folder / "agent"
     agent.write_text(_AGENT.format(unshare=command))
     agent.chmod(0o755)
-    return {"PRTE_MCA_plm_ssh_agent": str(agent)}
+    # By its name, because mpirun splits a path at spaces.
+    path = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
+    return {"PRTE_MCA_plm_ssh_agent": agent.name, "PATH": path}
 
 
 @pytest.fixture

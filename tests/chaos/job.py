@@ -72,9 +72,7 @@ class RunningJob:
         """Run the job to its end, or to its deadline, and return how it ended."""
         before = {path.name for path in (self.folder / "fired").iterdir()}
         began = time.monotonic()
-        timeouts = (self.plan.timeout + self.plan.time_limit) * (
-            self.plan.max_restarts + 1
-        )
+        timeouts = self._timeouts()
         out, err = (self.folder / f"{x}{first_attempt}" for x in ("out", "err"))
         with out.open("w") as output, err.open("w") as errors:
             process = subprocess.Popen(
@@ -108,9 +106,17 @@ class RunningJob:
             seconds,
         )
 
+    def _timeouts(self) -> float:
+        """Return the seconds that all starts may take until the last time-out."""
+        starts = self.plan.max_restarts + 1
+        waits = sum(self._kinds[fault.kind].wait for fault in self.plan.faults)
+        return starts * (self.plan.timeout + self.plan.time_limit) + waits
+
     def _command(self, first_attempt: int) -> list[str]:
         plan = self.plan
-        run = ["env", "-C", str(self.folder), *jobs.MLXDIST_RUN]
+        # mpirun's files on this host go where `mlxdist run` puts them.
+        run = ["env", "-u", "PRTE_MCA_prte_local_tmpdir_base"]
+        run += ["-C", str(self.folder), *jobs.MLXDIST_RUN]
         if plan.hosts > 1:
             slots = plan.configuration.ranks // plan.hosts
             names = [f"{host.name}:{slots}" for host in self.cluster.hosts]
@@ -201,15 +207,15 @@ class RunningJob:
         return [pid for host in hosts for pid in self.cluster.processes(host)]
 
     def _files(self) -> set[str]:
-        """Return the files in shared memory, TMPDIR and mpirun's own folder.
+        """Return the files in shared memory and TMPDIR.
 
-        Empty folders are Open MPI's: a world of one leaves them.
+        Empty folders are Open MPI's: a world of one leaves them. Files of daemons that
+        were killed on other hosts go with the cluster.
         """
         hosts = range(len(self.cluster.hosts))
         folders = [self._root(host) / "dev" / "shm" for host in hosts]
         paths = [path for folder in folders for path in folder.iterdir()]
         paths += (self.folder / "tmp").rglob("*")
-        paths += self.cluster.folder.glob("ompi.*/**/*")
         return {str(path) for path in paths if not path.is_dir()}
 
     def _leftovers(self) -> tuple[str, ...]:

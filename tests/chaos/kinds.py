@@ -33,6 +33,8 @@ class Kind:
         at_start: strikes before `init()`, not in a step.
         needs_hosts, needs_disks, needs_restart, needs_limit: what the plan must have.
         longest: seconds that it may last at most, 0 if it does not end by itself.
+        wait: seconds that mlxdist allows beyond the time-outs of the plan.
+        exit_code: of `mlxdist run`, where only one is right.
     """
 
     effect: ClassVar[Effect] = Effect.ENDS
@@ -42,7 +44,8 @@ class Kind:
     needs_restart: ClassVar[bool] = False
     needs_limit: ClassVar[bool] = False
     longest: ClassVar[float] = 0.0
-    exit_code: ClassVar[int | None] = None  # of `mlxdist run`, where only one is right
+    wait: ClassVar[float] = 0.0
+    exit_code: ClassVar[int | None] = None
 
     @classmethod
     def available(cls) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxdist.launcher.join_deadline import LEAST_TIMEOUT
+
 from .kinds import Action, Effect, Kind
 from .plan import Fault, Plan
 
@@ -131,6 +133,7 @@ class NeverInitKill(Kill):
 
 class NeverInitStop(Kind):
     at_start = True
+    wait = LEAST_TIMEOUT
 
     def strike(self, fault: Fault, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -138,6 +141,7 @@ class NeverInitStop(Kind):
 
 class NeverInitSleep(Kind):
     at_start = True
+    wait = LEAST_TIMEOUT
 
     def strike(self, fault: Fault, folder: Path) -> None:
         time.sleep(3600)

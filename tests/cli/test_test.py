@@ -47,7 +47,8 @@ def test_test_over_hosts_passes(tmp_path, monkeypatch):
 
 
 def test_test_over_an_unreachable_host_ends_after_the_first_job(hosts, tmp_path):
-    env = {**hosts, "UNREACHABLE": "h2"}
+    # A folder without a space in its path, where mpirun's agent can be replaced.
+    env = {**hosts, "UNREACHABLE": "h2", "TMPDIR": "/tmp"}
     ran = jobs.run([*TEST, "-H", "h1,h2"], env=env, cwd=tmp_path)
     assert ran.returncode == 1
     first, *rest = ran.stdout.splitlines()

@@ -52,7 +52,7 @@ while :; do
         *) break ;;
     esac
 done
-bin=$(dirname -- "$0")
+bin=$(dirname -- "$0") home=${HOME:-/}
 host=${1#*@}
 shift
 if [ ! -e "$bin/../hosts/$host/net" ]; then
@@ -60,7 +60,7 @@ if [ ! -e "$bin/../hosts/$host/net" ]; then
     exit 255
 fi
 cd / && exec nsenter --net="$bin/../hosts/$host/net" --uts="$bin/../hosts/$host/uts" \\
-    --mount="$bin/../hosts/$host/mnt" env -i -C "$HOME" HOME="$HOME" USER=root \\
+    --mount="$bin/../hosts/$host/mnt" env -i -C "$home" HOME="$home" USER=root \\
     PATH="$bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \\
     sh -c "$*"
 """

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import os
 import sys
 from types import TracebackType
 from typing import NoReturn
 
 from .hooks import flush_output
+
+# Seconds that MPI_Finalize may take at least: exit handlers of other ranks may be slow.
+FINALIZE_TIMEOUT = 300.0
 
 
 def finalize_at_exit(library: str) -> None:
@@ -31,10 +35,20 @@ def finalize_at_exit(library: str) -> None:
     os.register_at_fork(after_in_child=_skip_inherited_handlers)
 
 
-def _at_c_exit(function: ctypes.c_void_p) -> None:
+def limit_finalize(seconds: float) -> None:
+    """Have SIGALRM end this process if MPI_Finalize takes longer than some seconds.
+
+    It waits for all ranks, and nothing watches them any more: one may be stopped.
+    Called once MPI has started, so that the alarm is set just before MPI_Finalize.
+    """
+    alarm = ctypes.cast(ctypes.CDLL(None).alarm, ctypes.c_void_p)
+    _at_c_exit(alarm, math.ceil(seconds))
+
+
+def _at_c_exit(function: ctypes.c_void_p, argument: int | None = None) -> None:
     register = ctypes.CDLL(None).__cxa_atexit
     register.argtypes = [ctypes.c_void_p] * 3
-    register(function, None, None)
+    register(function, argument, None)
 
 
 def keep_alive(group: object) -> None:

@@ -1,5 +1,7 @@
 """The end of the process: MPI_Finalize of ranks and of their forked children."""
 
+import signal
+
 import pytest
 
 from tests.support.jobs import mpi_job
@@ -58,3 +60,35 @@ def test_exit_of_forked_children_keeps_their_exit_codes_and_the_job(guard, tmp_p
     assert lines == [f"rank 0 {codes}", f"rank 1 {codes}"]
     assert result.stderr.count("KeyError: 'of the child'") == 2
     assert "the job ends" not in result.stderr
+
+
+STOPS_LATE = """
+import atexit, os, signal
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":  # called after those of mlxdist
+    atexit.register(os.kill, os.getpid(), signal.SIGSTOP)
+import mlxdist
+from mlxdist.world import join
+join.FINALIZE_TIMEOUT = 1.0
+mlxdist.init(timeout=1)
+"""
+
+
+def test_finalize_with_a_rank_that_is_stopped_ends_the_job(tmp_path):
+    """No rank watches the others any more, and MPI_Finalize waits for all."""
+    result = mpi_job(2, STOPS_LATE, folder=tmp_path, timeout=30)
+    assert result.returncode == 128 + signal.SIGALRM
+    assert "rank 0" in result.stderr
+
+
+ENDS_LATE = """
+import atexit, os, time
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    atexit.register(time.sleep, 1.5)
+import mlxdist
+mlxdist.init(timeout=1)
+"""
+
+
+def test_finalize_with_a_slow_exit_handler_waits_for_it(tmp_path):
+    result = mpi_job(2, ENDS_LATE, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from . import environment
 
 # Descriptors of files whose locks hold the claims of this process, until it ends.
 _claims: list[int] = []
+_session_folders: list[Path] = []  # of the mpirun that started this process
 
 
 class Launch(NamedTuple):
@@ -174,7 +176,19 @@ def claim(launch: Launch) -> int | None:
         text = os.read(descriptor, 32)
         os.close(descriptor)
         return int(text) if text.isdigit() else None
+    _session_folders.append(path.parent)
     os.truncate(descriptor, 0)
     os.write(descriptor, b"%d" % os.getpid())
     _claims.append(descriptor)
     return None
+
+
+def remove_session(mpirun: int) -> None:
+    """Remove the folder of the mpirun that started this process, which was killed.
+
+    Args:
+        mpirun: its process id, or that of its daemon on this host.
+    """
+    for folder in _session_folders:
+        if folder.name.endswith(f".{mpirun}"):
+            shutil.rmtree(folder, ignore_errors=True)

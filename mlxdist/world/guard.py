@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..comm.agreement import OnAllRanks
 from ..comm.flight_recorder import Failure, RankInfo, Recorder
-from ..launcher import marks, rank_failure
+from ..launcher import launches, marks, rank_failure
 from ..launcher.user_frames import skip_start, user_location
 from ..launcher.visible_text import visible
 from .digest import EndNotice
@@ -67,6 +67,7 @@ class Guard:
         self._exit_comm, self._watch_comm = comm.Dup(), comm.Dup()
         self._ending = threading.Lock()  # never released
         self._failure: Failure | None = None  # of this rank
+        self._parent = os.getppid()
         self._main_thread = threading.main_thread().ident or 0
         self._watchdog = Watchdog(
             self._watch_comm, recorder, timeout=timeout, host=self._host, events=self
@@ -125,6 +126,7 @@ class Guard:
         exit_after(_END_TIMEOUT)
         self._log("exits: the mpirun that started it is gone")
         self._write_record(print_stack=False)
+        launches.remove_session(self._parent)
         os._exit(1)
 
     def on_sigterm(self) -> None:

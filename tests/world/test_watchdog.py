@@ -128,12 +128,15 @@ def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
     """Open MPI ends them after 2 s, but then they leave no records."""
     script = "import mlxdist, time\nmlxdist.init()\nprint('up', flush=True)\n"
     (tmp_path / "job.py").write_text(script + "time.sleep(1000)")
-    job = start([*mpirun(2), sys.executable, "job.py"], cwd=tmp_path)
+    session = tmp_path / "session"
+    session.mkdir()
+    job = start([*mpirun(2, str(session)), sys.executable, "job.py"], cwd=tmp_path)
     assert [job.stdout.readline() for _ in range(2)] == 2 * ["up\n"]
     assert len(processes(job.pid)) >= 3
     job.send_signal(signal.SIGKILL)
     job.wait()
     assert wait_until(lambda: not processes(job.pid), seconds=5)
+    assert list(session.iterdir()) == []  # mpirun's own files
     records = sorted(path.name for path in postmortem_folder(tmp_path).iterdir())
     assert records == ["rank-0.jsonl", "rank-1.jsonl"]
     job.stdout.close()

@@ -46,6 +46,7 @@ class RunningJob:
     def __init__(self, plan: Plan, kinds: dict[str, Kind], patience: float = PATIENCE):
         self.plan, self.launcher = plan, 0
         self._kinds, self._patience = kinds, patience
+        self._lost_hosts: set[int] = set()  # daemons of Open MPI may stay there
         self.cluster = VirtualCluster(plan.hosts)
         self.folder = self.cluster.folder / "job"  # goes with the cluster
         for name in ("", "fired", "saves", "tmp", "tmp/mlx"):  # MLX keeps its kernels
@@ -114,9 +115,11 @@ class RunningJob:
 
     def _command(self, first_attempt: int) -> list[str]:
         plan = self.plan
-        # mpirun's files on this host go where `mlxdist run` puts them.
-        run = ["env", "-u", "PRTE_MCA_prte_local_tmpdir_base"]
-        run += ["-C", str(self.folder), *jobs.MLXDIST_RUN]
+        run = ["env", "-C", str(self.folder)]
+        if plan.hosts == 1:  # mpirun's files go where `mlxdist run` puts them
+            for side in ("local", "remote"):
+                run += ["-u", f"PRTE_MCA_prte_{side}_tmpdir_base"]
+        run += jobs.MLXDIST_RUN
         if plan.hosts > 1:
             slots = plan.configuration.ranks // plan.hosts
             names = [f"{host.name}:{slots}" for host in self.cluster.hosts]
@@ -168,8 +171,13 @@ class RunningJob:
                 self.send(pid, number)
 
     def signal_daemon(self, host: int, number: int) -> None:
+        self._lost_hosts.add(host)
         for pid in self.cluster.processes(host, "prted"):
             self.send(pid, number)
+
+    def cut_wire(self, host: int) -> None:
+        self._lost_hosts.add(host)
+        self.cluster.cut(host)
 
     def fill_disk(self, host: int) -> None:
         """Write a file that leaves no room on a host's disk."""
@@ -187,6 +195,7 @@ class RunningJob:
 
     def repair(self) -> None:
         """Mend the wires and free the disks, for a start by hand."""
+        self._lost_hosts.clear()
         for index, host in enumerate(self.cluster.hosts):
             self.cluster.cut(index)
             self.cluster.mend(index)
@@ -218,15 +227,25 @@ class RunningJob:
         paths += (self.folder / "tmp").rglob("*")
         return {str(path) for path in paths if not path.is_dir()}
 
+    def _remaining(self) -> list[int]:
+        """Return the processes that should have ended by now."""
+        daemons = {
+            pid
+            for host in self._lost_hosts
+            for pid in self.cluster.processes(host)
+            if pid not in self.cluster.processes(host, "python")
+        }
+        return [pid for pid in self._processes() if pid not in daemons]
+
     def _leftovers(self) -> tuple[str, ...]:
         """Wait until nothing is left, not for ever, and return what is."""
         deadline = time.monotonic() + (self.plan.timeout + _GRACE) * load()
         while time.monotonic() < deadline:
-            if not self._processes() and self._files() <= self._files_before:
+            if not self._remaining() and self._files() <= self._files_before:
                 return ()
             time.sleep(0.1)
         files = sorted(self._files() - self._files_before)
-        return tuple(files) + describe(self._processes())
+        return tuple(files) + describe(self._remaining())
 
     def _hanging(self) -> tuple[str, ...]:
         return describe(self._processes())

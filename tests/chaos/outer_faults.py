@@ -127,7 +127,7 @@ class CutWire(KillDaemon):
     effect = Effect.ENDS_JOB
 
     def actions(self, fault: Fault, job: RunningJob, pid: int) -> Iterable[Action]:
-        yield fault.delay, lambda: job.cluster.cut(fault.host)
+        yield fault.delay, lambda: job.cut_wire(fault.host)
 
     def cause(self, fault: Fault, plan: Plan) -> str:
         return r"\bnode\d"  # from both sides the other one is lost

@@ -43,6 +43,7 @@ CHANGED = (
     "tests/checkpoint/test_hostile.py"
     "::test_load_of_a_file_that_changes_meanwhile_changes_nothing",
 )
+DIRECTORY = ("tests/checkpoint/test_directory.py",)
 
 MUTATIONS = [
     # Which rank writes what
@@ -100,7 +101,7 @@ MUTATIONS = [
         "checkpoint/directory.py",
         "not oldest <= save.serial < current.serial",
         "not save.serial < current.serial",
-        SAVE,
+        DIRECTORY,
         (1,),
     ),
     Mutation(

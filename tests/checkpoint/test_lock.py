@@ -65,6 +65,14 @@ def test_lock_names_the_process_that_holds_it_and_ends_with_it(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_lock_is_shared_with_nobody(tmp_path):
+    lock = FolderLock(tmp_path)
+    share = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), 5)"  # SH | NB
+    command = [sys.executable, "-S", "-c", share, str(tmp_path / NAME)]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
+    lock.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"\x1b[2J 1 x", b"1 " + b"x" * 10**6])
 def test_lock_does_not_quote_what_no_lock_has_written(content, tmp_path, monkeypatch):
     def held(file, flags):

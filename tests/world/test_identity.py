@@ -4,6 +4,7 @@ brainiak#501, ompi#3158: a child that joins MPI as its parent crashes or hangs.
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import sys
 
 import pytest
 
+from mlxdist.launcher import environment, launches
+from mlxdist.world import identity
 from tests.support.jobs import MLXDIST_RUN, clean_environment, mpi_job, mpirun, run
 
 CHILD = """
@@ -185,3 +188,25 @@ def test_init_ring_under_mpirun_raises(tmp_path):
     assert result.returncode == 1
     message = r"started this process as rank [01] of 2 over 'mpi'"
     assert re.search(message, result.stderr)
+
+
+@pytest.mark.parametrize("claimed", [None, "parent", "stranger"])
+def test_process_whose_rank_is_claimed_joins_only_as_its_child(claimed, monkeypatch):
+    """A child that a rank has started before it joined."""
+    monkeypatch.setattr(
+        environment.os,
+        "environ",
+        {
+            "OMPI_COMM_WORLD_RANK": "1",
+            "OMPI_COMM_WORLD_SIZE": "3",
+            "PMIX_NAMESPACE": "prterun-h-7@1",
+        },
+    )
+    pids = {None: None, "parent": os.getppid(), "stranger": 1 << 30}
+    monkeypatch.setattr(launches, "claim", lambda launch: pids[claimed])
+    if claimed == "stranger":
+        with pytest.raises(RuntimeError, match="process 1073741824 has joined as rank"):
+            identity.find_launch(None, strict=True, rejoins=False)
+        return
+    launch = identity.find_launch(None, strict=True, rejoins=False)
+    assert (launch is None) == (claimed == "parent")

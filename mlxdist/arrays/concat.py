@@ -1,17 +1,21 @@
 """Arrays to one flat vector, and one flat vector to arrays.
 
-Both are compiled: not for the arithmetic, but because building the graph for thousands
-of small tensors would cost a microsecond of Python each.
+Not compiled: to compile either takes time with the square of the number of arrays, and
+makes it no faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 
 from .dtypes import dtype_of
 from .types import Array, Dtype, Pieces
+
+# Views from which on one operation makes all of them.
+_MANY = 64
 
 
 class Join:
@@ -19,12 +23,8 @@ class Join:
 
     def __init__(self, dtype: str):
         self._dtype: Dtype = dtype_of(dtype)
-        self._compiled: Callable[[Pieces], Array] = mx.compile(self._join)
 
     def __call__(self, parts: Pieces) -> Array:
-        return self._join(parts) if len(parts) < 2 else self._compiled(parts)
-
-    def _join(self, parts: Pieces) -> Array:
         if not parts:
             return mx.zeros(0, self._dtype)
         flat = [part.reshape(-1) for part in parts]
@@ -35,21 +35,22 @@ class Split:
     """Cuts one flat vector into views.
 
     Args:
-        bounds: elements [start, stop) of each view.
+        offsets: of the first element of each view, and of the end of the last one.
         shapes: of each view.
     """
 
-    def __init__(
-        self, bounds: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, ...]]
-    ):
-        self._views = list(zip(bounds, shapes, strict=True))
-        self._compiled: Callable[[Array], Pieces] = mx.compile(self._split)
+    def __init__(self, offsets: Sequence[int], shapes: Sequence[tuple[int, ...]]):
+        self._shapes = list(shapes)
+        self._offsets = list(offsets)
+        assert len(self._offsets) == len(self._shapes) + 1
 
     def __call__(self, flat: Array) -> Pieces:
-        return self._split(flat) if len(self._views) < 2 else self._compiled(flat)
-
-    def _split(self, flat: Array) -> Pieces:
-        return [flat[start:stop].reshape(shape) for (start, stop), shape in self._views]
+        offsets = self._offsets
+        if len(self._shapes) < _MANY or flat.size != offsets[-1] or offsets[0]:
+            parts = [flat[start:stop] for start, stop in pairwise(offsets)]
+        else:
+            parts = list(mx.split(flat, offsets[1:-1]))
+        return [part.reshape(s) for part, s in zip(parts, self._shapes, strict=True)]
 
 
 class Chunk:

@@ -8,14 +8,14 @@ comes out whole on every rank.
 from __future__ import annotations
 
 from collections import deque
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..arrays.concat import Chunk, Split
 from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
-from ..layout.sharding import Bucket, Plan
+from ..layout.sharding import Bucket, Piece, Plan
 from .collectives import Collectives, Pending, Traffic
 from .reduction import Weights
 
@@ -50,14 +50,10 @@ class Wire:
         self._mean_dtype = mean_dtype
         self._contents = [f"bucket {i}: {b.names}" for i, b in enumerate(plan.buckets)]
         self._entries = [
-            Split(list(pairwise(b.offsets)), [e.shape for e in b.entries])
-            for b in plan.buckets
+            Split(b.offsets, [e.shape for e in b.entries]) for b in plan.buckets
         ]
         self._pieces = [
-            Split(
-                [(p.offset, p.offset + p.stop - p.start) for p in bucket],
-                [p.shape(plan.strategy) for p in bucket],
-            )
+            Split(_offsets(bucket), [p.shape(plan.strategy) for p in bucket])
             for bucket in self.pieces
         ]
 
@@ -293,6 +289,12 @@ class Gather:
         index, pending = self._window.pop()
         entries = self._wire.entries(index, pending.finish())
         return Whole(self._buckets[index], entries)
+
+
+def _offsets(pieces: Sequence[Piece]) -> list[int]:
+    """Where each piece starts in the rank's chunk, and where the last one ends."""
+    ends = [piece.offset + piece.stop - piece.start for piece in pieces]
+    return [0, *ends]
 
 
 def _unless_wide(dtype: Dtype, bucket: Bucket) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 # A key of a dict, which is text as a rule, or an index into a list or tuple.
 Key = Hashable
@@ -14,6 +14,7 @@ Key = Hashable
 _AMBIGUOUS = re.compile(r'(?s:|0|-?[1-9][0-9]*|<.*|.*[."\ud800-\udfff].*)')
 _PARTS = re.compile(r'(?:\A|\.)("(?:[^"\\]|\\.)*"(?=\.|\Z)|[^.]*)')
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_CACHED = 4096  # keys whose text and order are kept
 _SORTED_AS_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -58,6 +59,11 @@ class KeyPath(tuple[Key, ...]):
 
 
 def _key_text(key: Key) -> str:
+    # Thousands of paths share few keys. Subclasses may hold more than their text.
+    return _cached_text(key) if type(key) in (str, int) else _text_of(key)
+
+
+def _text_of(key: Key) -> str:
     if isinstance(key, str):
         text = str.__str__(key)
         if _AMBIGUOUS.fullmatch(text):
@@ -66,6 +72,9 @@ def _key_text(key: Key) -> str:
     if isinstance(key, int) and not isinstance(key, bool):
         return str(int(key))
     return f"<{key!r}>"
+
+
+_cached_text = lru_cache(_CACHED, typed=True)(_text_of)
 
 
 def _parsed(part: str) -> Key:
@@ -78,7 +87,14 @@ def _parsed(part: str) -> Key:
 
 
 def _key_order(key: Key) -> tuple[int, int, str]:
+    return _cached_order(key) if type(key) in (str, int) else _order_of(key)
+
+
+def _order_of(key: Key) -> tuple[int, int, str]:
     text = _key_text(key).strip('"')
     if _SORTED_AS_NUMBER.fullmatch(text):
         return 0, int(text), str(type(key))
     return 1, 0, text
+
+
+_cached_order = lru_cache(_CACHED, typed=True)(_order_of)

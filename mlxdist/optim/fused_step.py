@@ -1,13 +1,13 @@
 """One leaf optimizer's step on its pieces of one bucket, compiled where that is faster.
 
 `PieceStep` steps each piece by itself. `FusedStep` steps many small pieces as one flat
-array: one kernel instead of thousands.
+array: a few kernels instead of thousands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
+from itertools import accumulate, repeat
 from operator import is_
 
 import mlx.core as mx
@@ -168,17 +168,17 @@ class FusedStep:
         strategy: Strategy,
         bucket: Sequence[Piece],
         copies: WeightCopies,
+        *,
+        compiled: bool,
     ):
         self._bucket = bucket
         self._strategy = strategy
-        bounds, size = [], 0
-        for piece in bucket:
-            bounds.append((size, size + piece.stop - piece.start))
-            size = bounds[-1][1]
+        offsets = [0, *accumulate(piece.stop - piece.start for piece in bucket)]
+        size = offsets[-1]
         whole = Piece(Entry(KeyPath(), (size,), bucket[0].entry.dtype), 0, size, 0)
-        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=True)
+        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=compiled)
         self._joins: dict[str, Join] = {}
-        self._split = Split(bounds, [piece.shape(strategy) for piece in bucket])
+        self._split = Split(offsets, [piece.shape(strategy) for piece in bucket])
         self._flat: State = {}
         self._views: dict[str, Pieces] = {}
 

@@ -64,13 +64,23 @@ class LocalUpdate(Protocol):
 
 
 def make_local_update(
-    inner: InnerOptimizer, wire: Wire, copies: WeightCopies, *, compiled: bool
+    inner: InnerOptimizer,
+    wire: Wire,
+    copies: WeightCopies,
+    *,
+    compiled: bool = False,
+    traced: bool = False,
 ) -> LocalUpdate:
     """Return the update for a wrapped optimizer: a class of a user's own that does more
-    than MLX in `apply_gradients` gets whole trees."""
+    than MLX in `apply_gradients` gets whole trees.
+
+    Args:
+        compiled: whether to run compiled kernels.
+        traced: whether it runs inside a user's `mx.compile`, which fuses by itself.
+    """
     if any(leaf.steps_whole_trees for leaf in inner.leaves):
         return WholeTreeUpdate(inner, wire, copies)
-    return BucketUpdate(inner, wire, copies, compiled=compiled)
+    return BucketUpdate(inner, wire, copies, compiled=compiled, traced=traced)
 
 
 class BucketUpdate:
@@ -88,10 +98,12 @@ class BucketUpdate:
         copies: WeightCopies,
         *,
         compiled: bool,
+        traced: bool,
     ):
         self.shard = LocalShard(inner, wire, copies)
         self.steps = [
-            _BucketStep(self.shard, b, compiled=compiled) for b in wire.pieces
+            _BucketStep(self.shard, bucket, compiled=compiled, traced=traced)
+            for bucket in wire.pieces
         ]
         nbytes = sum(entry.nbytes for entry in wire.plan.entries)
         self.waits = nbytes < compilation.COMPILED_FROM or any(
@@ -158,7 +170,14 @@ class _BucketUpdateStep:
 class _BucketStep:
     """The step of all leaves on one bucket."""
 
-    def __init__(self, shard: LocalShard, bucket: Sequence[Piece], *, compiled: bool):
+    def __init__(
+        self,
+        shard: LocalShard,
+        bucket: Sequence[Piece],
+        *,
+        compiled: bool,
+        traced: bool,
+    ):
         strategy = shard.wire.plan.strategy
         groups = _by_leaf(shard.inner, bucket)
         self._steps = [
@@ -175,10 +194,12 @@ class _BucketStep:
             for leaf, indices in groups
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
+        self._leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
         self._fused: FusedStep | None = None
-        has_one_leaf = len(bucket) > 1 and len(groups) == 1
-        if compiled and has_one_leaf and groups[0][0].can_be_compiled:
-            self._fused = FusedStep(groups[0][0], strategy, bucket, shard.copies)
+        if not traced and self._leaf is not None and self._leaf.can_be_fused:
+            self._fused = FusedStep(
+                self._leaf, strategy, bucket, shard.copies, compiled=compiled
+            )
 
     def __call__(
         self,
@@ -187,7 +208,7 @@ class _BucketStep:
         states: Sequence[State],
         scale: Array | None,
     ) -> Chunk | Pieces:
-        if self._fused is not None:
+        if self._fused and self._leaf and self._leaf.can_be_fused:
             return self._fused(mean, parameters, states, scale)
         gradients = mean.pieces()
         stepped: Pieces = [None] * len(gradients)

@@ -148,7 +148,7 @@ class Pipelines:
         norm: NormPolicy = grad_norm.Unmeasured()
         if options.max_norm is not None:
             norm = grad_norm.TracedNorm(wire)
-        update = make_local_update(self._inner, wire, options.copies, compiled=False)
+        update = make_local_update(self._inner, wire, options.copies, traced=True)
         if self._from_root and wire.has_peers:
             update = FromRoot(update, wire)
         return Pipeline(

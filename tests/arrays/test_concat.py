@@ -1,4 +1,6 @@
-"""Arrays to one flat vector and back, compiled and with one array alone."""
+"""Arrays to one flat vector and back."""
+
+from itertools import accumulate, pairwise
 
 import mlx.core as mx
 import pytest
@@ -17,8 +19,21 @@ def test_join_gives_a_flat_vector_of_its_dtype(count):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_split_gives_views_in_their_shapes(count):
-    bounds, shapes = [(1, 5), (5, 5), (6, 7)][:count], [(2, 2), (0, 3), ()][:count]
-    views = Split(bounds, shapes)(mx.arange(9))
+    offsets, shapes = [1, 5, 5, 6][: count + 1], [(2, 2), (0, 3), ()][:count]
+    views = Split(offsets, shapes)(mx.arange(9))
     assert [view.shape for view in views] == shapes
-    expected = [list(range(start, stop)) for start, stop in bounds]
+    expected = [list(range(start, stop)) for start, stop in pairwise(offsets)]
     assert [view.reshape(-1).tolist() for view in views] == expected
+
+
+@pytest.mark.parametrize("count", [63, 64, 65, 1000])
+@pytest.mark.parametrize(("first", "behind"), [(0, 0), (2, 0), (0, 3)])
+def test_split_into_many_views_gives_each_its_elements(count, first, behind):
+    """However it makes them: the vector may be longer than the views."""
+    shapes = [(2, index % 3) for index in range(count)]
+    offsets = [first, *accumulate((2 * n for _, n in shapes), initial=first)][1:]
+    flat = mx.arange(offsets[-1] + behind)
+    views = Split(offsets, shapes)(flat)
+    assert [view.shape for view in views] == shapes
+    joined = [number for view in views for number in view.reshape(-1).tolist()]
+    assert joined == list(range(first, offsets[-1]))

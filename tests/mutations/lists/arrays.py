@@ -10,8 +10,11 @@ TREE_INDEX = ("tests/arrays/test_tree_index.py",)
 
 MUTATIONS = [
     Mutation("arrays/concat.py", ".astype(self._dtype)", "", CONCAT),
-    Mutation("arrays/concat.py", "flat[start:stop].", "flat[start:].", CONCAT),
-    Mutation("arrays/concat.py", ".reshape(shape)", "", CONCAT),
+    Mutation("arrays/concat.py", "flat[start:stop]", "flat[start:]", CONCAT),
+    Mutation("arrays/concat.py", ".reshape(s)", "", CONCAT),
+    Mutation("arrays/concat.py", "offsets[1:-1]", "offsets[:-1]", CONCAT),
+    Mutation("arrays/concat.py", " or offsets[0]", "", CONCAT),
+    Mutation("arrays/concat.py", " or flat.size != offsets[-1]", "", CONCAT),
     Mutation("arrays/numpy_view.py", "if not view.c_contiguous:", "if 0:", NUMPY_VIEW),
     Mutation("arrays/numpy_view.py", "wide <<= 16", "wide <<= 15", NUMPY_VIEW),
     Mutation("arrays/numpy_view.py", "+= 0x7FFF", "+= 0x8000", NUMPY_VIEW),

@@ -8,14 +8,13 @@ comes out whole on every rank.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..arrays.concat import Chunk, Split
 from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
-from ..layout.sharding import Bucket, Piece, Plan
+from ..layout.sharding import Bucket, Plan
 from .collectives import Collectives, Pending, Traffic
 from .reduction import Weights
 
@@ -53,7 +52,10 @@ class Wire:
             Split(b.offsets, [e.shape for e in b.entries]) for b in plan.buckets
         ]
         self._pieces = [
-            Split(_offsets(bucket), [p.shape(plan.strategy) for p in bucket])
+            Split(
+                [0, *(p.offset + p.stop - p.start for p in bucket)],
+                [p.shape(plan.strategy) for p in bucket],
+            )
             for bucket in self.pieces
         ]
 
@@ -289,12 +291,6 @@ class Gather:
         index, pending = self._window.pop()
         entries = self._wire.entries(index, pending.finish())
         return Whole(self._buckets[index], entries)
-
-
-def _offsets(pieces: Sequence[Piece]) -> list[int]:
-    """Where each piece starts in the rank's chunk, and where the last one ends."""
-    ends = [piece.offset + piece.stop - piece.start for piece in pieces]
-    return [0, *ends]
 
 
 def _unless_wide(dtype: Dtype, bucket: Bucket) -> str | None:

@@ -23,10 +23,11 @@ from ..layout.entries import Entry
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
 from .hyperparameters import Optimizer
-from .inner_optimizer import Leaf
+from .inner_optimizer import ELEMENTWISE, Leaf
 from .weight_copies import WeightCopies
 
 State = dict[str, Array]
+_RULES = {kind: kind.apply_single for kind in ELEMENTWISE}
 
 
 def scaled(gradient: Array, dtype: Dtype, scale: Array | None) -> Array:
@@ -153,6 +154,12 @@ class PieceStep:
             return self._apply(gradients, parameters, new, scale), new
         finally:
             self._leaf._state = saved
+
+
+def can_be_fused(leaf: Leaf) -> bool:
+    """Return whether a leaf may now step many tensors as one flat array."""
+    kind = type(leaf.optimizer)
+    return leaf.can_be_compiled and kind.apply_single is _RULES[kind]
 
 
 class FusedStep:

@@ -34,7 +34,6 @@ ELEMENTWISE = frozenset(
         optim.Lion,
     }
 )
-_RULES = {kind: kind.apply_single for kind in ELEMENTWISE}
 # Arithmetic that takes as long as moving one element and its state through memory.
 _FLOPS_PER_ELEMENT = 64
 
@@ -85,12 +84,6 @@ class Leaf:
     def can_be_compiled(self) -> bool:
         """Whether a compiled update is sure to do what the optimizer does."""
         return self.is_known and not hyperparameters.has_arrays(self.optimizer)
-
-    @property
-    def can_be_fused(self) -> bool:
-        """Whether it may now step many tensors as one flat array."""
-        kind = type(self.optimizer)
-        return self.can_be_compiled and kind.apply_single is _RULES[kind]
 
     @property
     def steps_whole_trees(self) -> bool:

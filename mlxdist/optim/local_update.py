@@ -16,7 +16,7 @@ from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
 from . import compilation
-from .fused_step import FusedStep, PieceStep, State, select
+from .fused_step import FusedStep, PieceStep, State, can_be_fused, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
 from .random_draws import RandomDraws
@@ -196,7 +196,7 @@ class _BucketStep:
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
         self._fused: FusedStep | None = None
-        if not traced and self._leaf is not None and self._leaf.can_be_fused:
+        if not traced and self._leaf is not None and can_be_fused(self._leaf):
             self._fused = FusedStep(
                 self._leaf, strategy, bucket, shard.copies, compiled=compiled
             )
@@ -208,7 +208,7 @@ class _BucketStep:
         states: Sequence[State],
         scale: Array | None,
     ) -> Chunk | Pieces:
-        if self._fused and self._leaf and self._leaf.can_be_fused:
+        if self._fused and self._leaf and can_be_fused(self._leaf):
             return self._fused(mean, parameters, states, scale)
         gradients = mean.pieces()
         stepped: Pieces = [None] * len(gradients)

@@ -112,3 +112,12 @@ def test_no_rank_that_works_ends_the_job_whichever_asks():
     job = SimulatedJob(1024, lambda rank: heartbeat(waiting=True))
     job.run(1)
     assert not any(view(job, rank).may_go_on(1.5) for rank in range(1024))
+
+
+def test_rank_that_worked_until_it_was_stopped_works_no_longer():
+    """Its last heartbeat grows old on its way, too."""
+    job = SimulatedJob(34, lambda rank: heartbeat(waiting=rank != 33))
+    job.run(1)
+    assert all(view(job, rank).may_go_on(1.9) for rank in range(34))
+    job.run(4, stopped=[33])
+    assert not any(view(job, rank).may_go_on(1.9) for rank in range(33))

@@ -11,6 +11,7 @@ from tests.support.examples import (
     assert_same_bits,
     cast_like,
     each_shard,
+    each_transport,
     gradients,
     gradients_of_ranks,
     largest_difference,
@@ -100,6 +101,19 @@ def test_masters_keep_steps_that_16_bits_round_away(masters, world):
     for _ in range(10):
         tree = optimizer.apply_gradients({"w": mx.ones(4, mx.bfloat16)}, tree)
     assert (tree["w"][0].item() != 1.0) == (masters is not None)
+
+
+@each_shard
+@each_transport
+def test_master_gets_a_mean_that_16_bits_can_not_hold(transport, shard, world):
+    """bfloat16 has 1 and 1 + 2^-7, and nothing between them."""
+    optimizer = distributed(world, optim.SGD(1.0), shard=shard, transport=transport)
+    tree = {"w": mx.zeros(5, mx.bfloat16)}
+    optimizer.init(tree)
+    grads = {"w": mx.full((5,), 1 + world.rank / 128, mx.bfloat16)}
+    optimizer.apply_gradients(grads, tree)
+    mean = 1 + (world.size - 1) / 256
+    assert optimizer.gather_state()["w"]["master"].tolist() == [-mean] * 5
 
 
 def test_master_after_one_step_has_the_unrounded_learning_rate(world):

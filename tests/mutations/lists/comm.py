@@ -140,7 +140,6 @@ MUTATIONS = [
         [
             ("array = mx.depends([array], [self._token])[0]", "pass"),
             ("self._token, self._tracing = outside, False", "self._tracing = False"),
-            ("= self._token, None, True", "= self._token, self._token, True"),
         ],
     ),
     # -- what travels, bucket by bucket

@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxdist import NonFiniteError
+from mlxdist.optim.grad_norm import clip_scale
 from tests.support.examples import (
     assert_same_bits,
     distributed,
@@ -103,6 +104,37 @@ def test_norm_of_a_skipped_step_is_not_finite(world):
     optimizer.apply_gradients(full_like(tree, value), tree)
     assert optimizer.skipped == 1
     assert not mx.isfinite(optimizer.grad_norm).item()
+
+
+@pytest.mark.parametrize(
+    ("norm", "max_norm", "scale"),
+    [(0.0, 1.0, 1.0), (3e-6, 1e-6, 0.25), (3.0, 6.0, 1.0), (8.0, 2.0, 0.25)],
+)
+def test_clip_scale_is_that_of_clip_grad_norm(norm, max_norm, scale):
+    """Which adds 1e-6 to the norm, so that none is divided by 0."""
+    assert clip_scale(mx.array(norm), max_norm).item() == pytest.approx(scale, 1e-6)
+    grads, _ = optim.clip_grad_norm({"w": mx.array([norm])}, max_norm)
+    assert grads["w"].item() == pytest.approx(norm * scale, 1e-6)
+
+
+@each_shard
+@each_transport
+def test_norm_of_reproducible_gradients_is_their_norm_and_clips(
+    transport, shard, world
+):
+    optimizer = distributed(
+        world,
+        optim.SGD(1.0),
+        shard=shard,
+        transport=transport,
+        reproducible=True,
+        max_norm=2.5,
+    )
+    tree = {"a": mx.zeros(8), "b": mx.zeros((2, 4)), "c": mx.zeros(9)}
+    optimizer.init(tree)
+    tree = optimizer.apply_gradients(full_like(tree, 2.0), tree)
+    assert optimizer.grad_norm.item() == 10.0  # of 25 elements
+    assert tree["a"].tolist() == pytest.approx([-0.5] * 8, 1e-6)
 
 
 # -- gradients that are not finite

@@ -96,6 +96,19 @@ def test_loss_scale_grows_to_2_to_the_24_and_no_further(monkeypatch):
     assert scale.value == 2.0**23
 
 
+def test_loss_scale_counts_steps_from_the_last_overflow(monkeypatch):
+    monkeypatch.setattr(loss_scale, "GROWS_AFTER", 3)
+    scale = loss_scale.make_loss_scale("dynamic")
+    scale.stepped()
+    scale.stepped()
+    assert scale.overflowed()
+    values = []
+    for _ in range(3):
+        scale.stepped()
+        values.append(scale.value)
+    assert values == [2.0**15, 2.0**15, 2.0**16]
+
+
 def test_loss_scale_and_its_count_of_steps_are_resumed(
     world, shared_folder, monkeypatch
 ):

@@ -92,6 +92,9 @@ class RunningJob:
             due = self._act(due + self._new_actions(before))
             hung = time.monotonic() - began > timeouts + self._patience * load()
         seconds = time.monotonic() - began
+        # A rank may wait in MPI_Finalize for a stopped daemon, for up to 300 s.
+        for host in range(1, len(self.cluster.hosts)):
+            self.signal_daemon(host, signal.SIGCONT)
         leftovers = self._hanging() if hung else self._leftovers()
         self._end(process)
         for _, action in due:
@@ -171,7 +174,6 @@ class RunningJob:
                 self.send(pid, number)
 
     def signal_daemon(self, host: int, number: int) -> None:
-        self._lost_hosts.add(host)
         for pid in self.cluster.processes(host, "prted"):
             self.send(pid, number)
 

@@ -63,6 +63,7 @@ def test_step_taken_in_part_is_refused_until_init(started, world, shared_folder)
     optimizer.update(model, grads)
     mlxdist.save_checkpoint(shared_folder, 2, model, optimizer)
     assert world.identical(model)
+    assert optimizer.step.item() == 3  # that step counts: a part of it was taken
 
 
 def test_checkpoint_mends_a_step_taken_in_part(started, shared_folder):

@@ -12,10 +12,7 @@ MUTATIONS = [
         "optim/local_update.py",
         (*FUSED, "tests/optim/test_lazy_state.py", "tests/optim/test_overrides.py"),
         [
-            (
-                "has_one_leaf = len(bucket) > 1 and len(groups) == 1",
-                "has_one_leaf = len(bucket) > 1",
-            ),
+            ("if len(bucket) > 1 and len(groups) == 1 else", "if len(bucket) > 1 else"),
             ("            leaf.tick()", "            pass"),
             ("        self._draws.refuse()\n", ""),
         ],

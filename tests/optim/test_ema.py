@@ -100,6 +100,18 @@ def test_ema_weights_go_through_checkpoints(masters, shard, world, shared_folder
         take_step(other, resumed, number)
 
 
+def test_ema_weights_go_out_of_place_after_an_error(world):
+    model, optimizer = build_with_ema(world)
+    take_step(model, optimizer, 1)
+    before = tree_map(mx.array, model.parameters())
+    evaluation = optimizer.averaged(model)
+    evaluation.__enter__()
+    assert not mx.array_equal(model.first.weight, before["first"]["weight"])
+    assert not evaluation.__exit__(KeyError, KeyError(), None)
+    assert_same_bits(model.parameters(), before)
+    take_step(model, optimizer, 2)  # nothing is in place any more
+
+
 def test_ema_weights_without_ema_decay_are_refused(world):
     model, optimizer = build(world)
     with pytest.raises(ValueError, match="pass ema_decay"), optimizer.averaged(model):

@@ -129,7 +129,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "optim/partial_update.py",
-        ("tests/optim/test_optimizer.py",),
+        ("tests/optim/mlx_contract/test_partial_gradients.py",),
         [
             (
                 "self._put_back([path for path in paths if path in self._before])",

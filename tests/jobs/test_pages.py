@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and the figure: paths and names exist, commands parse."""
+"""README.md, CONTRIBUTING.md, docs: paths and names exist, commands parse."""
 
 import pkgutil
 import re
@@ -19,6 +19,7 @@ PACKAGE = Path(mlxdist.__file__).parent
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+PROMISES = (ROOT / "docs" / "promises.md").read_text()
 LAYOUT = README[README.index("## Code layout") :]
 LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)\"]+)")
 FIGURE = ROOT / "docs" / "step.svg"
@@ -33,7 +34,7 @@ def quoted(text):
 def paths():
     """Return the paths in the text: words with a slash, or names of files."""
     pattern = re.compile(r"[\w.-]+(/[\w.-]*)+|\w+\.(md|py|toml)")
-    words = {word for word in quoted(LAYOUT + CONTRIBUTING) if pattern.fullmatch(word)}
+    words = {word for word in quoted(LAYOUT + CONTRIBUTING + PROMISES) if pattern.fullmatch(word)}
     links = {link.partition("#")[0] for link in LINK.findall(README + CONTRIBUTING)}
     return sorted(words - {"__init__.py"} | links)
 

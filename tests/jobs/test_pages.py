@@ -34,7 +34,8 @@ def quoted(text):
 def paths():
     """Return the paths in the text: words with a slash, or names of files."""
     pattern = re.compile(r"[\w.-]+(/[\w.-]*)+|\w+\.(md|py|toml)")
-    words = {word for word in quoted(LAYOUT + CONTRIBUTING + PROMISES) if pattern.fullmatch(word)}
+    text = LAYOUT + CONTRIBUTING + PROMISES
+    words = {word for word in quoted(text) if pattern.fullmatch(word)}
     links = {link.partition("#")[0] for link in LINK.findall(README + CONTRIBUTING)}
     return sorted(words - {"__init__.py"} | links)
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple, TypeVar
 
 from ..arrays.types import Tree
+from ..comm.agreement import agree
 from ..optim.optimizer import DistributedOptimizer
 from ..world.join import current
+from ..world.world import World
 from . import async_save, load, run_history
-from .collective import CheckpointError
+from .collective import CheckpointError, attempt
 from .commit import SaveJob
-from .directory import resolve
+from .directory import Save
+from .load import LoadRequest
 from .manifest import Json
-from .open_checkpoint import Opened, open_newest
+from .open_checkpoint import Opened, list_saves, open_newest
 from .save import agree_to_save, data_of_parts
 from .save_request import SaveRequest
 from .targets import LoadTarget
 from .user_data import Sampler
 
 Folder = str | os.PathLike[str]
+Request = TypeVar("Request", SaveRequest, LoadRequest)
+
+_MOST_RETRIES = 9  # of a load while another job saves, and removes what is read
 
 
 class Loaded(NamedTuple):
@@ -78,10 +83,14 @@ def save_checkpoint(
         CheckpointError: on all ranks, if a file can't be written, or another job is
             saving into the folder.
     """
-    world = _require_distributed(optimizer).world
-    step = _as_int(step)
-    request = SaveRequest(str(folder), resolve(folder), step, keep, background)
-    with world.recorder.call("save_checkpoint", step if type(step) is int else None):
+
+    def read() -> SaveRequest:
+        _require_distributed(optimizer)
+        return SaveRequest.of(folder, step, keep, background=background)
+
+    world = _world_of(optimizer)
+    request = _read_arguments(world, "save_checkpoint", read)
+    with world.recorder.call("save_checkpoint", request.number):
         return _save(request, optimizer, model, extra, sampler)
 
 
@@ -139,33 +148,74 @@ def load_checkpoint(
         CheckpointError: on all ranks, and nothing was changed, if no checkpoint is
             good, or it is of another model, optimizer or data.
     """
-    world = current() if optimizer is None else _require_distributed(optimizer).world
-    step = None if step is None else _as_int(step)
-    request = load.LoadRequest(str(folder), resolve(folder), step, missing_ok)
+
+    def read() -> LoadRequest:
+        if optimizer is not None:
+            _require_distributed(optimizer)
+        return LoadRequest.of(folder, step, missing_ok=missing_ok)
+
+    world = _world_of(optimizer)
     with world.recorder.call("load_checkpoint"):
+        request = _read_arguments(world, "load_checkpoint", read)
         async_save.wait_for_all()
         target = load.agree_to_load(request, world, model, optimizer, sampler)
-        opened = open_newest(request.folder, step, target, world.control)
-        if opened is None and not missing_ok:
-            raise CheckpointError(f"there is no checkpoint in {request.folder}")
-        loaded = None if opened is None else _load(opened, target)
+        loaded = _load_newest(request, target)
         run_history.resumed(request.folder)
         return loaded
+
+
+def _load_newest(request: LoadRequest, target: LoadTarget) -> Loaded | None:
+    """Load the newest good checkpoint; again where another job removed it meanwhile."""
+    saves = list_saves(request.folder, target.world.control)
+    for _ in range(_MOST_RETRIES):
+        try:
+            return _open_and_load(request, saves, target)
+        except CheckpointError:
+            before, saves = saves, list_saves(request.folder, target.world.control)
+            if set(before) <= set(saves):
+                raise
+    return _open_and_load(request, saves, target)
+
+
+def _open_and_load(
+    request: LoadRequest, saves: Sequence[Save], target: LoadTarget
+) -> Loaded | None:
+    folder, step = request.folder, request.step
+    opened = open_newest(folder, saves, step, target, target.world.control)
+    if opened is not None:
+        return _load(opened, target)
+    if not request.missing_ok:
+        raise CheckpointError(f"there is no checkpoint in {folder}")
+    return None
 
 
 def _load(opened: Opened, target: LoadTarget) -> Loaded:
     with opened.reader:
         extra = load.replace_all(opened, target)
     for reason in opened.skipped if target.world.is_root else ():
-        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=3)
+        warnings.warn(f"skipped a checkpoint: {reason}", stacklevel=5)
     manifest = opened.contents.manifest
     step = 0 if manifest is None else manifest.step
     return Loaded(step, extra, opened.contents.folder, opened.skipped)
 
 
-def _as_int(step: int | np.integer[Any]) -> int:
-    """Return a step as an int where it is one of NumPy's."""
-    return int(step) if isinstance(step, np.integer) else step
+def _world_of(optimizer: object) -> World:
+    """Return the optimizer's world, or the process's without such an optimizer."""
+    return optimizer.world if isinstance(optimizer, DistributedOptimizer) else current()
+
+
+def _read_arguments(world: World, call: str, read: Callable[[], Request]) -> Request:
+    """Return this rank's arguments.
+
+    Raises:
+        MismatchError: on all ranks, if those of one can't be read: it has no working
+            folder any more, say.
+    """
+    request, problem = attempt(read)
+    if request is None:
+        agree(world.control, call, problem=problem)
+    assert request is not None
+    return request
 
 
 def _require_distributed(optimizer: DistributedOptimizer) -> DistributedOptimizer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -176,6 +177,16 @@ class Reader:
                 os.close(self._file)
             self._file = -1
 
+    def reopen(self) -> None:
+        """Open the file again if it was closed.
+
+        Raises:
+            DamagedError: if it is missing, or was written to meanwhile.
+        """
+        if self._file < 0:
+            self._file = open_file(self.path)
+            self.check_unchanged()
+
     def read(self, offset: int, out: Raw) -> None:
         """Fill `out`, an array of uint8, with the bytes at `offset`."""
         end = offset + out.nbytes
@@ -200,6 +211,13 @@ class Reader:
         start, stop = self._block_range(index)
         self._fill(index, np.empty(stop - start, np.uint8))
         self._verified.add(index)
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of the whole file."""
+        crc = 0
+        for index in range(-(-self.nbytes // self._block)):
+            crc = zlib.crc32(self._cached_block(index).data, crc)
+        return crc
 
     def check_unchanged(self) -> None:
         """Raise DamagedError if the file was written to since it was opened."""

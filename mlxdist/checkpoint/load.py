@@ -19,9 +19,10 @@ from ..optim.state_values import Value
 from ..world.world import World
 from . import user_data
 from .collective import AllGather, attempt, on_all_ranks
-from .directory import NO_FOLDER
+from .directory import NO_FOLDER, resolve
 from .manifest import Json, Manifest
 from .open_checkpoint import Opened
+from .save_request import step_as_int
 from .targets import LoadTarget, Put, Target
 from .user_data import Sampler
 
@@ -33,6 +34,11 @@ class LoadRequest(NamedTuple):
     folder: Path
     step: int | None
     missing_ok: bool
+
+    @classmethod
+    def of(cls, folder: object, step: object, *, missing_ok: bool) -> LoadRequest:
+        """Read the arguments. Raises an error of any kind if they can't be read."""
+        return cls(str(folder), resolve(folder), step_as_int(step), missing_ok)
 
     @property
     def problem(self) -> str | None:

@@ -159,6 +159,10 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def digest(content: Mapping[str, Json]) -> str:
-    """Return the sha256 of a manifest's content, whatever the order of its keys."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    """Return the sha256 of a manifest's content, whatever the order of its keys.
+
+    Raises:
+        ValueError: if a number is not finite, as Python reads 1e999.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

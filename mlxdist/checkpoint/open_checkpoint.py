@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..comm.agreement import difference
 from ..comm.collectives import Collectives
 from ..layout.wording import shortened
 from . import directory, mlx_files
 from .collective import CheckpointError, attempt, on_all_ranks, require_success
 from .directory import Save
 from .manifest import Manifest
-from .reader import ArrayReader, Contents
+from .reader import ArrayReader, Contents, FileReaders
 from .targets import LoadTarget, Targets, find_targets, with_quoted_keys
 
 _MAX_REASONS = 10  # that are listed in an error
@@ -56,15 +57,36 @@ class _Presence(msgspec.Struct):
     exists: bool
 
 
+class _Checksums(msgspec.Struct):
+    """A rank's CRC-32 of each plain file."""
+
+    sums: list[int]
+
+    def text(self, contents: Contents) -> str:
+        pairs = zip(contents.files, self.sums, strict=True)
+        return ", ".join(f"{file.name} has the CRC-32 {crc:08x}" for file, crc in pairs)
+
+
+def _sums(contents: Contents) -> list[int]:
+    with FileReaders(contents) as readers:
+        return [readers[index].checksum() for index in range(len(contents.files))]
+
+
 def open_newest(
-    folder: Path, step: int | None, target: LoadTarget, comm: Collectives
+    folder: Path,
+    saves: Sequence[Save],
+    step: int | None,
+    target: LoadTarget,
+    comm: Collectives,
 ) -> Opened | None:
     """Open the newest good checkpoint, of a step if one is named; None without any.
+
+    Args:
+        saves: from `list_saves`.
 
     Raises:
         CheckpointError: on all ranks, if none is good or it does not fit.
     """
-    saves = _list_saves(folder, comm)
     if not saves and step is None:
         return _open_mlx_files(folder, target, comm)
     skipped: list[str] = []
@@ -102,8 +124,12 @@ def _none_is_good(
     return f"no good checkpoint in {folder}:\n  {reasons}{offer}"
 
 
-def _list_saves(folder: Path, comm: Collectives) -> list[Save]:
-    """Return the checkpoints that any rank sees, newest first."""
+def list_saves(folder: Path, comm: Collectives) -> list[Save]:
+    """Return the checkpoints that any rank sees, newest first.
+
+    Raises:
+        CheckpointError: on all ranks, if one can't read the folder.
+    """
     listing, problem = attempt(lambda: _Listing(directory.list_saves(folder)))
     failure = f"{folder} can't be read"
     listings = require_success(comm.all_gather_bytes, failure, problem, listing)
@@ -184,7 +210,12 @@ def _verified(
 def _open_mlx_files(
     folder: Path, target: LoadTarget, comm: Collectives
 ) -> Opened | None:
-    """Open plain MLX files, if any rank sees some."""
+    """Open plain MLX files, if any rank sees some.
+
+    Raises:
+        CheckpointError: on all ranks, if they can't be loaded, or if hosts have files
+            that differ.
+    """
     all_gather = comm.all_gather_bytes
     failure = f"the plain files in {folder} can't be loaded"
     exist = partial(mlx_files.exist, folder)
@@ -194,6 +225,13 @@ def _open_mlx_files(
         return None
     read = partial(mlx_files.read_contents, folder, target.optimizer)
     contents = on_all_ranks(all_gather, failure, read)
+    report = _Checksums(on_all_ranks(all_gather, failure, partial(_sums, contents)))
+    sums = require_success(all_gather, failure, None, report)
+    if any(each.sums != report.sums for each in sums):
+        listed = difference([each.text(contents) for each in sums])
+        raise CheckpointError(
+            f"{failure}: they are not the same on all ranks:\n{listed}"
+        )
     seen = [[True] * len(contents.files)] * comm.size
     contents, targets = _fit(contents, target, str(folder), comm)
     return Opened(contents, ArrayReader(contents, seen, comm), targets, ())

@@ -27,6 +27,7 @@ from .durable import DamagedError
 from .manifest import Identity, Manifest, Piece, SavedArray, SavedFile
 
 _BROADCAST_BYTES = 16 * 2**20  # of one message
+_MAX_OPEN = 64  # files of one checkpoint; many systems allow a process 256 or 1,024
 
 
 class Contents(NamedTuple):
@@ -50,7 +51,7 @@ class Contents(NamedTuple):
 class FileReaders:
     """Readers of the files of a checkpoint, each opened at its first use.
 
-    A context manager, which closes them.
+    A context manager, which closes them. Of many files only some are open at a time.
     """
 
     def __init__(self, contents: Contents, pool: Executor | None = None):
@@ -58,6 +59,7 @@ class FileReaders:
         manifest = contents.manifest
         self._block = BLOCK if manifest is None else manifest.block
         self._readers: dict[int, Reader] = {}
+        self._open: dict[int, Reader] = {}  # in the order of their last use
 
     def __enter__(self) -> FileReaders:
         return self
@@ -70,6 +72,9 @@ class FileReaders:
             reader.close()
 
     def __getitem__(self, index: int) -> Reader:
+        """Return a file's open reader. No read of another one may be under way."""
+        if self._open.pop(index, None) is None and len(self._open) == _MAX_OPEN:
+            self._open.pop(next(iter(self._open))).close()
         if index not in self._readers:
             file = self._contents.files[index]
             self._readers[index] = Reader(
@@ -79,12 +84,15 @@ class FileReaders:
                 block=self._block,
                 pool=self._pool,
             )
-        return self._readers[index]
+        reader = self._readers[index]
+        reader.reopen()
+        self._open[index] = reader
+        return reader
 
     def check_unchanged(self) -> None:
-        """Raise DamagedError if an open file was written to since it was opened."""
-        for reader in self._readers.values():
-            reader.check_unchanged()
+        """Raise DamagedError if a file that was read was written to meanwhile."""
+        for index in self._readers:
+            self[index].check_unchanged()
 
 
 class ArrayReader:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..world.world import World
-from .directory import NO_FOLDER
+from .directory import NO_FOLDER, resolve
+
+
+def step_as_int(step: Any) -> Any:
+    """Return a step as an int where it is one of NumPy's.
+
+    Raises:
+        ValueError: if it is so large that Python refuses to write it down.
+    """
+    if isinstance(step, int) and step.bit_length() > 64:
+        raise ValueError("step is out of range; it must be less than 10**16")
+    return int(step) if isinstance(step, np.integer) else step
 
 
 class SaveRequest(NamedTuple):
@@ -17,6 +30,19 @@ class SaveRequest(NamedTuple):
     step: int
     keep: int | None
     background: bool
+
+    @classmethod
+    def of(
+        cls, folder: object, step: object, keep: int | None, *, background: bool
+    ) -> SaveRequest:
+        """Read the arguments. Raises an error of any kind if they can't be read."""
+        number = step_as_int(step)
+        return cls(str(folder), resolve(folder), number, keep, background)
+
+    @property
+    def number(self) -> int | None:
+        """The step; None if it is not valid."""
+        return self.step if type(self.step) is int else None
 
     @property
     def lines(self) -> list[str]:

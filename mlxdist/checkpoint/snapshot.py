@@ -94,9 +94,19 @@ def _position(sampler: Sampler) -> dict[str, Json]:
     position = sampler.state_dict()
     try:
         json.dumps(position, allow_nan=False)
+        if not isinstance(position, dict) or not _has_text_keys(position):
+            raise ValueError("it must be a dict, and all keys of dicts text")
     except (TypeError, ValueError) as error:
         raise ValueError(f"the sampler's state_dict() is no JSON: {error}") from None
     return position
+
+
+def _has_text_keys(value: Json) -> bool:
+    """Return whether all keys are text: JSON would turn a number into text."""
+    if isinstance(value, dict):
+        are_text = all(isinstance(key, str) for key in value)
+        return are_text and all(map(_has_text_keys, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_has_text_keys, value))
 
 
 def scalars(state: ResumableState) -> dict[Identity, Array]:

@@ -77,6 +77,8 @@ def _encode_array(value: Array, path: KeyPath, arrays: dict[str, Array]) -> Json
     if isinstance(value, mx.array):
         arrays[name] = value
         return {_MLX: name}
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{_text(path)} has a mask, which can't be saved")
     if value.dtype.name not in ITEM_SIZES or not value.dtype.isnative:
         raise ValueError(
             f"{_text(path)} is an array of {value.dtype}, which can't be saved"
@@ -91,15 +93,20 @@ def decode(value: Json, arrays: Mapping[str, Array]) -> Json:
     """Return the tree that `encode` was given.
 
     Raises:
-        ValueError: if it names an array that is missing.
+        ValueError: if it names an array that is missing, or one twice: each is copied,
+            so that a small file could fill the memory.
     """
+    return _decode(value, dict(arrays))
+
+
+def _decode(value: Json, arrays: dict[str, Array]) -> Json:
     if isinstance(value, list):
-        return [decode(item, arrays) for item in value]
+        return [_decode(item, arrays) for item in value]
     if not isinstance(value, dict):
         return value
     marker = next(iter(value), "")
     if not marker.startswith("$"):
-        return {key: decode(item, arrays) for key, item in value.items()}
+        return {key: _decode(item, arrays) for key, item in value.items()}
     try:
         return _decode_marked(marker, value, arrays)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -108,17 +115,17 @@ def decode(value: Json, arrays: Mapping[str, Array]) -> Json:
 
 
 def _decode_marked(
-    marker: str, value: dict[str, Json], arrays: Mapping[str, Array]
+    marker: str, value: dict[str, Json], arrays: dict[str, Array]
 ) -> Json:
     content = value[marker]
     if marker == _FLOAT and content in ("nan", "inf", "-inf"):
         return float(content)
     if marker == _TUPLE:
-        return tuple(decode(item, arrays) for item in content)
+        return tuple(_decode(item, arrays) for item in content)
     if marker == _MLX:
-        return arrays[content]
+        return arrays.pop(content)
     if marker == _NUMPY and value["dtype"] in ITEM_SIZES:
-        flat = np.array(arrays[content])
+        flat = np.array(arrays.pop(content))
         return flat.view(value["dtype"]).reshape(value["shape"])
     raise ValueError(f"unknown marker {marker}")
 

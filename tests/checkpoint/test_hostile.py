@@ -151,6 +151,7 @@ WRONG = {
     "sampler's type": (put("sampler", "position", "x"), "found 'x', wanted"),
     "sampler's keys": (put("sampler", {}), "the sampler's state has the keys"),
     "extra": (put("extra", {"$mlx": "none"}), "extra has an invalid .*none"),
+    "extra's arrays": (put("extra", [{"$mlx": "a"}] * 2), "extra has an invalid .*mlx"),
     "extra's shape": (put("extra", NUMPY), "extra has an invalid .*numpy"),
 }
 

@@ -146,6 +146,49 @@ def test_load_with_missing_ok_raises_if_all_checkpoints_are_damaged(
         load_checkpoint(shared_folder, params, optimizer, missing_ok=True)
 
 
+class Replaced(Examples):
+    """A sampler; while it is checked, another job replaces the checkpoint by its own.
+
+    Args:
+        times: how often.
+    """
+
+    def __init__(self, world, folder, times):
+        super().__init__(world)
+        self._is_root, self._folder, self._times = world.is_root, folder, times
+
+    def state_dict(self):
+        if self._is_root and self._times:
+            (path,) = self._folder.glob("save-*")
+            serial = int(path.name.split("-")[1])
+            path.rename(self._folder / f"save-{serial + 1:05}-step-00000001")
+            self._times -= 1
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state):
+        self.sampler.load_state_dict(state)
+
+
+@pytest.mark.parametrize("times", [1, 5, 1000])
+def test_load_while_another_job_replaces_the_checkpoint_loads_the_new_one(
+    times, world, shared_folder
+):
+    """With keep=1 the only checkpoint may go while it is read."""
+    params, optimizer = make_run(world)
+    params = train(params, optimizer, world, range(2))
+    plain = Examples(world).sampler
+    save_checkpoint(shared_folder, 1, params, optimizer, sampler=plain)
+    sampler = Replaced(world, shared_folder, times)
+    tree = zeros(params)
+    load = partial(load_checkpoint, shared_folder, tree, optimizer, sampler=sampler)
+    if times == 1000:
+        assert_all_raise(world, CheckpointError, "no good checkpoint", load)
+        assert_same_bits(tree, zeros(params))
+    else:
+        assert load().path.name > "save-00001-step-00000001"
+        assert_same_bits(tree, params)
+
+
 @pytest.mark.mpi(min_size=2)
 def test_load_of_other_arguments_on_one_rank_is_refused(world, shared_folder):
     params, optimizer = make_run(world)

@@ -1,5 +1,8 @@
 """Plain MLX files, made of a checkpoint and loaded as one."""
 
+from functools import partial
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -7,9 +10,10 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 import mlxdist
-from mlxdist import load_checkpoint, save_checkpoint
+from mlxdist import CheckpointError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import mlx_files
 from mlxdist.checkpoint.verify import list_checkpoints
+from tests.support.checkpoints import assert_all_raise
 from tests.support.examples import (
     Net,
     assert_same_bits,
@@ -70,6 +74,32 @@ class Halving(optim.Optimizer):
         state["t"] += 1
         state["rate"] *= 0.5
         return parameter - state["rate"] * gradient
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_plain_files_that_differ_between_hosts_are_refused(
+    name, world, shared_folder, monkeypatch
+):
+    """Each rank has a folder of its own as its host's disk."""
+    home = shared_folder / f"host-{world.rank}"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    tree, single = {"w": mx.ones((5, 3))}, optim.Adam(0.1)
+    single.init(tree)
+    mx.save_safetensors("model.safetensors", tree)
+    mx.save_safetensors("optimizer.safetensors", dict(tree_flatten(single.state)))
+    optimizer = distributed(world, optim.Adam(0.1), shard=True)
+    load_checkpoint(".", tree, optimizer)
+    if world.rank == world.size - 1:
+        data = bytearray(Path(f"{name}.safetensors").read_bytes())
+        data[-1] ^= 1
+        Path(f"{name}.safetensors").write_bytes(data)
+    if world.size == 1:
+        load_checkpoint(".", tree, optimizer)
+    else:
+        load = partial(load_checkpoint, ".", tree, optimizer)
+        assert_all_raise(world, CheckpointError, "not the same on all ranks", load)
+        assert tree["w"].tolist() == [[1] * 3] * 5
 
 
 @pytest.mark.parametrize("plain", [False, True])

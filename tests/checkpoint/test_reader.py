@@ -4,15 +4,39 @@ import json
 import os
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlxdist import load_checkpoint, save_checkpoint
+from mlxdist.checkpoint.durable import DamagedError
+from mlxdist.checkpoint.manifest import SavedFile
+from mlxdist.checkpoint.reader import Contents, FileReaders
 from tests.support.checkpoints import make_run, train, zeros
 from tests.support.examples import assert_same_bits
 
-pytestmark = pytest.mark.mpi
+
+def test_readers_of_many_files_keep_few_open_and_see_changes(tmp_path):
+    """1,500 ranks saved; a process may have 1,024 files open."""
+    names = [f"{number}.safetensors" for number in range(100)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([number] * 8))
+    contents = Contents(tmp_path, tuple(SavedFile(name, 8, ()) for name in names), ())
+    before = len(os.listdir("/dev/fd"))
+    data = np.empty(8, np.uint8)
+    with FileReaders(contents) as readers:
+        for _ in range(2):
+            for number in range(100):
+                readers[number].read(0, data)
+                assert data.tolist() == [number] * 8
+            assert len(os.listdir("/dev/fd")) == before + 64
+        readers.check_unchanged()
+        (tmp_path / names[0]).write_bytes(bytes(9))
+        with pytest.raises(DamagedError, match=r"0\.safetensors was modified"):
+            readers.check_unchanged()
+    assert len(os.listdir("/dev/fd")) == before
 
 
+@pytest.mark.mpi
 def test_save_and_load_on_separate_disks(world, shared_folder, monkeypatch):
     """Each rank has a folder of its own as its host's disk."""
     params, optimizer = make_run(world)
@@ -37,6 +61,7 @@ def test_save_and_load_on_separate_disks(world, shared_folder, monkeypatch):
     assert_same_bits(other.gather_state(), optimizer.gather_state())
 
 
+@pytest.mark.mpi
 def test_load_sends_files_to_a_host_that_lacks_them(world, shared_folder, monkeypatch):
     params, optimizer = make_run(world)
     params = train(params, optimizer, world, range(2))

@@ -92,7 +92,7 @@ def _foreign_content(folder: Path, *, was_open: bool) -> str:
             return f"{entry.path} belongs to {user_name(info.st_uid)}"
         if stat.S_ISLNK(info.st_mode):
             return f"{entry.path} is a link"
-        if was_open and others_may_write(info):
+        if was_open and others_may_write(Path(entry.path), info):
             return f"other users may write to {entry.path}"
         if stat.S_ISDIR(info.st_mode):
             reason = _foreign_content(Path(entry.path), was_open=was_open)

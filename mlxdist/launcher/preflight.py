@@ -28,6 +28,8 @@ def check(job: Job) -> Job:
     """
     if job.log_dir is not None:
         check_writable("--log-dir", job.log_dir)
+    if job.timeline is not None:
+        _check_no_device("--timeline", job.timeline)
     python = None
     if job.python is not None:
         python = find_python(job.python, remote=bool(job.hosts))
@@ -107,9 +109,21 @@ def check_report(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"--report {path} is a folder; name a file")
+    _check_no_device("--report", path)
     if not path.parent.is_dir():
         raise ValueError(f"--report {path}: there is no folder {path.parent}")
     check_writable("--report", path.parent)
+
+
+def _check_no_device(option: str, path: Path) -> None:
+    """Check that a path is not of a device or pipe, which a file would replace.
+
+    Raises:
+        ValueError: it is.
+    """
+    is_other = path.exists() and not (path.is_file() or path.is_dir())
+    if is_other or os.path.realpath(path.parent) == "/dev":
+        raise ValueError(f"{option} {path} is a device or a pipe; name a file")
 
 
 def check_script(job: Job) -> None:

@@ -53,7 +53,8 @@ def problem(folder: Path) -> str:
             continue
         if not stat.S_ISDIR(info.st_mode):
             return f"{path} is no folder"
-        if others_may_write(info) and not (rest and info.st_mode & stat.S_ISVTX):
+        is_open = others_may_write(path, info)
+        if is_open and not (rest and info.st_mode & stat.S_ISVTX):
             return f"other users may write to {path}"
         current = path
     if os.lstat(current).st_uid != os.geteuid():
@@ -61,11 +62,26 @@ def problem(folder: Path) -> str:
     return ""
 
 
-def others_may_write(info: os.stat_result) -> bool:
-    """Return whether users other than the owner may write to a file or folder."""
+def others_may_write(file: Path | int, info: os.stat_result) -> bool:
+    """Return whether users other than the owner may write to a file or folder.
+
+    Args:
+        file: its path or descriptor.
+        info: what `os.stat` returns of it.
+    """
     if info.st_mode & stat.S_IWOTH:
         return True
-    return bool(info.st_mode & stat.S_IWGRP) and not _is_private_group(info)
+    if not info.st_mode & stat.S_IWGRP:
+        return False
+    return not _is_private_group(info) or _has_access_list(file)
+
+
+def _has_access_list(file: Path | int) -> bool:
+    """Return whether a list names users or groups; the bits of the group bound them."""
+    try:
+        return bool(os.getxattr(file, "system.posix_acl_access"))
+    except (AttributeError, OSError):  # macOS has other lists; there is none
+        return False
 
 
 def _is_private_group(info: os.stat_result) -> bool:
@@ -157,7 +173,7 @@ def opened_folder(path: Path) -> Iterator[int]:
         if info.st_uid != os.geteuid():
             reason = f"belongs to {user_name(info.st_uid)}"
             raise PermissionError(errno.EACCES, reason, str(path))
-        if others_may_write(info):
+        if others_may_write(descriptor, info):
             reason = "other users may write to it"
             raise PermissionError(errno.EACCES, reason, str(path))
         yield descriptor

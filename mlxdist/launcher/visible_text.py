@@ -9,8 +9,18 @@ like another one.
 
 from __future__ import annotations
 
+import re
+
 # Spaces of other languages and of typography, which no terminal obeys.
 _HARMLESS = frozenset("\u00a0\u3000")
+# Letters and marks that show nothing, though Python takes them for printable ones:
+# Unicode's "default ignorable" ones, such as fillers and selectors of variants.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+# A line that looks like one of ours, whatever marks and signs are in front of it.
+_LOOKS_OURS = re.compile(r"\n(?=[^\w\n]*mlxdist)")
 
 
 def visible(text: str) -> str:
@@ -19,9 +29,15 @@ def visible(text: str) -> str:
     So do the ends of lines, characters without width, those that change the direction
     of writing, and halves of surrogate pairs.
     """
-    if text.isprintable():
+    if text.isprintable() and _INVISIBLE.search(text) is None:
         return text
-    return "".join(x if x.isprintable() or x in _HARMLESS else _escape(x) for x in text)
+    return "".join(x if _is_visible(x) else _escape(x) for x in text)
+
+
+def _is_visible(character: str) -> bool:
+    if _INVISIBLE.fullmatch(character):
+        return False
+    return character.isprintable() or character in _HARMLESS
 
 
 def _escape(character: str) -> str:
@@ -45,4 +61,4 @@ def message_of(text: str) -> str:
 
     Later lines may be somebody else's, and are indented if they look like a message.
     """
-    return visible_lines(text).replace("\nmlxdist", "\n  mlxdist")
+    return _LOOKS_OURS.sub("\n  ", visible_lines(text))

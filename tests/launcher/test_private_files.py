@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,29 @@ def test_group_may_write_only_where_it_is_the_owners_own(tmp_path):
     assert private_files.problem(folder) == ""
     os.chown(folder, -1, STRANGER)
     assert private_files.problem(folder) == f"other users may write to {folder}"
+
+
+def access_list(user):
+    """Return the bytes of a list by which a user may write, as `setfacl` makes it."""
+    entries = [(1, 7, -1), (2, 7, user), (4, 7, -1), (16, 7, -1), (32, 0, -1)]
+    return struct.pack("<i", 2) + b"".join(struct.pack("<hhi", *x) for x in entries)
+
+
+@NEEDS_ROOT
+def test_problem_finds_a_user_whom_an_access_list_names(tmp_path):
+    """Its rights show as those of the group, which is root's own."""
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    folder.chmod(0o770)
+    try:
+        os.setxattr(folder, "system.posix_acl_access", access_list(STRANGER))
+    except OSError as error:
+        pytest.skip(f"no access lists: {error}")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o770
+    problem = f"other users may write to {folder}"
+    assert private_files.problem(folder / "inner") == problem
+    with pytest.raises(PermissionError, match="other users may write"):
+        private_files.write_private(folder / "x", "text")
 
 
 @NEEDS_ROOT

@@ -20,6 +20,7 @@ VERDICT = "mlxdist run: all ranks finished"
 # What a terminal takes for the end of a line, an empty line, or another direction.
 CONTROLS = "\x00\x07\x08\x0b\x0c\r\x1b\x1e\x7f\x85\x9b\xad\u061c\u200b\u200e\u2028"
 CONTROLS += "\u2029\u202a\u202e\u2066\ufeff\U000e0041\udc9b"
+CONTROLS += "\u034f\u1160\u17b4\u180b\u3164\ufe0f\uffa0\U000e0100"  # show nothing
 FORGED = f"x\r\x1b[2K\x9b2K\n{VERDICT}\u2028{VERDICT}\u202e"
 
 
@@ -41,6 +42,11 @@ def test_other_text_stays_as_it_is(text):
 def test_ends_of_lines_and_tabs_stay_in_text_of_several_lines():
     assert visible("a\n\tb") == "a\\n\\tb"
     assert visible_lines("a\r\n\tb\n") == "a\n\tb\n"
+
+
+@pytest.mark.parametrize("front", ["", " ", "\u0338", "\u20dd", "\u2800", "-- \xa0"])
+def test_later_line_that_looks_like_a_verdict_is_indented(front):
+    assert message_of(f"x\n\n{front}{VERDICT}") == f"x\n\n  {front}{VERDICT}"
 
 
 def test_bytes_that_are_no_text_are_escaped():

@@ -11,7 +11,7 @@ import hashlib
 import mmap
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +21,14 @@ from threading import Thread
 import numpy as np
 
 from ..arrays.types import Raw
+from ..layout.entries import split_counts
 from .durable import DamagedError, create, flush, open_file, write_all
 
 BLOCK = 4 * 2**20  # bytes
 THREADS = 3
 _BUFFERS = 5  # three are hashed and written, one waits, one is filled
 _PAGE = 4096
+_QUEUED = 1000  # blocks that wait to be verified
 
 
 class Writer:
@@ -251,6 +253,22 @@ class Reader:
                 f"{self.path} is damaged: the sha256 of bytes {start} to "
                 f"{start + out.nbytes} differs from that at writing"
             )
+
+
+def check_blocks(
+    reader: Reader, indices: Sequence[int], pool: Executor
+) -> Iterator[int]:
+    """Verify blocks in threads; yield the number of each when it is done.
+
+    Few are queued at a time, since a file may have millions.
+
+    Raises:
+        DamagedError: if one is not what was written.
+    """
+    for start, stop in split_counts(len(indices), _QUEUED):
+        batch = indices[start:stop]
+        for index, _ in zip(batch, pool.map(reader.check, batch), strict=True):
+            yield index
 
 
 def _version(file: int) -> tuple[int, int]:

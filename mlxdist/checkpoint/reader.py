@@ -21,7 +21,7 @@ from ..arrays.numpy_view import raw, uninitialized
 from ..arrays.types import Array, Raw
 from ..comm.collectives import Collectives
 from ..layout.entries import split_counts
-from .block_file import BLOCK, THREADS, Reader
+from .block_file import BLOCK, THREADS, Reader, check_blocks
 from .collective import attempt
 from .durable import DamagedError
 from .manifest import Identity, Manifest, Piece, SavedArray, SavedFile
@@ -150,7 +150,7 @@ class ArrayReader:
     def _verify(self, blocks: Sequence[tuple[int, int]]) -> None:
         for file, group in groupby(blocks, itemgetter(0)):
             indices = [index for _, index in group]
-            for _ in self._pool.map(self._readers[file].check, indices):
+            for _ in check_blocks(self._readers[file], indices, self._pool):
                 pass
 
     def require_success(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import directory
-from .block_file import THREADS, Reader
+from .block_file import THREADS, Reader, check_blocks
 from .directory import Save
 from .durable import DamagedError
 from .manifest import Manifest
@@ -85,9 +85,8 @@ def _verify_file(
     path, block = folder / file.name, manifest.block
     with Reader(path, file.sha256, file.nbytes, block=block) as reader:
         with ThreadPoolExecutor(THREADS) as pool:
-            checks = pool.map(reader.check, range(len(file.sha256)))
-            for done, _ in enumerate(checks):
-                progress(min(file.nbytes - done * block, block))
+            for index in check_blocks(reader, range(len(file.sha256)), pool):
+                progress(min(file.nbytes - index * block, block))
         if _ranges(tensors_of(reader)) != listed:
             raise DamagedError(f"{path} has other tensors than its manifest lists")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..doctor import Finding, LinkReport, diagnosis, survey
 from ..launcher import environment, preflight
-from ..launcher.visible_text import visible, visible_lines
+from ..launcher.visible_text import message_of, visible
 from .options import Commands, add_command, add_hosts, hosts_of, job_options, network_of
 from .plain_text import plain
 
@@ -70,7 +70,7 @@ def _run(parsed: argparse.Namespace) -> int:
         from ..world import postmortem
 
         _refuse_other_options(parsed)
-        print(visible_lines(postmortem.report(parsed.postmortem)))
+        print(message_of(postmortem.report(parsed.postmortem)))
         return 0
     findings, links = _examine(parsed)
     failed = any(finding.level == "failure" for finding in findings)

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from mlxdist.checkpoint.block_file import BLOCK, Reader, Writer
+from mlxdist.checkpoint.block_file import BLOCK, Reader, Writer, check_blocks
 from mlxdist.checkpoint.durable import DamagedError
 from tests.support.checkpoints import random_bytes, write_blocks
 
@@ -51,6 +51,35 @@ def test_reader_finds_blocks_that_are_swapped(tmp_path):
         pytest.raises(DamagedError, match=f"bytes 0 to {BLOCK}"),
     ):
         reader.read(0, np.empty(BLOCK, np.uint8))
+
+
+class SerialPool:
+    """Threads that do nothing, but for how much they were given at a time."""
+
+    def __init__(self):
+        self.queued = []
+
+    def map(self, function, items):
+        self.queued.append(len(items))
+        return map(function, items)
+
+
+def test_many_blocks_are_verified_a_few_at_a_time(tmp_path):
+    """A file of 3 GB in blocks of 4 KiB took 1.5 GB of memory."""
+    data = random_bytes(2500)
+    (tmp_path / "x").write_bytes(data.tobytes())
+    digests = [hashlib.sha256(bytes([byte])).hexdigest() for byte in data]
+    pool = SerialPool()
+    with Reader(tmp_path / "x", digests, 2500, block=1) as reader:
+        assert [*check_blocks(reader, range(2500), pool)] == [*range(2500)]
+        assert [*check_blocks(reader, [], pool)] == []
+    assert pool.queued == [1000, 1000, 500, 0]
+    digests[2000] = digests[2000][::-1]
+    with (
+        Reader(tmp_path / "x", digests, 2500, block=1) as reader,
+        pytest.raises(DamagedError, match="bytes 2000 to 2001"),
+    ):
+        [*check_blocks(reader, range(2500), pool)]
 
 
 def test_reader_finds_a_file_that_is_written_to_while_it_reads(tmp_path):

@@ -83,6 +83,16 @@ def test_postmortem_prints_no_control_character(field, tmp_path, capsys):
     assert "\nmlxdist run:" not in text
 
 
+def test_postmortem_indents_lines_of_a_traceback_that_look_like_a_verdict(
+    tmp_path, capsys
+):
+    lines = ["RuntimeError: x", "mlxdist run: all ranks finished"]
+    info = RankInfo(0, 1, "h", 1, [], "", Failure(1.0, "x", "m", "", lines))
+    write_record(Recorder(), tmp_path / "job", info)
+    assert cli.main(["doctor", "--postmortem", str(tmp_path / "job")]) == 0
+    assert "RuntimeError: x\n  mlxdist run: all" in capsys.readouterr().out
+
+
 def test_postmortem_prints_no_control_character_of_an_outcome(tmp_path, capsys):
     write_record(Recorder(), tmp_path / "job", RankInfo(1, 2, "h", 1, []))
     (tmp_path / "job" / "outcome.json").write_text(json.dumps({"message": HOSTILE}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import mlx.core as mx
 
 from .types import Array, Dtype, Tree
@@ -31,6 +33,17 @@ def evaluate(arrays: Tree) -> None:
     at once would hold all of them; there each is evaluated before the next is queued.
     """
     (mx.eval if on_cpu() else mx.async_eval)(arrays)
+
+
+def settle(*streams: mx.Stream) -> None:
+    """Wait for what is queued on the default and other streams, and drop its errors.
+
+    MLX keeps one error in each stream that it went through, and raises it in whatever
+    is evaluated next.
+    """
+    for stream in (mx.default_stream(mx.default_device()), *streams):
+        with suppress(RuntimeError):
+            mx.synchronize(stream)
 
 
 def start_evaluation(arrays: list[Array]) -> bool:

@@ -76,6 +76,9 @@ class Collectives(Protocol):
     overlaps: bool
     adds_in_rank_order: bool
 
+    def settle(self) -> None:
+        """After an error: wait for what was started, and drop the errors of MLX."""
+
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us over MPI."""
 

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import device
 from ..arrays.dtypes import dtype_of
 from ..arrays.numpy_view import raw
 from ..arrays.types import Array, Dtype, Raw
@@ -139,6 +140,9 @@ class MpiTransport:
         self._flush()
         self._progress.add_pair(reduction, gather)
         return InFlight(gather, self._progress)
+
+    def settle(self) -> None:
+        device.settle()
 
     def sum_scalar(self, value: Array) -> Array:
         local = np.array([float(value)], np.float64).view(np.uint64)

@@ -38,12 +38,18 @@ Group = mx.distributed.Group
 
 @dataclass
 class Lazy:
-    """A collective that is an array already, evaluated when something needs it."""
+    """A collective that is an array already, evaluated when something needs it.
+
+    Attributes:
+        check: raises the error of what the collectives were given.
+    """
 
     array: Array
+    check: Callable[[], None]
     squares: float | None = None
 
     def finish(self) -> Array:
+        self.check()
         return self.array
 
 
@@ -84,6 +90,7 @@ class NativeTransport:
         self._stream = CollectiveStream(backend)
         self._token: Array | None = None
         self._tracing = False
+        self._error: RuntimeError | None = None
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -103,6 +110,11 @@ class NativeTransport:
             with self.recorder.waiting():
                 mx.eval(self._token)
             self._token = None
+
+    def settle(self) -> None:
+        own = self._stream.of_thread()
+        with self.recorder.waiting():
+            device.settle(*([] if own is None else [own]))
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         gathered = self._all_gather(mx.array(words.view(np.uint32)))
@@ -128,21 +140,21 @@ class NativeTransport:
     def start_all_reduce(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Dtype
     ) -> Pending:
-        return Lazy(self._mean(parts, bucket, weights))
+        return self._lazy(self._mean(parts, bucket, weights))
 
     def start_reduce_scatter(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
         if not self._reduces_by_scatter(bucket, pairwise=weights.pairwise):
-            return Lazy(self._mean(parts, bucket, weights)[start:stop])
+            return self._lazy(self._mean(parts, bucket, weights)[start:stop])
         flat = weigh(_joined(parts, bucket), weights)
         padded = mx.pad(flat, (0, bucket.chunk * self.size - bucket.size))
         self.traffic.add(
             self.reduce_scatter_bytes(bucket, flat.itemsize, pairwise=False)
         )
         chunk = self._chained(mx.distributed.sum_scatter, padded)
-        return Lazy(chunk[: stop - start] / weights.total)
+        return self._lazy(chunk[: stop - start] / weights.total)
 
     def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
         start, stop = bucket.span(self.rank)
@@ -150,12 +162,12 @@ class NativeTransport:
         self.traffic.add(self.all_gather_bytes_sent(bucket, chunk.itemsize))
         if bucket.owners is None:
             padded = mx.pad(chunk, (0, bucket.chunk - (stop - start)))
-            return Lazy(self._all_gather(padded).reshape(-1)[: bucket.size])
+            return self._lazy(self._all_gather(padded).reshape(-1)[: bucket.size])
         # Spans of any length: every rank adds its own to zeros. As integers, since
         # -0.0 + 0.0 is 0.0.
         bits = chunk.view(_INTEGERS[chunk.itemsize])
         padded = mx.pad(bits, (start, bucket.size - stop))
-        return Lazy(self._all_sum(padded).view(chunk.dtype))
+        return self._lazy(self._all_sum(padded).view(chunk.dtype))
 
     def sum_scalar(self, value: Array) -> Array:
         return self._all_sum(value.reshape(1)).reshape(())
@@ -231,14 +243,36 @@ class NativeTransport:
             array = mx.depends([array], [self._token])[0]
         result = collective(array, group=self.group, stream=stream)
         nothing = mx.zeros(1, mx.uint8, stream=stream)
-        self._token = mx.depends([nothing], [result])[0]
+        token = mx.depends([nothing], [result])[0]
         if not self._tracing:
             # Started now and not when it is needed: a rank that needs something else
             # first must not keep the others waiting.
-            mx.async_eval(result, self._token)
+            self._start(result, token)
+        self._token = token
         if fenced:
             mx.eval(result)
         return result
+
+    def _start(self, *arrays: Array) -> None:
+        """Queue arrays. Where that fails, nothing is sent.
+
+        An error of earlier work, which MLX raises here as well, stops nothing: the
+        other ranks wait for this collective. `_raise_error` raises it then.
+        """
+        try:
+            mx.async_eval(*arrays)
+        except RuntimeError as error:
+            self.settle()
+            mx.async_eval(*arrays)
+            self._error = self._error or error
+
+    def _lazy(self, array: Array) -> Lazy:
+        return Lazy(array, self._raise_error)
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def _joined(parts: Sequence[Array], bucket: Bucket) -> Array:

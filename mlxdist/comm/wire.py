@@ -172,10 +172,13 @@ class _Window:
         self._pending.append((index, pending))
         self._nbytes += self._buckets[index].nbytes
 
-    def pop(self) -> tuple[int, Pending]:
-        index, pending = self._pending.popleft()
+    def finish(self) -> tuple[int, Pending, Array]:
+        """Wait for the oldest, which stays the oldest if that raises an error."""
+        index, pending = self._pending[0]
+        flat = pending.finish()
+        self._pending.popleft()
         self._nbytes -= self._buckets[index].nbytes
-        return index, pending
+        return index, pending, flat
 
 
 class Reduction:
@@ -197,29 +200,30 @@ class Reduction:
         self._window = _Window(wire.plan.buckets)
         self._started = 0  # buckets whose collective was started
         self._finished = 0
-        self._collected: deque[Chunk] | None = None
-        self.squares: float | None = None
+        self._collected: deque[Chunk] = deque()
+        self._squares: list[float] = []
         if not wire.has_peers:
             self.collect()
 
     def take(self) -> Chunk:
         """Return the mean of the next bucket."""
-        if self._collected is not None:
-            return self._collected.popleft()
-        return self._finish([])
+        return self._collected.popleft() if self._collected else self._finish()
 
     def collect(self) -> None:
-        """Wait for all buckets. The gradients may be dropped then."""
-        if self._collected is not None:
-            return
-        squares: list[float] = []
-        left = range(self._finished, len(self._wire.plan.buckets))
-        self._collected = deque([self._finish(squares) for _ in left])
-        self.squares = sum(squares) if squares else None
+        """Wait for all buckets. The gradients may be dropped then.
+
+        After an error it goes on with the bucket that is the next one.
+        """
+        while self._finished < len(self._wire.plan.buckets):
+            self._collected.append(self._finish())
+
+    @property
+    def squares(self) -> float | None:
+        return sum(self._squares) if self._squares else None
 
     def release_gradients(self) -> None:
         """Drop the gradients, where all buckets are reduced, to free their memory."""
-        if self._collected is not None:
+        if self._finished == len(self._wire.plan.buckets):
             self._gradients.clear()
 
     def replace_gradients(self, gradients: Flat) -> None:
@@ -229,24 +233,23 @@ class Reduction:
     def chunks(self) -> list[Chunk]:
         """Wait for all buckets, and return them."""
         self.collect()
-        return list(self._collected or ())
+        return list(self._collected)
 
     def arrays(self) -> Pieces:
         """Wait for all buckets, and return their arrays as they lie in memory."""
         return [array for chunk in self.chunks() for array in chunk.arrays]
 
-    def _finish(self, squares: list[float]) -> Chunk:
+    def _finish(self) -> Chunk:
         """Finish the next bucket, and note the squares of its mean."""
         if not self._wire.has_peers:
             self._finished += 1
             return self._wire.local_chunk(self._finished - 1, self._gradients)
         self._start()
+        index, pending, flat = self._window.finish()
         self._finished += 1
-        index, pending = self._window.pop()
-        chunk = self._wire.reduced_chunk(index, pending.finish())
         if pending.squares is not None:
-            squares.append(pending.squares)
-        return chunk
+            self._squares.append(pending.squares)
+        return self._wire.reduced_chunk(index, flat)
 
     def _start(self) -> None:
         """Start collectives until the window is full."""
@@ -288,9 +291,8 @@ class Gather:
         return [self._pop() for _ in range(len(self._window))]
 
     def _pop(self) -> Whole:
-        index, pending = self._window.pop()
-        entries = self._wire.entries(index, pending.finish())
-        return Whole(self._buckets[index], entries)
+        index, _, flat = self._window.finish()
+        return Whole(self._buckets[index], self._wire.entries(index, flat))
 
 
 def _unless_wide(dtype: Dtype, bucket: Bucket) -> str | None:

@@ -97,6 +97,7 @@ class Attempt:
 
     def end_exchange(self) -> Norm:
         """After an error: exchange what is left, zeros where gradients can't be had."""
+        self._run.wire.comm.settle()
         self.gradients = {p: mx.zeros_like(a) for p, a in self.gradients.items()}
         if self._means is not None:
             self._means.replace_gradients(self.gradients)

@@ -79,6 +79,7 @@ class MeasuredNorm(NamedTuple):
     def _norm(self, means: Reduction) -> Array:
         squares = means.squares
         local = _squared_norm(means.arrays()) if squares is None else mx.array(squares)
+        mx.eval(local)  # raises errors of the means: no rank is in the collective yet
         if self.wire.plan.sharded or squares is not None:
             local = self.wire.comm.sum_scalar(local)
         return mx.sqrt(local)

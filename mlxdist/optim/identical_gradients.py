@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
 from ..arrays.numpy_view import raw
 from ..arrays.types import Flat
+from ..comm.agreement import agree_on_success
 from ..comm.reduction import Weights
 from ..world.world import World
 from .user_warning import warn_user
 
+_CALL = "evaluation of the first gradients"
 _SAMPLE = 4096  # bytes of each gradient that are compared first
 
 
@@ -21,8 +24,8 @@ def warn_if_identical(
 ) -> bool:
     """Warn on rank 0 if the gradients of all ranks with a weight have the same bits.
 
-    Called by all ranks: it evaluates the gradients. Sends 8 bytes a rank, and as many
-    again where the first bytes of all gradients are the same.
+    Called by all ranks: it evaluates the gradients. Sends 40 bytes a rank, and 8
+    more where the first bytes of all gradients are the same.
 
     Args:
         weighted: whether the user gave a weight.
@@ -30,15 +33,15 @@ def warn_if_identical(
     Returns:
         Whether there was something to compare: two ranks with a weight, and gradients
         that are not all 0.
+
+    Raises:
+        MismatchError: on all ranks, where one of them can't evaluate its gradients.
     """
     assert weights.every is not None
     ranks = [rank for rank, weight in enumerate(weights.every) if weight]
     if len(ranks) < 2:
         return False
-    try:
-        mx.eval(gradients)
-    except RuntimeError:  # the exchange raises it; the other ranks wait here until then
-        gradients = {}
+    agree_on_success(world.control, _CALL, partial(mx.eval, gradients))
     for size in (_SAMPLE, None):
         words = np.array([_checksum(gradients, size)], np.uint64)
         every = world.control.all_gather_words(words)[ranks, 0]

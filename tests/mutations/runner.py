@@ -21,7 +21,7 @@ from tests.support import jobs
 from .mutation import Mutation, source_of
 
 COPIED = ("mlxdist", "tests", "benchmarks", "launch", "docs")
-TIMEOUT = 60.0  # seconds; a run that takes longer hangs, which counts as caught
+TIMEOUT = 150.0  # seconds; a run that takes longer hangs, which counts as caught
 BASELINE_TIMEOUT = 1800.0
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 TOKEN = "MLXDIST_TEST_MUTATION"  # variable that marks the processes of a run

@@ -81,6 +81,13 @@ def optimizer_cases(names: list[str]) -> list[Any]:
     ]
 
 
+def linear_layers() -> nn.Module:
+    """Return three layers of 3 x 3, of ones."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    model.update(tree_map(lambda x: mx.ones(x.shape), model.parameters()))
+    return model
+
+
 # -- trees of parameters and gradients
 
 

@@ -1,10 +1,12 @@
 """Mistakes in sums over the ranks, in exchanges of bytes, and in agreements."""
 
-from tests.mutations.mutation import mistakes
+from tests.mutations.mutation import Mutation, mistakes
 
 SUMS = ("tests/comm/test_exchange.py", "tests/comm/test_collectives.py")
 AGREEMENT = ("tests/comm/test_agreement.py", "tests/optim/test_step_checks.py")
 NATIVE = ("tests/comm/test_collectives.py", "tests/comm/test_native.py")
+
+FAILED = ("tests/optim/test_failed_gradients.py",)
 
 MUTATIONS = [
     # -- the weighted mean
@@ -124,7 +126,7 @@ MUTATIONS = [
                 "return self._all_sum(flat) / self.size",
             ),
             ('mx.new_stream(mx.cpu) if backend == "mpi" else None', "None"),
-            ("mx.async_eval(result, self._token)", "pass"),
+            ("self._start(result, token)", "pass"),
         ],
         (3,),
     ),
@@ -164,7 +166,7 @@ MUTATIONS = [
         ),
         [
             ('dtype is None or bucket.dtype == "float64"', "dtype is None"),
-            ("sum(squares) if squares", "max(squares) if squares"),
+            ("sum(self._squares) if", "max(self._squares) if"),
             (
                 "self.plan.sharded or comm.adds_in_rank_order else 1",
                 "self.plan.sharded else 1",
@@ -219,5 +221,35 @@ MUTATIONS = [
             ("if status.call:", "if False:"),
         ],
         (),
+    ),
+    # -- gradients that can't be evaluated
+    *mistakes(
+        "comm/native.py",
+        FAILED,
+        [
+            ("self._error = self._error or error", "pass"),
+            ("            self.settle()\n", ""),
+        ],
+    ),
+    Mutation(
+        "optim/attempt.py",
+        "        self._run.wire.comm.settle()\n",
+        "",
+        FAILED,
+        (2,),
+    ),
+    Mutation(
+        "optim/grad_norm.py",
+        "mx.eval(local)  # raises",
+        "pass  # raises",
+        FAILED,
+        (2,),
+    ),
+    Mutation(
+        "optim/identical_gradients.py",
+        "agree_on_success(world.control, _CALL, partial(mx.eval, gradients))",
+        "mx.eval(gradients)",
+        FAILED,
+        (2,),
     ),
 ]

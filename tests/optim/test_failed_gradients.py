@@ -1,0 +1,92 @@
+"""Gradients of one rank that can't be evaluated: no rank waits, and all raise."""
+
+import threading
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_map
+
+import mlxdist
+from mlxdist.comm import wire
+from tests.support.examples import (
+    assert_same_bits,
+    distributed,
+    each_shard,
+    each_transport,
+    gradients,
+    linear_layers,
+)
+
+pytestmark = pytest.mark.mpi
+
+
+def array_of_a_thread_that_ended():
+    """Return ones that MLX can't queue any more."""
+    lazy = []
+    thread = threading.Thread(target=lambda: lazy.append(mx.ones((3, 3)) * 2))
+    thread.start()
+    thread.join()
+    return lazy[0]
+
+
+def inverse_of_zeros():
+    """Return an array that MLX queues, and that fails once it is computed."""
+    return mx.linalg.inv(mx.zeros((3, 3)), stream=mx.cpu)
+
+
+each_failing = pytest.mark.parametrize(
+    "failing", [array_of_a_thread_that_ended, inverse_of_zeros]
+)
+
+
+def with_a_failing_weight(grads, failing):
+    bad = tree_map(lambda leaf: leaf, grads)
+    bad["layers"][0]["weight"] = failing()
+    return bad
+
+
+@each_shard
+@each_transport
+@each_failing
+@pytest.mark.parametrize("in_flight", [0, wire.IN_FLIGHT])
+def test_gradient_of_a_later_bucket_that_cannot_be_evaluated_leaves_no_rank_behind(
+    in_flight, failing, transport, shard, monkeypatch, world
+):
+    monkeypatch.setattr(wire, "IN_FLIGHT", in_flight)
+    options = {"transport": transport, "shard": shard, "bucket_size": 8}
+    optimizer = distributed(world, optim.SGD(0.5), **options)
+    model = linear_layers()
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    if world.is_root:
+        with pytest.raises(RuntimeError, match=r"Stream|factorization"):
+            optimizer.update(model, with_a_failing_weight(grads, failing))
+    else:
+        optimizer.update(model, grads)
+    with pytest.raises(mlxdist.MismatchError, match="step 2 ended with RuntimeError"):
+        optimizer.update(model, grads)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    assert world.identical(model)
+
+
+@each_transport
+@each_failing
+@pytest.mark.mpi(min_size=2)
+def test_first_gradients_that_cannot_be_evaluated_are_refused_on_all_ranks(
+    failing, transport, world
+):
+    optimizer = distributed(world, optim.SGD(0.5), transport=transport, bucket_size=8)
+    model = linear_layers()
+    before = model.parameters()
+    optimizer.init(model)
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    bad = with_a_failing_weight(grads, failing) if world.is_root else grads
+    with pytest.raises(mlxdist.MismatchError, match=r"Stream|factorization"):
+        optimizer.update(model, bad)
+    assert_same_bits(model.parameters(), before)
+    optimizer.update(model, grads)
+    assert world.identical(model)
+    assert optimizer.step.item() == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import shutil
 import tempfile
 
@@ -97,6 +98,20 @@ def shared_folder(request, tmp_path):
     folder = plugin.folder / name
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def many_descriptors():
+    """Descriptors up to 1023 are in use, which is the most that `select` takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors = [os.open(os.devnull, os.O_RDONLY)]
+    while descriptors[-1] < 1023:
+        descriptors.append(os.dup(descriptors[0]))
+    yield
+    for descriptor in descriptors:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

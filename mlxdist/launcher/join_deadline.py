@@ -19,6 +19,7 @@ from pathlib import Path
 
 LEAST_TIMEOUT = 60.0  # seconds; ranks may start far apart, on a slow disk for example
 _PRINT_TIMEOUT = 1.0  # seconds for standard error to take the message
+_TICK = 0.1  # seconds
 
 
 class JoinDeadline:
@@ -99,10 +100,11 @@ def _ranks(numbers: Sequence[str]) -> str:
 def _state(claim: Path) -> str | None:
     """Return the state of the process that made a claim; None without a claim."""
     try:
-        pid = int(claim.read_text())
-    except (OSError, ValueError):
+        text = claim.read_text()
+    except OSError:
         return None
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        pid = int(text)  # it is empty where the disk was full
         ps = ["/bin/ps", "-o", "stat=", "-p", str(pid)]
         result = subprocess.run(
             ps, capture_output=True, text=True, check=False, timeout=2
@@ -128,10 +130,26 @@ def _write(data: bytes) -> None:
             os.write(2, data[start : start + select.PIPE_BUF])
 
 
+def _ends_within(seconds: float) -> bool:
+    """Return whether the rank ends in time.
+
+    Time in which this process was stopped does not count: the whole job may have been.
+    """
+    while seconds > 0:
+        tick = min(_TICK, seconds)
+        if select.select([sys.stdin], [], [], tick)[0]:
+            return True
+        seconds -= tick
+    return False
+
+
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the rank's
     options = json.loads(sys.stdin.buffer.readline() or "null")
-    if options is None or select.select([sys.stdin], [], [], options["seconds"])[0]:
-        return  # the rank is gone
+    if options is None or _ends_within(options["seconds"]):
+        return
+    if os.getppid() != options["parent"]:  # a process that it forked keeps the pipe
+        return
     text = reason(options["seconds"], options["claims"])
     if options["mark_file"]:
         with contextlib.suppress(OSError), open(options["mark_file"], "x") as file:

@@ -7,6 +7,7 @@ each other in this way, only one of them can `claim` the rank.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -177,8 +178,9 @@ def claim(launch: Launch) -> int | None:
         os.close(descriptor)
         return int(text) if text.isdigit() else None
     _session_folders.append(path.parent)
-    os.truncate(descriptor, 0)
-    os.write(descriptor, b"%d" % os.getpid())
+    with contextlib.suppress(OSError):  # the disk is full; the lock is the claim
+        os.truncate(descriptor, 0)
+        os.write(descriptor, b"%d" % os.getpid())
     _claims.append(descriptor)
     return None
 

@@ -14,6 +14,7 @@ launcher; a random token distinguishes it from the job's output.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -91,8 +92,15 @@ def all_gone(run_dir: str, ranks: int) -> bool:
 
 
 def any_failed(run_dir: str, ranks: int) -> bool:
-    """Return whether a rank has left the mark "failed"."""
-    return any(mark_file(run_dir, "failed", rank).exists() for rank in range(ranks))
+    """Return whether a rank has left the mark "failed", or "ended" as another failed.
+
+    A rank whose host is out of reach can't leave "failed" here.
+    """
+    return any(
+        mark_file(run_dir, mark, rank).exists()
+        for mark in ("failed", "ended")
+        for rank in range(ranks)
+    )
 
 
 def unjoined(run_dir: str, ranks: int) -> tuple[list[int], list[int]]:
@@ -117,7 +125,8 @@ def report_unjoined(run_dir: str, ranks: int) -> None:
     names = ("ranks " if len(absent) > 1 else "rank ") + ", ".join(map(str, absent))
     text = f"it waits in mlxdist.init() for {names}, which ended without a call of it"
     for rank in waiting:
-        mark_file(run_dir, "failed", rank).write_text(text)
+        with contextlib.suppress(OSError):  # the disk is full
+            mark_file(run_dir, "failed", rank).write_text(text)
 
 
 def _has_ended(run_dir: str, rank: int) -> bool:
@@ -130,7 +139,7 @@ def _has_ended(run_dir: str, rank: int) -> bool:
 def _is_alive(pid: str) -> bool:
     try:
         os.kill(int(pid or 0), 0)  # "": it is written just now
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # or it is another user's by now
         return False
     return True
 

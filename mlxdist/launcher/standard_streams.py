@@ -103,4 +103,6 @@ def _is_ready(stream: TextIO, timeout: float) -> bool:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):  # in memory, or in a notebook
         return True
-    return bool(select.select([], [descriptor], [], timeout)[1])
+    poll = select.poll()  # `select` takes no descriptor above 1023
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(timeout * 1000))  # an error is raised by the write

@@ -97,6 +97,8 @@ class Watchdog(threading.Thread):
         # and can't run Python handlers. See `hooks`.
         self._wake, self.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
+        self._poll = select.poll()  # `select` takes no descriptor above 1023
+        self._poll.register(self._wake, select.POLLIN)
         self._parent = os.getppid() if environment.started_by_mpirun() else None
         self._cpu_sample = (time.monotonic(), time.process_time())
         self._activity = Activity(min(10.0, timeout / 4))
@@ -153,7 +155,7 @@ class Watchdog(threading.Thread):
         self._channel.notify(notice)
 
     def _wait_for_tick(self) -> None:
-        readable = select.select([self._wake], [], [], TICK)[0]
+        readable = self._poll.poll(TICK * 1000)
         if readable and os.read(self._wake, 2**16) and not self._stopped:
             self._events.on_sigterm()
 

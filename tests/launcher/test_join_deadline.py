@@ -100,3 +100,52 @@ def test_reason_names_the_ranks_that_are_absent_or_else_stopped(claims):
     assert " for rank 1, stopped (SIGSTOP). " in reason(5, claims)
     assert " for ranks 2, 3, which never called it. " in reason(5, claims + missing)
     assert " for other ranks. " in reason(5, claims[:1])
+
+
+def test_reason_of_a_claim_that_a_full_disk_left_empty_blames_nobody(tmp_path):
+    (tmp_path / "0").touch()
+    assert " for other ranks. " in reason(5, [str(tmp_path / "0")])
+
+
+# Waits until the helper process is ready, which then ignores SIGINT.
+READY = """
+import os, re, signal, time
+helper = deadline._process.pid
+status = open(f"/proc/{helper}/status")
+while not int(re.search("SigIgn:\\s*(\\w+)", status.read())[1], 16) & 2:
+    status.seek(0)
+"""
+NEEDS_PROC = pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="no /proc"
+)
+
+
+@NEEDS_PROC
+def test_join_deadline_of_a_job_that_was_suspended_goes_on(tmp_path):
+    """It is in the process group of the rank, as it was when SIGSTOP stopped both."""
+    act = f"""{READY}
+os.kill(helper, signal.SIGSTOP)
+time.sleep(0.7)
+os.kill(helper, signal.SIGCONT)
+time.sleep(0.1)
+print("goes on", flush=True)
+"""
+    source = WAITS.format(options="", act=act, wait="usleep(20000000)")
+    source = source.replace("TIMEOUT = 0.3", "TIMEOUT = 0.6")
+    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path, timeout=10)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "goes on\n")
+
+
+@NEEDS_PROC
+def test_join_deadline_is_not_ended_by_the_interrupt_of_a_terminal(tmp_path):
+    act = f"{READY}\nos.kill(helper, signal.SIGINT)\nprint('sent', flush=True)"
+    done = wait(tmp_path, act=act)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "sent\n")
+    assert done.stderr == f"mlxdist: rank 1 on mac1 {MESSAGE}.\n"
+
+
+def test_join_deadline_whose_process_left_a_fork_leaves_no_mark(tmp_path):
+    act = "import os, time\nif os.fork(): os._exit(0)\ntime.sleep(0.6); os._exit(0)"
+    done = wait(tmp_path, options=", mark_file='failed'", act=act)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "failed").exists()

@@ -8,6 +8,7 @@ import pytest
 
 from mlxdist.launcher import environment, launches
 from mlxdist.launcher.launches import Launch
+from tests.support import jobs
 
 MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "1",
@@ -102,3 +103,17 @@ input()
         assert launches.claim(launch) == other.pid
         assert launches.claim(launch._replace(rank="1")) is None
         other.communicate("\n")
+
+
+def test_claim_on_a_full_disk_is_a_lock_without_a_process_id(tmp_path):
+    launch = Launch("mpirun", "mpi", "0", 2, "job@1")
+    script = f"""
+import resource
+from mlxdist.launcher import launches
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can grow
+print(launches.claim(launches.Launch(*{list(launch)})), flush=True)
+"""
+    env = {environment.SERVER_FOLDER: str(tmp_path)}
+    done = jobs.run([sys.executable, "-c", script], env=env)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+    assert (tmp_path / "mlxdist-1-0").read_text() == ""

@@ -1,8 +1,10 @@
 """Marks that a rank leaves, as files and as lines on standard error."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,28 @@ def test_pid_file_is_the_users_alone_and_locked_while_its_rank_lives(
     assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
     os.close(descriptor)
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_report_unjoined_on_a_full_disk_raises_nothing(tmp_path, monkeypatch):
+    marks.mark_file(str(tmp_path), "joining", 0).touch()
+    marks.mark_file(str(tmp_path), "done", 1).touch()
+    assert marks.unjoined(str(tmp_path), 2) == ([0], [1])
+
+    def write_text(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    marks.report_unjoined(str(tmp_path), 2)
+
+
+def test_all_gone_with_the_process_id_of_another_user_counts_the_rank_as_gone(
+    tmp_path, monkeypatch
+):
+    """The system gives ids again, and a signal to another user's process fails."""
+    marks.pid_file(str(tmp_path), 0).write_text("7")
+
+    def kill(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert marks.all_gone(str(tmp_path), 1)

@@ -75,10 +75,13 @@ def test_mpirun_that_outlives_its_ranks_is_killed(
     assert (code, seconds < 0.9) == ((1, True) if dead == 2 else (0, False))
 
 
-def test_mpirun_that_goes_on_after_a_failure_is_ended(wait_for, mark, monkeypatch):
+@pytest.mark.parametrize("sign", ["failed", "ended"])
+def test_mpirun_that_goes_on_after_a_failure_is_ended(
+    sign, wait_for, mark, monkeypatch
+):
     """As where a host is out of reach, whose ranks can't be seen from here."""
     monkeypatch.setattr(mpirun, "FAILED_TIMEOUT", 0.2)
-    mark(1, "failed")
+    mark(1, sign)
     _, code, seconds = wait_for("sleep", "20")
     assert code == 1
     assert seconds < 5

@@ -103,3 +103,12 @@ def test_run_with_a_nonblocking_stdout_loses_nothing(shell, tmp_path):
     python = shlex.quote(sys.executable)
     done = shell(f"{python} reader.py RUN script.py", "print('x' * 300_000)")
     assert done.stdout == "600002 0\n", done.stderr
+
+
+def test_print_to_a_descriptor_above_1023_arrives(many_descriptors):
+    read, write = os.pipe()
+    assert write > 1023
+    with os.fdopen(read) as reader:
+        with os.fdopen(write, "w") as stream:
+            standard_streams.print_in_time("text", stream, timeout=1.0)
+        assert reader.read() == "text"

@@ -1,6 +1,9 @@
 """Messages between watchdogs over MPI, counted. On all ranks of an SPMD test."""
 
+import os
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,3 +75,20 @@ def test_channel_notice_goes_from_one_rank_to_all_others(comm):
         assert messages == [(size - 1, EndNotice(True, "why"))]
     comm.Barrier()
     channel.close()
+
+
+@pytest.mark.mpi
+def test_watchdog_of_a_process_with_many_files_receives_wake_ups(
+    comm, many_descriptors
+):
+    """`select` takes no descriptor above 1023; the thread ended without a word."""
+    woken = threading.Event()
+    events = SimpleNamespace(on_sigterm=woken.set)
+    watchdog = Watchdog(comm, Recorder(), timeout=60.0, host="h", events=events)
+    assert watchdog.wake_fd > 1023
+    watchdog.start()
+    os.write(watchdog.wake_fd, b"x")
+    assert woken.wait(20)
+    watchdog.stop()
+    comm.Barrier()
+    watchdog.close()

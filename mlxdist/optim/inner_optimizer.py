@@ -49,7 +49,7 @@ class Leaf:
 
     optimizer: Optimizer
     at: str
-    filters: tuple[tuple[Filter, ...], ...] = ()
+    filters: tuple[Filter, ...] = ()
     paths: list[KeyPath] = field(default_factory=list)
 
     @property
@@ -149,7 +149,11 @@ class InnerOptimizer:
         )
 
     def assign(self, parameters: Tree) -> None:
-        """Find the leaf that updates each parameter, from a tree of full parameters."""
+        """Find the leaf that updates each parameter, from a tree of full parameters.
+
+        It is the first one whose filters all want it, and the last filter of a
+        MultiOptimizer wants everything.
+        """
         self.owners = {}
         self.structure = structure(parameters)
         for leaf in self.leaves:
@@ -277,24 +281,17 @@ class InnerOptimizer:
 
 
 def _leaves(
-    optimizer: Optimizer, at: str, filters: tuple[tuple[Filter, ...], ...]
+    optimizer: Optimizer, at: str, filters: tuple[Filter, ...]
 ) -> Iterator[Leaf]:
-    """Each leaf with its filters: those of all MultiOptimizers around it.
-
-    A tuple of filters belongs to one MultiOptimizer: the earlier ones must not take a
-    parameter, and the last one must.
-    """
+    """Each leaf with its filters: one of each MultiOptimizer around it."""
     if not isinstance(optimizer, optim.MultiOptimizer):
         yield Leaf(optimizer, at, filters)
         return
     for index, inner in enumerate(optimizer.optimizers):
-        level = tuple(optimizer.filters[: index + 1])
-        yield from _leaves(inner, f"{at}states.{index}.", (*filters, level))
+        wants = optimizer.filters[index]
+        yield from _leaves(inner, f"{at}states.{index}.", (*filters, wants))
 
 
 def _takes(leaf: Leaf, path: KeyPath, array: Array) -> bool:
     name = path.dotted  # as MLX calls filters
-    return all(
-        level[-1](name, array) and not any(wants(name, array) for wants in level[:-1])
-        for level in leaf.filters
-    )
+    return all(wants(name, array) for wants in leaf.filters)

@@ -88,6 +88,26 @@ def test_cost_of_muon_is_that_of_a_matrix_and_of_its_transpose():
     assert work == 8 * 512 + 5 * (4 * 8**2 * 512 + 2 * 8**3) / 64
 
 
+def test_cost_of_a_tensor_is_its_share_of_the_work_plus_that_of_the_bytes():
+    inner = InnerOptimizer(optim.Muon(0.1))
+    inner.assign({"square": mx.zeros((64, 64)), "thin": mx.zeros((4, 1024))})
+    square = make_entry("square", (64, 64), "float32")
+    thin = make_entry("thin", (4, 1024), "float32")
+    works = [inner.leaves[0].work(entry) for entry in (square, thin)]
+    assert inner.costs([square, thin]) == {
+        square.path: works[0] / sum(works) + 0.5,
+        thin.path: works[1] / sum(works) + 0.5,
+    }
+
+
+def test_hyperparameter_that_is_an_array_is_not_compiled_in():
+    optimizer = optim.SGD(0.1)
+    (leaf,) = InnerOptimizer(optimizer).leaves
+    assert leaf.can_be_compiled
+    optimizer.weight_decay = mx.array(0.5)  # can change in place
+    assert not leaf.can_be_compiled
+
+
 @pytest.mark.mpi(min_size=2)
 def test_cost_of_a_multi_optimizer_is_that_of_each_parameters_own(world):
     n = world.size

@@ -171,7 +171,12 @@ def test_new_parameter_of_another_dtype_is_cast_back(shard, world):
 
 @pytest.mark.parametrize("shard", [False, "elements"])
 @pytest.mark.parametrize(
-    ("new", "description"), [(None, "a NoneType"), (mx.zeros((3, 3)), r"\[3, 3\]")]
+    ("new", "description"),
+    [
+        (None, "a NoneType"),
+        (mx.zeros((3, 3)), r"\[3, 3\]"),
+        (mx.zeros((2, 4)), r"\[2, 4\]"),
+    ],
 )
 def test_new_parameter_that_does_not_fit_is_refused(new, description, shard, world):
     class Wrong(optim.SGD):

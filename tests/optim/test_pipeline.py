@@ -217,3 +217,13 @@ def test_compiled_step_with_an_option_for_eager_steps_is_refused(options, world)
     step = compiled_apply(world, **options)
     with pytest.raises(ValueError, match="compile the computation of loss"):
         step(mx.ones((1, 4)))
+
+
+@each_shard
+@pytest.mark.mpi(min_size=2)
+def test_update_over_the_native_transport_adds_in_the_reduce_dtype(shard, world):
+    grads = {"w": mx.full((5,), 1 + 2.0**-10)}  # 1 in bfloat16
+    options = {"transport": "native", "reduce_dtype": mx.bfloat16}
+    optimizer = distributed(world, optim.SGD(1.0), shard=shard, **options)
+    result = optimizer.apply_gradients(grads, {"w": mx.zeros(5)})
+    assert result["w"].tolist() == [-1.0] * 5

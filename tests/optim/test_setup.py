@@ -251,3 +251,26 @@ def test_init_again_with_another_shape_keeps_the_state_of_the_rest(shard, world)
     after = optimizer.gather_state()
     for name in tree_with(8).keys() - {"b"}:
         assert_same_bits(after[name], before[name])
+
+
+# -- state, and the order of the parameters
+
+
+@pytest.mark.mpi(min_size=2)
+def test_init_with_another_scalar_of_state_on_one_rank_is_refused(world):
+    inner = optim.SGD(0.5)
+    inner.state["extra"] = mx.zeros(2 if is_last(world) else 3)
+    with pytest.raises(MismatchError, match=r"extra is mlx.core.float32\[2\]"):
+        distributed(world, inner).init({"w": mx.ones(3)})
+
+
+def test_parameters_in_another_order_on_one_rank_train_as_in_that_of_rank_0(world):
+    names = ["a", "b", "c"]
+    tree = {name: mx.zeros(3) for name in (names[::-1] if is_last(world) else names)}
+    optimizer = distributed(world, optim.SGD(1.0), bucket_size=12)
+    optimizer.init(tree)
+    grads = {name: mx.full((3,), float(names.index(name))) for name in tree}
+    stepped = optimizer.apply_gradients(grads, tree)
+    assert {name: stepped[name].tolist() for name in names} == {
+        name: [-float(index)] * 3 for index, name in enumerate(names)
+    }

@@ -121,7 +121,11 @@ MUTATIONS = [
                 "m, n = sorted((entry.shape[0], math.prod(entry.shape[1:])))",
                 "m, n = entry.shape[0], math.prod(entry.shape[1:])",
             ),
-            ("and not any(wants(name, array) for wants in level[:-1])", ""),
+            ("all(wants(name, array)", "any(wants(name, array)"),
+            (
+                "for leaf in self.leaves if _takes",
+                "for leaf in self.leaves[::-1] if _takes",
+            ),
             ('"elements" if self.is_elementwise else "tensors"', '"elements"'),
             ("works[e.path] / all_work + e.nbytes / all_bytes", "e.nbytes / all_bytes"),
             ('optimizer.state["step"] = optimizer.step + 1', "pass"),
@@ -149,7 +153,11 @@ MUTATIONS = [
                 "if comm.adds_in_rank_order else None",
             ),
             ("norm = grad_norm.TracedNorm(wire)", "pass"),
-            ("update = FromRoot(update, wire)", "pass"),
         ],
+    ),
+    *mistakes(
+        "optim/pipeline.py",
+        ("tests/optim/mlx_contract/test_compile.py",),
+        [("update = FromRoot(update, wire)", "pass")],
     ),
 ]

@@ -20,8 +20,8 @@ from .collective import (
     on_all_ranks,
     require_success,
 )
-from .durable import flush_folder, make_folders
-from .lock import FolderLock
+from .durable import DamagedError, flush_folder, make_folders
+from .lock import FolderLock, InUseError
 from .manifest import SavedFile, to_bytes
 from .run_history import first_serial
 from .save import SavePlan
@@ -88,8 +88,10 @@ class SaveJob:
 
     def _take_folder(self) -> None:
         """Find this disk's leader, which locks the folder and tidies it."""
-        paths = enumerate(self._paths)
-        self._leader = next(rank for rank, path in paths if path.exists())
+        ranks = [rank for rank, path in enumerate(self._paths) if path.exists()]
+        if not ranks:
+            raise InUseError(f"{self._folder} is in use: another job tidies it")
+        self._leader = ranks[0]
         if self._leads:
             self._lock = FolderLock(self._folder)
             directory.sweep(self._folder, self._temporary.name)
@@ -151,6 +153,7 @@ class SaveJob:
         """Commit, on the leader of each disk."""
         if not self._leads:
             return
+        self._check_files(reports)
         plan = self._plan
         manifest = msgspec.structs.replace(
             plan.manifest,
@@ -162,6 +165,19 @@ class SaveJob:
         directory.commit(self._folder, plan.save, plan.token, data)
         self._is_renamed = True
         flush_folder(self._folder)
+
+    def _check_files(self, reports: Sequence[FileReport]) -> None:
+        """Check that no file on this disk was removed while it was written.
+
+        Raises:
+            DamagedError: if one was.
+        """
+        for file, leader in ((report.file, report.leader) for report in reports):
+            if file is None or leader != self._rank:
+                continue
+            problem = directory.file_problem(self._temporary / file.name, file.nbytes)
+            if problem is not None:
+                raise DamagedError(problem)
 
     def _remove_older(self) -> None:
         """Remove the run's older checkpoints, on the leader of each disk."""

@@ -127,10 +127,11 @@ def parse_manifest(data: bytes, folder: Path, save: Save) -> Manifest:
 def file_problems(folder: Path, save: Save, manifest: Manifest) -> list[str | None]:
     """Return for each file why this rank can't use it, by its size alone."""
     path = folder / save.name
-    return [_file_problem(path / file.name, file.nbytes) for file in manifest.files]
+    return [file_problem(path / file.name, file.nbytes) for file in manifest.files]
 
 
-def _file_problem(path: Path, nbytes: int) -> str | None:
+def file_problem(path: Path, nbytes: int) -> str | None:
+    """Return why a file can't be one of that size, or None."""
     try:
         file = open_file(path)
     except DamagedError as error:

@@ -17,7 +17,12 @@ from .job_spec import Job
 from .orphans import segment_folder
 
 # Fails instead of waiting for a password or for trust in a new host.
-SSH_OPTIONS = ("-x", "-oBatchMode=yes", "-oConnectTimeout=10")
+SSH_OPTIONS = (
+    "-x",
+    "-oBatchMode=yes",
+    "-oConnectTimeout=10",
+    "-oServerAliveInterval=15",  # seconds; it ends after three without an answer
+)
 # A host that is switched off, or whose cable is pulled, closes no connection. mpirun
 # probes it after 5 s of silence and gives up after 5 probes; its default is 8 minutes.
 _KEEPALIVE = {

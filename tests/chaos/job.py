@@ -237,6 +237,8 @@ class RunningJob:
             for pid in self.cluster.processes(host)
             if pid not in self.cluster.processes(host, "python")
         }
+        if daemons:  # a real ssh to a lost host ends by itself: ServerAliveInterval
+            daemons |= {*self.cluster.processes(0, "sh")}
         return [pid for pid in self._processes() if pid not in daemons]
 
     def _leftovers(self) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def test_mpirun_command_over_hosts_names_slots_and_forwarded_variables():
     assert "--map-by slot" in line
     assert "OVERSUBSCRIBE" not in line
     assert "if_include" not in line
-    assert "plm_ssh_args -x -oBatchMode=yes -oConnectTimeout=10" in line
+    assert f"plm_ssh_args {' '.join(mpirun_command.SSH_OPTIONS)}" in line
     assert "StrictHostKeyChecking" not in line
     names = ("MLXDIST_JOB", "MLXDIST_MARKS", "OMP_NUM_THREADS", "PYTHONUNBUFFERED")
     assert " ".join(f"-x {name}" for name in names) + " /bin/py" in line

@@ -82,3 +82,12 @@ def test_merged_digests_have_the_peers_of_the_digest_of_all():
             for start in range(0, 100, 7)
         ]
         assert digest.merged(parts) == whole
+
+
+def test_digest_has_a_rank_that_works_among_stopped_and_stuck_ones():
+    """Else a job would end though one of its ranks works."""
+    stuck = [Peer(rank, heartbeat(idle=500.0)) for rank in range(8)]
+    working = Peer(8, heartbeat(9, idle=1.0))
+    stopped = Peer(9, heartbeat(9, idle=0.0), silence=600.0, age=600.0)
+    peers = [*stuck, working, stopped]
+    assert working in digest.merged(map(digest.of_rank, peers)).peers

@@ -26,7 +26,7 @@ MUTATIONS = [
         "world/digest.py",
         "_idle(peer) + peer.age",
         "-_idle(peer) - peer.age",
-        STALL,
+        DIGEST,
     ),
     Mutation("world/stall.py", "peer.silence > limit", "peer.age > limit", TREE),
     Mutation("world/stall.py", "if peer.rank != self.rank", "if peer", STALL),

@@ -34,6 +34,12 @@ class FileReport(msgspec.Struct):
     leader: int
 
 
+class GoodSaves(msgspec.Struct):
+    """Older checkpoints that are good on a rank's disk; None if it does not lead it."""
+
+    saves: list[directory.Save] | None
+
+
 class SaveJob:
     """One rank's part in a save. Made by all ranks together.
 
@@ -57,6 +63,7 @@ class SaveJob:
         self._lock: FolderLock | None = None
         self._problem: str | None = None
         self._is_renamed = False
+        self._run: directory.Run | None = None
         self._leader = self._rank  # until it is known which ranks share a disk
         failure = f"nothing was saved in {self._folder}"
         try:
@@ -143,7 +150,9 @@ class SaveJob:
             self._undo()
             raise
         failure = f"{save.name} is saved and complete in {self._folder}, but"
-        on_all_ranks(all_gather, failure, self._remove_older)
+        good, problem = attempt(self._point_to_newest)
+        lists = require_success(all_gather, failure, problem, good)
+        on_all_ranks(all_gather, failure, partial(self._remove_older, lists))
 
     @property
     def _leads(self) -> bool:
@@ -179,14 +188,25 @@ class SaveJob:
             if problem is not None:
                 raise DamagedError(problem)
 
-    def _remove_older(self) -> None:
+    def _point_to_newest(self) -> GoodSaves:
+        """Write `latest`, and list older checkpoints, on the leader of each disk."""
+        if not self._leads:
+            return GoodSaves(None)
+        save, keep = self._plan.save, self._plan.request.keep
+        directory.point_to(self._folder, save)
+        self._run = directory.Run(first_serial(self._folder, save.serial), save)
+        most = 0 if keep is None else keep - 1
+        return GoodSaves(directory.good_saves(self._folder, self._run, most))
+
+    def _remove_older(self, lists: Sequence[GoodSaves | None]) -> None:
         """Remove the run's older checkpoints, on the leader of each disk."""
-        if self._leads:
-            save, (_, _, _, keep, _) = self._plan.save, self._plan.request
-            directory.point_to(self._folder, save)
-            oldest = first_serial(self._folder, save.serial)
-            if keep is not None:
-                directory.prune(self._folder, save, oldest, keep, self._plan.token)
+        keep = self._plan.request.keep
+        if self._run is not None and keep is not None:
+            saves = [
+                set(each.saves) for each in lists if each and each.saves is not None
+            ]
+            good = set.intersection(*saves)
+            directory.prune(self._folder, self._run, keep, good, self._plan.token)
         if self._lock is not None:  # before any rank returns
             self._lock.close()
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,11 +96,14 @@ def next_serial(folder: Path) -> int:
 
 def is_checkpoint(folder: Path, save: Save) -> bool:
     """Return whether a folder has a valid manifest, of the step in its name."""
+    return _valid_manifest(folder, save) is not None
+
+
+def _valid_manifest(folder: Path, save: Save) -> Manifest | None:
     try:
-        parse_manifest(read_manifest(folder, save), folder, save)
+        return parse_manifest(read_manifest(folder, save), folder, save)
     except (DamagedError, OSError):
-        return False
-    return True
+        return None
 
 
 def read_manifest(folder: Path, save: Save) -> bytes:
@@ -158,21 +162,50 @@ def point_to(folder: Path, save: Save) -> None:
     write_atomically(folder / LATEST, f"{save.name}\n".encode())
 
 
-def prune(folder: Path, current: Save, oldest: int, keep: int, token: str) -> None:
+class Run(NamedTuple):
+    """The checkpoints of one run: those from serial `oldest` to the newest."""
+
+    oldest: int
+    newest: Save
+
+    def older(self, folder: Path) -> list[Save]:
+        """Return those before the newest, in falling order."""
+        serials = range(self.oldest, self.newest.serial)
+        return [save for save in list_saves(folder) if save.serial in serials]
+
+
+def good_saves(folder: Path, run: Run, most: int) -> list[Save]:
+    """Return up to `most` checkpoints of a run, before its newest, that are good."""
+    good: list[Save] = []
+    for save in run.older(folder):
+        if len(good) == most:
+            break
+        manifest = _valid_manifest(folder, save)
+        if manifest is not None and _has_files(folder, save, manifest):
+            good.append(save)
+    return good
+
+
+def _has_files(folder: Path, save: Save, manifest: Manifest) -> bool:
+    """Return whether a checkpoint has all its files here, or some on other disks."""
+    are_elsewhere = len(set(manifest.disks)) > 1
+    return are_elsewhere or not any(file_problems(folder, save, manifest))
+
+
+def prune(
+    folder: Path, run: Run, keep: int, good: Collection[Save], token: str
+) -> None:
     """Remove all but the newest `keep` checkpoints of a run.
 
     Folders that are no checkpoints are not removed, and don't count.
 
     Args:
-        current: the newest of the run.
-        oldest: the first serial of the run; what has a lower one is another's.
+        good: the older ones that count: those that are good on all disks.
     """
     kept = 1
-    for save in list_saves(folder):
-        if not oldest <= save.serial < current.serial:
-            continue
+    for save in run.older(folder):
         if kept < keep:
-            kept += is_checkpoint(folder, save)
+            kept += save in good
         elif os.path.lexists(folder / save.name / NAME):
             remove(folder, save, token)
 

@@ -4,12 +4,13 @@ import os
 import shutil
 import time
 
+import msgspec
 import pytest
 
 from mlxdist import CheckpointError, load_checkpoint, save_checkpoint
 from mlxdist.checkpoint import api, directory, mlx_files, run_history
 from mlxdist.checkpoint import save as save_module
-from mlxdist.checkpoint.directory import Save
+from mlxdist.checkpoint.directory import Run, Save
 from mlxdist.checkpoint.manifest import NAME, to_bytes
 from tests.support.checkpoints import (
     assert_all_raise,
@@ -48,15 +49,42 @@ def test_list_saves_of_many_names_takes_linear_time(tmp_path, monkeypatch):
 
 
 def test_prune_keeps_checkpoints_and_not_what_is_none(tmp_path):
-    valid = to_bytes(example_manifest())
+    valid = to_bytes(msgspec.structs.replace(example_manifest(), disks=(0, 1)))
     plant(tmp_path, *(Save(serial, 7) for serial in (1, 3, 5, 7, 9)), manifest=valid)
     plant(tmp_path, Save(2, 7), Save(4, 7), Save(8, 7))  # damaged
     (tmp_path / Save(1, 8).name).mkdir()  # no checkpoint of ours
-    directory.prune(tmp_path, Save(7, 7), oldest=1, keep=3, token="ab")
+    run = Run(1, Save(7, 7))
+    good = directory.good_saves(tmp_path, run, most=2)
+    assert good == [Save(5, 7), Save(3, 7)]
+    directory.prune(tmp_path, run, keep=3, good=good, token="ab")
     left = [save.serial for save in directory.list_saves(tmp_path)]
     assert left == [9, 8, 7, 5, 4, 3, 1]  # valid are 3, 5 and 7
-    directory.prune(tmp_path, Save(7, 7), oldest=5, keep=1, token="ab")
+    directory.prune(tmp_path, Run(5, Save(7, 7)), keep=1, good=[], token="ab")
     assert [s.serial for s in directory.list_saves(tmp_path)] == [9, 8, 7, 4, 3, 1]
+
+
+@pytest.mark.mpi
+@pytest.mark.filterwarnings("ignore:skipped a checkpoint")
+@pytest.mark.parametrize("shared", [True, False])
+def test_prune_keeps_what_is_good_on_all_disks(
+    shared, world, shared_folder, monkeypatch
+):
+    """The file of the last rank was cut, or the manifest on its host's own disk."""
+    home = shared_folder / f"host-{0 if shared else world.rank}"
+    home.mkdir(exist_ok=True)
+    monkeypatch.chdir(home)
+    params, optimizer = make_run(world)
+    for step in (1, 2, 3, 4):
+        path = save_checkpoint("saves", step, params, optimizer, keep=2)
+        world.barrier()
+        if world.rank == world.size - 1 and step > 1:
+            name = f"rank-{world.rank:05}.safetensors" if shared else NAME
+            os.truncate(path / name, 9)
+        world.barrier()
+    for folder in shared_folder.iterdir():
+        saves = directory.list_saves(folder / "saves")
+        assert [save.step for save in saves] == [4, 3, 2, 1]
+    assert load_checkpoint("saves", params, optimizer).step == 1
 
 
 @pytest.mark.mpi

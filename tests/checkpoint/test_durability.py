@@ -100,7 +100,7 @@ def removal_before_the_rename(patch):
     commit = directory.commit
 
     def late_commit(folder, save, token, manifest):
-        directory.prune(folder, save, 0, 1, token)
+        directory.prune(folder, directory.Run(0, save), 1, (), token)
         for older in directory.list_saves(folder):
             directory.remove(folder, older, token)
         commit(folder, save, token, manifest)

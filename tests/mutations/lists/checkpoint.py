@@ -99,8 +99,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint/directory.py",
-        "not oldest <= save.serial < current.serial",
-        "not save.serial < current.serial",
+        "range(self.oldest, self.newest.serial)",
+        "range(self.newest.serial)",
         DIRECTORY,
         (1,),
     ),

@@ -27,6 +27,7 @@ from . import environment
 MARKS = (
     "joining",  # it has called mlxdist.init()
     "joined",  # and all ranks have come there
+    "leaving",  # all ranks have finished; the seconds that MPI_Finalize may take
     "done",
     "failed",
     "ended",
@@ -101,6 +102,16 @@ def any_failed(run_dir: str, ranks: int) -> bool:
         for mark in ("failed", "ended")
         for rank in range(ranks)
     )
+
+
+def finalize_limit(run_dir: str, ranks: int) -> float:
+    """Return the seconds that MPI_Finalize may take; 0.0 unless a rank has called it.
+
+    The exit handlers of the rank are over then: it has left the mark "done", too.
+    """
+    done = set(range(ranks)) - set(unfinished(run_dir, ranks))
+    texts = [read(run_dir, "leaving", rank) for rank in done]
+    return max((float(text) for text in texts if text), default=0.0)
 
 
 def unjoined(run_dir: str, ranks: int) -> tuple[list[int], list[int]]:

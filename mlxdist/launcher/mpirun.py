@@ -23,6 +23,9 @@ GONE_TIMEOUT = 5.0
 # Seconds for mpirun to end the job once a rank has failed. It may hang where a daemon
 # of its own, on another host, is stopped or out of reach.
 FAILED_TIMEOUT = 30.0
+# Seconds for mpirun to end, beyond those that MPI_Finalize may take. Both wait for a
+# daemon on another host that is stopped.
+LEAVING_TIMEOUT = 30.0
 JOIN_TIMEOUT = 5.0  # seconds for a rank that waits for ranks that can't join any more
 STOPPED_TIMEOUT = 60.0  # seconds for which mpirun may be stopped by SIGSTOP
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
@@ -135,10 +138,12 @@ class Mpirun:
     def _limits(self) -> dict[str, float]:
         """Return the states that mpirun is in, and the seconds that each may last."""
         run_dir, ranks = self._run_dir, self._ranks
+        finalize_limit = marks.finalize_limit(run_dir, ranks)
         states = {
             "finished": not marks.unfinished(run_dir, ranks) and FINISH_TIMEOUT,
             "gone": marks.all_gone(run_dir, ranks) and GONE_TIMEOUT,
             "failed": marks.any_failed(run_dir, ranks) and FAILED_TIMEOUT,
+            "leaving": finalize_limit and finalize_limit + LEAVING_TIMEOUT,
             "unjoined": all(marks.unjoined(run_dir, ranks)) and JOIN_TIMEOUT,
             "stopped": self._is_stopped() and STOPPED_TIMEOUT,
         }

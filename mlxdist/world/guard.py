@@ -24,6 +24,7 @@ from ..launcher import launches, marks, rank_failure
 from ..launcher.user_frames import skip_start, user_location
 from ..launcher.visible_text import visible
 from .digest import EndNotice
+from .finalize import FINALIZE_TIMEOUT, limit_finalize
 from .hooks import ExceptionHook, SigtermHook, enable_faulthandler, flush_output, log
 from .record_file import write_record
 from .watchdog import TICK, Watchdog
@@ -68,6 +69,7 @@ class Guard:
         self._ending = threading.Lock()  # never released
         self._failure: Failure | None = None  # of this rank
         self._parent = os.getppid()
+        self._finalize_timeout = max(timeout, FINALIZE_TIMEOUT)
         self._main_thread = threading.main_thread().ident or 0
         self._watchdog = Watchdog(
             self._watch_comm, recorder, timeout=timeout, host=self._host, events=self
@@ -80,6 +82,7 @@ class Guard:
         self._remove_exit_handler = rank_failure.on_exit(self._on_exit)
         self._sigterm = SigtermHook(self._exit_on_sigterm, self._watchdog.wake_fd)
         atexit.register(self._at_exit)
+        limit_finalize(self._finalize_timeout)
         os.register_at_fork(after_in_child=self._remove_hooks)
         self._watchdog.start()
 
@@ -179,6 +182,7 @@ class Guard:
         if error is not None:
             self._fail(error, True)
         self._wait_for_all()
+        self._mark("leaving", str(self._finalize_timeout))
         self._sigterm.remove()
         self._watchdog.stop()
         self._watchdog.close()

@@ -33,7 +33,7 @@ from ..launcher import environment, launches
 from ..launcher.launches import Launch
 from ..version import __version__
 from .deadline import join_in_time
-from .finalize import FINALIZE_TIMEOUT, keep_alive, limit_finalize
+from .finalize import keep_alive
 from .guard import Guard
 from .identity import check_size, find_launch
 from .process import (
@@ -178,7 +178,6 @@ def _join_launch(
         _seed_unless_seeded()
     if comm is not None and guard:
         _install_guard(world, comm, timeout)
-        limit_finalize(max(timeout, FINALIZE_TIMEOUT))
     if path and (comm is not None or world.size == 1):
         timeline_comm = None if comm is None else comm.Dup()
         timeline = Timeline(world.recorder, timeline_comm, world.host, path)

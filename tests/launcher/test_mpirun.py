@@ -87,6 +87,25 @@ def test_mpirun_that_goes_on_after_a_failure_is_ended(
     assert seconds < 5
 
 
+@pytest.mark.parametrize(
+    ("limit", "signs", "expected"),
+    [
+        ("0.1", ["done"], (1, True)),
+        ("60.0", ["done"], (0, False)),
+        ("0.1", [], (0, False)),  # its exit handlers run
+    ],
+)
+def test_mpirun_that_outlasts_the_limit_of_mpi_finalize_is_ended(
+    limit, signs, expected, wait_for, mark, tmp_path, monkeypatch
+):
+    """As where a daemon on another host is stopped while the job finishes."""
+    monkeypatch.setattr(mpirun, "LEAVING_TIMEOUT", 0.1)
+    marks.mark_file(str(tmp_path), "leaving", 1).write_text(limit)
+    mark(1, *signs)
+    _, code, seconds = wait_for("sleep", "0.7")
+    assert (code, seconds < 0.6) == expected
+
+
 @pytest.mark.parametrize("sign", ["done", "failed", "gone"])
 def test_mpirun_with_a_rank_that_can_never_join_is_ended(
     sign, wait_for, mark, start_ranks, ended, monkeypatch, tmp_path

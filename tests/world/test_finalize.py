@@ -67,8 +67,8 @@ import atexit, os, signal
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":  # called after those of mlxdist
     atexit.register(os.kill, os.getpid(), signal.SIGSTOP)
 import mlxdist
-from mlxdist.world import join
-join.FINALIZE_TIMEOUT = 1.0
+from mlxdist.world import guard
+guard.FINALIZE_TIMEOUT = 1.0
 mlxdist.init(timeout=1)
 """
 

@@ -158,6 +158,25 @@ def test_reproducible_step_sends_what_its_description_says(shard, transport, wor
     assert sent == run.optimizer.describe().traffic.bytes_sent
 
 
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("shard", "transport"), CASES)
+def test_reproducible_norm_is_that_of_means_which_16_bits_cannot_hold(
+    shard, transport, world
+):
+    options = {"max_norm": 1e9, "bucket_size": 8, "reproducible": True}
+    part = world.split(0 if world.rank < 2 else 1)
+    optimizer = distributed(
+        part, optim.SGD(0.5), shard=shard, transport=transport, **options
+    )
+    tree = {"w": mx.zeros(4, mx.bfloat16)}
+    optimizer.init(tree)
+    grads = {"w": mx.full((4,), 1 + part.rank * 2.0**-7, mx.bfloat16)}
+    optimizer.apply_gradients(grads, tree)
+    if part.size == 2:
+        assert optimizer.grad_norm.item() == 2 * (1 + 2.0**-8)
+    part.close()
+
+
 def test_reproducible_with_a_wire_dtype_is_refused(world):
     with pytest.raises(ValueError, match="wire_dtype is"):
         distributed(world, reproducible=True, transport="host", wire_dtype=mx.bfloat16)

@@ -112,9 +112,8 @@ class NativeTransport:
             self._token = None
 
     def settle(self) -> None:
-        own = self._stream.of_thread()
-        with self.recorder.waiting():
-            device.settle(*([] if own is None else [own]))
+        self._settle_streams()
+        self._error = None
 
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         gathered = self._all_gather(mx.array(words.view(np.uint32)))
@@ -253,6 +252,11 @@ class NativeTransport:
             mx.eval(result)
         return result
 
+    def _settle_streams(self) -> None:
+        own = self._stream.of_thread()
+        with self.recorder.waiting():
+            device.settle(*([] if own is None else [own]))
+
     def _start(self, *arrays: Array) -> None:
         """Queue arrays. Where that fails, nothing is sent.
 
@@ -262,7 +266,7 @@ class NativeTransport:
         try:
             mx.async_eval(*arrays)
         except RuntimeError as error:
-            self.settle()
+            self._settle_streams()
             mx.async_eval(*arrays)
             self._error = self._error or error
 

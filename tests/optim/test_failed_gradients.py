@@ -12,7 +12,6 @@ from mlxdist.comm import wire
 from tests.support.examples import (
     assert_same_bits,
     distributed,
-    each_shard,
     each_transport,
     gradients,
     linear_layers,
@@ -40,16 +39,23 @@ each_failing = pytest.mark.parametrize(
 )
 
 
+# Few buckets in flight, and all of them.
+transports = pytest.mark.parametrize(
+    ("transport", "in_flight"),
+    [("native", 0), ("native", wire.IN_FLIGHT), ("host", 0)],
+)
+shards = pytest.mark.parametrize("shard", [False, "elements"])
+
+
 def with_a_failing_weight(grads, failing):
     bad = tree_map(lambda leaf: leaf, grads)
     bad["layers"][0]["weight"] = failing()
     return bad
 
 
-@each_shard
-@each_transport
+@shards
+@transports
 @each_failing
-@pytest.mark.parametrize("in_flight", [0, wire.IN_FLIGHT])
 def test_gradient_of_a_later_bucket_that_cannot_be_evaluated_leaves_no_rank_behind(
     in_flight, failing, transport, shard, monkeypatch, world
 ):
@@ -90,3 +96,42 @@ def test_first_gradients_that_cannot_be_evaluated_are_refused_on_all_ranks(
     optimizer.update(model, grads)
     assert world.identical(model)
     assert optimizer.step.item() == 1
+
+
+class FailingLazily(optim.SGD):
+    """Returns parameters that can't be evaluated, where it fails."""
+
+    elementwise = True
+    _fails = False
+
+    def apply_single(self, gradient, parameter, state):
+        stepped = super().apply_single(gradient, parameter, state)
+        return stepped + inverse_of_zeros()[0, 0] if self._fails else stepped
+
+
+@shards
+@transports
+def test_new_parameters_that_cannot_be_evaluated_leave_no_rank_behind(
+    in_flight, transport, shard, monkeypatch, world
+):
+    monkeypatch.setattr(wire, "IN_FLIGHT", in_flight)
+    inner = FailingLazily(0.5)
+    optimizer = distributed(
+        world, inner, transport=transport, shard=shard, bucket_size=8
+    )
+    model = linear_layers()
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    inner._fails = world.is_root
+    if world.is_root:
+        with pytest.raises(RuntimeError, match="factorization"):
+            optimizer.update(model, grads)
+    else:
+        optimizer.update(model, grads)
+    inner._fails = False
+    with pytest.raises(mlxdist.MismatchError, match="step 2 ended with RuntimeError"):
+        optimizer.update(model, grads)
+    optimizer.init(model)
+    optimizer.update(model, grads)
+    assert world.identical(model)

@@ -164,7 +164,9 @@ def test_error_on_one_rank_is_raised_on_all_at_the_next_call(transport, shard, w
     optimizer.init(model)
     optimizer.update(model, grads)
     assert world.identical(model)
-    assert optimizer.step.item() == 2  # rank 0 lacks the step that failed
+    # Rank 0 lacks the step that failed.
+    assert optimizer.step.item() == 2
+    assert optimizer.resumable_state("save").counts.steps == 2
 
 
 @pytest.mark.mpi(min_size=2)

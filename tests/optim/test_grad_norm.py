@@ -52,6 +52,21 @@ def test_norm_of_16_bit_gradients_is_computed_in_float32(
 
 
 @each_shard
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(mx.float16, 1 + 2.0**-10), (mx.bfloat16, 1 + 2.0**-7)],
+    ids=["float16", "bfloat16"],
+)
+def test_norm_of_numbers_whose_squares_16_bits_cannot_hold(dtype, value, shard, world):
+    tree = {"w": mx.full((101,), value, dtype)}
+    optimizer = distributed(world, optim.SGD(0.0), shard=shard, max_norm=math.inf)
+    optimizer.init(tree)
+    optimizer.apply_gradients(tree, tree)
+    norm = value * 101**0.5
+    assert optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+
+
+@each_shard
 @each_transport
 def test_norm_whose_square_overflows_float32_is_finite(shard, transport, world):
     """Squares of 2e19 are beyond float32; the gradients and their norm are not."""

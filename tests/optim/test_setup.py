@@ -274,3 +274,10 @@ def test_parameters_in_another_order_on_one_rank_train_as_in_that_of_rank_0(worl
     assert {name: stepped[name].tolist() for name in names} == {
         name: [-float(index)] * 3 for index, name in enumerate(names)
     }
+
+
+def test_init_gives_all_ranks_the_numbers_in_rank_0s_state(world):
+    inner = optim.SGD(0.5)
+    inner.state["count"] = world.rank + 5
+    distributed(world, inner).init({"w": mx.ones(3)})
+    assert inner.state["count"] == 5

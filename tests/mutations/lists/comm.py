@@ -228,7 +228,7 @@ MUTATIONS = [
         FAILED,
         [
             ("self._error = self._error or error", "pass"),
-            ("            self.settle()\n", ""),
+            ("            self._settle_streams()\n", ""),
         ],
     ),
     Mutation(

@@ -158,6 +158,8 @@ class NativeTransport:
     def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
         start, stop = bucket.span(self.rank)
         chunk = _joined(parts, bucket)
+        if not self._tracing and device.on_cpu():
+            mx.eval(chunk)  # an error of the update is raised before a rank waits
         self.traffic.add(self.all_gather_bytes_sent(bucket, chunk.itemsize))
         if bucket.owners is None:
             padded = mx.pad(chunk, (0, bucket.chunk - (stop - start)))

@@ -105,8 +105,8 @@ def test_init_again_of_the_same_model_sends_no_state(shard, world):
 
 @pytest.mark.mpi(min_size=2)
 def test_moves_hold_no_more_than_a_piece_of_what_others_want(world, monkeypatch):
-    """The first rank's state goes to the last, in pieces of 64 KiB."""
-    monkeypatch.setattr(state_exchange, "PIECE_BYTES", 2**16)
+    """The first rank's state goes to the last, in pieces of 512 KiB."""
+    monkeypatch.setattr(state_exchange, "PIECE_BYTES", 2**19)
     big = mx.zeros(2**20)
     optimizer = trained(world, {"a": big, "b": mx.ones(8)}, shard="tensors")
     bigger = {"a": big, "b": mx.ones(8), "c": mx.zeros(2**20 + 1)}

@@ -140,10 +140,15 @@ MUTATIONS = [
         "optim/gradient_averaging.py",
         ("tests/optim/test_gradient_averaging.py",),
         [
-            ("wire_dtype=mx.float32", "wire_dtype=None"),
             ("mean.astype(dtypes[entry.path])", "mean"),
             ("weight=weight,", "weight=None,"),
         ],
+    ),
+    *mistakes(
+        "optim/gradient_averaging.py",
+        ("tests/optim/test_gradient_averaging.py",),
+        [("wire_dtype=mx.float32", "wire_dtype=None")],
+        (3,),
     ),
     *mistakes(
         "optim/resumable_state.py",

@@ -91,3 +91,20 @@ def test_training_in_another_thread_gives_the_same_and_leaves_the_main_one_worki
     train()
     assert_same_bits(trees[0], trees[2])
     assert_same_bits(trees[1], trees[3])
+
+
+@pytest.mark.mpi(min_size=2)
+def test_native_error_of_an_input_is_raised_once_and_stops_no_collective(world):
+    bucket, weights = flat_bucket(world, 9), known_weights(world)
+    array = mx.zeros((3, 3))
+    if world.is_root:
+        array = mx.linalg.inv(array, stream=mx.cpu)
+        mx.async_eval(array)
+        time.sleep(0.2)  # until MLX has the error
+    pending = world.native.start_all_reduce([array], bucket, weights, mx.float32)
+    if world.is_root:
+        with pytest.raises(RuntimeError, match="factorization"):
+            pending.finish()
+    mx.eval(pending.finish())
+    ones = world.native.start_all_reduce([mx.ones(9)], bucket, weights, mx.float32)
+    assert values_of(ones.finish()) == {1.0}

@@ -228,8 +228,16 @@ MUTATIONS = [
         ("tests/comm/test_native.py", *FAILED),
         [
             ("self._error = self._error or error", "pass"),
-            ("            self._settle_streams()\n", ""),
         ],
+    ),
+    Mutation(
+        "comm/native.py",
+        "            self._settle_streams()\n",
+        "",
+        FAILED,
+        (2,),
+        "MLX raises each error once; where the second try raises another one, nothing "
+        "was sent either, and the step ends with zeros for this bucket",
     ),
     Mutation(
         "optim/attempt.py",

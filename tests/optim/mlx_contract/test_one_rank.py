@@ -5,6 +5,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
 
+import mlxdist
 from tests.support.examples import distributed, each_shard
 
 pytestmark = pytest.mark.mpi
@@ -91,3 +92,11 @@ def test_model_without_parameters_steps_the_schedule(model, shard, alone):
     optimizer.init(model.trainable_parameters())
     optimizer.update(model, model.trainable_parameters())
     assert optimizer.step.item() == 1
+
+
+def test_step_with_weight_0_alone_is_refused(alone):
+    optimizer, tree = distributed(alone, optim.SGD(0.1)), {"w": mx.ones(3)}
+    optimizer.init(tree)
+    with pytest.raises(mlxdist.MismatchError, match="every rank has weight 0"):
+        optimizer.apply_gradients(tree, tree, weight=0)
+    assert optimizer.step.item() == 0

@@ -106,7 +106,7 @@ def test_cluster_wires_carry_their_rate_in_both_directions_at_once(hosts):
 
 
 @needs_hosts
-@pytest.mark.parametrize("hosts", [pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("hosts", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_cluster_all_reduce_over_all_hosts_uses_the_wires(hosts, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(ALL_SUM)

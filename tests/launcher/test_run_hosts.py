@@ -153,7 +153,8 @@ def test_dry_run_prints_a_line_that_a_shell_can_run(run_on_hosts, hosts, tmp_pat
     done = run_on_hosts(SHOW, "a b", options=["--dry-run"])
     assert done.returncode == 0
     assert not (tmp_path / "reached").exists()
-    shell = jobs.run(["sh", "-c", done.stdout], env=hosts, cwd="/")
+    agent = {"PRTE_MCA_plm_ssh_agent": str(tmp_path / "agent")}
+    shell = jobs.run(["sh", "-c", done.stdout], env=hosts | agent, cwd="/")
     assert shell.returncode == 0, shell.stderr
     assert [json.loads(line)[4] for line in shell.stdout.splitlines()] == 3 * [["a b"]]
 

@@ -93,14 +93,22 @@ def test_training_in_another_thread_gives_the_same_and_leaves_the_main_one_worki
     assert_same_bits(trees[1], trees[3])
 
 
+def failing():
+    """Return an array that is queued and has failed, with an error not raised yet."""
+    while True:
+        array = mx.linalg.inv(mx.zeros((3, 3)), stream=mx.cpu)
+        try:
+            mx.async_eval(array)
+        except RuntimeError:  # it has failed already: try again
+            continue
+        time.sleep(0.2)
+        return array
+
+
 @pytest.mark.mpi(min_size=2)
 def test_native_error_of_an_input_is_raised_once_and_stops_no_collective(world):
     bucket, weights = flat_bucket(world, 9), known_weights(world)
-    array = mx.zeros((3, 3))
-    if world.is_root:
-        array = mx.linalg.inv(array, stream=mx.cpu)
-        mx.async_eval(array)
-        time.sleep(0.2)  # until MLX has the error
+    array = failing() if world.is_root else mx.zeros((3, 3))
     pending = world.native.start_all_reduce([array], bucket, weights, mx.float32)
     if world.is_root:
         with pytest.raises(RuntimeError, match="factorization"):

@@ -21,6 +21,8 @@ from .verdict import Observation
 
 PATIENCE = 90.0
 _GRACE = 15.0  # seconds beyond `init()`'s time-out, until no process may be left
+# Seconds until a kernel tries again to reach a host whose wire was cut.
+_NEIGHBOURS_TIMEOUT = 4.0
 _MOST_LOAD = 4.0
 _DISK = "12m"
 _POLL = 0.02
@@ -204,6 +206,7 @@ class RunningJob:
             host.wire.restore()
             if self.plan.own_disks:
                 self.free_disk(index)
+        time.sleep(_NEIGHBOURS_TIMEOUT)
 
     # The end
 

@@ -87,6 +87,7 @@ def test_memory_small_model_is_near_its_formula(tmp_path):
     assert measured["bare"] < measured["steady"] <= measured["peak"]
 
 
+@pytest.mark.long
 def test_train_contenders_reach_the_same_loss(tmp_path):
     arguments = ("--quick", "--turns", "1", "--places", "one machine")
     result = bench(tmp_path, "train", *arguments, "--contenders", "ours", "upstream")
@@ -98,6 +99,7 @@ def test_train_contenders_reach_the_same_loss(tmp_path):
         assert seconds[0] > 0.2 * case["compute_seconds"]
 
 
+@pytest.mark.long
 def test_step_after_sigterm_leaves_no_rank_behind(tmp_path):
     arguments = ("--quick", "--only", "1M float32", "--turns", "500")
     script = str(common.BENCHMARKS / "step.py")

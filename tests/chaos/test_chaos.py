@@ -127,6 +127,7 @@ def test_counts_have_a_job_once_for_each_kind_that_has_struck():
     assert ["all", "jobs", "0", "1", "1", "1"] in rows
 
 
+@pytest.mark.long
 @pytest.mark.skipif(netns.problem() is not None, reason=str(netns.problem()))
 def test_job_that_is_killed_ends_with_the_right_error_and_resumes_by_hand():
     result = ChaosRun(1).run_plan(Plan(0, TWO_RANKS, faults=(KILL,)))

@@ -188,6 +188,7 @@ def test_hangs(world):
     assert ("rank 1:" in result.err) == (rank == 1)  # rank 0 reports without it
 
 
+@pytest.mark.long
 def test_spmd_rank_that_holds_the_interpreter_lock_ends_the_job(harness):
     result = harness.run(
         2,

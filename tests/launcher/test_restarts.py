@@ -86,6 +86,7 @@ def start_with_two_kills(start, script, options, steps, folder, timeout=60.0):
     return done, report
 
 
+@pytest.mark.long
 def test_restarted_run_ends_with_the_losses_of_an_uninterrupted_one(start, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):

@@ -144,10 +144,11 @@ def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act, code):
             137,
             "rank 1 of 2 was killed by SIGKILL; rank 0 was ended with it",
         ),
-        (
+        pytest.param(
             "time.sleep(99)",
             1,
             "longer than timeout=2, and no rank makes progress: rank 1",
+            marks=pytest.mark.long,
         ),
     ],
 )

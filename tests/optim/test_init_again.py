@@ -117,7 +117,8 @@ def test_moves_hold_no_more_than_a_piece_of_what_others_want(world, monkeypatch)
     owns = sum(
         v.nbytes for k, s in optimizer.state.items() if k in "abc" for v in s.values()
     )
-    assert mx.get_peak_memory() - start < 2 * owns + 2**20
+    # Two pieces, and scalars. The whole state has 8 MiB.
+    assert mx.get_peak_memory() - start < 2 * owns + 2**20 + 2**16
 
 
 class Failing(optim.SGD):

@@ -255,9 +255,9 @@ class NativeTransport:
         return result
 
     def _settle_streams(self) -> None:
-        own = self._stream.of_thread()
+        stream = self._stream.of_thread()
         with self.recorder.waiting():
-            device.settle(*([] if own is None else [own]))
+            device.settle(*([] if stream is None else [stream]))
 
     def _start(self, *arrays: Array) -> None:
         """Queue arrays. Where that fails, nothing is sent.

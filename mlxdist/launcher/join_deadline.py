@@ -79,12 +79,12 @@ class JoinDeadline:
 def reason(seconds: float, claims: Sequence[str]) -> str:
     """Return why a rank ends that has waited in `init`, and what to do about it."""
     states = {rank: _state(Path(path)) for rank, path in enumerate(claims)}
-    absent = [str(rank) for rank, state in states.items() if state is None]
-    stopped = [str(rank) for rank, state in states.items() if state == "T"]
+    absent = [rank for rank, state in states.items() if state is None]
+    stopped = [rank for rank, state in states.items() if state == "T"]
     if absent:
-        waits = f"{_ranks(absent)}, which never called it"
+        waits = f"{rank_names(absent)}, which never called it"
     elif stopped:
-        waits = f"{_ranks(stopped)}, stopped (SIGSTOP)"
+        waits = f"{rank_names(stopped)}, stopped (SIGSTOP)"
     else:
         waits = "other ranks"
     return (
@@ -93,8 +93,9 @@ def reason(seconds: float, claims: Sequence[str]) -> str:
     )
 
 
-def _ranks(numbers: Sequence[str]) -> str:
-    return ("ranks " if len(numbers) > 1 else "rank ") + ", ".join(numbers)
+def rank_names(ranks: Sequence[int]) -> str:
+    """Return `rank 3` or `ranks 0, 3`."""
+    return ("ranks " if len(ranks) > 1 else "rank ") + ", ".join(map(str, ranks))
 
 
 def _state(claim: Path) -> str | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import environment
+from .join_deadline import rank_names
 
 MARKS = (
     "joining",  # it has called mlxdist.init()
@@ -133,7 +134,7 @@ def unjoined(run_dir: str, ranks: int) -> tuple[list[int], list[int]]:
 def report_unjoined(run_dir: str, ranks: int) -> None:
     """Leave the mark "failed" of each rank that waits for one that never joins."""
     waiting, absent = unjoined(run_dir, ranks)
-    names = ("ranks " if len(absent) > 1 else "rank ") + ", ".join(map(str, absent))
+    names = rank_names(absent)
     text = f"it waits in mlxdist.init() for {names}, which ended without a call of it"
     for rank in waiting:
         with contextlib.suppress(OSError):  # the disk is full

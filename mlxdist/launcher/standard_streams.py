@@ -55,15 +55,14 @@ def write_all(descriptor: int, data: bytes, timeout: float | None = None) -> Non
         OSError: it can't be written.
         TimeoutError: the reader has taken nothing for that time.
     """
-    # A pipe that is ready takes this much. More could block in the middle of it.
-    size = len(data) if timeout is None else select.PIPE_BUF
+    size = len(data) if timeout is None else select.PIPE_BUF  # see `_takes_text`
     while data:
-        if timeout is not None and not select.select([], [descriptor], [], timeout)[1]:
+        if timeout is not None and not _takes_text(descriptor, timeout):
             raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
         try:
             data = data[os.write(descriptor, data[:size]) :]
         except BlockingIOError:
-            select.select([], [descriptor], [], timeout)
+            _takes_text(descriptor, timeout)
 
 
 def print_error(message: str) -> None:
@@ -80,7 +79,6 @@ def print_in_time(text: str, stream: TextIO | None, *, timeout: float) -> None:
     Args:
         timeout: seconds for a reader to take any of it.
     """
-    # A pipe that is ready takes this much. More could block in the middle of it.
     size = select.PIPE_BUF // (1 if text.isascii() else 4)
     for start in range(0, len(text), size):
         with contextlib.suppress(Exception):  # a program may replace it by anything
@@ -98,11 +96,23 @@ def flush_in_time(stream: TextIO | None, *, timeout: float) -> None:
 
 
 def _is_ready(stream: TextIO, timeout: float) -> bool:
-    """Return whether a stream takes text, at least as much as a pipe does at once."""
+    """Return whether a stream `_takes_text`."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):  # in memory, or in a notebook
         return True
+    return _takes_text(descriptor, timeout)
+
+
+def _takes_text(descriptor: int, timeout: float | None) -> bool:
+    """Wait until a descriptor takes PIPE_BUF bytes at once. More could block.
+
+    Args:
+        timeout: seconds; None waits for ever.
+
+    Returns:
+        Whether it does, or has an error, which the write will raise.
+    """
     poll = select.poll()  # `select` takes no descriptor above 1023
     poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(timeout * 1000))  # an error is raised by the write
+    return bool(poll.poll(None if timeout is None else timeout * 1000))

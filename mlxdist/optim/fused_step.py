@@ -178,6 +178,7 @@ class FusedStep:
         *,
         compiled: bool,
     ):
+        self._leaf = leaf
         self._bucket = bucket
         self._strategy = strategy
         offsets = [0, *accumulate(piece.stop - piece.start for piece in bucket)]
@@ -189,6 +190,11 @@ class FusedStep:
         self._flat: State = {}
         self._views: dict[str, Pieces] = {}
 
+    @property
+    def applies(self) -> bool:
+        """Whether the leaf may still be fused: its attributes may have changed."""
+        return can_be_fused(self._leaf)
+
     def __call__(
         self,
         mean: Chunk,
@@ -199,7 +205,9 @@ class FusedStep:
         """Return the new values; `states` get views of the new state."""
         gradient = mean.flat(self._join_of(mean.arrays))
         state = {key: self._flat_state(key, states) for key in states[0]}
-        (stepped,) = self._step([gradient], [self._own(parameters)], [state], scale)
+        (stepped,) = self._step(
+            [gradient], [self._local_flat(parameters)], [state], scale
+        )
         self._flat = state
         for key, flat in state.items():
             views = self._views[key] = self._split(flat)
@@ -222,7 +230,7 @@ class FusedStep:
             self._joins[dtype] = Join(dtype)
         return self._joins[dtype]
 
-    def _own(self, parameters: Pieces) -> Array:
+    def _local_flat(self, parameters: Pieces) -> Array:
         """This rank's pieces of whole parameters, as one flat array."""
         if not device.on_cpu():
             parts = map(cut, parameters, self._bucket, repeat(self._strategy))

@@ -194,11 +194,11 @@ class _BucketStep:
             for leaf, indices in groups
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
-        self._leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
         self._fused: FusedStep | None = None
-        if not traced and self._leaf is not None and can_be_fused(self._leaf):
+        leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
+        if not traced and leaf is not None and can_be_fused(leaf):
             self._fused = FusedStep(
-                self._leaf, strategy, bucket, shard.copies, compiled=compiled
+                leaf, strategy, bucket, shard.copies, compiled=compiled
             )
 
     def __call__(
@@ -208,7 +208,7 @@ class _BucketStep:
         states: Sequence[State],
         scale: Array | None,
     ) -> Chunk | Pieces:
-        if self._fused and self._leaf and can_be_fused(self._leaf):
+        if self._fused is not None and self._fused.applies:
             return self._fused(mean, parameters, states, scale)
         gradients = mean.pieces()
         stepped: Pieces = [None] * len(gradients)

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from tests.support import jobs
 from tests.support.cluster import VirtualCluster
@@ -63,12 +62,7 @@ class RunningJob:
     def __enter__(self) -> RunningJob:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cluster.close()
 
     def run(self, first_attempt: int = 0) -> Observation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tests.support.wire import has_netem
 
@@ -69,32 +69,27 @@ class Sigusr1(Kind):
 
 
 class Sigterm(Kind):
+    """`mlxdist run` gets a signal."""
+
     effect = Effect.ENDS_JOB
+    number: ClassVar[signal.Signals] = signal.SIGTERM
     exit_code = 128 + signal.SIGTERM
 
     def actions(self, fault: Fault, job: RunningJob, pid: int) -> Iterable[Action]:
-        yield fault.delay, lambda: job.send(job.launcher, signal.SIGTERM)
+        yield fault.delay, lambda: job.send(job.launcher, self.number)
 
     def cause(self, fault: Fault, plan: Plan) -> str:
-        return "ended by SIGTERM"
+        return f"ended by {self.number.name}"
 
 
 class Sigint(Sigterm):
+    number = signal.SIGINT
     exit_code = 128 + signal.SIGINT
 
-    def actions(self, fault: Fault, job: RunningJob, pid: int) -> Iterable[Action]:
-        yield fault.delay, lambda: job.send(job.launcher, signal.SIGINT)
 
-    def cause(self, fault: Fault, plan: Plan) -> str:
-        return "ended by SIGINT"
-
-
-class KillLauncher(Kind):
-    effect = Effect.ENDS_JOB
+class KillLauncher(Sigterm):
+    number = signal.SIGKILL
     exit_code = -signal.SIGKILL
-
-    def actions(self, fault: Fault, job: RunningJob, pid: int) -> Iterable[Action]:
-        yield fault.delay, lambda: job.send(job.launcher, signal.SIGKILL)
 
     def cause(self, fault: Fault, plan: Plan) -> str:
         return ""  # nobody is left to name it

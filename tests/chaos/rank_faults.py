@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mlxdist.launcher.join_deadline import LEAST_TIMEOUT
 
@@ -38,36 +38,38 @@ def _send_later(fault: Fault, number: int) -> None:
     timer.start()
 
 
-class Kill(Kind):
+class _Signal(Kind):
+    """The rank gets a signal."""
+
+    number: ClassVar[signal.Signals]
+
     def strike(self, fault: Fault, folder: Path) -> None:
-        _send_later(fault, signal.SIGKILL)
+        _send_later(fault, self.number)
 
 
-class Segfault(Kind):
-    def strike(self, fault: Fault, folder: Path) -> None:
-        _send_later(fault, signal.SIGSEGV)
+class Kill(_Signal):
+    number = signal.SIGKILL
 
 
-class SigtermOfRank(Kind):
-    def strike(self, fault: Fault, folder: Path) -> None:
-        _send_later(fault, signal.SIGTERM)
+class Segfault(_Signal):
+    number = signal.SIGSEGV
 
 
-class Stop(Kind):
+class SigtermOfRank(_Signal):
+    number = signal.SIGTERM
+
+
+class Stop(_Signal):
     """The rank makes no progress any more, and sends no heartbeats."""
 
-    def strike(self, fault: Fault, folder: Path) -> None:
-        _send_later(fault, signal.SIGSTOP)
+    number = signal.SIGSTOP
 
 
-class StopAndContinue(Kind):
+class StopAndContinue(Stop):
     """A slow rank."""
 
     effect = Effect.NONE
     longest = 3.0
-
-    def strike(self, fault: Fault, folder: Path) -> None:
-        _send_later(fault, signal.SIGSTOP)
 
     def actions(self, fault: Fault, job: RunningJob, pid: int) -> Iterable[Action]:
         yield fault.delay + fault.seconds, lambda: job.send(pid, signal.SIGCONT)

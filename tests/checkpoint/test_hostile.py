@@ -18,6 +18,7 @@ from tests.support.checkpoints import (
     assert_all_raise,
     example_manifest,
     make_run,
+    put,
     train,
     zeros,
 )
@@ -124,17 +125,6 @@ def test_unique_names_of_many_equal_ones_take_linear_time():
 
 
 # -- wrong values, with right sums
-
-
-def put(*path_and_value):
-    *path, key, value = path_and_value
-
-    def change(content):
-        for part in path:
-            content = content[part]
-        content[key] = value
-
-    return change
 
 
 NUMPY = {"$numpy": "a", "dtype": "int8", "shape": [2**70]}

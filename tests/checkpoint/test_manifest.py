@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlxdist.checkpoint import manifest, manifest_check
 from mlxdist.checkpoint.manifest import Manifest
-from tests.support.checkpoints import example_manifest
+from tests.support.checkpoints import example_manifest, put
 
 BLOCK = 4 * 2**20
 
@@ -28,18 +28,6 @@ def edited(change, sign=True):
         del content["sha256"]
         content = {"sha256": manifest.digest(content), **content}
     return json.dumps(content).encode()
-
-
-def put(*keys_and_value):
-    """Return a change that puts a value at the end of a path of keys."""
-    *path, last, value = keys_and_value
-
-    def change(content):
-        for key in path:
-            content = content[key]
-        content[last] = value
-
-    return change
 
 
 FIRST, CUT = ("arrays", 0), ("arrays", 2)

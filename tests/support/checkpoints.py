@@ -21,6 +21,18 @@ from tests.support.examples import distributed, gradients, make, parameters
 SHA256 = "ab" * 32  # a valid one, of nothing
 
 
+def put(*keys_and_value):
+    """Return a change of a manifest: a value at the end of a path of keys."""
+    *path, last, value = keys_and_value
+
+    def change(content):
+        for key in path:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
 def make_run(world, name="AdamW", shard=True, bucket_size=256, **options):
     """Return a tree of parameters and an initialized optimizer of an MLX class."""
     optimizer = distributed(

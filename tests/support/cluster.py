@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tests.support import netns
 from tests.support.wire import Wire, bits_per_second
@@ -109,12 +108,7 @@ class VirtualCluster:
     def __enter__(self) -> VirtualCluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -22,6 +22,8 @@ COLUMNS = "MLXDIST_COLUMNS"  # the width of that terminal
 RESTARTS = "MLXDIST_RESTARTS"  # how often the job was started again
 TIMELINE = "MLXDIST_TIMELINE"  # file for the Chrome trace
 POSTMORTEM = "MLXDIST_POSTMORTEM"  # folder for the records of a failed job
+BACKEND = "MLXDIST_BACKEND"  # of the data plane, where `init` is given none
+DATA_PLANE = "MLXDIST_DATA_PLANE"  # the ranks' addresses and RDMA devices, as JSON
 KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
 JOINED = "MLXDIST_JOINED"  # the process that has joined, and its rank, as JSON
 FINALIZES = "MLXDIST_FINALIZES"  # the process that calls MPI_Finalize at its exit
@@ -29,7 +31,7 @@ LIBMPI = "MLX_MPI_LIBNAME"  # the library that MLX loads
 JOB = "MLXDIST_JOB"  # script and arguments, as JSON; continued in MLXDIST_JOB1, ...
 
 # A launcher sets these for its own ranks. A job inside a job must not inherit them.
-LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS)
+LAUNCHER_VARIABLES = (RUN_DIR, MARKS, TERMINAL, COLUMNS, DATA_PLANE)
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_")
 MPI_PARAMETER = "OMPI_MCA_"  # before the name of a parameter of the ranks' MPI
 PRTE_PARAMETER = "PRTE_MCA_"  # before the name of a parameter of mpirun
@@ -42,7 +44,7 @@ SERVER_FOLDER = "PMIX_SERVER_TMPDIR"  # mpirun's own folder on this host
 THREAD_LEVEL = "OMPI_MPI_THREAD_LEVEL"  # that MPI_Init asks for
 THREAD_MULTIPLE = 3  # MPI_THREAD_MULTIPLE: any thread may use MPI at any time
 _RANK_VARIABLES = (RANK, "PMIX_RANK", NAMESPACE)
-_RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR)
+_RESERVED = ("OMPI_COMM_", "PMIX_", "PRTE_", JOB, MARKS, RUN_DIR, DATA_PLANE)
 _LONGEST_VALUE = 2**16  # characters; Linux takes 128 KiB
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -92,6 +92,8 @@ class Exchange:
         self.rounds = deque(split_counts(longest, per_round))  # not posted yet
         self.rounds_left = len(self.rounds)
         self.finished = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+        self._closing = threading.Lock()  # of the list of callbacks
         self._prepared = False
 
     @property
@@ -108,6 +110,24 @@ class Exchange:
         if not self._prepared:
             self._prepared = True
             self.prepare()
+
+    def when_complete(self, callback: Callable[[], None]) -> None:
+        """Call back once it is complete, or given up after an error: see `Progress`.
+
+        The call comes from whichever thread completes it, at once where it is complete.
+        """
+        with self._closing:
+            if not self.finished.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def finish(self) -> None:
+        """Wake up whoever waits for it. Called once, when nothing more will arrive."""
+        with self._closing:
+            self.finished.set()
+        for callback in self._callbacks:
+            callback()
 
     @property
     def result(self) -> Array:
@@ -126,7 +146,7 @@ class Exchange:
         self.rounds_left -= 1
         if self.complete:
             self.record.end = time.time()
-            self.finished.set()
+            self.finish()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
         """A round's part of a rank's span, in elements of the whole bucket."""

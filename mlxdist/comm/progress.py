@@ -33,6 +33,9 @@ _SPIN = 100e-6  # seconds in which a collective on one host is usually complete
 class Progress:
     """The exchanges of one transport that are not complete, oldest first.
 
+    After an error of the thread nothing more is completed. The exchanges that are left
+    are finished without a result, and whoever waits for one gets the error.
+
     Args:
         overlaps: whether ranks can compute while they communicate: starts the thread.
         recorder: notified while this rank waits for others.
@@ -82,8 +85,7 @@ class Progress:
             self._add_deferred()
         with self._recorder.waiting():
             while not exchange.complete:
-                if self._error is not None:
-                    raise self._error
+                self._check_error()
                 if self._thread is not None:
                     exchange.finished.wait(_ERROR_CHECK)
                 elif not self._advance():
@@ -94,7 +96,8 @@ class Progress:
         self._check_open()
         self._add_deferred()
         with self._lock:
-            left = [*self._waiting, *(exchange for exchange, _ in self._in_flight)]
+            self._check_error()
+            left = self._outstanding()
         for exchange in left:
             self.wait(exchange)
 
@@ -111,6 +114,10 @@ class Progress:
                 "this world is closed: its ranks can't communicate any more"
             )
 
+    def _check_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
     def _add_deferred(self) -> None:
         exchange, self._deferred = self._deferred, None
         if exchange is not None:
@@ -120,6 +127,7 @@ class Progress:
         self._check_open()
         mx.eval(exchange.arrays)
         with self._lock:
+            self._check_error()
             self._waiting.append(exchange)
             self._advance()
         self._work.set()
@@ -155,6 +163,18 @@ class Progress:
             moved = True
         return moved
 
+    def _give_up(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = error  # raised to whoever waits
+            left = self._outstanding()
+        for exchange in left:
+            exchange.finish()
+
+    def _outstanding(self) -> list[Exchange]:
+        """Return the exchanges that are not complete, oldest first."""
+        started = [exchange for exchange, _ in self._in_flight]
+        return list(dict.fromkeys([*started, *self._waiting]))
+
     def _run(self) -> None:
         pause = _SHORTEST
         while not self._is_closed:
@@ -165,7 +185,7 @@ class Progress:
                     if not (self._waiting or self._in_flight):
                         self._work.clear()
             except BaseException as error:
-                self._error = error  # raised in `wait`
+                self._give_up(error)
                 return
             if moved:
                 pause = _SHORTEST

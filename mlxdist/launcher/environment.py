@@ -127,6 +127,11 @@ def rank() -> str:
     return os.environ[RANK]
 
 
+def world_size() -> int:
+    """Return how many ranks mpirun has started; 1 without it."""
+    return int(os.environ.get(SIZE, "1"))
+
+
 def local_rank() -> int:
     """Return this process's rank among those of its host; 0 without mpirun."""
     return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))

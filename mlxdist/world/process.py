@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..launcher import environment, kernel_folder
+from ..launcher import cores, environment, kernel_folder
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
 from .finalize import finalize_at_exit
 from .hooks import log
@@ -32,6 +32,15 @@ _MCA_PARAMETERS = {
     # that the network idles whenever Python computes.
     "btl_tcp_flags": "1",  # send only
     "btl_tcp_max_send_size": str(2**20),  # bytes
+}
+
+# A rank that waits inside MPI polls, which is the fastest where each has a core and
+# messages go through memory. Elsewhere it naps between two looks: polling would take
+# the core from the backward pass, or from another rank.
+_NAP_PARAMETERS = {
+    "mpi_yield_when_idle": "1",
+    "threads_pthreads_yield_strategy": "nanosleep",
+    "threads_pthreads_nanosleep_time": "50000",  # nanoseconds
 }
 
 _prepared: list[str] = []  # the libmpi that this process uses
@@ -66,10 +75,22 @@ def prepare_mpi() -> bool:
             f"mpi4py loaded {library}, which is not Open MPI, and MLX works with "
             f"Open MPI only. {INSTALL_HINT}"
         )
-    environment.use_libmpi(library, parameters=_MCA_PARAMETERS)
+    naps = waits_with_naps(
+        environment.world_size(), environment.local_size(), cores.usable_cores()
+    )
+    parameters = _MCA_PARAMETERS | (_NAP_PARAMETERS if naps else {})
+    environment.use_libmpi(library, parameters=parameters)
     finalize_at_exit(library)
     _prepared.append(library)
     return True
+
+
+def waits_with_naps(ranks: int, ranks_on_host: int, usable_cores: int) -> bool:
+    """Return whether ranks nap while they wait inside MPI, rather than poll.
+
+    They do where there are several hosts, or more ranks on this one than cores.
+    """
+    return ranks_on_host < ranks or ranks_on_host > usable_cores
 
 
 def _started_by_mlx() -> bool:

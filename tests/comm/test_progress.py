@@ -9,8 +9,10 @@ import mlx.optimizers as optim
 import pytest
 
 from mlxdist.comm import Recorder, Traffic
+from mlxdist.comm.exchange import Exchange
 from mlxdist.comm.progress import Progress
 from mlxdist.world import World
+from tests.support.buckets import flat_bucket
 from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
     assert_same_bits,
@@ -113,12 +115,12 @@ def test_traffic_counted_by_two_threads_is_the_sum_of_both():
     assert traffic == Traffic(collectives=40, bytes_sent=80)
 
 
-class Failing:
+class Failing(Exchange):
     """An exchange that fails once the progress thread looks at it."""
 
-    complete = False
-    arrays = ()
-    finished = threading.Event()
+    def __init__(self, world):
+        bucket = flat_bucket(world, 7)
+        super().__init__(world.host_transport, [], mx.float32, bucket)
 
     @property
     def ready(self):
@@ -128,22 +130,50 @@ class Failing:
 
 
 @pytest.mark.timeout(10)
-def test_error_of_the_progress_thread_is_raised_by_whoever_waits():
+def test_error_of_the_progress_thread_is_raised_by_whoever_waits(world):
     progress = Progress(overlaps=True, recorder=Recorder())
-    exchange = Failing()
+    exchange = Failing(world)
     progress.add(exchange)
     with pytest.raises(OSError, match="the wire was cut"):
         progress.wait(exchange)
-    with pytest.raises(OSError, match="the wire was cut"):  # and by later calls
-        progress.drain()
+    later = partial(progress.add, Failing(world))
+    for call in (progress.drain, later):
+        with pytest.raises(OSError, match="the wire was cut"):
+            call()
     progress.close()
+
+
+@pytest.mark.timeout(10)
+def test_error_of_the_progress_thread_calls_back_for_all_exchanges(world):
+    progress = Progress(overlaps=True, recorder=Recorder())
+    exchange = Failing(world)
+    called = threading.Event()
+    exchange.when_complete(called.set)
+    progress.add(exchange)
+    assert called.wait(5)
+    assert not exchange.complete
+    progress.close()
+
+
+@pytest.mark.timeout(10)
+def test_complete_exchange_calls_back_and_does_so_at_once(overlapping_world):
+    bucket = flat_bucket(overlapping_world, 300)
+    start, stop = bucket.span(overlapping_world.rank)
+    comm = overlapping_world.host_transport
+    pending = comm.start_all_gather([mx.ones(stop - start)], bucket)
+    called, called_late = threading.Event(), threading.Event()
+    pending.exchange.when_complete(called.set)
+    pending.finish()
+    assert called.wait(5)
+    pending.exchange.when_complete(called_late.set)
+    assert called_late.is_set()
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_progress_that_was_closed_refuses_exchanges(overlaps):
+def test_progress_that_was_closed_refuses_exchanges(overlaps, world):
     progress = Progress(overlaps=overlaps, recorder=Recorder())
     progress.close()
-    for call in (progress.drain, partial(progress.add, Failing())):
+    for call in (progress.drain, partial(progress.add, Failing(world))):
         with pytest.raises(RuntimeError, match="this world is closed"):
             call()
 

@@ -38,6 +38,16 @@ def test_prepare_mpi_keeps_the_values_of_the_environment(mpi_job):
     assert result.stdout.splitlines()[1] == "self,sm 3"
 
 
+@pytest.mark.parametrize(
+    ("ranks", "on_host", "cores", "naps"),
+    [(1, 1, 1, False), (2, 2, 2, False), (4, 4, 2, True), (2, 1, 8, True)],
+)
+def test_ranks_nap_where_they_share_cores_or_are_on_several_hosts(
+    ranks, on_host, cores, naps
+):
+    assert process.waits_with_naps(ranks, on_host, cores) is naps
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_keep_freed_memory_can_be_disabled(monkeypatch):
     monkeypatch.setenv("MLXDIST_KEEP_MEMORY", "0")

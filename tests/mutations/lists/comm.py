@@ -98,7 +98,8 @@ MUTATIONS = [
         [
             ("if self._error is not None:", "if False:"),
             ("self._error = error  # raised", "pass  # raised"),
-            ("left = [*self._waiting, *(", "left = [*("),
+            ("exchange.finish()", "pass"),
+            ("[*started, *self._waiting]", "[*started]"),
             ("if not exchange.ready:", "if False:"),
             ("if self._is_closed:", "if False:"),
         ],

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from ..launcher import hosts, network
+from ..launcher import host_files, hosts, network
 from ..launcher.hosts import Host, HostList
 from ..launcher.standard_streams import print_error
 
@@ -77,7 +77,7 @@ def hosts_of(parsed: argparse.Namespace) -> HostList:
     elif parsed.hostfile is not None:
         expected = "a file with lines such as `mac1 slots=2`, or MLX's JSON"
         with opening("--hostfile", expected):
-            named = hosts.read_hosts(parsed.hostfile)
+            named = host_files.read_hosts(parsed.hostfile)
     else:
         return HostList()
     slots = {host.name: host.slots for host in named.hosts}

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from ..launcher import environment, hosts, preflight, runner
+from ..launcher import data_plane, environment, hosts, preflight, runner
 from ..launcher.job_spec import Job
 from ..launcher.standard_streams import print_error
 from .options import (
@@ -57,6 +57,13 @@ def add_parser(commands: Commands) -> None:
         help="how many ranks (default: as many as the hosts have slots)",
     )
     add_hosts(parser)
+    parser.add_argument(
+        "--backend",
+        choices=data_plane.CHOICES,
+        default="auto",
+        help="MLX's backend for gradients and parameters; MPI stays the control plane "
+        "(default: auto, the host file's, or MLXDIST_BACKEND, or mpi)",
+    )
     _add_rank_options(parser)
     _add_job_options(parser)
     parser.add_argument(
@@ -181,6 +188,7 @@ def job_of(parsed: argparse.Namespace) -> Job:
         raise ValueError("how many ranks? Give -n N, or hosts with -H or --hostfile")
     if not named.hosts and parsed.n > hosts.MAX_SLOTS:
         raise ValueError(f"-n {parsed.n}: wanted at most {hosts.MAX_SLOTS} ranks")
+    backend, ring = _backend_of(parsed, named)
     return Job(
         ranks=parsed.n or slots,
         script=script,
@@ -190,7 +198,8 @@ def job_of(parsed: argparse.Namespace) -> Job:
         threads=parsed.threads,
         hosts=named.hosts,
         interface=network_of(parsed, named.hosts),
-        variables=(*named.variables, *map(_variable, parsed.env)),
+        backend=backend,
+        variables=(*named.variables, *ring, *map(_variable, parsed.env)),
         cwd=parsed.cwd,
         python=parsed.python,
         timeout=parsed.timeout,
@@ -198,6 +207,22 @@ def job_of(parsed: argparse.Namespace) -> Job:
         timeline=parsed.timeline,
         mpi_arguments=_mpi_arguments(parsed.mpi_arg),
     )
+
+
+def _backend_of(
+    parsed: argparse.Namespace, named: hosts.HostList
+) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """Return the backend for data, and the variables by which MLX takes a ring of it.
+
+    That of `--backend` comes before the host file's, and that before the user's
+    MLXDIST_BACKEND.
+    """
+    chosen: str | None = parsed.backend
+    if chosen == "auto":
+        chosen = named.backend or environment.chosen_backend()
+    if chosen is None or chosen == data_plane.RING_OF_JACCL:
+        return chosen, (("JACCL_RING", "1"),) if chosen else ()
+    return data_plane.check_backend(chosen, environment.BACKEND), ()
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from . import environment
+from . import device_matrix, environment
+from .device_matrix import Row
+from .hosts import Host, assign_ranks
 
 BACKENDS = ("mpi", "ring", "jaccl", "nccl")  # that `mlxdist.init` knows
 
-# For each rank: the names of the devices that lead to it, several where there are
-# several cables; none to the rank itself, and to one that is not a neighbour in a ring.
-Devices: TypeAlias = "tuple[tuple[str, ...], ...]"
+RING_OF_JACCL = "jaccl-ring"  # jaccl, over the cables of a ring
+CHOICES = ("auto", *BACKENDS, RING_OF_JACCL)  # of `mlxdist run --backend`
+_JACCL = ("jaccl", RING_OF_JACCL)
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,15 @@ class DataPlane:
 
     Attributes:
         backend: one of BACKENDS; None where the job names none.
-        addresses: each rank's IPv4 addresses for data, that of the best wire first, by
-            rank; () where the host file has none.
+        addresses: the IPv4 addresses for data of each rank's host, by rank: () for a
+            host that has none in the host file, and () if none has.
         devices: each rank's RDMA devices, by rank: MLX's device matrix, with an empty
-            list for its null; () where the host file has none.
+            list for its null; () unless the backend is jaccl.
     """
 
     backend: str | None = None
     addresses: tuple[tuple[str, ...], ...] = ()
-    devices: tuple[Devices, ...] = ()
+    devices: tuple[Row, ...] = ()
 
 
 def check_backend(name: str, source: str) -> str:
@@ -85,3 +86,48 @@ def variables_of(plane: DataPlane) -> dict[str, str]:
     if table:
         result[environment.DATA_PLANE] = json.dumps(table, separators=(",", ":"))
     return result
+
+
+# The launcher's side
+
+
+def plan(hosts: Sequence[Host], ranks: int, backend: str | None) -> DataPlane:
+    """Return the data plane of a job over some hosts.
+
+    Args:
+        backend: one of CHOICES but "auto"; None where the user and the host file leave
+            it to the ranks.
+
+    Raises:
+        ValueError: jaccl was asked for, and the hosts' devices form no mesh or ring, or
+            a host would have several ranks.
+    """
+    names = assign_ranks(hosts, ranks) if hosts else []
+    by_name = {host.name: host for host in hosts}
+    used = [by_name[name] for name in names]
+    addresses = tuple(host.addresses for host in used)
+    devices = _devices(used, backend) if backend in _JACCL else ()
+    name = "jaccl" if backend == RING_OF_JACCL else backend
+    return DataPlane(name, addresses if any(addresses) else (), devices)
+
+
+def _devices(used: Sequence[Host], backend: str) -> tuple[Row, ...]:
+    """Return the device matrix of ranks, given the host of each."""
+    if not any(host.devices for host in used):
+        raise ValueError(
+            f"backend {backend} needs the RDMA devices between the hosts: give "
+            "--hostfile with a file of mlx.distributed_config, whose hosts have rdma"
+        )
+    names = [host.name for host in used]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise ValueError(
+            f"backend {backend} takes one rank on each host, and {doubled} has "
+            f"{names.count(doubled)}; name each host once, without slots"
+        )
+    # A job of fewer ranks runs on the first hosts.
+    rows = [host.devices[: len(used)] for host in used]
+    ring = backend == RING_OF_JACCL
+    for problem in device_matrix.problems(names, rows, ring=ring):
+        raise ValueError(f"backend {backend}: {problem}")
+    return tuple(rows)

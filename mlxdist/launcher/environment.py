@@ -244,8 +244,17 @@ def without_mpi(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(MPI_PREFIXES) and name not in LAUNCHER_VARIABLES
+        if not name.startswith(MPI_PREFIXES)
+        and name not in (*LAUNCHER_VARIABLES, BACKEND)
     }
+
+
+def chosen_backend() -> str | None:
+    """Return the backend that the user has set for data, None if none is set.
+
+    The launcher has set that of a rank, for this job and not for one inside it.
+    """
+    return None if is_rank_environment(os.environ) else os.environ.get(BACKEND) or None
 
 
 def is_reserved(name: str) -> bool:

@@ -20,6 +20,8 @@ class Job:
         hosts: the machines; empty for this one alone.
         interface: the network of MPI's traffic: a name, or `10.0.0.0/24`. None leaves
             it to Open MPI.
+        backend: of the data plane: "mpi", "ring", "jaccl", "jaccl-ring" or "nccl"; None
+            leaves it to the ranks.
         variables: environment variables to set for the ranks.
         cwd, python: the ranks' folder and interpreter, on each host.
         timeout: seconds after which the job is ended.
@@ -36,6 +38,7 @@ class Job:
     threads: int | None = None
     hosts: tuple[Host, ...] = ()
     interface: str | None = None
+    backend: str | None = None
     variables: tuple[tuple[str, str], ...] = ()
     cwd: str | None = None
     python: str | None = None

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from . import cores, environment, rank_main, tagged_stream
+from . import cores, data_plane, environment, rank_main, tagged_stream
 from .hosts import Host
 from .job_spec import Job
 from .orphans import segment_folder
@@ -198,6 +198,7 @@ def rank_environment(
     if (home := os.path.expanduser("~")) != "~":  # cron sets no HOME
         result.setdefault("HOME", home)
     result.update(job.variables)
+    result |= _data_variables(job)
     if job.threads is not None:
         result |= dict.fromkeys(cores.THREAD_VARIABLES, str(job.threads))
     elif not job.hosts:  # a rank on another host shares that host's cores
@@ -214,6 +215,11 @@ def rank_environment(
     if job.timeline is not None:
         result[environment.TIMELINE] = os.path.abspath(job.timeline)
     return result | environment.job_variables(_rank_job(job))
+
+
+def _data_variables(job: Job) -> dict[str, str]:
+    plane = data_plane.plan(job.hosts, job.ranks, job.backend)
+    return data_plane.variables_of(plane)
 
 
 def _segment_variables(names: Iterable[str], run_dir: str) -> dict[str, str]:

@@ -18,11 +18,19 @@ from .interfaces import Interface, local_interfaces
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,31}")
 
 
-def mpi_network(hosts: Sequence[Host], choice: str | None) -> str | None:
+def mpi_network(
+    hosts: Sequence[Host],
+    choice: str | None,
+    interfaces: Sequence[Interface] | None = None,
+) -> str | None:
     """Return the network for MPI's traffic: the one chosen, or the best with all hosts.
+
+    The addresses of a host file come first, and then those of the hosts' names: the
+    file may have those of cables, each of which leads to one neighbour.
 
     Args:
         choice: what `--iface` names; None if it was not given.
+        interfaces: this machine's; None lists them.
 
     Returns:
         None where no network holds an address of every host.
@@ -32,12 +40,17 @@ def mpi_network(hosts: Sequence[Host], choice: str | None) -> str | None:
     """
     if choice is not None:
         return resolve_network(choice)
-    interfaces = local_interfaces()
+    interfaces = local_interfaces() if interfaces is None else interfaces
     local = {str(interface.address.ip) for interface in interfaces}
-    addresses = [host.addresses or addresses_of(host) for host in hosts]
-    remote = [of_host for of_host in addresses if not _are_local(of_host, local)]
-    best = best_interface(interfaces, remote)
-    return None if best is None else best.network
+    for addresses in (
+        [host.addresses or addresses_of(host) for host in hosts],
+        [addresses_of(host) for host in hosts],
+    ):
+        remote = [of_host for of_host in addresses if not _are_local(of_host, local)]
+        best = best_interface(interfaces, remote)
+        if best is not None:
+            return best.network
+    return None
 
 
 def best_interface(

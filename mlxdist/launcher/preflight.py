@@ -10,9 +10,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from . import network
+from . import data_plane, network
 from .cores import oversubscription_warning, usable_cores
-from .hosts import assign_ranks
 from .job_spec import Job
 from .mpirun_command import has_custom_agent
 from .standard_streams import print_error
@@ -23,20 +22,21 @@ def check(job: Job) -> Job:
 
     Raises:
         ValueError: there is no such script, module, folder or interpreter, there are
-            too few slots, or a file can't be written.
+            too few slots, a file can't be written, or the hosts have no RDMA devices
+            for jaccl.
         RuntimeError: other hosts can't be reached, because there is no ssh here.
     """
     if job.log_dir is not None:
         check_writable("--log-dir", job.log_dir)
     if job.timeline is not None:
         _check_no_device("--timeline", job.timeline)
+    data_plane.plan(job.hosts, job.ranks, job.backend)
     python = None
     if job.python is not None:
         python = find_python(job.python, remote=bool(job.hosts))
     if not job.hosts:
         _check_local(job)
         return replace(job, python=python)
-    assign_ranks(job.hosts, job.ranks)
     _check_ssh(job)
     interface = network.mpi_network(job.hosts, job.interface)
     return replace(job, python=python, interface=interface)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxdist import cli
-from mlxdist.launcher import hosts
+from mlxdist.launcher import host_files
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 GUIDE = (LAUNCH / "README.md").read_text()
@@ -29,8 +29,8 @@ def guide_commands():
 def test_host_files_of_both_formats_have_equal_hosts():
     assert len(HOST_FILES) == 4
     for kind in ("thunderbolt", "ethernet"):
-        plain = hosts.read_hosts(LAUNCH / "hosts" / f"{kind}.hosts")
-        json = hosts.read_hosts(LAUNCH / "hosts" / f"{kind}.json")
+        plain = host_files.read_hosts(LAUNCH / "hosts" / f"{kind}.hosts")
+        json = host_files.read_hosts(LAUNCH / "hosts" / f"{kind}.json")
         assert len(plain.hosts) == len(json.hosts) >= 2
         assert all(host.addresses for host in json.hosts)
     assert all(f"(hosts/{path.name})" in GUIDE for path in HOST_FILES)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxdist.launcher import hosts
+from mlxdist.launcher import host_files, hosts
 from mlxdist.launcher.hosts import Host
 
 
@@ -15,7 +15,7 @@ def test_read_hosts_of_any_text_returns_hosts_or_raises(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "hosts"
     path.write_text(text, errors="ignore")
     try:
-        read = hosts.read_hosts(path)
+        read = host_files.read_hosts(path)
     except ValueError:
         return
     assert read.hosts
@@ -38,7 +38,7 @@ def test_read_hosts_of_any_text_returns_hosts_or_raises(tmp_path_factory, text):
 )
 def test_read_hosts_of_open_mpis_format_returns_hosts(content, expected, tmp_path):
     (tmp_path / "hosts").write_bytes(content)
-    assert hosts.read_hosts(tmp_path / "hosts").hosts == expected
+    assert host_files.read_hosts(tmp_path / "hosts").hosts == expected
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,80 @@ def test_read_hosts_of_open_mpis_format_returns_hosts(content, expected, tmp_pat
 def test_read_hosts_of_an_invalid_file_raises(content, message, tmp_path):
     (tmp_path / "hosts").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        hosts.read_hosts(tmp_path / "hosts")
+        host_files.read_hosts(tmp_path / "hosts")
 
 
 # MLX's host files
 
-ENTRIES = [{"ssh": "mac1", "ips": ["10.0.0.1"], "rdma": [None]}, {"ssh": "mac2"}]
+ENTRIES = [{"ssh": "mac1", "ips": ["10.0.0.1"], "rdma": []}, {"ssh": "mac2"}]
 HOSTS = (Host("mac1", 1, ("10.0.0.1",)), Host("mac2"))
+
+
+def entry(number, ips, rdma, **others):
+    return {"ssh": f"mac{number}", "ips": ips, "rdma": rdma, **others}
+
+
+# What MLX's mlx.distributed_config writes: prepare_ethernet_hostfile, configure_ring,
+# configure_jaccl and configure_jaccl_ring in mlx/_distributed_utils/config.py.
+ETHERNET = {
+    "backend": "",
+    "envs": [],
+    "hosts": [entry(1, ["10.0.0.1"], []), entry(2, ["10.0.0.2"], [])],
+}
+RING = {
+    "backend": "ring",
+    "envs": ["MLX_METAL_FAST_SYNCH=1"],
+    "hosts": [
+        entry(1, ["192.168.0.1", "192.168.0.5"], []),
+        entry(2, ["192.168.0.2", "192.168.0.6"], []),
+    ],
+}
+JACCL = {
+    "backend": "jaccl",
+    "envs": [],
+    "hosts": [
+        entry(1, ["10.0.0.1"], [None, "rdma_en3", "rdma_en4"]),
+        entry(2, ["10.0.0.2"], ["rdma_en3", None, "rdma_en5"]),
+        entry(3, ["10.0.0.3"], ["rdma_en4", "rdma_en5", None]),
+    ],
+}
+DOUBLE = ["rdma_en3", "rdma_en4"]
+JACCL_RING = {
+    "backend": "jaccl-ring",
+    "envs": [],
+    "hosts": [
+        entry(1, ["10.0.0.1"], [None, DOUBLE, None, DOUBLE]),
+        entry(2, ["10.0.0.2"], [DOUBLE, None, DOUBLE, None]),
+        entry(3, ["10.0.0.3"], [None, DOUBLE, None, DOUBLE]),
+        entry(4, ["10.0.0.4"], [DOUBLE, None, DOUBLE, None]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "backend", "devices"),
+    [
+        (ETHERNET, None, ()),
+        (ETHERNET["hosts"], None, ()),
+        ({"hosts": ETHERNET["hosts"]}, None, ()),
+        ({**ETHERNET, "backend": "any"}, None, ()),
+        ({**ETHERNET, "backend": "mpi"}, "mpi", ()),
+        ({**ETHERNET, "backend": "nccl"}, "nccl", ()),
+        ({**ETHERNET, "tuned": True}, None, ()),
+        (RING, "ring", ()),
+        (JACCL, "jaccl", ((), ("rdma_en3",), ("rdma_en4",))),
+        (JACCL_RING, "jaccl-ring", ((), tuple(DOUBLE), (), tuple(DOUBLE))),
+    ],
+)
+def test_read_hosts_takes_what_mlx_writes(data, backend, devices, tmp_path):
+    (tmp_path / "hosts.json").write_text(json.dumps(data, indent=4))
+    read = host_files.read_hosts(tmp_path / "hosts.json")
+    entries = data["hosts"] if isinstance(data, dict) else data
+    assert read.backend == backend
+    assert read.hosts[0].devices == devices
+    assert [host.addresses for host in read.hosts] == [
+        tuple(entry["ips"]) for entry in entries
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +157,7 @@ HOSTS = (Host("mac1", 1, ("10.0.0.1",)), Host("mac2"))
 )
 def test_read_hosts_of_mlx_json_returns_hosts_and_variables(data, expected, tmp_path):
     (tmp_path / "hosts.json").write_text(json.dumps(data))
-    assert hosts.read_hosts(tmp_path / "hosts.json") == expected
+    assert host_files.read_hosts(tmp_path / "hosts.json") == expected
 
 
 @pytest.mark.parametrize(
@@ -104,14 +171,24 @@ def test_read_hosts_of_mlx_json_returns_hosts_and_variables(data, expected, tmp_
         ([{"ips": []}], "host None"),
         ([{"ssh": ["mac1"]}], "host "),
         ([{"ssh": "mac1", "ips": "10.0.0.1"}], "wanted {"),
-        ([{"ssh": "mac1", "ips": ["::1"]}], "wanted IPv4"),
+        ([{"ssh": "mac1", "ips": ["::1"]}], "entry 1: address '::1': wanted IPv4"),
         ([{"ssh": "mac1", "ips": [1]}], "wanted IPv4"),
         ([{"ssh": "mac1", "ips": ["-x"]}], "wanted IPv4"),
         *(
             ([{"ssh": "mac1", "slots": bad}], "slots")
             for bad in (0, -1, 4097, 1.5, "2", True, None, [2])
         ),
-        ({"hosts": [{"ssh": "a"}], "backend": "jaccl"}, "is started with mlx.launch"),
+        ([{"ssh": "a"}, {"ssh": "b", "rdma": "rdma_en3"}], "entry 2: host b: found"),
+        ([{"ssh": "a", "rdma": [None, 3]}], r"found 3 in rdma, wanted null"),
+        ([{"ssh": "a", "rdma": [None, ["b", None]]}], "in rdma, wanted null"),
+        ([{"ssh": "a", "rdma": [None, "-x y"]}], "in rdma, wanted null"),
+        (
+            [{"ssh": "a", "ips": ["10.0.0.1"]}, {"ssh": "A", "ips": ["10.0.0.2"]}],
+            r"entry 2: host A has ips \['10.0.0.2'\], and entry 1",
+        ),
+        ({"hosts": [{"ssh": "a"}], "backend": "gloo"}, "backend 'gloo', wanted one"),
+        ({"hosts": [{"ssh": "a"}], "backend": None}, "backend None, wanted one"),
+        ({"hosts": [{"ssh": "a"}], "backend": ["mpi"]}, "wanted one of mpi"),
         ({"hosts": [{"ssh": "a"}], "envs": "A=b"}, "wanted a list"),
         ({"hosts": [{"ssh": "a"}], "envs": ["A"]}, "wanted NAME=VALUE"),
         ({"hosts": [{"ssh": "a"}], "envs": ["A B=c"]}, "environment variable"),
@@ -122,7 +199,7 @@ def test_read_hosts_of_invalid_json_raises(tmp_path, data, message):
     path = tmp_path / "hosts.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
     with pytest.raises(ValueError, match=message) as raised:
-        hosts.read_hosts(path)
+        host_files.read_hosts(path)
     assert str(raised.value).startswith(str(path))
 
 
@@ -157,4 +234,4 @@ def test_read_hosts_with_a_variable_that_names_code_raises(
     assert f"{path}: environment variable" in capsys.readouterr().err
     assert not (tmp_path / "marker").exists()
     path.write_text(json.dumps(content))
-    assert hosts.read_hosts(path).variables == tuple(allowed.items())
+    assert host_files.read_hosts(path).variables == tuple(allowed.items())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxdist.launcher import hosts
+from mlxdist.launcher import host_files, hosts
 from mlxdist.launcher.hosts import Host
 
 # No host names. Each would otherwise reach a command line of mpirun or ssh.
@@ -105,7 +105,7 @@ def test_parse_hosts_with_invalid_slots_raises(slots, tmp_path):
             hosts.parse_hosts(f"mac1:{slots}")
         (tmp_path / "hosts").write_text(f"mac1 slots={slots}")
         with pytest.raises(ValueError, match=r"line 1: .*wanted 1 to 4096"):
-            hosts.read_hosts(tmp_path / "hosts")
+            host_files.read_hosts(tmp_path / "hosts")
 
 
 def test_parse_hosts_whose_slots_add_up_to_too_many_raises():

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from mlxdist.launcher import cores, hosts, mpirun_command
+from mlxdist.launcher import cores, data_plane, hosts, mpirun_command
+from mlxdist.launcher.data_plane import DataPlane
+from mlxdist.launcher.hosts import Host
 from mlxdist.launcher.job_spec import Job
 
 
@@ -184,3 +186,22 @@ def test_agent_script_records_the_hosts_where_the_agent_fails(
     script = mpirun_command.write_agent_script(job, str(tmp_path))
     assert os.waitstatus_to_exitcode(os.system(f"{script} -x b prted")) == code
     assert mpirun_command.failed_hosts(str(tmp_path)) == hosts_listed
+
+
+def test_rank_environment_has_the_data_plane_and_none_of_an_outer_job():
+    outer = {"OMPI_COMM_WORLD_RANK": "0", "MLXDIST_BACKEND": "jaccl"}
+    outer["MLXDIST_DATA_PLANE"] = "{}"
+    _, environment = over_hosts("a,b", outer=outer)
+    assert data_plane.data_plane_of(environment) == DataPlane()
+    assert "MLXDIST_DATA_PLANE" not in environment
+    wanted = DataPlane("ring", (("10.0.0.1",), ("10.0.0.2",)))
+    job = Job(
+        2,
+        "train.py",
+        hosts=(Host("a", 1, ("10.0.0.1",)), Host("b", 1, ("10.0.0.2",))),
+        backend="ring",
+    )
+    environment = mpirun_command.rank_environment(job, {}, usable_cores=8)
+    assert data_plane.data_plane_of(environment) == wanted
+    forwarded = mpirun_command.forwarded_variables(job, environment)
+    assert {"MLXDIST_BACKEND", "MLXDIST_DATA_PLANE"} <= set(forwarded)

@@ -5,6 +5,7 @@ import ipaddress
 import pytest
 
 from mlxdist.launcher import network
+from mlxdist.launcher.hosts import Host
 from mlxdist.launcher.interfaces import Interface
 
 INTERFACES = [
@@ -33,6 +34,20 @@ INTERFACES = [
 def test_best_interface_is_the_first_that_reaches_all_hosts(remote, name):
     best = network.best_interface(INTERFACES, remote)
     assert (best and best.name) == name
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ((["169.254.33.7"], ["169.254.8.8"]), "169.254.0.0/16"),
+        ((["10.5.0.1"], ["10.5.0.2"]), "192.168.1.0/24"),  # of cables, not in all
+        (([], []), "192.168.1.0/24"),
+    ],
+)
+def test_mpi_network_has_the_addresses_of_the_file_or_of_the_names(addresses, expected):
+    names = ("192.168.1.20", "192.168.1.30")
+    hosts = [Host(n, 1, tuple(a)) for n, a in zip(names, addresses, strict=True)]
+    assert network.mpi_network(hosts, None, INTERFACES) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `launch` and `dry_run` start, and mpirun's own files."""
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxdist import launcher
-from mlxdist.launcher import marks, runner
+from mlxdist.launcher import marks, mpirun_command, runner
 from mlxdist.launcher.job_spec import Job
 from tests.support import jobs
 
@@ -22,6 +23,58 @@ def test_dry_run_makes_no_files(main, tmp_path, capsys):
     assert main("run", "-n", "1", "--dry-run", *options, tmp_path / "x.py") == 0
     assert "mpirun -n 1" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["x.py"]
+
+
+FILE_OF_RING = {
+    "backend": "jaccl-ring",
+    "hosts": [
+        {"ssh": "10.77.0.1", "ips": [], "rdma": [None, "rdma_en3"]},
+        {"ssh": "10.77.0.2", "ips": [], "rdma": ["rdma_en3", None]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "outer", "backend", "is_ring"),
+    [
+        ((), None, "jaccl", True),
+        (("--backend", "jaccl"), None, "jaccl", False),
+        (("--backend", "mpi"), "nccl", "mpi", False),
+        (("--backend", "auto"), "nccl", "jaccl", True),
+    ],
+)
+def test_dry_run_names_the_backend_of_the_option_or_of_the_host_file(
+    options, outer, backend, is_ring, main, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "x.py").touch()
+    path = tmp_path / "hosts.json"
+    path.write_text(json.dumps(FILE_OF_RING))
+    monkeypatch.setenv(mpirun_command.AGENT_VARIABLE, "ssh")
+    if outer:
+        monkeypatch.setenv("MLXDIST_BACKEND", outer)
+    words = ["run", "--dry-run", *options, "--hostfile", path, tmp_path / "x.py"]
+    assert main(*words) == 0
+    line = capsys.readouterr().out
+    assert f"MLXDIST_BACKEND={backend} " in line
+    assert ("JACCL_RING=1" in line) == is_ring
+    assert ('"rdma_en3"' in line) == (backend == "jaccl")
+
+
+@pytest.mark.parametrize(
+    ("options", "outer", "message"),
+    [
+        (("--backend", "jaccl"), None, "jaccl needs the RDMA devices"),
+        ((), "gloo", "MLXDIST_BACKEND is 'gloo'; wanted one of mpi, ring"),
+    ],
+)
+def test_run_over_a_backend_that_it_cannot_start_is_refused(
+    options, outer, message, main, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "x.py").touch()
+    if outer:
+        monkeypatch.setenv("MLXDIST_BACKEND", outer)
+    assert main("run", "-n", "2", "--dry-run", *options, tmp_path / "x.py") == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

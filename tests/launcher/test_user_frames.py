@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core
 import pytest
 
-from mlxdist.launcher import hosts
+from mlxdist.launcher import host_files
 from mlxdist.launcher.user_frames import skip_start, user_location
 
 
@@ -29,7 +29,7 @@ def test_user_location_skips_frames_of_mlxdist_and_of_the_standard_library(monke
     line = frames_of.__code__.co_firstlineno + 3
     expected = f"{__file__.lstrip('/')}:{line}, in frames_of"
     assert user_location(frames_of(json.loads, "{")) == expected
-    assert user_location(frames_of(hosts.read_hosts, Path("/none"))) == expected
+    assert user_location(frames_of(host_files.read_hosts, Path("/none"))) == expected
     assert user_location(frames_of(json.loads, "{")[1:]) == ""
     assert user_location([]) == ""
 
@@ -48,7 +48,7 @@ def test_user_location_is_the_innermost_one_and_relative_to_the_folder(
 
 def test_user_location_of_an_installed_program_is_in_the_program():
     program, called = frame(pytest.__file__, 3), frame(mlx.core.__file__, 4)
-    location = user_location([program, called, frame(hosts.__file__, 5)])
+    location = user_location([program, called, frame(host_files.__file__, 5)])
     assert location.endswith("pytest/__init__.py:3, in f")
     assert user_location([frame("/elsewhere/train.py", 1), program, called]) == (
         "/elsewhere/train.py:1, in f"

@@ -5,6 +5,8 @@ from tests.mutations.mutation import Mutation
 COMMAND = ("tests/launcher/test_mpirun_command.py",)
 ENVIRONMENT = ("tests/launcher/test_environment.py",)
 HANDLERS = ("tests/launcher/test_signal_handlers.py",)
+DATA_PLANE = ("tests/launcher/test_data_plane.py",)
+DEVICE_MATRIX = ("tests/launcher/test_device_matrix.py",)
 HOSTS = ("tests/launcher/test_hosts.py",)
 HOST_FILES = ("tests/launcher/test_host_files.py",)
 INTERFACES = ("tests/launcher/test_interfaces.py",)
@@ -81,10 +83,39 @@ MUTATIONS = [
     Mutation("launcher/hosts.py", "host.name.lower()", "host.name", HOSTS),
     Mutation("launcher/hosts.py", "not 1 <= int(text)", "not 0 <= int(text)", HOSTS),
     Mutation(
-        "launcher/hosts.py",
+        "launcher/host_files.py",
         "if not _ALLOWED_IN_FILES.fullmatch(name):",
         "if not name:",
         HOST_FILES,
+    ),
+    Mutation(
+        "launcher/host_files.py",
+        "if host.addresses != other.addresses:",
+        "if not host.addresses:",
+        HOST_FILES,
+    ),
+    # The data plane
+    Mutation(
+        "launcher/data_plane.py",
+        'name = "jaccl" if backend == RING_OF_JACCL else backend',
+        "name = backend",
+        DATA_PLANE,
+    ),
+    Mutation(
+        "launcher/data_plane.py",
+        "host.devices[: len(used)]",
+        "host.devices",
+        DATA_PLANE,
+    ),
+    Mutation("launcher/data_plane.py", "names.count(name) > 1", "not name", DATA_PLANE),
+    Mutation(
+        "launcher/device_matrix.py",
+        "if len(there) != len(back):",
+        "if there and not back:",
+        DEVICE_MATRIX,
+    ),
+    Mutation(
+        "launcher/device_matrix.py", "ring or not _is_mesh(rows)", "ring", DEVICE_MATRIX
     ),
     Mutation(
         "launcher/interfaces.py",
@@ -116,7 +147,7 @@ MUTATIONS = [
     ),
     Mutation(
         "launcher/environment.py",
-        " and name not in LAUNCHER_VARIABLES",
+        "and name not in (*LAUNCHER_VARIABLES, BACKEND)",
         "",
         ENVIRONMENT,
     ),

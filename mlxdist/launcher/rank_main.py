@@ -25,7 +25,15 @@ import socket
 from types import TracebackType
 from typing import NoReturn
 
-from . import cores, environment, kernel_folder, marks, rank_failure, rank_mpi
+from . import (
+    cores,
+    environment,
+    gpus,
+    kernel_folder,
+    marks,
+    rank_failure,
+    rank_mpi,
+)
 from .standard_streams import print_error
 
 # The globals of the script, or its error: a plain `python script.py` keeps them until
@@ -50,6 +58,7 @@ def main() -> None:
     rank_failure.defer_usage_errors()
     job = environment.take_job()
     try:
+        _take_gpu()
         _protect_kernels()
         _enter(job["cwd"])
         _references.append(_run(job))
@@ -90,6 +99,20 @@ def _share_cores() -> None:
     if ranks > usable and environment.local_rank() == 0:
         warning = cores.oversubscription_warning(ranks, usable, socket.gethostname())
         print_error(warning)
+
+
+def _take_gpu() -> None:
+    """Have MLX compute on this rank's GPU, of several; before it is imported."""
+    rank, ranks = environment.local_rank(), environment.local_size()
+    share = gpus.share_of(environment.get(gpus.VISIBLE), gpus.count_gpus(), rank, ranks)
+    if share.visible is not None:
+        environment.update({gpus.VISIBLE: share.visible})
+    if share.ranks < 2:
+        return
+    if environment.get(environment.BACKEND) == "nccl":
+        raise RuntimeError(gpus.nccl_problem(share.ranks, socket.gethostname()))
+    if rank == 0:
+        print_error(gpus.warning(share.ranks, socket.gethostname()))
 
 
 def _protect_kernels() -> None:

@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 COMMAND = ("tests/launcher/test_mpirun_command.py",)
 ENVIRONMENT = ("tests/launcher/test_environment.py",)
+GPUS = ("tests/launcher/test_gpus.py",)
 HANDLERS = ("tests/launcher/test_signal_handlers.py",)
 DATA_PLANE = ("tests/launcher/test_data_plane.py",)
 DEVICE_MATRIX = ("tests/launcher/test_device_matrix.py",)
@@ -94,6 +95,10 @@ MUTATIONS = [
         "if not host.addresses:",
         HOST_FILES,
     ),
+    # GPUs
+    Mutation("launcher/gpus.py", "local_rank % len(names)", "0", GPUS),
+    Mutation("launcher/gpus.py", "if len(names) > 1 else None", "", GPUS),
+    Mutation("launcher/rank_main.py", "        _take_gpu()", "        pass", GPUS),
     # The data plane
     Mutation(
         "launcher/data_plane.py",

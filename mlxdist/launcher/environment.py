@@ -7,10 +7,11 @@ imports nothing but the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -70,6 +71,21 @@ def get(name: str) -> str | None:
 def update(variables: Mapping[str, str]) -> None:
     """Set variables for this process and those that it starts."""
     os.environ.update(variables)
+
+
+@contextlib.contextmanager
+def temporary(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables while this is entered, for libraries that read them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 # The environment of libraries in C, which `os.environ` does not show
@@ -140,6 +156,12 @@ def local_rank() -> int:
 def local_size() -> int:
     """Return how many ranks of the job share this host; 1 without mpirun."""
     return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+
+
+def mpi_interfaces() -> list[str]:
+    """Return the interfaces or networks of MPI's traffic over TCP; any if empty."""
+    text = os.environ.get(f"{MPI_PARAMETER}btl_tcp_if_include", "")
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def leave_job(names: Collection[str]) -> None:

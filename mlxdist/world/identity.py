@@ -43,6 +43,9 @@ def find_launch(backend: str | None, *, strict: bool, rejoins: bool) -> Launch |
         launches.forget()
         return None
     matching = [job for job in jobs if backend in (None, job.backend) and job.backend]
+    matching += [
+        job for job in jobs if job.backend == "mpi"
+    ]  # which sets up the others
     if matching:
         return matching[0]
     if jobs and jobs[0].size > 1 and strict:

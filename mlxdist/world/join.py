@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
@@ -30,8 +31,10 @@ import numpy as np
 
 from ..comm.agreement import difference
 from ..launcher import environment, launches
+from ..launcher.data_plane import DataPlane, data_plane_of
 from ..launcher.launches import Launch
 from ..version import __version__
+from .data_plane import connect, control_transport
 from .deadline import join_in_time
 from .finalize import keep_alive
 from .guard import Guard
@@ -40,6 +43,7 @@ from .process import (
     keep_freed_memory,
     prepare_mpi,
     protect_kernels,
+    ranks_on_host,
     world_communicator,
 )
 from .shared_memory import unlink_segments
@@ -72,9 +76,10 @@ def init(
     world, until it is closed. The module's docstring has what changes in the process.
 
     Args:
-        backend: None takes what the launcher provides: MPI, or what `mlx.launch` was
-            asked for. "mpi" finds Open MPI by itself. "ring" is MLX's backend over TCP;
-            "jaccl" and "nccl" are MLX's others.
+        backend: what carries gradients and parameters. "mpi" finds Open MPI by itself;
+            "ring" is MLX's backend over TCP, "jaccl" that over RDMA, "nccl" NVIDIA's.
+            Where MPI started the ranks, it carries the rest: see `data_plane`. None
+            takes what a host file, MLXDIST_BACKEND or `mlx.launch` names, else MPI.
         strict: True rejects a world of one rank; False accepts a world of another size
             than was launched; None rejects that.
         timeout: seconds that a rank waits for others of which none makes progress,
@@ -86,10 +91,10 @@ def init(
     Raises:
         RuntimeError: MLX can't join the ranks that the launcher started, or not all;
             another process has joined as this rank; the ranks run different versions of
-            mlxdist. The message has the remedy.
+            mlxdist, or pass other arguments. The message has the remedy.
         PermissionError: MLX has no folder for compiled kernels that is this user's.
-        ValueError: `timeout` is no positive number, or a world was joined with other
-            arguments before.
+        ValueError: `timeout` is no positive number, a world was joined with other
+            arguments before, or the backend can't be set up on one of the ranks.
     """
     global _world
     _check_timeout(timeout)
@@ -142,20 +147,25 @@ def _join(
 ) -> World:
     launch = find_launch(backend, strict=strict is not False, rejoins=rejoins)
     protect_kernels()
-    backend = backend or (cast(Backend, launch.backend) if launch else None) or "mpi"
+    plane = data_plane_of(environment.snapshot())
+    if backend is None and launch is not None:
+        named = plane.backend if launch.backend == "mpi" else None
+        backend = cast(Backend, named or launch.backend)
     with join_in_time(launch, timeout):
-        return _join_launch(launch, backend, strict, timeout, guard)
+        return _join_launch(launch, backend or "mpi", plane, strict, timeout, guard)
 
 
 def _join_launch(
     launch: Launch | None,
     backend: Backend,
+    plane: DataPlane,
     strict: bool | None,
     timeout: float,
     guard: bool,
 ) -> World:
-    has_mpi = backend == "mpi" and prepare_mpi()
-    group = _make_group(backend, launch)
+    is_by_mpi = backend == "mpi" or (launch is not None and launch.backend == "mpi")
+    has_mpi = is_by_mpi and prepare_mpi()
+    group = _make_group("mpi" if is_by_mpi else backend, launch)
     if strict is not False:
         check_size(group.size(), launch)
     _check_strict(group.size(), strict)
@@ -163,11 +173,12 @@ def _join_launch(
     comm = world_communicator() if has_mpi else None
     path = environment.timeline_path()
     if group.size() > 1:
-        over_mpi = comm is not None
-        _compare_settings(group, guard=guard, timeline=bool(path), over_mpi=over_mpi)
+        control = "MPI" if comm is not None else "MLX"
+        settings = f"guard={guard}, timeline={bool(path)}, {backend} over {control}"
+        _compare_settings(group, settings)
     # All ranks have joined, and so have mapped them. MPI leaves that of a world of one.
     unlink_segments()
-    world = World(group, backend, None if comm is None else comm.Dup())
+    world = _make_world(group, backend, comm, plane)
     if launch is not None:
         launches.note_join(launch)
     if comm is not None:
@@ -183,6 +194,28 @@ def _join_launch(
         timeline = Timeline(world.recorder, timeline_comm, world.host, path)
         world.at_close.callback(timeline.close)
     return world
+
+
+def _make_world(
+    group: mx.distributed.Group,
+    backend: Backend,
+    comm: MPI.Intracomm | None,
+    plane: DataPlane,
+) -> World:
+    """Return the world of all ranks, over another backend than MPI where it is asked.
+
+    Args:
+        group: of all ranks; over MPI if that started them.
+    """
+    if comm is None:
+        return World(group, backend)
+    if backend == "mpi" or group.size() == 1:
+        return World(group, backend, comm.Dup())
+    with closing(control_transport(comm.Dup())) as control:
+        one_host = ranks_on_host(comm)[0] == group.size()
+        data_group = connect(backend, control, plane, one_host=one_host)
+    keep_alive(data_group)
+    return World(data_group, backend, comm.Dup(), mpi_group=group)
 
 
 def _make_group(backend: Backend, launch: Launch | None) -> mx.distributed.Group:
@@ -224,16 +257,13 @@ def _seed_unless_seeded() -> None:
         mx.random.seed(int.from_bytes(os.urandom(8), "little"))
 
 
-def _compare_settings(
-    group: mx.distributed.Group, *, guard: bool, timeline: bool, over_mpi: bool
-) -> None:
+def _compare_settings(group: mx.distributed.Group, settings: str) -> None:
     """Refuse ranks that would not communicate alike.
 
     The length of this message is the same in all versions of mlxdist. It goes over
     MLX's group: a rank whose mpi4py found no MPI compares calls over MLX, not MPI.
     """
-    control = "MPI" if over_mpi else "MLX"
-    text = f"mlxdist {__version__}, guard={guard}, timeline={timeline}, over {control}"
+    text = f"mlxdist {__version__}, {settings}"
     data = text.encode().ljust(_SETTINGS_BYTES)[:_SETTINGS_BYTES]
     local = mx.array(np.frombuffer(data, np.uint8))
     mx.eval(local)

@@ -40,7 +40,8 @@ class World:
 
     Args:
         comm: an MPI communicator of these ranks that belongs to this world alone; None
-            over other backends than MPI.
+            where MPI did not start them.
+        mpi_group: MLX's group of these ranks over MPI, where `group` is another one.
         overlaps: whether ranks can compute while they communicate; None finds out:
             on several hosts, or where one of the ranks computes on an accelerator.
 
@@ -48,11 +49,12 @@ class World:
         rank: this process's number, from 0.
         size: how many ranks there are.
         host: the name of this machine.
-        backend: what carries MLX's collectives: "mpi", "ring", "jaccl" or "nccl".
+        backend: the data plane, which carries MLX's collectives: "mpi", "ring", "jaccl"
+            or "nccl". Where MPI started the ranks, it is the control plane of each.
         group: the `mx.distributed` group of these ranks, for your own collectives.
             Over MPI mlxdist has another one for itself, and the two never meet.
         native: the transport through `mx.distributed`.
-        host_transport: the transport through mpi4py; None on other backends.
+        host_transport: the transport through mpi4py; None without MPI.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class World:
         comm: Comm | None = None,
         recorder: Recorder | None = None,
         *,
+        mpi_group: Group | None = None,
         overlaps: bool | None = None,
     ):
         self.group = group
+        self._mpi_group = mpi_group
         self.rank = group.rank()
         self.size = group.size()
         self.host = visible(socket.gethostname())
@@ -114,7 +118,8 @@ class World:
         host = self.host_transport
         if host is None or name == "native":
             return self.native
-        return host if name == "host" or sharded or host.overlaps else self.native
+        is_faster = self.backend == "mpi" and (sharded or host.overlaps)
+        return host if name == "host" or is_faster else self.native
 
     def __repr__(self) -> str:
         return (
@@ -249,20 +254,27 @@ class World:
         """Return a new MPI communicator of these ranks. Called by all of them.
 
         Raises:
-            ValueError: over other backends than MPI.
+            ValueError: MPI did not start the ranks.
         """
         self.check_usable()
         if self._comm is None:
-            raise ValueError(f"this works over MPI, and not over {self.backend!r}")
+            raise ValueError(
+                f"this needs MPI, and the ranks have {self.backend!r} alone"
+            )
         return self._comm.Dup()
 
     def split(self, color: int) -> World:
         """Return a world of the ranks that gave the same color, in rank order.
 
+        MLX can't split groups of ring and jaccl: the new world's backend is MPI then.
+
         Raises:
-            ValueError: on a backend that can't: MLX splits "mpi" and "nccl" groups.
+            ValueError: there is no MPI either.
         """
-        if self.size > 1 and self.backend not in _SPLITTABLE:
+        group, backend = self.group, self.backend
+        if self._mpi_group is not None and backend not in _SPLITTABLE:
+            group, backend = self._mpi_group, "mpi"
+        if self.size > 1 and backend not in _SPLITTABLE:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
@@ -272,9 +284,9 @@ class World:
         )
         agree(self.control, "World.split", problem=problem)
         self.native.flush()
-        group = split_group(self.group, self.backend, int(color))
+        group = split_group(group, backend, int(color))
         comm = None if self._comm is None else self._comm.Split(int(color), self.rank)
-        part = World(group, self.backend, comm, Recorder(self.recorder))
+        part = World(group, backend, comm, Recorder(self.recorder))
         self.at_close.callback(part.close)
         return part
 

@@ -1,7 +1,7 @@
 """Job that trains for six steps, in which one rank fails in a given way and place.
 
 Arguments: HOW WHERE RANK TIMEOUT. See failures.py, which runs it. It prints the time of
-the failure as `failing SECONDS`.
+the failure as `failing SECONDS`. MLXDIST_BACKEND names what carries the data.
 """
 
 import os
@@ -14,6 +14,7 @@ import mlx.optimizers as optim
 
 import mlxdist
 from mlxdist.checkpoint.commit import SaveJob
+from mlxdist.comm.native import Lazy
 from mlxdist.comm.progress import Progress
 
 how, where, failing_rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -65,6 +66,7 @@ class Adam(optim.Adam):
 
 if where == "exchange":
     Progress.wait = failing(Progress.wait)
+    Lazy.finish = failing(Lazy.finish)
 
 optimizer = mlxdist.DistributedOptimizer(Adam(0.1), shard=True)
 parameters = {"w": mx.zeros(5000), "b": mx.zeros((7, 3))}

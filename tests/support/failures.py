@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 import mlxdist
+from mlxdist.launcher import environment
 from tests.support import jobs
 
 TIMEOUT = 3.0  # seconds; of mlxdist.init() in these jobs
@@ -27,13 +28,20 @@ PLACES = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 
 
 def run_failing_job(
-    folder: Path, how: str, where: str, *, ranks: int, failing_rank: int
+    folder: Path,
+    how: str,
+    where: str,
+    *,
+    ranks: int,
+    failing_rank: int,
+    backend: str = "mpi",
 ) -> CompletedProcess[str]:
     """Run a job in which a rank fails. See failing_job.py.
 
     Args:
         how: one of WAYS; "none" for a job that succeeds.
         where: one of PLACES.
+        backend: what carries the data.
     """
     script = Path(__file__).with_name("failing_job.py")
     return jobs.mpi_job(
@@ -44,19 +52,33 @@ def run_failing_job(
         failing_rank,
         TIMEOUT,
         folder=folder,
+        env={environment.BACKEND: backend},
         timeout=TIMEOUT + 30,
     )
 
 
 def check_failure(
-    folder: Path, how: str, where: str, *, ranks: int, failing_rank: int
+    folder: Path,
+    how: str,
+    where: str,
+    *,
+    ranks: int,
+    failing_rank: int,
+    backend: str = "mpi",
 ) -> tuple[str, float]:
     """Assert that a failure ends the job in time and that the rank is named.
 
     Returns:
         What the job printed on stderr, and the seconds from the failure to its end.
     """
-    result = run_failing_job(folder, how, where, ranks=ranks, failing_rank=failing_rank)
+    result = run_failing_job(
+        folder,
+        how,
+        where,
+        ranks=ranks,
+        failing_rank=failing_rank,
+        backend=backend,
+    )
     end = time.time()
     output = f"{how} {where}, rank {failing_rank} of {ranks}:\n"
     output += f"{result.stdout}\n{result.stderr}"

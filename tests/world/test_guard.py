@@ -49,6 +49,20 @@ def test_guard_failure_of_any_kind_ends_the_job(how, where, ranks, tmp_path):
     check_failure(tmp_path, how, where, ranks=ranks, failing_rank=failing_rank)
 
 
+# MLX alone hangs at the failure of a rank, or ends as if all were well.
+@pytest.mark.parametrize(
+    ("how", "where", "ranks"),
+    [
+        ("SIGKILL", "exchange", 2),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in CASES),
+    ],
+)
+def test_guard_failure_over_the_ring_ends_the_job(how, where, ranks, tmp_path):
+    check_failure(
+        tmp_path, how, where, ranks=ranks, failing_rank=ranks - 1, backend="ring"
+    )
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_guard_200_random_failures_end_without_a_hang(tmp_path):

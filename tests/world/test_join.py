@@ -272,9 +272,10 @@ def test_init_ring_without_a_launcher_is_a_world_of_one(tmp_path):
             'join.__version__, options["guard"] = "99.0", False',
             "rank 1: mlxdist 99.0, guard=False, ",
         ),
-        ("join.world_communicator = lambda: None", "timeline=False, over MLX"),
+        ("join.world_communicator = lambda: None", "timeline=False, mpi over MLX"),
+        ('options["backend"] = "ring"', "rank 1: mlxdist {version}, guard=True, "),
     ],
-    ids=["version", "mpi4py"],
+    ids=["version", "mpi4py", "backend"],
 )
 def test_init_where_one_rank_communicates_otherwise_raises_on_all(
     difference, message, tmp_path
@@ -292,4 +293,4 @@ except RuntimeError as error:
 """
     output = mpi_job(2, script, folder=tmp_path, timeout=30).stdout
     assert output.count("the ranks can't work together") == 2
-    assert output.count(message) == 2
+    assert output.count(message.format(version=mlxdist.__version__)) == 2

@@ -92,6 +92,33 @@ MUTATIONS = [
         METRICS,
         (1,),
     ),
+    # The data plane
+    Mutation(
+        "world/addresses.py",
+        "SO_REUSEPORT, 1",
+        "SO_REUSEPORT, 0",
+        ("tests/world/test_addresses.py",),
+    ),
+    Mutation(
+        "world/addresses.py",
+        "if len(addresses) == len(every) and all(",
+        "if len(addresses) == len(every) or all(",
+        ("tests/world/test_addresses.py",),
+    ),
+    Mutation(
+        "launcher/environment.py",
+        "os.environ.pop(name, None)",
+        "pass",
+        ("tests/world/test_data_plane.py",),
+        (2,),
+    ),
+    Mutation(
+        "world/data_plane.py",
+        "problem=f\"this MLX has no {backend!r} backend; use 'mpi'\" if lacks else None,",
+        "problem=None,",
+        ("tests/world/test_data_plane.py",),
+        (2,),
+    ),
     # Joining
     Mutation(
         "world/process.py", "MPI.ERRORS_ARE_FATAL", "MPI.ERRORS_RETURN", JOIN, (2,)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import marks
+from . import marks, metal_errors
 from .job_spec import Job
 from .outcome import Outcome, RankOutcome
 from .output import Output
@@ -47,7 +47,8 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
     if not (is_known or outcome.timed_out or outcome.stopped_by):
         output.print_messages()
     keep_messages(output.messages, [record, job.log_dir])
-    outcome = replace(outcome, record=record)
+    message = _with_gpu_error(outcome, output.log.gpu_errors)
+    outcome = replace(outcome, record=record, message=message)
     if record:
         _add_outcome(Path(record), outcome)
     if record and not outcome.stopped_by:
@@ -57,6 +58,19 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
             f"{visible(shlex.quote(record))}"
         )
     return outcome
+
+
+def _with_gpu_error(outcome: Outcome, printed: dict[int, str]) -> str:
+    """Return the message of a job, with the cause where a rank had an error of Metal.
+
+    MLX raises it, or it ends the process, which has printed it then.
+    """
+    for rank in outcome.ranks:
+        text = rank.reason if rank.state == "failed" else printed.get(rank.rank)
+        meaning = metal_errors.explain(text or "")
+        if meaning and rank.state in ("failed", "killed"):
+            return f"{outcome.message} Rank {rank.rank}: {meaning}."
+    return outcome.message
 
 
 def show(texts: dict[int, str], output: Output, *, has_record: bool) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from . import metal_errors
+
 _LOST_HOST = re.compile(rb"Remote daemon\s*: \[[^\]]*\] on node (\S+)")
 # The rank that a signal ended, or the first one to exit with another code than 0.
 _KILLED = re.compile(
@@ -22,6 +24,7 @@ _DISCONNECTED = re.compile(
     rb"error occurred in Socket closed\n[^\n]{1,200}by process \[\d+,(\d+)\]"
 )
 _PEER_HOST = re.compile(rb"unexpectedly disconnected\.[^*]{0,900}?Peer host:\s+(\S+)\n")
+_METAL_ERROR = metal_errors.PREFIX.encode()
 _LONGEST_MESSAGE = 2000  # bytes
 
 
@@ -33,6 +36,7 @@ class MpirunLog:
         peer_hosts: hosts to whose ranks other ranks lost their connection, in order.
         disconnected: ranks that lost a connection to another one, and then ended.
         aborted: ranks that called MPI_Abort.
+        gpu_errors: errors of Metal that ranks printed before they were ended, by rank.
     """
 
     def __init__(self) -> None:
@@ -40,6 +44,7 @@ class MpirunLog:
         self.peer_hosts: list[str] = []
         self.disconnected: list[int] = []
         self.aborted: list[int] = []
+        self.gpu_errors: dict[int, str] = {}
         self._killed: dict[int, int | None] = {}  # rank: signal, as mpirun reports
         self._ended_first: list[int] = []  # ranks that ended before any failure
         self._failure_seen = False
@@ -86,6 +91,8 @@ class MpirunLog:
         """
         if rank in map(int, _ABORTED.findall(data)) and rank not in self.aborted:
             self.aborted.append(rank)
+        if _METAL_ERROR in data:
+            self.gpu_errors.setdefault(rank, data.decode(errors="replace"))
         if b"***" not in data:
             return
         text = self._rank_tails.get(rank, b"") + data

@@ -14,6 +14,7 @@ import msgspec
 
 from ..comm.agreement import ranks_text
 from ..comm.flight_recorder import RankInfo, Record, Status
+from ..launcher import metal_errors
 from ..launcher.failure import OUTCOME_FILE
 from ..launcher.private_files import read_text
 from ..launcher.visible_text import visible, visible_lines
@@ -173,7 +174,9 @@ def cause(ranks: list[RankRecord], outcome: str = "") -> str:
         if other.message != failure.message
     ]
     title = many if len(same) > 1 else f"{first.name} failed first"
-    return "\n".join([failure.describe(title), *later])
+    meaning = metal_errors.explain(failure.message)
+    meanings = [f"{first.name}: {meaning}"] * bool(meaning)
+    return "\n".join([failure.describe(title), *meanings, *later])
 
 
 def divergence(ranks: list[RankRecord]) -> str:

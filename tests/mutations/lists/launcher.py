@@ -11,6 +11,7 @@ DEVICE_MATRIX = ("tests/launcher/test_device_matrix.py",)
 HOSTS = ("tests/launcher/test_hosts.py",)
 HOST_FILES = ("tests/launcher/test_host_files.py",)
 INTERFACES = ("tests/launcher/test_interfaces.py",)
+METAL_ERRORS = ("tests/launcher/test_metal_errors.py",)
 LAUNCHES = ("tests/launcher/test_launches.py",)
 NETWORK = ("tests/launcher/test_network.py",)
 RUNNER = ("tests/launcher/test_runner.py",)
@@ -99,6 +100,20 @@ MUTATIONS = [
     Mutation("launcher/gpus.py", "local_rank % len(names)", "0", GPUS),
     Mutation("launcher/gpus.py", "if len(names) > 1 else None", "", GPUS),
     Mutation("launcher/rank_main.py", "        _take_gpu()", "        pass", GPUS),
+    # Errors of Metal
+    Mutation("launcher/metal_errors.py", "known[0]", "known[-1]", METAL_ERRORS),
+    Mutation(
+        "launcher/failure.py",
+        'if meaning and rank.state in ("failed", "killed"):',
+        'if meaning and rank.state == "failed":',
+        METAL_ERRORS,
+    ),
+    Mutation(
+        "launcher/mpirun_log.py",
+        "if _METAL_ERROR in data:",
+        "if not data:",
+        METAL_ERRORS,
+    ),
     # The data plane
     Mutation(
         "launcher/data_plane.py",

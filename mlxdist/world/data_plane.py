@@ -26,7 +26,8 @@ from ..comm.collectives import Collectives
 from ..comm.flight_recorder import Recorder
 from ..comm.mpi import MpiTransport
 from ..launcher import environment
-from ..launcher.data_plane import DataPlane, Devices
+from ..launcher.data_plane import DataPlane
+from ..launcher.device_matrix import Row
 from ..launcher.interfaces import local_interfaces
 from .addresses import (
     LOOPBACK,
@@ -87,7 +88,7 @@ def _addresses(
     control: Collectives, plane: DataPlane, *, one_host: bool
 ) -> tuple[tuple[str, ...], ...]:
     """Return the addresses at which each rank takes data."""
-    if plane.addresses:
+    if plane.addresses and all(plane.addresses):
         problem = _table_problem("addresses", len(plane.addresses), control.size)
         agree(control, "the addresses of the host file", problem=problem)
         return plane.addresses
@@ -188,7 +189,7 @@ def _connect_jaccl(control: Collectives, plane: DataPlane) -> Group:
         )
 
 
-def jaccl_matrix(devices: Sequence[Devices]) -> list[list[list[str] | None]]:
+def jaccl_matrix(devices: Sequence[Row]) -> list[list[list[str] | None]]:
     """Return MLX's device matrix: null where no cable is, as from a rank to itself."""
     return [[list(names) or None for names in row] for row in devices]
 

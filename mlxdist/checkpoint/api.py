@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import mlx.core as mx
+
 from ..arrays.types import Tree
 from ..comm.agreement import agree
 from ..optim.optimizer import DistributedOptimizer
@@ -91,7 +93,9 @@ def save_checkpoint(
     world = _world_of(optimizer)
     request = _read_arguments(world, "save_checkpoint", read)
     with world.recorder.call("save_checkpoint", request.number):
-        return _save(request, optimizer, model, extra, sampler)
+        path = _save(request, optimizer, model, extra, sampler)
+        mx.clear_cache()  # of the copies, whose sizes no step asks for
+        return path
 
 
 def _save(
@@ -161,6 +165,7 @@ def load_checkpoint(
         target = load.agree_to_load(request, world, model, optimizer, sampler)
         loaded = _load_newest(request, target)
         run_history.resumed(request.folder)
+        mx.clear_cache()  # of the arrays that were replaced
         return loaded
 
 

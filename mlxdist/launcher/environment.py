@@ -26,6 +26,7 @@ POSTMORTEM = "MLXDIST_POSTMORTEM"  # folder for the records of a failed job
 BACKEND = "MLXDIST_BACKEND"  # of the data plane, where `init` is given none
 DATA_PLANE = "MLXDIST_DATA_PLANE"  # the ranks' addresses and RDMA devices, as JSON
 KEEP_MEMORY = "MLXDIST_KEEP_MEMORY"  # "0" leaves glibc's allocator as it is
+WIRED = "MLXDIST_WIRED"  # "0" leaves the memory that Metal keeps resident as it is
 JOINED = "MLXDIST_JOINED"  # the process that has joined, and its rank, as JSON
 FINALIZES = "MLXDIST_FINALIZES"  # the process that calls MPI_Finalize at its exit
 LIBMPI = "MLX_MPI_LIBNAME"  # the library that MLX loads
@@ -127,6 +128,11 @@ def postmortem_folder() -> Path:
 def keeps_freed_memory() -> bool:
     """Return whether to tune the allocator: False if MLXDIST_KEEP_MEMORY=0."""
     return os.environ.get(KEEP_MEMORY) != "0"
+
+
+def wires_memory() -> bool:
+    """Return whether to set Metal's limit of memory: False if MLXDIST_WIRED=0."""
+    return os.environ.get(WIRED) != "0"
 
 
 def started_by_mpirun() -> bool:

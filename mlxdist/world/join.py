@@ -4,6 +4,8 @@ It changes the process:
 
 - MPI_Finalize runs at the very end of it, and not in forked children.
 - On Linux, glibc's malloc keeps freed memory. MLXDIST_KEEP_MEMORY=0 disables that.
+- On Metal, MLX keeps buffers resident (`mx.set_wired_limit`), up to a limit that leaves
+  8 GiB or 35% of a Mac's memory, unless one was set. MLXDIST_WIRED=0 disables that.
 - Where MLX's folder of compiled kernels, `mlx` in the folder for temporary files, is
   another user's or open to others, TMPDIR changes for MLX and for processes that are
   started from now on. `os.environ` and Python's `tempfile` keep it.
@@ -39,6 +41,7 @@ from .deadline import join_in_time
 from .finalize import keep_alive
 from .guard import Guard
 from .identity import check_size, find_launch
+from .metal_memory import wire_where_metal_computes
 from .process import (
     keep_freed_memory,
     prepare_mpi,
@@ -170,6 +173,7 @@ def _join_launch(
         check_size(group.size(), launch)
     _check_strict(group.size(), strict)
     keep_freed_memory()
+    wire_where_metal_computes()
     comm = world_communicator() if has_mpi else None
     path = environment.timeline_path()
     if group.size() > 1:

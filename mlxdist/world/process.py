@@ -175,6 +175,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Return the memory that is free now to the kernel."""
+    """Return the memory that is free now to the kernel: MLX's cache, and malloc's."""
+    mx.clear_cache()
     if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)

@@ -119,6 +119,26 @@ MUTATIONS = [
         ("tests/world/test_data_plane.py",),
         (2,),
     ),
+    # Metal's memory
+    Mutation(
+        "world/metal_memory.py",
+        "max(_LEAST_LEFT, _SHARE_LEFT * memory)",
+        "_SHARE_LEFT * memory",
+        ("tests/world/test_metal_memory.py",),
+    ),
+    Mutation(
+        "world/metal_memory.py",
+        "metal.set_wired_limit(former)",
+        "pass",
+        ("tests/world/test_metal_memory.py",),
+    ),
+    Mutation(
+        "world/process.py",
+        "    mx.clear_cache()",
+        "    pass",
+        ("tests/checkpoint/test_api.py",),
+        (1,),
+    ),
     # Joining
     Mutation(
         "world/process.py", "MPI.ERRORS_ARE_FATAL", "MPI.ERRORS_RETURN", JOIN, (2,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import math
 import os
@@ -27,6 +28,8 @@ BLOCK = 64 * 1024
 # Above this many bytes, zero-filling costs more than the workaround in `uninitialized`.
 _ZEROS_UP_TO = 3 * 2**20
 
+_BYTE: Any = ctypes.c_char
+
 
 def raw(array: Array, dtype: DTypeLike = np.uint8) -> Raw:
     """Return a writable numpy view of an array's memory, as `dtype`. Evaluates it."""
@@ -49,6 +52,33 @@ def raw_all(arrays: list[Array], dtype: DTypeLike) -> Raw:
         return np.empty(0, dtype)
     mx.eval(arrays)
     return np.concatenate([raw(array, dtype) for array in arrays])
+
+
+def address(array: Array) -> int | None:
+    """Return where an array's memory begins; None where its elements lie apart.
+
+    Evaluates it.
+    """
+    try:
+        return ctypes.addressof(_BYTE.from_buffer(memoryview(array)))
+    except (TypeError, ValueError):  # not contiguous, or empty
+        return None
+
+
+def adjacent(arrays: Sequence[Array]) -> Array | None:
+    """Return arrays of one dtype as one flat view, where each follows the one before.
+
+    So do the views of one vector, as long as nobody has replaced or written to one of
+    them. None where they lie elsewhere. Nothing is copied. Evaluates the arrays.
+    """
+    mx.eval(arrays)
+    following = address(arrays[0])
+    for array in arrays:
+        if following is None or address(array) != following:
+            return None
+        following += array.nbytes
+    size = sum(array.size for array in arrays)
+    return mx.as_strided(arrays[0], (size,), (1,), stream=mx.cpu)
 
 
 def from_raw(parts: Sequence[Raw], dtype: Dtype) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import device
 from ..arrays.concat import Chunk, Join, Split
 from ..arrays.dtypes import dtype_name, dtype_of
-from ..arrays.numpy_view import from_raw, raw
+from ..arrays.numpy_view import adjacent, from_raw, raw
 from ..arrays.trees import cut
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
@@ -182,7 +182,7 @@ class FusedStep:
         self._bucket = bucket
         self._strategy = strategy
         offsets = [0, *accumulate(piece.stop - piece.start for piece in bucket)]
-        size = offsets[-1]
+        size = self._size = offsets[-1]
         whole = Piece(Entry(KeyPath(), (size,), bucket[0].entry.dtype), 0, size, 0)
         self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=compiled)
         self._joins: dict[str, Join] = {}
@@ -235,9 +235,12 @@ class FusedStep:
         if not device.on_cpu():
             parts = map(cut, parameters, self._bucket, repeat(self._strategy))
             return mx.concatenate([part.reshape(-1) for part in parts])
+        whole = adjacent(parameters)  # those of the last step are views of one vector
+        if whole is not None:
+            start = self._bucket[0].start
+            return whole[start : start + self._size]
         # MLX schedules one task per array; for small arrays that costs more than the
         # copy.
-        mx.eval(parameters)
         bits = np.dtype(f"u{parameters[0].itemsize}")
         pieces = [
             raw(array, bits)[piece.start : piece.stop]

@@ -6,6 +6,7 @@ import pytest
 
 from mlxdist.arrays.numpy_view import (
     BLOCK,
+    adjacent,
     decode,
     encode,
     from_raw,
@@ -80,3 +81,17 @@ def test_raw_all_and_from_raw_keep_the_order():
         assert parts.tolist() == [1.0, 2.0, 3.0][: [0, 2, 3][count]]
     joined = from_raw([raw(array, np.float32) for array in arrays], mx.float32)
     assert joined.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_adjacent_views_of_one_vector_are_joined_without_a_copy():
+    vector = mx.arange(10.0)
+    parts = [vector[2:4], vector[4:5].reshape(1, 1), vector[5:9]]
+    joined = adjacent(parts)
+    assert joined.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    raw(vector, np.float32)[3] = 0
+    assert joined.tolist() == [2, 0, 4, 5, 6, 7, 8]
+    assert adjacent(parts[::-1]) is None
+    assert adjacent([parts[0], mx.zeros((2, 0)), parts[1]]) is None
+    assert adjacent([vector[::2], vector[9:]]) is None
+    parts[1][0] = 7  # in place, which gives the array other memory
+    assert adjacent(parts) is None

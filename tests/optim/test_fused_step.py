@@ -69,6 +69,29 @@ def test_compiled_update_after_load_state_uses_the_loaded_state(world):
     assert_as_eager(tree, twin)
 
 
+@each_shard
+def test_compiled_update_uses_parameters_that_were_changed_since_the_last_step(
+    shard, world
+):
+    """In place, or replaced; those of the last step are views of one vector."""
+    optimizer, reference = (
+        distributed(world, INNER["SGD"](), shard=shard),
+        INNER["SGD"](),
+    )
+    tree = twin = integer_tree(0)
+    optimizer.init(tree)
+    for step in range(1, 6):
+        tree = optimizer.apply_gradients(integer_tree(step), tree)
+        twin = reference.apply_gradients(integer_tree(step), twin)
+        mx.eval(tree)
+        for each in (tree, twin):
+            if step == 2:
+                each["c"][1, 2] = 100.0
+            if step == 4:
+                each["d"] = each["d"] + 1
+    assert_as_eager(tree, twin)
+
+
 def test_compiled_update_leaves_earlier_parameters_unchanged(world):
     optimizer = distributed(world, INNER["AdamW"](), shard=True)
     tree = integer_tree(0)

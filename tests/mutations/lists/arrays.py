@@ -32,6 +32,12 @@ MUTATIONS = [
         NUMPY_VIEW,
     ),
     Mutation("arrays/numpy_view.py", "if array.size:", "if 0:", NUMPY_VIEW),
+    Mutation(
+        "arrays/numpy_view.py",
+        "if following is None or address(array) != following:",
+        "if following is None:",
+        (*NUMPY_VIEW, "tests/optim/test_fused_step.py"),
+    ),
     Mutation("arrays/pairwise_sum.py", " and stop != size", "", PAIRWISE),
     Mutation(
         "arrays/pairwise_sum.py",

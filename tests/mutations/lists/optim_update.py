@@ -26,6 +26,7 @@ MUTATIONS = [
                 "gradient",
             ),
             ("            state.update(arrays)\n", "            pass\n"),
+            ("start = self._bucket[0].start", "start = 0"),
             ("                piece_state[key] = view\n", "                pass\n"),
             (
                 "if views is not None and all(map(is_, parts, views)):",

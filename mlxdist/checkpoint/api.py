@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -47,6 +48,13 @@ class Loaded(NamedTuple):
     extra: Json
     path: Path
     skipped: tuple[str, ...]
+
+
+@contextmanager
+def _clearing_cache() -> Iterator[None]:
+    """Clear MLX's cache in the end: no step asks for arrays of the sizes of copies."""
+    yield
+    mx.clear_cache()
 
 
 def save_checkpoint(
@@ -92,10 +100,8 @@ def save_checkpoint(
 
     world = _world_of(optimizer)
     request = _read_arguments(world, "save_checkpoint", read)
-    with world.recorder.call("save_checkpoint", request.number):
-        path = _save(request, optimizer, model, extra, sampler)
-        mx.clear_cache()  # of the copies, whose sizes no step asks for
-        return path
+    with _clearing_cache(), world.recorder.call("save_checkpoint", request.number):
+        return _save(request, optimizer, model, extra, sampler)
 
 
 def _save(
@@ -159,13 +165,12 @@ def load_checkpoint(
         return LoadRequest.of(folder, step, missing_ok=missing_ok)
 
     world = _world_of(optimizer)
-    with world.recorder.call("load_checkpoint"):
+    with _clearing_cache(), world.recorder.call("load_checkpoint"):
         request = _read_arguments(world, "load_checkpoint", read)
         async_save.wait_for_all()
         target = load.agree_to_load(request, world, model, optimizer, sampler)
         loaded = _load_newest(request, target)
         run_history.resumed(request.folder)
-        mx.clear_cache()  # of the arrays that were replaced
         return loaded
 
 

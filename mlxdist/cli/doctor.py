@@ -106,7 +106,7 @@ def _examine(parsed: argparse.Namespace) -> tuple[list[Finding], LinkReport]:
     network = network_of(parsed, named.hosts)
     python = preflight.find_python(parsed.python, remote=bool(named.hosts))
     answers = survey.ask_hosts(named.hosts, python)
-    findings = list(diagnosis.diagnose(answers, python, network))
+    findings = list(diagnosis.diagnose(answers, python, network, named))
     if any(finding.level == "failure" for finding in findings):
         return findings, {}
     options = [*job_options(named, network), "--python", python]

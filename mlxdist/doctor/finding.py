@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..launcher import data_plane
 from .remedies import Remedies
 from .reports import HostReport
 
@@ -41,11 +42,21 @@ class HostContext:
         reference: the report of the first host that answered; versions and paths must
             equal its.
         remedies: commands for this host.
+        backend: for data, that the host file names; None if it names none.
+        slots: how many ranks the host takes.
+        devices: RDMA devices that the host file names for this host.
     """
 
     report: HostReport
     reference: HostReport
     remedies: Remedies
+    backend: str | None = None
+    slots: int = 1
+    devices: tuple[str, ...] = ()
+
+    @property
+    def uses_jaccl(self) -> bool:
+        return self.backend in data_plane.JACCL
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,14 @@ class HostReport(TypedDict):
 
     host: str  # the host name it gives itself
     system: str  # "Darwin ..." or "Linux ..."
+    macos: str  # version; empty on other systems
     python: str  # version
     executable: str
     packages: dict[str, str | None]  # name -> version, None if not installed
+    variables: dict[str, str]  # of the environment, that checks look at
     device: DeviceReport
+    gpus: int  # NVIDIA's
+    mac: dict[str, str]  # what macOS's programs print, by their names
     mpi: MpiReport
     tmpdir: str
     leftovers: list[str]  # session folders of Open MPI whose processes were killed

@@ -20,7 +20,7 @@ BACKENDS = ("mpi", "ring", "jaccl", "nccl")  # that `mlxdist.init` knows
 
 RING_OF_JACCL = "jaccl-ring"  # jaccl, over the cables of a ring
 CHOICES = ("auto", *BACKENDS, RING_OF_JACCL)  # of `mlxdist run --backend`
-_JACCL = ("jaccl", RING_OF_JACCL)
+JACCL = ("jaccl", RING_OF_JACCL)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def plan(hosts: Sequence[Host], ranks: int, backend: str | None) -> DataPlane:
     by_name = {host.name: host for host in hosts}
     used = [by_name[name] for name in names]
     addresses = tuple(host.addresses for host in used)
-    devices = _devices(used, backend) if backend in _JACCL else ()
+    devices = _devices(used, backend) if backend in JACCL else ()
     name = "jaccl" if backend == RING_OF_JACCL else backend
     return DataPlane(name, addresses if any(addresses) else (), devices)
 
@@ -129,5 +129,5 @@ def _devices(used: Sequence[Host], backend: str) -> tuple[Row, ...]:
     rows = [host.devices[: len(used)] for host in used]
     ring = backend == RING_OF_JACCL
     for problem in device_matrix.problems(names, rows, ring=ring):
-        raise ValueError(f"backend {backend}: {problem}")
+        raise ValueError(f"backend {backend}: {problem}; {device_matrix.REMEDY}")
     return tuple(rows)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 # Of one host, for each host: the names of the devices that lead to it.
 Row: TypeAlias = "tuple[tuple[str, ...], ...]"
 
-_REMEDY = "write the file with mlx.distributed_config, or correct the entry"
+REMEDY = "write the file with mlx.distributed_config, or correct the entry"
 
 
 def problems(names: Sequence[str], rows: Sequence[Row], *, ring: bool) -> Iterator[str]:
@@ -27,8 +27,7 @@ def problems(names: Sequence[str], rows: Sequence[Row], *, ring: bool) -> Iterat
     wrong = list(_lengths(names, rows)) or list(_pairs(names, rows))
     if not wrong and not _is_ring(rows) and (ring or not _is_mesh(rows)):
         wrong = list(_gaps(names, rows, ring=ring))
-    for problem in wrong:
-        yield f"{problem}; {_REMEDY}"
+    yield from wrong
 
 
 def _lengths(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:

@@ -125,14 +125,9 @@ def postmortem_folder() -> Path:
     return Path(os.environ.get(POSTMORTEM, "mlxdist-postmortem"))
 
 
-def keeps_freed_memory() -> bool:
-    """Return whether to tune the allocator: False if MLXDIST_KEEP_MEMORY=0."""
-    return os.environ.get(KEEP_MEMORY) != "0"
-
-
-def wires_memory() -> bool:
-    """Return whether to set Metal's limit of memory: False if MLXDIST_WIRED=0."""
-    return os.environ.get(WIRED) != "0"
+def is_enabled(name: str) -> bool:
+    """Return whether a variable leaves something on: False if it is "0"."""
+    return os.environ.get(name) != "0"
 
 
 def started_by_mpirun() -> bool:

@@ -51,7 +51,7 @@ def share_of(visible: str | None, gpus: int, local_rank: int, local_size: int) -
         gpus: how many this machine has.
         local_rank, local_size: this rank among those of the machine, and their number.
     """
-    names = _usable(visible, gpus)
+    names = usable(visible, gpus)
     if not names:
         return Share(None, 0)
     index = local_rank % len(names)
@@ -59,8 +59,13 @@ def share_of(visible: str | None, gpus: int, local_rank: int, local_size: int) -
     return Share(names[index] if len(names) > 1 else None, ranks)
 
 
-def _usable(visible: str | None, gpus: int) -> Sequence[str]:
-    """Return the GPUs that CUDA would use; it ignores those behind an invalid one."""
+def usable(visible: str | None, gpus: int) -> Sequence[str]:
+    """Return the GPUs that CUDA would use; it ignores those behind an invalid one.
+
+    Args:
+        visible: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
+        gpus: how many this machine has.
+    """
     if visible is None:
         return [str(number) for number in range(gpus)]
     names = []

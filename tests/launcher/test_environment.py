@@ -88,8 +88,8 @@ def test_use_libmpi_keeps_the_users_parameters(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "expected"), [(None, True), ("0", False), ("1", True)]
 )
-def test_keeps_freed_memory_unless_it_is_switched_off(value, expected, monkeypatch):
+def test_is_enabled_unless_it_is_switched_off(value, expected, monkeypatch):
     monkeypatch.delenv(environment.KEEP_MEMORY, raising=False)
     if value is not None:
         monkeypatch.setenv(environment.KEEP_MEMORY, value)
-    assert environment.keeps_freed_memory() is expected
+    assert environment.is_enabled(environment.KEEP_MEMORY) is expected

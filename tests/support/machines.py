@@ -24,7 +24,15 @@ _REPORT = {
         "mlx-cuda-12": None,
         "mlx-cuda-13": None,
     },
+    "variables": {},
     "device": {"kind": "gpu", "name": "Apple M4"},
+    "gpus": 0,
+    "mac": {
+        "pmset": " sleep                0\n displaysleep         10\n",
+        "therm": "Note: No thermal warning level has been recorded\n",
+        "rdma_ctl": "enabled\n",
+        "ibv_devices": "    rdma_en2            8096a9d9edbaac05\n",
+    },
     "mpi": {
         "version": "Open MPI v5.0.11",
         "libmpi": "/venv/lib/libmpi.40.dylib",

@@ -2,7 +2,6 @@
 
 import pytest
 
-from mlxdist.launcher import environment
 from mlxdist.world import metal_memory
 
 GIB = 2**30
@@ -57,8 +56,14 @@ def test_wire_keeps_the_limit_of_the_user():
     assert metal_memory.wire(metal, ranks=1) == metal.limits[-1] == 3 * GIB
 
 
-def test_wires_memory_unless_disabled(monkeypatch):
-    monkeypatch.delenv("MLXDIST_WIRED", raising=False)
-    assert environment.wires_memory()
-    monkeypatch.setenv("MLXDIST_WIRED", "0")
-    assert not environment.wires_memory()
+@pytest.mark.parametrize(
+    ("on_metal", "value", "limits"),
+    [(True, "1", 2), (True, "0", 1), (False, "1", 1)],
+)
+def test_wire_where_metal_computes_is_disabled_by_a_variable(
+    on_metal, value, limits, monkeypatch
+):
+    monkeypatch.setenv("MLXDIST_WIRED", value)
+    metal = FakeMetal()
+    metal_memory.wire_where_metal_computes(metal, on_metal=on_metal)
+    assert len(metal.limits) == limits

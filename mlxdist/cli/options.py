@@ -57,7 +57,8 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
         "--hostfile",
         type=Path,
         metavar="FILE",
-        help="the same in a file: Open MPI's (`mac1 slots=2`), or MLX's JSON",
+        help="the same in a file: Open MPI's (`mac1 slots=2`), or MLX's JSON, as "
+        "mlx.distributed_config writes it",
     )
     parser.add_argument(
         "--iface",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,7 +60,9 @@ def _run(parsed: argparse.Namespace) -> int:
     ranks = parsed.n or sum(host.slots for host in hosts) or 2
     host_of_rank = assign_ranks(hosts, ranks) if hosts else []
     options = ["-n", str(ranks), *job_options(named, network_of(parsed, hosts))]
-    if hosts:
+    if parsed.hostfile is not None:  # it may have a backend, and its devices
+        options += ["--hostfile", os.path.abspath(parsed.hostfile)]
+    elif hosts:
         options += ["-H", ",".join(map(str, hosts))]
     console = Console(highlight=False, file=sys.stdout)
     failed = []

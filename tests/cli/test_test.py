@@ -60,11 +60,14 @@ def test_test_over_an_unreachable_host_ends_after_the_first_job(hosts, tmp_path)
     ]
 
 
-@pytest.mark.parametrize("command", ["test", "doctor"])
+@pytest.mark.parametrize(
+    ("command", "machines_option"),
+    [("test", "--hostfile {path}"), ("doctor", "-H mac1:1,mac2:1")],
+)
 def test_check_jobs_use_addresses_and_variables_of_the_host_file(
-    command, tmp_path, monkeypatch, capsys
+    command, machines_option, tmp_path, monkeypatch, capsys
 ):
-    """They are lost in the `-H` of the check's own `mlxdist run`."""
+    """They are lost in the `-H` of doctor's own `mlxdist run`."""
     local = [
         interfaces.Interface(name, "wired", ipaddress.IPv4Interface(address))
         for name, address in [("eth0", "10.0.0.1/24"), ("bridge0", "10.1.0.1/24")]
@@ -85,4 +88,4 @@ def test_check_jobs_use_addresses_and_variables_of_the_host_file(
     assert "not tried" in capsys.readouterr().out
     options = " ".join(jobs_started[0])
     assert "--iface 10.1.0.0/24 --env MLX_METAL_FAST_SYNCH=1" in options
-    assert "-H mac1:1,mac2:1" in options
+    assert machines_option.format(path=tmp_path / "hosts.json") in options

@@ -190,7 +190,8 @@ def test_mac_checks_of_jaccl(check, changes, level, message):
     assert bool(remedy) == (level != "ok")
 
 
-def test_mac_checks_of_jaccl_are_left_out_without_it():
+def test_mac_checks_of_jaccl_are_made_for_its_ring_too_and_left_out_without_it():
+    assert found("RDMA", backend="jaccl-ring")
     changes = {"macos": "15.0", "mac__rdma_ctl": "", "packages__mlx": "0.32.1"}
     for check in ("jaccl", "RDMA", "Thunderbolt bridge"):
         assert found(check, backend="ring", **changes) == []

@@ -43,6 +43,28 @@ def test_ranks_on_hosts_find_arguments_variables_and_folder(run_on_hosts, tmp_pa
     assert stderr == 3 * "to standard error"
 
 
+def test_ranks_on_hosts_find_the_data_plane_of_mlx_host_file(run, hosts, tmp_path):
+    rows = [[None, "rdma_en3"], ["rdma_en4", None]]
+    entries = [
+        {"ssh": f"h{i}", "ips": [f"10.0.0.{i}"], "rdma": row}
+        for i, row in enumerate(rows, 1)
+    ]
+    content = {"backend": "jaccl-ring", "envs": ["MLX_MAX_X=7"], "hosts": entries}
+    (tmp_path / "hosts.json").write_text(json.dumps(content))
+    source = (
+        "import os\nfrom mlxdist.launcher.data_plane import data_plane_of\n"
+        "plane = data_plane_of(os.environ)\n"
+        "print(*plane.addresses, *plane.devices, plane.backend, sep='|', end='|')\n"
+        "print(os.environ['MLX_MAX_X'], os.environ['JACCL_RING'])"
+    )
+    done = run(source, options=["--hostfile", "hosts.json"], env=hosts)
+    assert done.returncode == 0, done.stderr
+    line = (
+        "('10.0.0.1',)|('10.0.0.2',)|((), ('rdma_en3',))|(('rdma_en4',), ())|jaccl|7 1"
+    )
+    assert done.stdout.splitlines() == [line, line]
+
+
 def test_run_over_hosts_joins_them_in_one_world(run_on_hosts):
     done = run_on_hosts(
         "import mlxdist; w = mlxdist.init(); print(w.host, w.mean(w.rank), w.size)"

@@ -71,7 +71,7 @@ def read_batch(
         try:
             flat = index.gradients.flat(gradients), index.parameters.flat(parameters)
             return Batch(*flat, weight, index=index)
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, ValueError):
             pass  # another tree: search it for what is wrong, if anything is
     tree, problem = matching(gradients, parameters)
     return Batch(leaves_of(gradients), leaves_of(tree), weight, problem)

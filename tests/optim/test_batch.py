@@ -57,6 +57,14 @@ def test_batch_of_other_gradients_is_searched(model):
     assert read_batch(index, {**gradients, "more": mx.ones(1)}, model, None).problem
 
 
+def test_batch_with_an_array_in_place_of_a_layer_is_searched(model):
+    gradients, index = indexed(model)
+    layers = [*gradients["layers"][:1], mx.ones(1), *gradients["layers"][2:]]
+    batch = read_batch(index, {**gradients, "layers": layers}, model, None)
+    assert batch.index is None
+    assert KeyPath(("layers", 1)) in batch.gradients
+
+
 def test_batch_of_a_model_without_a_layer_has_a_problem(model):
     gradients, index = indexed(model)
     del model.layers[2]["bias"]

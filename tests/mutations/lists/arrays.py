@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation("arrays/trees.py", "leaf if i == key else item", "leaf", TREES),
     Mutation(
         "arrays/tree_index.py",
-        "len(tree) != container.size",
-        "len(tree) < container.size",
+        "len(container) != size",
+        "len(container) < size",
         TREE_INDEX,
     ),
     Mutation(

@@ -58,6 +58,7 @@ HOST_CHECKS: tuple[Callable[[HostContext], Iterator[Finding]], ...] = (
 )
 HOST_FILE_CHECKS: tuple[Callable[[HostList], Iterator[Finding]], ...] = (
     host_file_checks.check_devices,
+    host_file_checks.check_backend,
     host_file_checks.check_variables,
 )
 GROUP_CHECKS: tuple[Callable[[GroupContext], Iterator[Finding]], ...] = (

@@ -29,6 +29,14 @@ def check_devices(named: HostList) -> Iterator[Finding]:
         yield Finding("host file", f"RDMA between {len(names)} hosts")
 
 
+def check_backend(named: HostList) -> Iterator[Finding]:
+    """Name the backend for data, which no check of links uses."""
+    if named.backend not in (None, "mpi"):
+        message = f"data goes over {named.backend}; links are measured over MPI, the "
+        message += "control plane. mlxdist test trains over both"
+        yield Finding("host file", message)
+
+
 def check_variables(named: HostList) -> Iterator[Finding]:
     """Warn of MLX_METAL_FAST_SYNCH, which MLX's pages no longer advise (MLX #4005)."""
     if dict(named.variables).get(FAST_SYNCH, "0") != "0":

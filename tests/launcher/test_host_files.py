@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx._distributed_utils.common import Hostfile
 
 from mlxdist.launcher import host_files, hosts
 from mlxdist.launcher.hosts import Host
@@ -109,6 +110,7 @@ JACCL_RING = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")  # MLX's
 @pytest.mark.parametrize(
     ("data", "backend", "devices"),
     [
@@ -127,6 +129,10 @@ JACCL_RING = {
 def test_read_hosts_takes_what_mlx_writes(data, backend, devices, tmp_path):
     (tmp_path / "hosts.json").write_text(json.dumps(data, indent=4))
     read = host_files.read_hosts(tmp_path / "hosts.json")
+    (tmp_path / "again.json").write_text(
+        json.dumps(Hostfile.from_file(tmp_path / "hosts.json").to_json())
+    )
+    assert host_files.read_hosts(tmp_path / "again.json") == read
     entries = data["hosts"] if isinstance(data, dict) else data
     assert read.backend == backend
     assert read.hosts[0].devices == devices

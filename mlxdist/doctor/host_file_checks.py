@@ -25,7 +25,7 @@ def check_devices(named: HostList) -> Iterator[Finding]:
     level: Level = "failure" if uses_jaccl else "warning"
     for problem in problems:
         yield Finding("host file", problem, level, device_matrix.REMEDY)
-    if not problems:
+    if not problems and len(names) > 1:
         yield Finding("host file", f"RDMA between {len(names)} hosts")
 
 

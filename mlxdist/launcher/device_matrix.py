@@ -25,7 +25,8 @@ def problems(names: Sequence[str], rows: Sequence[Row], *, ring: bool) -> Iterat
         ring: want a ring, where MLX would otherwise take a mesh as well.
     """
     wrong = list(_lengths(names, rows)) or list(_pairs(names, rows))
-    if not wrong and not _is_ring(rows) and (ring or not _is_mesh(rows)):
+    needs_links = len(names) > 1 and not wrong
+    if needs_links and not _is_ring(rows) and (ring or not _is_mesh(rows)):
         wrong = list(_gaps(names, rows, ring=ring))
     yield from wrong
 

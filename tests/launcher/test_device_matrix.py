@@ -17,6 +17,7 @@ def matrix(*rows):
 @pytest.mark.parametrize(
     ("rows", "ring"),
     [
+        (matrix("0"), True),
         (matrix("01", "10"), False),
         (matrix("02", "20"), True),
         (matrix("012", "101", "210"), False),  # a mesh, with a second cable

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..launcher import data_plane, device_matrix
 from ..launcher.hosts import HostList
 from .finding import Finding, Level
-from .mac_checks import FAST_SYNCH
+from .mac_checks import FAST_SYNCH, FAST_SYNCH_PROBLEM
 
 
 def check_devices(named: HostList) -> Iterator[Finding]:
@@ -38,9 +38,7 @@ def check_backend(named: HostList) -> Iterator[Finding]:
 
 
 def check_variables(named: HostList) -> Iterator[Finding]:
-    """Warn of MLX_METAL_FAST_SYNCH, which MLX's pages no longer advise (MLX #4005)."""
+    """Warn of MLX_METAL_FAST_SYNCH, which MLX calls unreliable (MLX #3142, #4005)."""
     if dict(named.variables).get(FAST_SYNCH, "0") != "0":
-        message = (
-            f"{FAST_SYNCH} is set in envs: a GPU that waits for a late rank may hang"
-        )
+        message = f"{FAST_SYNCH} is set in envs: {FAST_SYNCH_PROBLEM}"
         yield Finding("host file", message, "warning", "remove it from envs")

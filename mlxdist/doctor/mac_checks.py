@@ -12,6 +12,7 @@ from . import mac_output
 from .finding import Finding, HostContext
 
 FAST_SYNCH = "MLX_METAL_FAST_SYNCH"
+FAST_SYNCH_PROBLEM = "the GPU may deadlock until the Mac restarts (MLX #3142)"
 # `mx.distributed.init(all_gather_factory=...)`, by which jaccl starts under mpirun.
 _MLX_FOR_JACCL = (0, 32, 2)
 _MACOS_FOR_RDMA = (26, 2)
@@ -83,9 +84,9 @@ def check_heat(context: HostContext) -> Iterator[Finding]:
 
 
 def check_fast_synch(context: HostContext) -> Iterator[Finding]:
-    """Warn of MLX_METAL_FAST_SYNCH, which MLX's pages no longer advise (MLX #4005)."""
+    """Warn of MLX_METAL_FAST_SYNCH, which MLX calls unreliable (MLX #3142, #4005)."""
     if context.report["variables"].get(FAST_SYNCH, "0") != "0":
-        message = "set: the GPU may hang in a collective that waits for a late rank"
+        message = f"set: {FAST_SYNCH_PROBLEM}"
         remedy = f"unset {FAST_SYNCH}   # {context.remedies.location}"
         yield Finding(FAST_SYNCH, message, "warning", remedy)
 

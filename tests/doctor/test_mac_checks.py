@@ -135,7 +135,7 @@ def found(check, *, backend=None, devices=(), **changes):
             "MLX_METAL_FAST_SYNCH",
             {"variables": {"MLX_METAL_FAST_SYNCH": "1"}},
             "warning",
-            "may hang",
+            "may deadlock",
             "unset MLX_METAL_FAST_SYNCH",
         ),
     ],

@@ -81,6 +81,13 @@ def adjacent(arrays: Sequence[Array]) -> Array | None:
     return mx.as_strided(arrays[0], (size,), (1,), stream=mx.cpu)
 
 
+def copy_bits(arrays: Sequence[Array], *, out: Raw) -> None:
+    """Copy the bits of arrays, end to end, to a vector of unsigned integers."""
+    mx.eval(*arrays)
+    if arrays:
+        np.concatenate([raw(array, out.dtype) for array in arrays], out=out)
+
+
 def from_raw(parts: Sequence[Raw], dtype: Dtype) -> Array:
     """Return a new flat array of `dtype` with the bits of some vectors, end to end."""
     array = uninitialized(sum(part.size for part in parts), dtype)

@@ -14,32 +14,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import mlx.core as mx
 import numpy as np
 
-from ..arrays.numpy_view import (
-    NUMPY_DTYPES,
-    encode,
-    raw,
-    raw_all,
-    uninitialized,
-)
-from ..arrays.types import Array, Dtype, Raw
+from ..arrays.numpy_view import encode
+from ..arrays.types import Dtype, Raw
 from ..layout.entries import split_counts
 from ..layout.sharding import Bucket
-from .flight_recorder import Recorder
+from .flight_recorder import Record
 from .reduction import Weights, combine
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
 
-# Bytes that a round moves at most from each rank to each other one. They are added, or
-# handed on, while they are in the second-level cache or not far from it.
-MESSAGE_BYTES = 2**20
+# Bytes that a rank receives in a round at most, from all others together. Smaller
+# rounds cost more calls, larger ones more memory.
+ROUND_BYTES = 4 * 2**20
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 64 * 1024
 
@@ -49,7 +42,6 @@ class Endpoint(Protocol):
 
     rank: int
     size: int
-    recorder: Recorder
 
     def peers(self) -> list[int]: ...
     def send(self, part: Raw, peer: int) -> Request: ...
@@ -69,47 +61,46 @@ class Round:
 
 
 class Exchange:
-    """One bucket's exchange. Its arrays, laid end to end, may be lazy until `begin`."""
+    """One bucket's exchange.
+
+    Attributes:
+        name: of the collective.
+        squares: sum of squares of this rank's span of a mean; None without one.
+
+    Args:
+        endpoint: sends and receives.
+        bucket: says which rank has which span.
+        item_size: bytes of an element on the wire.
+        record: of this collective; gets the time of its end.
+    """
 
     name = ""
 
     def __init__(
-        self, endpoint: Endpoint, arrays: list[Array], dtype: Dtype, bucket: Bucket
+        self, endpoint: Endpoint, bucket: Bucket, item_size: int, record: Record
     ):
         self.endpoint = endpoint
-        self.arrays = arrays
-        self.dtype = dtype
-        self.bucket = bucket
-        nbytes = sum(array.nbytes for array in arrays)
-        self.record = endpoint.recorder.started(
-            self.name, bucket.size, str(dtype), nbytes
-        )
         self.squares: float | None = None
         self.spans = [bucket.span(rank) for rank in range(endpoint.size)]
         self.start, self.stop = self.spans[endpoint.rank]
         longest = max(stop - start for start, stop in self.spans)
-        per_round = max(1, MESSAGE_BYTES // dtype.size)
+        peers = max(1, endpoint.size - 1)
+        per_round = max(1, ROUND_BYTES // (peers * item_size))
         self.rounds = deque(split_counts(longest, per_round))  # not posted yet
-        self.rounds_left = len(self.rounds)
-        self.finished = threading.Event()
+        self._rounds_left = len(self.rounds)
+        self._record = record
+        self._finished = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._closing = threading.Lock()  # of the list of callbacks
-        self._prepared = False
 
     @property
     def complete(self) -> bool:
-        return self.rounds_left == 0
+        return self._rounds_left == 0
 
     @property
     def ready(self) -> bool:
-        """Whether its data is there, once its arrays are evaluated."""
+        """Whether what it sends is there."""
         return True
-
-    def begin(self) -> None:
-        """Look at the arrays' memory. Called before each round, arrays evaluated."""
-        if not self._prepared:
-            self._prepared = True
-            self.prepare()
 
     def when_complete(self, callback: Callable[[], None]) -> None:
         """Call back once it is complete, or given up after an error: see `Progress`.
@@ -117,25 +108,21 @@ class Exchange:
         The call comes from whichever thread completes it, at once where it is complete.
         """
         with self._closing:
-            if not self.finished.is_set():
+            if not self._finished.is_set():
                 self._callbacks.append(callback)
                 return
         callback()
 
+    def wait(self) -> None:
+        """Return when it is complete, or given up."""
+        self._finished.wait()
+
     def finish(self) -> None:
         """Wake up whoever waits for it. Called once, when nothing more will arrive."""
         with self._closing:
-            self.finished.set()
+            self._finished.set()
         for callback in self._callbacks:
             callback()
-
-    @property
-    def result(self) -> Array:
-        raise NotImplementedError
-
-    def prepare(self) -> None:
-        """View the arrays' memory, and allocate the result."""
-        raise NotImplementedError
 
     def post(self, start: int, stop: int) -> Round:
         """Start to send and receive a round."""
@@ -143,9 +130,9 @@ class Exchange:
 
     def take(self, arrived: Round) -> None:
         """Process a round that has arrived."""
-        self.rounds_left -= 1
+        self._rounds_left -= 1
         if self.complete:
-            self.record.end = time.time()
+            self._record.end = time.time()
             self.finish()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
@@ -155,36 +142,33 @@ class Exchange:
 
 
 class ReduceScatter(Exchange):
-    """This rank's span of the weighted mean, in float32, and its sum of squares."""
+    """This rank's span of the weighted mean, and its sum of squares.
+
+    Args:
+        source: this rank's numbers, of the whole bucket.
+        mean: of this rank's span, to be written.
+        is_bfloat16: whether `source` has the bits of bfloat16.
+    """
 
     name = "reduce_scatter"
 
     def __init__(
         self,
         endpoint: Endpoint,
-        arrays: list[Array],
         bucket: Bucket,
+        record: Record,
+        *,
+        source: Raw,
+        mean: Raw,
         weights: Weights,
+        is_bfloat16: bool,
     ):
-        super().__init__(endpoint, arrays, arrays[0].dtype, bucket)
+        super().__init__(endpoint, bucket, source.itemsize, record)
+        self.mean = mean
         self.squares = 0.0
+        self._source = source
         self._weights = weights
-        self._is_bfloat16 = self.dtype == mx.bfloat16
-        self._sum_dtype = mx.float64 if self.dtype == mx.float64 else mx.float32
-
-    @property
-    def result(self) -> Array:
-        return self._result
-
-    @property
-    def mean(self) -> Raw:
-        """The result as numpy sees it."""
-        return self._mean
-
-    def prepare(self) -> None:
-        self._source = raw_all(self.arrays, NUMPY_DTYPES[self.dtype])
-        self._result = uninitialized(self.stop - self.start, self._sum_dtype)
-        self._mean = raw(self._result, NUMPY_DTYPES[self._sum_dtype])
+        self._is_bfloat16 = is_bfloat16
 
     def post(self, start: int, stop: int) -> Round:
         first, last = self.clip(self.endpoint.rank, start, stop)
@@ -214,13 +198,13 @@ class ReduceScatter(Exchange):
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
-                block = self._mean[arrived.start + start : arrived.start + stop]
+                block = self.mean[arrived.start + start : arrived.start + stop]
                 self._add([part[start:stop] for part in parts], block)
         for buffer in arrived.received.values():
             self.endpoint.return_buffer(buffer)
         super().take(arrived)
 
-    def _add(self, parts: Sequence[Raw], out: Raw) -> None:
+    def _add(self, parts: list[Raw], out: Raw) -> None:
         assert self.squares is not None
         self.squares += combine(
             parts, self._weights, is_bfloat16=self._is_bfloat16, out=out
@@ -228,9 +212,12 @@ class ReduceScatter(Exchange):
 
 
 class AllGather(Exchange):
-    """Every rank's span of a bucket: of arrays, or of the mean of a reduce-scatter.
+    """Every rank's span of a bucket.
 
-    With `reduction`, `squares` are those of the mean before it is rounded to `dtype`.
+    Args:
+        full: the whole bucket's bits, to be written; this rank's span is there.
+        reduction: has to be complete first; its mean becomes this rank's span, rounded
+            to `dtype`, and its squares those of the gathered mean.
     """
 
     name = "all_gather"
@@ -238,35 +225,26 @@ class AllGather(Exchange):
     def __init__(
         self,
         endpoint: Endpoint,
-        arrays: list[Array],
-        dtype: Dtype,
         bucket: Bucket,
+        record: Record,
+        *,
+        full: Raw,
+        dtype: Dtype,
         reduction: ReduceScatter | None = None,
     ):
-        super().__init__(endpoint, arrays, dtype, bucket)
+        super().__init__(endpoint, bucket, full.itemsize, record)
+        self._full = full
+        self._dtype = dtype
         self._reduction = reduction
 
     @property
     def ready(self) -> bool:
         return self._reduction is None or self._reduction.complete
 
-    @property
-    def result(self) -> Array:
-        return self._result
-
-    def prepare(self) -> None:
-        bits = np.dtype(f"u{self.dtype.size}")
-        self._result = uninitialized(self.bucket.size, self.dtype)
-        self._full = raw(self._result, bits)
-        local = self._full[self.start : self.stop]
-        if self._reduction is None:
-            local[:] = raw_all(self.arrays, bits)
-        else:
-            encode(self._reduction.mean, self.dtype, out=local)
-            self.squares = self._reduction.squares
-            self._reduction = None  # and the mean's memory with it
-
     def post(self, start: int, stop: int) -> Round:
+        if self._reduction is not None:
+            self._take_mean(self._reduction)
+            self._reduction = None  # and the mean's memory with it
         posted = Round(start, stop, [])
         for peer in reversed(self.endpoint.peers()):
             first, last = self.clip(peer, start, stop)
@@ -279,3 +257,9 @@ class AllGather(Exchange):
                 part = self._full[first:last]
                 posted.requests.append(self.endpoint.send(part, peer))
         return posted
+
+    def _take_mean(self, reduction: ReduceScatter) -> None:
+        self.squares = reduction.squares
+        local = self._full[self.start : self.stop]
+        if not np.shares_memory(local, reduction.mean):
+            encode(reduction.mean, self._dtype, out=local)

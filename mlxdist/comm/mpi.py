@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 
 from ..arrays import device
 from ..arrays.dtypes import dtype_of
-from ..arrays.numpy_view import raw
+from ..arrays.numpy_view import (
+    NUMPY_DTYPES,
+    copy_bits,
+    raw,
+    raw_all,
+    uninitialized,
+)
 from ..arrays.types import Array, Dtype, Raw
 from ..layout import traffic
 from ..layout.entries import split_counts
 from ..layout.sharding import Bucket
 from .collectives import Pending, Traffic
-from .exchange import MESSAGE_BYTES, AllGather, Exchange, ReduceScatter
-from .flight_recorder import Recorder
-from .progress import Progress, wait_for
+from .exchange import ROUND_BYTES, AllGather, Exchange, ReduceScatter
+from .flight_recorder import Record, Recorder
+from .progress import Progress
 from .reduction import Weights
 
 if TYPE_CHECKING:
@@ -33,14 +39,15 @@ if TYPE_CHECKING:
 
 
 class InFlight(NamedTuple):
-    """An exchange under way."""
+    """An exchange under way, which fills `result`."""
 
     exchange: Exchange
     progress: Progress
+    result: Array
 
     def finish(self) -> Array:
         self.progress.wait(self.exchange)
-        return self.exchange.result
+        return self.result
 
     @property
     def squares(self) -> float | None:
@@ -92,7 +99,8 @@ class MpiTransport:
     def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._drain()
         gathered = np.empty((self.size, words.size), np.uint64)
-        self._wait(self._comm.Iallgather(words, gathered))
+        with self.recorder.waiting():
+            self._comm.Allgather(words, gathered)
         return gathered
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
@@ -100,7 +108,8 @@ class MpiTransport:
         counts = [int(n) for n in lengths]
         gathered = np.empty(sum(counts), np.uint8)
         local = [np.frombuffer(data, np.uint8), self._byte]
-        self._wait(self._comm.Iallgatherv(local, [gathered, counts, None, self._byte]))
+        with self.recorder.waiting():
+            self._comm.Allgatherv(local, [gathered, counts, None, self._byte])
         ends = np.cumsum(counts)
         return [
             gathered[end - n : end].tobytes()
@@ -116,7 +125,7 @@ class MpiTransport:
             "broadcast", array.size, str(array.dtype), array.nbytes
         )
         with self.recorder.waiting():
-            for start, stop in split_counts(source.nbytes, MESSAGE_BYTES):
+            for start, stop in split_counts(source.nbytes, ROUND_BYTES):
                 self._comm.Bcast(source[start:stop], root)
         record.end = time.time()
         self.traffic.add(source.nbytes if self.rank == root else 0)
@@ -125,21 +134,50 @@ class MpiTransport:
     def start_reduce_scatter(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
-        return self._start(ReduceScatter(self, list(parts), bucket, weights))
+        self._flush()
+        dtype = _sum_dtype(parts)
+        start, stop = bucket.span(self.rank)
+        result = uninitialized(stop - start, dtype)
+        mean = raw(result, NUMPY_DTYPES[dtype])
+        reduction = self._reduction(parts, bucket, weights, mean)
+        self.traffic.add(0)
+        self._progress.add(reduction)
+        return InFlight(reduction, self._progress, result)
 
     def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
+        self._flush()
         dtype = parts[0].dtype if parts else dtype_of(bucket.dtype)
-        return self._start(AllGather(self, list(parts), dtype, bucket))
+        result, full, local = self._whole(bucket, dtype)
+        record = self._record(AllGather, bucket, dtype, local.nbytes)
+        copy_bits(parts, out=local)
+        gather = AllGather(self, bucket, record, full=full, dtype=dtype)
+        self.traffic.add(0)
+        self._progress.add(gather)
+        return InFlight(gather, self._progress, result)
 
     def start_all_reduce(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Dtype
     ) -> Pending:
-        reduction = ReduceScatter(self, list(parts), bucket, weights)
-        gather = AllGather(self, [], dtype, bucket, reduction)
-        self.traffic.add(0, collectives=2)
         self._flush()
+        result, full, local = self._whole(bucket, dtype)
+        sum_dtype = _sum_dtype(parts)
+        in_place = dtype == sum_dtype  # else the mean has to be rounded
+        numpy_dtype = NUMPY_DTYPES[sum_dtype]
+        mean = (
+            local.view(numpy_dtype) if in_place else np.empty(local.size, numpy_dtype)
+        )
+        reduction = self._reduction(parts, bucket, weights, mean)
+        gather = AllGather(
+            self,
+            bucket,
+            self._record(AllGather, bucket, dtype, local.nbytes),
+            full=full,
+            dtype=dtype,
+            reduction=reduction,
+        )
+        self.traffic.add(0, collectives=2)
         self._progress.add_pair(reduction, gather)
-        return InFlight(gather, self._progress)
+        return InFlight(gather, self._progress, result)
 
     def settle(self) -> None:
         device.settle()
@@ -181,21 +219,45 @@ class MpiTransport:
         """Return memory for a message. The same few buffers, to stay in the cache."""
         if self._buffers and self._buffers[-1].nbytes >= nbytes:
             return self._buffers.pop()
-        return np.empty(max(nbytes, MESSAGE_BYTES), np.uint8)
+        return np.empty(max(nbytes, ROUND_BYTES // (self.size - 1)), np.uint8)
 
     def return_buffer(self, buffer: Raw) -> None:
         self._buffers.append(buffer)
 
-    def _start(self, exchange: Exchange) -> Pending:
-        self.traffic.add(0)
-        self._flush()
-        self._progress.add(exchange)
-        return InFlight(exchange, self._progress)
+    def _reduction(
+        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, mean: Raw
+    ) -> ReduceScatter:
+        dtype = parts[0].dtype
+        nbytes = sum(part.nbytes for part in parts)
+        record = self._record(ReduceScatter, bucket, dtype, nbytes)
+        return ReduceScatter(
+            self,
+            bucket,
+            record,
+            source=raw_all(list(parts), NUMPY_DTYPES[dtype]),
+            mean=mean,
+            weights=weights,
+            is_bfloat16=dtype == mx.bfloat16,
+        )
+
+    def _whole(self, bucket: Bucket, dtype: Dtype) -> tuple[Array, Raw, Raw]:
+        """Return an array for a whole bucket, its bits, and those of this rank."""
+        result = uninitialized(bucket.size, dtype)
+        full = raw(result, np.dtype(f"u{dtype.size}"))
+        start, stop = bucket.span(self.rank)
+        return result, full, full[start:stop]
+
+    def _record(
+        self, kind: type[Exchange], bucket: Bucket, dtype: Dtype, nbytes: int
+    ) -> Record:
+        return self.recorder.started(kind.name, bucket.size, str(dtype), nbytes)
 
     def _drain(self) -> None:
         self._flush()
         self._progress.drain()
 
-    def _wait(self, request: Request) -> None:
-        with self.recorder.waiting():
-            wait_for(request)
+
+def _sum_dtype(parts: Sequence[Array]) -> Dtype:
+    """Return the dtype in which numbers are added: float32, or float64 for those."""
+    dtype = parts[0].dtype
+    return dtype if dtype.size > mx.float32.size else mx.float32

@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..arrays.types import Flat
-from ..comm.exchange import MESSAGE_BYTES
 from ..comm.reduction import Weights
 from ..comm.wire import Wire
 from ..launcher.probe import MARK
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 _ROUND_TRIPS = 50
 _MESSAGES = 8  # in flight, as in the exchange of a step
+_MESSAGE_BYTES = 2**20  # of the longest message
 _SECONDS = 0.5  # of sending for each pair, and roughly the longest all-reduce
 _MEASURABLE = 0.05  # seconds of a transfer that the clock resolves well enough
 _TENSORS = 4  # in the all-reduce
@@ -91,9 +91,9 @@ def measure_pair(comm: MPI.Comm, peer: int) -> tuple[float, float]:
         directions in use.
     """
     latency = float(np.median(_transfer(comm, peer, 1, 8, _ROUND_TRIPS)))
-    nbytes = MESSAGE_BYTES // 64
+    nbytes = _MESSAGE_BYTES // 64
     seconds = _slower_transfer(comm, peer, nbytes)
-    while seconds < _MEASURABLE and nbytes < MESSAGE_BYTES:
+    while seconds < _MEASURABLE and nbytes < _MESSAGE_BYTES:
         nbytes *= 4
         seconds = _slower_transfer(comm, peer, nbytes)
     times = max(5, int(_SECONDS / seconds))

@@ -9,6 +9,6 @@ from mlxdist.comm import exchange, native
 def message_limits(request, monkeypatch):
     """The usual limits, then limits so low that every array is sent in pieces."""
     if request.param == "in pieces":
-        monkeypatch.setattr(exchange, "MESSAGE_BYTES", 256)
+        monkeypatch.setattr(exchange, "ROUND_BYTES", 256)
         monkeypatch.setattr(exchange, "BLOCK", 10)
         monkeypatch.setattr(native, "MAX_COUNT", 100)

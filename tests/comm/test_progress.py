@@ -119,8 +119,8 @@ class Failing(Exchange):
     """An exchange that fails once the progress thread looks at it."""
 
     def __init__(self, world):
-        bucket = flat_bucket(world, 7)
-        super().__init__(world.host_transport, [], mx.float32, bucket)
+        record = Recorder().started("broken")
+        super().__init__(world.host_transport, flat_bucket(world, 7), 4, record)
 
     @property
     def ready(self):

@@ -25,8 +25,8 @@ NUMPY_DTYPES: dict[Dtype, np.dtype[np.generic]] = {
 # Elements whose squares are summed at once: they stay in the second-level cache.
 BLOCK = 64 * 1024
 
-# Above this many bytes, zero-filling costs more than the workaround in `uninitialized`.
-_ZEROS_UP_TO = 3 * 2**20
+# Above this many bytes, a copy costs more than the workaround in `uninitialized`.
+_COPIED_UP_TO = 2 * 2**20
 
 _BYTE: Any = ctypes.c_char
 
@@ -100,23 +100,30 @@ def uninitialized(size: int, dtype: Dtype) -> Array:
     """Return an evaluated vector with arbitrary content, for the caller to fill.
 
     MLX has no `empty` that skips zero-filling, which costs as much as the write that
-    follows. `mx.load` allocates and leaves the filling to its file: `_HeaderOnlyFile`
-    leaves the memory as it is. Where MLX no longer reads such a file, zeros are made.
+    follows, and a hand-over to the stream's thread. A small array is a copy, which this
+    thread makes. For a large one, `mx.load` allocates and leaves the filling to its
+    file: `_HeaderOnlyFile` leaves the memory as it is.
     """
-    array = None
-    if size * dtype.size >= _ZEROS_UP_TO and dtype != mx.float64:
-        bits = np.dtype(f"u{dtype.size}")
-        try:
-            file: Any = _HeaderOnlyFile(bits, size)
-            loaded: Array = mx.load(file, format="npy", stream=mx.cpu)
-            array = mx.view(loaded, dtype, stream=mx.cpu)
-            mx.eval(array)
-        except (RuntimeError, ValueError, NotImplementedError):
-            array = None
-    if array is None:
+    if dtype.size == mx.complex64.size:  # float64 too, which numpy can't hand over
         array = mx.zeros(size, dtype, stream=mx.cpu)
-        mx.eval(array)
+    else:
+        bits = NUMPY_DTYPES.get(dtype, np.dtype(f"u{dtype.size}"))
+        is_small = size * dtype.size <= _COPIED_UP_TO
+        array = mx.array(np.empty(size, bits)) if is_small else _loaded(size, bits)
+        if array.dtype != dtype:
+            array = mx.view(array, dtype, stream=mx.cpu)
+    mx.eval(array)
     return array
+
+
+def _loaded(size: int, dtype: np.dtype[np.generic]) -> Array:
+    """Return a vector that nothing was written to; zeros where MLX can't give one."""
+    try:
+        file: Any = _HeaderOnlyFile(dtype, size)
+        loaded: Array = mx.load(file, format="npy", stream=mx.cpu)
+    except (RuntimeError, ValueError, NotImplementedError):
+        loaded = mx.array(np.zeros(size, dtype))
+    return loaded
 
 
 class _HeaderOnlyFile:

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import device
+from ..arrays.arena import Arena
 from ..arrays.dtypes import dtype_of
 from ..arrays.numpy_view import (
     NUMPY_DTYPES,
     copy_bits,
     raw,
     raw_all,
-    uninitialized,
 )
 from ..arrays.types import Array, Dtype, Raw
 from ..layout import traffic
@@ -83,6 +83,7 @@ class MpiTransport:
         self._comm = comm
         self._flush = flush
         self._progress = Progress(overlaps=overlaps, recorder=recorder)
+        self._arena = Arena()
         self._buffers: list[Raw] = []
         self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
@@ -137,8 +138,8 @@ class MpiTransport:
         self._flush()
         dtype = _sum_dtype(parts)
         start, stop = bucket.span(self.rank)
-        result = uninitialized(stop - start, dtype)
-        mean = raw(result, NUMPY_DTYPES[dtype])
+        result, bits = self._arena.allocate(stop - start, dtype)
+        mean = bits.view(NUMPY_DTYPES[dtype])
         reduction = self._reduction(parts, bucket, weights, mean)
         self.traffic.add(0)
         self._progress.add(reduction)
@@ -242,8 +243,7 @@ class MpiTransport:
 
     def _whole(self, bucket: Bucket, dtype: Dtype) -> tuple[Array, Raw, Raw]:
         """Return an array for a whole bucket, its bits, and those of this rank."""
-        result = uninitialized(bucket.size, dtype)
-        full = raw(result, np.dtype(f"u{dtype.size}"))
+        result, full = self._arena.allocate(bucket.size, dtype)
         start, stop = bucket.span(self.rank)
         return result, full, full[start:stop]
 

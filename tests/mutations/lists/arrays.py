@@ -5,6 +5,7 @@ from tests.mutations.mutation import Mutation
 CONCAT = ("tests/arrays/test_concat.py",)
 NUMPY_VIEW = ("tests/arrays/test_numpy_view.py",)
 PAIRWISE = ("tests/arrays/test_pairwise_sum.py",)
+ARENA = ("tests/arrays/test_arena.py",)
 TREES = ("tests/arrays/test_trees.py",)
 TREE_INDEX = ("tests/arrays/test_tree_index.py",)
 
@@ -15,6 +16,8 @@ MUTATIONS = [
     Mutation("arrays/concat.py", "offsets[1:-1]", "offsets[:-1]", CONCAT),
     Mutation("arrays/concat.py", " or offsets[0]", "", CONCAT),
     Mutation("arrays/concat.py", " or flat.size != offsets[-1]", "", CONCAT),
+    Mutation("arrays/arena.py", "self._blocks[dtype] = block, -(", "0, -(", ARENA),
+    Mutation("arrays/arena.py", "start + size > block.bits.size", "False", ARENA),
     Mutation("arrays/numpy_view.py", "if not view.c_contiguous:", "if 0:", NUMPY_VIEW),
     Mutation("arrays/numpy_view.py", "wide <<= 16", "wide <<= 15", NUMPY_VIEW),
     Mutation("arrays/numpy_view.py", "+= 0x7FFF", "+= 0x8000", NUMPY_VIEW),

@@ -221,3 +221,46 @@ def test_run_over_hosts_uses_the_network_that_reaches_all(
             cluster.command(command), capture_output=True, text=True, check=True
         )
         assert "btl_tcp_if_include 10.99.0.0/24" in dry_run.stdout
+
+
+def _add_cable(number, left, right):
+    """Connect two hosts by a wire of their own, as a Thunderbolt cable does."""
+    ends = (f"tb{number}l", f"tb{number}r")
+    pair = ("type", "veth", "peer", "name", ends[1], "netns", str(right.space.pid))
+    left.space.run("ip", "link", "add", ends[0], *pair)
+    for last, (host, end) in enumerate(zip((left, right), ends, strict=True), 1):
+        address = f"192.168.0.{4 * number + last}/30"
+        host.space.run("ip", "addr", "add", address, "dev", end)
+        host.space.run("ip", "link", "set", end, "up")
+
+
+SHOW_TRAFFIC = """
+lines = [line.split() for line in open("/proc/net/dev")]
+sent = {x[0].strip(":"): int(x[9]) for x in lines if x[0].endswith(":")}
+cables = sum(sent[name] for name in sent if name.startswith("tb"))
+print(world.backend, 8 * 40_000 < cables, sent["wire"] < cables, flush=True)
+"""
+
+
+@pytest.mark.long
+def test_run_over_a_ring_of_cables_sends_gradients_over_them(run_on, tmp_path):
+    """The host file of `mlx.distributed_config --backend ring`: each host's address is
+    that of its cable to the host before it. No network joins all hosts but the wire.
+    """
+    (tmp_path / "train.py").write_text(TRAIN + SHOW_TRAFFIC)
+    with VirtualCluster(3) as cluster:
+        for number, host in enumerate(cluster.hosts):
+            _add_cable(number, host, cluster.hosts[(number + 1) % 3])
+        entries = [
+            {"ssh": host.name, "ips": [f"192.168.0.{4 * before + 2}"], "rdma": []}
+            for host, before in zip(cluster.hosts, (2, 0, 1), strict=True)
+        ]
+        content = {"backend": "ring", "envs": [], "hosts": entries}
+        (tmp_path / "hosts.json").write_text(json.dumps(content))
+        dry_run = run_on(cluster, "--dry-run", "--hostfile", "hosts.json", "train.py")
+        assert "btl_tcp_if_include 10.77.0.0/24" in dry_run.stdout
+        done = run_on(cluster, "--hostfile", "hosts.json", "train.py")
+    assert done.returncode == 0, done.stderr
+    *_, identical, first, second, third = done.stdout.splitlines()
+    assert identical == "True"
+    assert {first, second, third} == {"ring True True"}

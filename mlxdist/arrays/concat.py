@@ -18,6 +18,12 @@ from .types import Array, Dtype, Pieces
 _MANY = 64
 
 
+def join(parts: Pieces) -> Array:
+    """Return arrays of one dtype, at least one, as one flat vector."""
+    flat = [part.reshape(-1) for part in parts]
+    return flat[0] if len(flat) == 1 else mx.concatenate(flat)
+
+
 class Join:
     """Concatenates arrays of any shape into one flat vector of a dtype."""
 
@@ -27,8 +33,7 @@ class Join:
     def __call__(self, parts: Pieces) -> Array:
         if not parts:
             return mx.zeros(0, self._dtype)
-        flat = [part.reshape(-1) for part in parts]
-        return (flat[0] if len(flat) == 1 else mx.concatenate(flat)).astype(self._dtype)
+        return join(parts).astype(self._dtype)
 
 
 class Split:

@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import mlx.core as mx
 
-from .types import Array, Dtype, Tree
+from .concat import join
+from .types import Array, Dtype, Pieces, Tree
 
 
 def on_cpu() -> bool:
@@ -15,15 +16,26 @@ def on_cpu() -> bool:
 
 
 def needs_fences(backend: str) -> bool:
-    """Return whether both sides of a collective have to be evaluated at once.
+    """Return whether the host has to wait on both sides of a collective.
 
     That is so if MLX computes on an accelerator and the collective runs on the CPU, as
-    with all backends but NCCL. Metal kills a command buffer that waits for seconds, as
-    one does that is queued behind a collective. On CUDA a collective reads its input
-    before kernels that are still queued have written it, and what is queued behind a
-    collective may never wake up.
+    with all backends but NCCL. Before: on CUDA a collective looks up its input's memory
+    when it is queued, before kernels that are still queued have written it. After:
+    Metal kills a command buffer that waits for seconds, as one does that is queued
+    behind a collective (MLX #4475); on CUDA it may never wake up. With the next bucket
+    queued, and the wait after a collective only where its result is used, the
+    accelerator is not idle meanwhile.
     """
     return backend != "nccl" and not on_cpu()
+
+
+def packed(arrays: Pieces) -> Pieces:
+    """Return arrays end to end as one where the copy costs nothing: on an accelerator.
+
+    There the CPU also looks at one block of memory instead of many, each of which CUDA
+    would move by itself.
+    """
+    return arrays if on_cpu() or len(arrays) < 2 else [join(arrays)]
 
 
 def evaluate(arrays: Tree) -> None:
@@ -33,6 +45,18 @@ def evaluate(arrays: Tree) -> None:
     at once would hold all of them; there each is evaluated before the next is queued.
     """
     (mx.eval if on_cpu() else mx.async_eval)(arrays)
+
+
+def buckets_ahead() -> int:
+    """Return how many buckets are queued behind the one that the host waits for.
+
+    With one, an accelerator is not idle until the host has noticed that a bucket is
+    evaluated, and has queued the next one. Each is queued by itself: what is queued
+    together is ready together. Not more, as MLX blocks the caller once its queue is
+    full. None on a CPU, where it takes memory, and where an error of what is queued
+    would be raised while the bucket before it is sent.
+    """
+    return 0 if on_cpu() else 1
 
 
 def settle(*streams: mx.Stream) -> None:

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from ..arrays.concat import Chunk, Split
+from ..arrays import device
+from ..arrays.concat import Chunk, Split, join
 from ..arrays.dtypes import dtype_name, dtype_of
 from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
 from ..layout.sharding import Bucket, Plan
 from .collectives import Collectives, Pending, Traffic
-from .reduction import Weights
-
-# Bytes of buckets whose collective is started and not finished: enough to keep the wire
-# busy while one is packed and one is unpacked, few enough to bound the memory.
-IN_FLIGHT = 8 * 2**20
+from .reduction import Weights, weigh
+from .window import Window
 
 
 class Wire:
@@ -125,17 +123,23 @@ class Wire:
     def reduced_chunk(self, index: int, flat: Array) -> Chunk:
         return Chunk(self._pieces[index], flat=flat)
 
-    def start_reduce(self, index: int, gradients: Flat, weights: Weights) -> Pending:
-        bucket = self.plan.buckets[index]
-        parts = [gradients[entry.path] for entry in bucket.entries]
-        name = _unless_wide(self._wire_dtype, bucket)
+    def packed_gradients(self, index: int, gradients: Flat, weights: Weights) -> Pieces:
+        """A bucket's gradients as its collective sends them. Lazy."""
+        parts = [gradients[entry.path] for entry in self.plan.buckets[index].entries]
+        name = _unless_wide(self._wire_dtype, self.plan.buckets[index])
         if name is not None and parts[0].dtype != (dtype := dtype_of(name)):
             parts = [part.astype(dtype) for part in parts]
+        if self.comm.adds_in_rank_order:  # and weighs what it adds
+            return device.packed(parts)
+        return [weigh(join(parts), weights)]
+
+    def start_reduce(self, index: int, packed: Pieces, weights: Weights) -> Pending:
+        bucket = self.plan.buckets[index]
         with self.comm.recorder.carrying(self._contents[index]):
             if self.plan.sharded:
-                return self.comm.start_reduce_scatter(parts, bucket, weights)
+                return self.comm.start_reduce_scatter(packed, bucket, weights)
             mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
-            return self.comm.start_all_reduce(parts, bucket, weights, mean)
+            return self.comm.start_all_reduce(packed, bucket, weights, mean)
 
     def start_gather(self, index: int, chunk: Chunk) -> Pending:
         with self.comm.recorder.carrying(self._contents[index]):
@@ -151,34 +155,6 @@ class Wire:
             return chunk.pieces()
         entries = zip(chunk.pieces(), self.plan.buckets[index].entries, strict=True)
         return [piece.reshape(entry.shape) for piece, entry in entries]
-
-
-class _Window:
-    """Collectives in flight, oldest first, bounded in bytes."""
-
-    def __init__(self, buckets: tuple[Bucket, ...]):
-        self._buckets = buckets
-        self._pending: deque[tuple[int, Pending]] = deque()
-        self._nbytes = 0
-
-    def __len__(self) -> int:
-        return len(self._pending)
-
-    @property
-    def is_full(self) -> bool:
-        return self._nbytes > IN_FLIGHT and len(self._pending) > 1
-
-    def push(self, index: int, pending: Pending) -> None:
-        self._pending.append((index, pending))
-        self._nbytes += self._buckets[index].nbytes
-
-    def finish(self) -> tuple[int, Pending, Array]:
-        """Wait for the oldest, which stays the oldest if that raises an error."""
-        index, pending = self._pending[0]
-        flat = pending.finish()
-        self._pending.popleft()
-        self._nbytes -= self._buckets[index].nbytes
-        return index, pending, flat
 
 
 class Reduction:
@@ -197,7 +173,8 @@ class Reduction:
         self._wire = wire
         self._gradients = gradients
         self._weights = weights
-        self._window = _Window(wire.plan.buckets)
+        self._window = Window(wire.plan.buckets)
+        self._queued: dict[int, Pieces] = {}  # packed, and not started
         self._started = 0  # buckets whose collective was started
         self._finished = 0
         self._collected: deque[Chunk] = deque()
@@ -229,6 +206,7 @@ class Reduction:
     def replace_gradients(self, gradients: Flat) -> None:
         """Use other gradients for the buckets that are not started yet."""
         self._gradients = gradients
+        self._queued.clear()
 
     def chunks(self) -> list[Chunk]:
         """Wait for all buckets, and return them."""
@@ -255,9 +233,22 @@ class Reduction:
         """Start collectives until the window is full."""
         while self._started < len(self._wire.plan.buckets) and not self._window.is_full:
             index = self._started
-            pending = self._wire.start_reduce(index, self._gradients, self._weights)
-            self._window.push(index, pending)
+            self._queue_up_to(index + device.buckets_ahead())
+            packed, weights = self._queued[index], self._weights
+            self._window.push(index, self._wire.start_reduce(index, packed, weights))
+            del self._queued[index]
             self._started += 1
+
+    def _queue_up_to(self, last: int) -> None:
+        """Queue gradients bucket by bucket: to start a bucket is to wait for it."""
+        buckets = len(self._wire.plan.buckets)
+        for index in range(self._started, min(last + 1, buckets)):
+            if index not in self._queued:
+                packed = self._wire.packed_gradients(
+                    index, self._gradients, self._weights
+                )
+                device.start_evaluation(packed)
+                self._queued[index] = packed
 
 
 class Whole(NamedTuple):
@@ -273,7 +264,7 @@ class Gather:
     def __init__(self, wire: Wire):
         self._wire = wire
         self._buckets = wire.plan.buckets
-        self._window = _Window(wire.plan.buckets)
+        self._window = Window(wire.plan.buckets)
 
     def push(self, index: int, chunk: Chunk) -> list[Whole]:
         """Send this rank's pieces of a bucket; return the buckets that are whole."""

@@ -18,7 +18,7 @@ from ..layout.entries import Entry
 from ..layout.sharding import Plan, make_plan
 from ..world.join import current
 from ..world.world import World
-from .step_checks import agree_on_weights, traced_weights
+from .step_checks import agree_on_weights, earlier_problem, traced_weights
 
 
 def average_gradients(
@@ -46,6 +46,8 @@ def average_gradients(
 
     Raises:
         MismatchError: on all ranks, where paths, shapes, dtypes or weights don't fit.
+        RuntimeError: on a rank whose gradients can't be evaluated. It sends zeros for
+            them, and the next call raises MismatchError on all ranks.
     """
     world = current() if world is None else world
     entries, problem = result_or_problem(_floating_entries, gradients)
@@ -99,7 +101,7 @@ def _weights(
         plan.fingerprint,
         lambda: plan.lines,
         weight=weight,
-        problem=problem,
+        problem=problem or earlier_problem(world),
         remedy="Pass the same tree and the same bucket_size on all ranks.",
     )
 
@@ -109,6 +111,15 @@ def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
     dtypes = {path: array.dtype for path, array in flat.items()}
     means: Flat = {}
     reduction = wire.reduce(flat, weights)
+    try:
+        reduction.collect()
+    except RuntimeError as error:  # of the user's computation, or out of memory
+        world.background_errors.append(f"average_gradients ended with {error}")
+        wire.comm.settle()
+        zeros = {path: mx.zeros_like(array) for path, array in flat.items()}
+        reduction.replace_gradients(zeros)
+        reduction.collect()
+        raise
     for index, bucket in enumerate(plan.buckets):
         arrays = wire.entries_of_chunk(index, reduction.take())
         for entry, mean in zip(bucket.entries, arrays, strict=True):

@@ -168,10 +168,8 @@ class Unchecked:
 
 
 def _problem(world: World, plan: Plan, batch: Batch) -> str | None:
-    """Why this rank can't take the step: its gradients, or an earlier failed save."""
-    if world.background_errors:
-        return world.background_errors.pop()
-    return batch_problem(plan, batch)
+    """Why this rank can't take the step: its gradients, or an earlier error."""
+    return earlier_problem(world) or batch_problem(plan, batch)
 
 
 def _total(
@@ -189,6 +187,14 @@ def _total(
 def call_name(name: str, batch: Batch) -> str:
     """Return what an update is called in errors and records."""
     return f"{name}.update" + ("" if batch.gradients else " without gradients")
+
+
+def earlier_problem(world: World) -> str | None:
+    """Return an error of this rank that the others don't know of, once.
+
+    Such as that of a save in the background.
+    """
+    return world.background_errors.pop() if world.background_errors else None
 
 
 def agree_on_weights(

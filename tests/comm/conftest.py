@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxdist.comm import exchange, native
+from mlxdist.comm import chain, exchange
 
 
 @pytest.fixture(params=["whole", "in pieces"])
@@ -11,4 +11,4 @@ def message_limits(request, monkeypatch):
     if request.param == "in pieces":
         monkeypatch.setattr(exchange, "ROUND_BYTES", 256)
         monkeypatch.setattr(exchange, "BLOCK", 10)
-        monkeypatch.setattr(native, "MAX_COUNT", 100)
+        monkeypatch.setattr(chain, "MAX_BYTES", 400)

@@ -8,6 +8,7 @@ from mlxdist.comm import agree
 from mlxdist.layout.sharding import Bucket
 from tests.support.buckets import (
     bucket_of_owners,
+    contribution,
     flat_bucket,
     known_weights,
     values_of,
@@ -44,8 +45,9 @@ def test_reduce_scatter_then_all_gather_is_the_weighted_mean(
     local = values[world.rank]
     if comm is world.native:
         local = local.astype(mx.float32)
+    known = known_weights(world, weights)
     shard = comm.start_reduce_scatter(
-        [local], bucket, known_weights(world, weights)
+        contribution(comm, local, known), bucket, known
     ).finish()
     assert shard.dtype == mx.float32
     assert_same_bits(shard, mean[start:stop])

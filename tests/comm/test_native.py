@@ -7,6 +7,9 @@ import mlx.core as mx
 import pytest
 
 import mlxdist
+from mlxdist.comm.chain import Chain
+from mlxdist.comm.native import NativeTransport
+from mlxdist.layout.sharding import Bucket
 from tests.support.buckets import flat_bucket, known_weights, values_of
 from tests.support.examples import (
     assert_same_bits,
@@ -14,6 +17,7 @@ from tests.support.examples import (
     each_shard,
     each_transport,
 )
+from tests.support.plans import make_entry
 
 pytestmark = pytest.mark.mpi
 
@@ -93,26 +97,88 @@ def test_training_in_another_thread_gives_the_same_and_leaves_the_main_one_worki
     assert_same_bits(trees[1], trees[3])
 
 
+@pytest.fixture
+def accelerators(world, monkeypatch):
+    """A transport as over JACCL, whose reduce-scatter MLX does not have over MPI."""
+
+    def sum_scatter(rows, *, group, stream):
+        total = mx.distributed.all_sum(rows, group=group, stream=stream)
+        return total.reshape(group.size(), -1)[group.rank()]
+
+    monkeypatch.setattr(mx.distributed, "sum_scatter", sum_scatter)
+    return NativeTransport(world.native.group, "jaccl", world.recorder)
+
+
+def uneven_owners(world, first):
+    """Return a bucket of a tensor for each rank; the first one has another size."""
+    sizes = [first] + [40] * (world.size - 1)
+    entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
+    return Bucket(tuple(entries), world.size, tuple(range(world.size)))
+
+
+@pytest.mark.usefixtures("message_limits")
+@pytest.mark.parametrize("first", [0, 40, 53, 1000])
+def test_native_reduce_scatter_to_owners_is_the_mean(first, accelerators, world):
+    bucket, weights = uneven_owners(world, first), known_weights(world)
+    values = mx.arange(float(bucket.size))
+    start, stop = bucket.span(world.rank)
+    before = accelerators.traffic.bytes_sent
+    local = values * (world.rank + 1)
+    mean = accelerators.start_reduce_scatter([local], bucket, weights).finish()
+    expected = values * sum(range(world.size + 1)) / world.size
+    assert_same_bits(mean, expected[start:stop])
+    every = accelerators.start_all_gather([values[start:stop]], bucket).finish()
+    assert_same_bits(every, values)
+    nbytes = accelerators.reduce_scatter_bytes(bucket, 4, pairwise=False)
+    nbytes += accelerators.all_gather_bytes_sent(bucket, 4)
+    assert accelerators.traffic.bytes_sent == before + nbytes
+
+
+def test_native_spans_of_owners_are_padded_where_that_is_fewer_bytes(
+    accelerators, world
+):
+    even = accelerators.all_gather_bytes_sent(uneven_owners(world, 40), 4)
+    assert even == (world.size - 1) * 160
+    uneven = accelerators.all_gather_bytes_sent(uneven_owners(world, 1000), 4)
+    all_reduced = 2 * (world.size - 1) / world.size * 4 * (960 + 40 * world.size)
+    assert uneven == min((world.size - 1) * 4000, round(all_reduced))
+
+
 def failing():
-    """Return an array that is queued and has failed, with an error not raised yet."""
-    while True:
-        array = mx.linalg.inv(mx.zeros((3, 3)), stream=mx.cpu)
-        try:
-            mx.async_eval(array)
-        except RuntimeError:  # it has failed already: try again
-            continue
-        time.sleep(0.2)
-        return array
+    """Return an array that is queued and has failed, with an error not raised yet.
+
+    On the first try: MLX blocks once about ten of its tasks have failed.
+    """
+    slow = mx.zeros((600, 600)) @ mx.zeros((600, 600))  # it fails after `async_eval`
+    array = mx.linalg.inv(slow[:3, :3], stream=mx.cpu)
+    mx.async_eval(array)
+    time.sleep(0.2)
+    return array
 
 
 @pytest.mark.mpi(min_size=2)
-def test_native_error_of_an_input_is_raised_once_and_stops_no_collective(world):
+def test_native_input_that_fails_is_refused_and_nothing_is_sent(world):
     bucket, weights = flat_bucket(world, 9), known_weights(world)
-    array = failing() if world.is_root else mx.zeros((3, 3))
-    pending = world.native.start_all_reduce([array], bucket, weights, mx.float32)
+    before = world.recorder.records[-1].sequence
     if world.is_root:
         with pytest.raises(RuntimeError, match="factorization"):
-            pending.finish()
-    mx.eval(pending.finish())
+            world.native.start_all_reduce([failing()], bucket, weights, mx.float32)
+        world.native.settle()
     ones = world.native.start_all_reduce([mx.ones(9)], bucket, weights, mx.float32)
     assert values_of(ones.finish()) == {1.0}
+    assert world.recorder.records[-1].sequence == before + 1
+
+
+@pytest.mark.mpi(min_size=2)
+def test_error_of_other_work_on_the_stream_is_raised_once_and_stops_no_rank(world):
+    """Over ring and JACCL on a CPU, collectives share the stream of what computes."""
+    chain = Chain(world.native.group, "ring", world.recorder)
+    local = mx.array([world.rank])
+    if world.is_root:
+        failed = failing()
+        with pytest.raises(RuntimeError, match="factorization"):
+            mx.eval(chain.all_gather(local).finish())
+        del failed  # MLX would have dropped the error with it
+    else:
+        mx.eval(chain.all_gather(local).finish())
+    assert chain.all_gather(local).finish().tolist() == [[r] for r in range(world.size)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlxdist.comm.reduction import Weights, combine, weigh
-from tests.support.buckets import flat_bucket
+from tests.support.buckets import contribution, flat_bucket
 from tests.support.examples import assert_same_bits, each_transport
 
 pytestmark = pytest.mark.mpi
@@ -48,7 +48,8 @@ def test_all_reduce_with_weights_of_any_sum_is_their_mean(power, transport, worl
     mean = np.float32(total) / np.float32(sum(weights))
     local = mx.full((7,), float(world.rank))
     known = Weights.known(world.rank, weights)
-    result = comm.start_all_reduce([local], flat_bucket(world, 7), known, mx.float32)
+    parts = contribution(comm, local, known)
+    result = comm.start_all_reduce(parts, flat_bucket(world, 7), known, mx.float32)
     assert np.array(result.finish()).tolist() == [float(mean)] * 7
 
 

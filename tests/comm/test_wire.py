@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from mlxdist.comm import Wire, wire
+from mlxdist.comm import Wire, window
 from mlxdist.layout.sharding import make_plan
 from tests.support.buckets import known_weights
 from tests.support.examples import each_transport
@@ -35,7 +35,7 @@ def numbered(plan):
 def test_reduction_gives_the_buckets_in_order_and_starts_few_ahead(
     limit, transport, world, monkeypatch
 ):
-    monkeypatch.setattr(wire, "IN_FLIGHT", limit * 4 * SIZE)
+    monkeypatch.setattr(window, "IN_FLIGHT", limit * 4 * SIZE)
     over = wire_of_buckets(world, transport)
     before = over.comm.traffic.collectives
     reduction = over.reduce(numbered(over.plan), known_weights(world))
@@ -53,7 +53,7 @@ def test_reduction_gives_the_buckets_in_order_and_starts_few_ahead(
 def test_gather_gives_each_bucket_once_and_whole(
     strategy, limit, transport, world, monkeypatch
 ):
-    monkeypatch.setattr(wire, "IN_FLIGHT", limit * 4 * SIZE)
+    monkeypatch.setattr(window, "IN_FLIGHT", limit * 4 * SIZE)
     over = wire_of_buckets(world, transport, strategy)
     gather, whole = over.gather(), []
     for index, pieces in enumerate(over.pieces):

@@ -1,6 +1,7 @@
 """Gradients of one rank that can't be evaluated: no rank waits, and all raise."""
 
 import threading
+from functools import partial
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -8,7 +9,7 @@ import pytest
 from mlx.utils import tree_map
 
 import mlxdist
-from mlxdist.comm import wire
+from mlxdist.comm import window
 from tests.support.examples import (
     assert_same_bits,
     distributed,
@@ -48,22 +49,22 @@ def with_a_failing_weight(grads, failing):
     return bad
 
 
-# Not an array that fails while it is computed, over the native transport: MLX 0.32
-# may never wake up who reads what depends on it.
 @shards
 @pytest.mark.parametrize(
     ("failing", "transport", "in_flight"),
     [
         (array_of_a_thread_that_ended, "native", 0),
-        (array_of_a_thread_that_ended, "native", wire.IN_FLIGHT),
+        (array_of_a_thread_that_ended, "native", window.IN_FLIGHT),
         (array_of_a_thread_that_ended, "host", 0),
         (inverse_of_zeros, "host", 0),
+        (inverse_of_zeros, "native", 0),
+        (inverse_of_zeros, "native", window.IN_FLIGHT),
     ],
 )
 def test_gradient_of_a_later_bucket_that_cannot_be_evaluated_leaves_no_rank_behind(
     in_flight, failing, transport, shard, monkeypatch, world
 ):
-    monkeypatch.setattr(wire, "IN_FLIGHT", in_flight)
+    monkeypatch.setattr(window, "IN_FLIGHT", in_flight)
     options = {"transport": transport, "shard": shard, "bucket_size": 8}
     optimizer = distributed(world, optim.SGD(0.5), **options)
     model = linear_layers()
@@ -118,7 +119,7 @@ class FailingLazily(optim.SGD):
 def test_new_parameters_that_cannot_be_evaluated_leave_no_rank_behind(
     in_flight, transport, shard, monkeypatch, world
 ):
-    monkeypatch.setattr(wire, "IN_FLIGHT", in_flight)
+    monkeypatch.setattr(window, "IN_FLIGHT", in_flight)
     inner = FailingLazily(0.5)
     optimizer = distributed(
         world, inner, transport=transport, shard=shard, bucket_size=8
@@ -139,3 +140,17 @@ def test_new_parameters_that_cannot_be_evaluated_leave_no_rank_behind(
     optimizer.init(model)
     optimizer.update(model, grads)
     assert world.identical(model)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_average_gradients_that_cannot_be_evaluated_leaves_no_rank_behind(world):
+    grads = gradients(linear_layers().trainable_parameters(), 0, world.rank)
+    average = partial(mlxdist.average_gradients, world=world, bucket_size=8)
+    if world.is_root:
+        with pytest.raises(RuntimeError, match="factorization"):
+            average(with_a_failing_weight(grads, inverse_of_zeros))
+    else:
+        mx.eval(average(grads))
+    with pytest.raises(mlxdist.MismatchError, match=r"ended with .*factorization"):
+        average(grads)
+    mx.eval(average(grads))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mlxdist.comm.reduction import Weights
+from mlxdist.comm.reduction import Weights, weigh
 from mlxdist.layout.sharding import Bucket, make_plan
 from tests.support.plans import make_entry
 
@@ -22,6 +22,11 @@ def bucket_of_owners(world, size):
 def known_weights(world, weights=None):
     """Return the weights of all ranks, which are 1 by default."""
     return Weights.known(world.rank, tuple(weights or [1.0] * world.size))
+
+
+def contribution(comm, array, weights):
+    """Return an array as a reduction over a transport takes it: weighted, or as is."""
+    return [array if comm.adds_in_rank_order else weigh(array, weights)]
 
 
 def values_of(array):

@@ -112,35 +112,48 @@ MUTATIONS = [
         [
             ("row = self._all_gather(flat)[root]", "row = self._all_gather(flat)[0]"),
             (
-                "(parts, bucket, weights)[start:stop]",
-                "(parts, bucket, weights)[: stop - start]",
+                "then(lambda sum: sum[start:stop])",
+                "then(lambda sum: sum[: stop - start])",
             ),
             (
-                "mx.pad(chunk, (0, bucket.chunk - (stop - start)))",
-                "mx.pad(chunk, (bucket.chunk - (stop - start), 0))",
+                "_padded(local, 0, bucket.chunk - local.size)",
+                "_padded(local, bucket.chunk - local.size, 0)",
             ),
             (
-                "mx.pad(bits, (start, bucket.size - stop))",
-                "mx.pad(bits, (bucket.size - stop, start))",
+                "_padded(bits, start, bucket.size - stop)",
+                "_padded(bits, bucket.size - stop, start)",
             ),
-            ("bits = chunk.view(_INTEGERS[chunk.itemsize])", "bits = chunk"),
+            ("bits = local.view(_INTEGERS[local.itemsize])", "bits = local"),
             (
-                "return self._all_sum(flat) / weights.total",
-                "return self._all_sum(flat) / self.size",
+                "then(lambda sum: sum / weights.total)",
+                "then(lambda sum: sum / self.size)",
             ),
+            ("chunk[: stop - start] / weights.total", "chunk / weights.total"),
+            ("(flat[start:stop], 0, bucket", "(flat[start:stop], 0, 1 + bucket"),
+            ("row[: stop - start] for row", "row for row"),
+            ("padded <= whole", "padded <= 9 * whole"),
+        ],
+        (3,),
+    ),
+    *mistakes(
+        "comm/chain.py",
+        NATIVE,
+        [
             ('mx.new_stream(mx.cpu) if backend == "mpi" else None', "None"),
-            ("self._start(result, token)", "pass"),
+            ("self._queue(result, token)", "pass"),
+            ("rows[:, start:stop]", "rows[:, :stop]"),
+            ("_limit(flat) // self._size", "_limit(flat)"),
         ],
         (3,),
     ),
     *mistakes(
         "comm/native.py",
         ("tests/optim/test_reproducible.py",),
-        [("pairwise_sum(list(self._all_gather(flat)))", "sum(self._all_gather(flat))")],
+        [("pairwise_sum(list(rows))", "sum(rows)")],
         (4,),
     ),
     *mistakes(
-        "comm/native.py",
+        "comm/chain.py",
         ("tests/optim/test_gradient_averaging.py", "tests/optim/test_pipeline.py"),
         [
             ("array = mx.depends([array], [self._token])[0]", "pass"),
@@ -149,13 +162,19 @@ MUTATIONS = [
     ),
     # -- what travels, bucket by bucket
     *mistakes(
+        "comm/window.py",
+        ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
+        [
+            ("return self._nbytes > IN_FLIGHT and", "return False and"),
+            ("self._nbytes -= self._buckets[index].nbytes", "pass"),
+            ("self._pending.popleft()", "self._pending.pop()"),
+        ],
+    ),
+    *mistakes(
         "comm/wire.py",
         ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
         [
             ("total=self.comm.sum_scalar(weights.local)", "total=weights.local"),
-            ("return self._nbytes > IN_FLIGHT and", "return False and"),
-            ("self._nbytes -= self._buckets[index].nbytes", "pass"),
-            ("self._pending.popleft()", "self._pending.pop()"),
             ("[self._pop() for _ in range(len(self._window))]", "[]"),
         ],
     ),
@@ -227,20 +246,21 @@ MUTATIONS = [
     ),
     # -- gradients that can't be evaluated
     *mistakes(
-        "comm/native.py",
+        "comm/chain.py",
         ("tests/comm/test_native.py", *FAILED),
         [
             ("self._error = self._error or error", "pass"),
+            ("            self._settle_streams()\n", ""),
+            ('if not self._tracing and self._backend != "nccl":', "if False:"),
         ],
     ),
-    Mutation(
-        "comm/native.py",
-        "            self._settle_streams()\n",
-        "",
+    *mistakes(
+        "optim/gradient_averaging.py",
         FAILED,
-        (2,),
-        "MLX raises each error once; where the second try raises another one, nothing "
-        "was sent either, and the step ends with zeros for this bucket",
+        [
+            ("        reduction.replace_gradients(zeros)\n", ""),
+            ("problem=problem or earlier_problem(world)", "problem=problem"),
+        ],
     ),
     Mutation(
         "optim/attempt.py",

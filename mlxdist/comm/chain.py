@@ -1,0 +1,226 @@
+"""Collectives of `mx.distributed`, chained into one order.
+
+MLX matches collectives by arrival and runs them when something needs their result, so
+two ranks that print different things would swap sums. Here each collective's input
+depends on the collective before it, whatever is evaluated first, and starts at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..arrays import device
+from ..arrays.types import Array, Pieces
+from ..layout.entries import split_counts
+from .flight_recorder import Recorder
+
+# MLX passes the number of elements to MPI as a C int, and JACCL counts bytes in one;
+# larger numbers wrap silently.
+MAX_BYTES = 2**30
+
+Group = mx.distributed.Group
+
+
+class CollectiveStream(threading.local):
+    """The stream of the collectives that a thread starts.
+
+    MLX's streams can be used only by the thread that made them.
+    """
+
+    def __init__(self, backend: str):
+        self._backend = backend
+        # Over MPI a stream of its own, as the communicator is its own: a user's
+        # collective that waits for another rank must not delay these, nor be delayed.
+        self._created = mx.new_stream(mx.cpu) if backend == "mpi" else None
+
+    def of_thread(self) -> mx.Stream | None:
+        """Return the stream; None for NCCL, which runs on the accelerator's own."""
+        if self._backend == "nccl":
+            return None
+        return self._created or mx.default_stream(mx.cpu)
+
+
+@dataclass
+class Lazy:
+    """A collective that was started. What is computed from it is built at the end.
+
+    Attributes:
+        chain: where it was started.
+        parts: results of the collectives that it consists of.
+        build: makes the result of them. An accelerator may wait for an operation's
+            inputs for seconds at most, so the host waits for `parts` before.
+    """
+
+    chain: Chain
+    parts: Pieces
+    build: Callable[[Pieces], Array]
+    squares: float | None = None
+
+    def then(self, build: Callable[[Array], Array]) -> Lazy:
+        """Return the collective with one more operation on its result."""
+        first = self.build
+        return Lazy(self.chain, self.parts, lambda parts: build(first(parts)))
+
+    def finish(self) -> Array:
+        self.chain.wait(self.parts)
+        return self.build(self.parts)
+
+
+class Chain:
+    """The collectives of one group of ranks, each behind the one before it."""
+
+    def __init__(self, group: Group, backend: str, recorder: Recorder):
+        self._group, self._size = group, group.size()
+        self._recorder = recorder
+        self._backend = backend
+        self._stream = CollectiveStream(backend)
+        self._token: Array | None = None
+        self._tracing = False
+        self._error: RuntimeError | None = None
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """While `mx.compile` traces: use a chain of its own.
+
+        Traced arrays and arrays outside of the trace must not depend on one another.
+        """
+        outside, self._token, self._tracing = self._token, None, True
+        try:
+            yield
+        finally:
+            self._token, self._tracing = outside, False
+
+    def flush(self) -> None:
+        """Run what is pending, so that another transport may follow."""
+        if self._token is not None:
+            with self._recorder.waiting():
+                mx.eval(self._token)
+            self._token = None
+
+    def settle(self) -> None:
+        """After an error: wait for what was started, and drop the errors of MLX."""
+        self._settle_streams()
+        self._error = None
+
+    def wait(self, results: Pieces) -> None:
+        """Wait for collectives where what uses them can't; raise earlier errors."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if self._is_fenced:
+            with self._recorder.waiting():
+                mx.eval(results)
+
+    def evaluate(self, array: Array) -> Array:
+        """Wait for an array that is to be sent, and return it.
+
+        An error of it is raised here, before other ranks wait in a collective. NCCL,
+        which runs in the order of the accelerator's stream, is not kept waiting.
+        """
+        if not self._tracing and self._backend != "nccl":
+            mx.eval(array)
+        return array
+
+    @property
+    def _is_fenced(self) -> bool:
+        return not self._tracing and device.needs_fences(self._backend)
+
+    # Nothing is sent for an array without elements, which is empty on all ranks. MLX's
+    # CUDA build crashes on a collective of an empty array that depends on another one.
+
+    def all_sum(self, flat: Array) -> Lazy:
+        """(n,) -> (n,), the sum over the ranks."""
+        if flat.size == 0:
+            return Lazy(self, [flat], _only)
+        pieces = split_counts(flat.size, _limit(flat))
+        parts = [
+            self._start(mx.distributed.all_sum, _part(flat, *piece)) for piece in pieces
+        ]
+        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else _only)
+
+    def all_gather(self, flat: Array) -> Lazy:
+        """(n,) -> (ranks, n)."""
+        if flat.size == 0:
+            empty = mx.zeros((self._size, 0), flat.dtype)
+            return Lazy(self, [empty], _only)
+        pieces = split_counts(flat.size, max(1, _limit(flat) // self._size))
+        parts = [
+            self._start(mx.distributed.all_gather, _part(flat, *piece))
+            for piece in pieces
+        ]
+        return Lazy(self, parts, self._rows)
+
+    def sum_scatter(self, rows: Array) -> Lazy:
+        """(ranks, n) -> (n,), this rank's row of the sum. NCCL and JACCL only."""
+        if rows.size == 0:
+            return Lazy(self, [rows[0]], _only)
+        pieces = split_counts(rows.shape[1], max(1, _limit(rows) // self._size))
+        parts = [
+            self._start(
+                mx.distributed.sum_scatter,
+                (rows if len(pieces) == 1 else rows[:, start:stop]).reshape(-1),
+            )
+            for start, stop in pieces
+        ]
+        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else _only)
+
+    def _rows(self, parts: Pieces) -> Array:
+        rows = [part.reshape(self._size, -1) for part in parts]
+        return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=1)
+
+    def _start(self, collective: Callable[..., Array], array: Array) -> Array:
+        if self._is_fenced:
+            mx.eval(array)
+        name = collective.__name__
+        self._recorder.started(name, array.size, str(array.dtype), array.nbytes)
+        stream = self._stream.of_thread()
+        # An operation of the collectives' stream, without a copy: `depends` runs on the
+        # stream of its first input, and what computes must not wait for other ranks.
+        array = mx.stop_gradient(array, stream=stream)
+        if self._token is not None:
+            array = mx.depends([array], [self._token])[0]
+        result = collective(array, group=self._group, stream=stream)
+        nothing = mx.zeros(1, mx.uint8, stream=stream)
+        token = mx.depends([nothing], [result])[0]
+        if not self._tracing:
+            # Started now and not when it is needed: a rank that needs something else
+            # first must not keep the others waiting.
+            self._queue(result, token)
+        self._token = token
+        return result
+
+    def _queue(self, *arrays: Array) -> None:
+        """Queue arrays. Where that fails, nothing is sent.
+
+        An error of earlier work, which MLX raises here as well, stops nothing: the
+        other ranks wait for this collective. `wait` raises it then.
+        """
+        try:
+            mx.async_eval(*arrays)
+        except RuntimeError as error:
+            self._settle_streams()
+            mx.async_eval(*arrays)
+            self._error = self._error or error
+
+    def _settle_streams(self) -> None:
+        stream = self._stream.of_thread()
+        with self._recorder.waiting():
+            device.settle(*([] if stream is None else [stream]))
+
+
+def _only(parts: Pieces) -> Array:
+    return parts[0]
+
+
+def _part(flat: Array, start: int, stop: int) -> Array:
+    return flat if stop - start == flat.size else flat[start:stop]
+
+
+def _limit(array: Array) -> int:
+    """Elements of at most `MAX_BYTES`."""
+    return max(1, MAX_BYTES // int(array.itemsize))

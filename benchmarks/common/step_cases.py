@@ -19,6 +19,9 @@ QUICK_SIZES = ("1M", "100x1000")
 DTYPES = ("float32", "bfloat16")
 MLXDIST = ("sharded", "replicated native", "replicated host")
 UPSTREAM, UPSTREAM_TUNED = "upstream", "upstream tuned"
+# Averaging and the update inside one mx.compile.
+COMPILED, UPSTREAM_COMPILED = "compiled", "upstream compiled"
+COMPILED_CASES = ("450x4000",)
 TORCH = ("torch", "torch zero")
 STREAM = "memory"
 LARGE = 100_000_000  # parameters above which plain upstream is the only other contender
@@ -66,14 +69,17 @@ def _effort(size: str, *, quick: bool) -> tuple[int, int]:
 
 def pairs(case: Case, contenders: Sequence[str]) -> list[tuple[str, str]]:
     """Return the ratios to report: mlxdist against each other contender."""
+    if case.tensors not in COMPILED_CASES:
+        contenders = [name for name in contenders if not name.endswith(COMPILED)]
     if case.parameters > LARGE:
         contenders = [name for name in contenders if name in (*MLXDIST, UPSTREAM)]
     others = {
         "sharded": (UPSTREAM, UPSTREAM_TUNED, *TORCH),
         "replicated native": (UPSTREAM, UPSTREAM_TUNED),
         "replicated host": (UPSTREAM, UPSTREAM_TUNED),
+        COMPILED: (UPSTREAM_COMPILED,),
     }
-    all_pairs = [(name, other) for name in MLXDIST for other in others[name]]
+    all_pairs = [(name, other) for name in others for other in others[name]]
     return [pair for pair in all_pairs if set(pair) <= set(contenders)]
 
 
@@ -83,7 +89,7 @@ def contenders(only: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a name is unknown.
     """
-    names = [*MLXDIST, UPSTREAM, UPSTREAM_TUNED]
+    names = [*MLXDIST, UPSTREAM, UPSTREAM_TUNED, COMPILED, UPSTREAM_COMPILED]
     if importlib.util.find_spec("torch"):
         names += TORCH
     if unknown := set(only) - set(names):
@@ -143,7 +149,7 @@ def job(name: str, case: Case, ranks: int, folder: Path) -> Job:
     if name in TORCH:
         return _torch_job(name, case, ranks, folder)
     arguments = (name, case.tensors, case.dtype)
-    environment = {} if name in MLXDIST else upstream_environment()
+    environment = {} if name in (*MLXDIST, COMPILED) else upstream_environment()
     script = RANK_PROGRAMS / "step_rank.py"
     return mpi_job(name, ranks, script, *arguments, environment=environment)
 

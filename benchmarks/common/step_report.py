@@ -13,7 +13,7 @@ from rich.console import Console
 
 from . import plots
 from .record import Result, print_table
-from .step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_TUNED
+from .step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_COMPILED, UPSTREAM_TUNED
 
 # Bytes that an ideal step moves for each byte of gradients: see step.py.
 BYTES_MOVED = 6.5
@@ -66,7 +66,7 @@ def memory_limit(
 
 
 def print_case(console: Console, name: str, case: Result) -> None:
-    others = [UPSTREAM, UPSTREAM_TUNED, *TORCH]
+    others = [UPSTREAM, UPSTREAM_TUNED, UPSTREAM_COMPILED, *TORCH]
     others = [other for other in others if other in case["summary"]]
     rows = []
     for contender, summary in case["summary"].items():

@@ -20,8 +20,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "replicated": {"shard": False},
     "replicated native": {"shard": False, "transport": "native"},
     "replicated host": {"shard": False, "transport": "host"},
+    "compiled": {},
 }
-UPSTREAM = ("upstream", "upstream tuned")
+UPSTREAM = ("upstream", "upstream tuned", "upstream compiled")
 
 
 def group_barrier(group: mx.distributed.Group) -> None:
@@ -52,16 +53,20 @@ class Mlxdist(Contender):
             optim.AdamW(1e-3), **OPTIONS[name]
         )
         self.optimizer.init(self.model)
+        self.update: Callable[[Any], Any] = partial(self.optimizer.update, self.model)
+        if name == "compiled":
+            self.update = compiled(self, self.update)
 
     def step(self, gradients: Any) -> None:
-        self.optimizer.update(self.model, gradients)
-        mx.eval(self.model.parameters(), self.optimizer.state)
+        self.update(gradients)
+        mx.eval(self.model.state, self.optimizer.state)
 
 
 class Upstream(Contender):
     """`nn.average_gradients` and MLX's AdamW, compiled as in MLX's examples.
 
-    "upstream tuned" has the allocator setting of mlxdist as well.
+    "upstream tuned" has the allocator setting of mlxdist as well, and "upstream
+    compiled" averages inside of `mx.compile` too.
     """
 
     def __init__(self, name: str, tensors: str, dtype: str):
@@ -74,18 +79,32 @@ class Upstream(Contender):
         self.model = make_model(tensors, dtype)
         self.optimizer = optim.AdamW(1e-3)
         self.optimizer.init(self.model.trainable_parameters())
-        self.state = state = [self.model.state, self.optimizer.state]
-        mx.eval(state)
-
-        @partial(mx.compile, inputs=state, outputs=state)
-        def update(gradients: Any) -> None:
-            self.optimizer.update(self.model, gradients)
-
-        self.update = update
+        update: Callable[[Any], Any] = partial(self.optimizer.update, self.model)
+        if name == "upstream compiled":
+            self.update = compiled(self, lambda g: update(nn.average_gradients(g)))
+        else:
+            compiled_update = compiled(self, update)
+            self.update = lambda g: compiled_update(nn.average_gradients(g))
 
     def step(self, gradients: Any) -> None:
-        self.update(nn.average_gradients(gradients))
-        mx.eval(self.state)
+        self.update(gradients)
+        mx.eval(self.model.state, self.optimizer.state)
+
+
+def compiled(
+    contender: Contender, update: Callable[[Any], Any]
+) -> Callable[[Any], object]:
+    """Compile an update of a contender's model and optimizer, as MLX's examples do."""
+    state = [contender.model.state, contender.optimizer.state]
+    mx.eval(state)
+
+    def update_of(gradients: Any) -> None:
+        update(gradients)
+
+    step: Callable[[Any], object] = partial(mx.compile, inputs=state, outputs=state)(
+        update_of
+    )
+    return step
 
 
 def _keep_freed_memory() -> None:

@@ -52,3 +52,11 @@ def test_phase_clock_phases_add_up_to_the_step():
     assert sum(phases.values()) == pytest.approx(total, abs=0.01)
     recorder.phase("afterwards")
     assert clock.take() == []
+
+
+def test_compiled_contenders_are_compared_on_the_tensors_of_lora_alone():
+    names = step_cases.contenders([])
+    for tensors in step_cases.SIZES:
+        pairs = step_cases.pairs(step_cases.Case(tensors, "float32", 1, 1), names)
+        compared = ("compiled", "upstream compiled") in pairs
+        assert compared == (tensors in step_cases.COMPILED_CASES)

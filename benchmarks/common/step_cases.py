@@ -14,14 +14,14 @@ from ranks.shapes import shapes_of
 from .environment import RANK_PROGRAMS
 from .jobs import Job, mpi_job, upstream_environment
 
-SIZES = ("1M", "10M", "50M", "200M", "450x4000", "2000x1000", "2000x1")
+LORA = "450x4000"  # tensors as an adapter has them
+SIZES = ("1M", "10M", "50M", "200M", LORA, "2000x1000", "2000x1")
 QUICK_SIZES = ("1M", "100x1000")
 DTYPES = ("float32", "bfloat16")
 MLXDIST = ("sharded", "replicated native", "replicated host")
 UPSTREAM, UPSTREAM_TUNED = "upstream", "upstream tuned"
 # Averaging and the update inside one mx.compile.
 COMPILED, UPSTREAM_COMPILED = "compiled", "upstream compiled"
-COMPILED_CASES = ("450x4000",)
 TORCH = ("torch", "torch zero")
 STREAM = "memory"
 LARGE = 100_000_000  # parameters above which plain upstream is the only other contender
@@ -54,7 +54,7 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
         Case(size, dtype, *_effort(size, quick=quick))
         for size in (QUICK_SIZES if quick else SIZES)
         for dtype in DTYPES
-        if dtype == "float32" or not size.startswith("2000x")
+        if dtype == "float32" or "x" not in size or size == LORA
     ]
     return [c for c in all_cases if not only or any(word in c.name for word in only)]
 
@@ -69,7 +69,7 @@ def _effort(size: str, *, quick: bool) -> tuple[int, int]:
 
 def pairs(case: Case, contenders: Sequence[str]) -> list[tuple[str, str]]:
     """Return the ratios to report: mlxdist against each other contender."""
-    if case.tensors not in COMPILED_CASES:
+    if case.tensors != LORA:
         contenders = [name for name in contenders if not name.endswith(COMPILED)]
     if case.parameters > LARGE:
         contenders = [name for name in contenders if name in (*MLXDIST, UPSTREAM)]

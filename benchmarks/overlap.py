@@ -9,13 +9,16 @@ compute and communication equally long. Timed in interleaved rounds, for each co
     forward    the loss
     compute    loss and gradients
     wire       `update` with evaluated gradients: communication and optimizer
-    step       a training step as users write it: `update` gets unevaluated gradients
+    step       a training step as users write it: `update` gets unevaluated gradients,
+               and the loss is read. Four in a row, until the last parameters are there
     in a row   gradients are evaluated before `update`: nothing overlaps
 
 The result is step / max(compute, wire). If steps do not overlap each other, it is at
 least (forward + max(backward, wire)) / max(compute, wire), "possible": communication
-cannot start before the first gradient is ready. The hosts share this machine's cores,
-so sending takes processor time from computing, and more of it on a faster link.
+cannot start before the first gradient is ready. Sharded parameters arrive behind the
+next forward pass, so that a step can take less than that. The hosts share this
+machine's cores, so sending takes processor time from computing, and more of it on a
+faster link.
 
 The contenders are mlxdist, sharded and replicated, the latter over "native" as well;
 `nn.average_gradients` and MLX's AdamW over MPI as installed ("mpi"), and over MLX's

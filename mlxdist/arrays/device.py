@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import mlx.core as mx
@@ -36,6 +37,17 @@ def packed(arrays: Pieces) -> Pieces:
     would move by itself.
     """
     return arrays if on_cpu() or len(arrays) < 2 else [join(arrays)]
+
+
+def longest_wait() -> float:
+    """Return for how many seconds work may be queued behind data from other ranks.
+
+    Metal kills a command buffer that waits for about 5 s (MLX #4475). On CUDA what is
+    queued behind work of a CPU may never wake up.
+    """
+    if on_cpu():
+        return math.inf
+    return 1.0 if mx.metal.is_available() else 0.0
 
 
 def evaluate(arrays: Tree) -> None:

@@ -7,9 +7,6 @@ comes out whole on every rank.
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NamedTuple
-
 from ..arrays import device
 from ..arrays.concat import Chunk, Split, join
 from ..arrays.dtypes import dtype_name, dtype_of
@@ -17,6 +14,8 @@ from ..arrays.types import Array, Dtype, Flat, Pieces
 from ..layout.entries import ITEM_SIZES
 from ..layout.sharding import Bucket, Plan
 from .collectives import Collectives, Pending, Traffic
+from .deferred_gather import DeferredGather, DeferredGathers
+from .gather import Gather
 from .reduction import Weights, weigh
 from .window import Window
 
@@ -30,6 +29,11 @@ class Wire:
         wire_dtype: gradients travel as this dtype; as they are where it is None.
         mean_dtype: means of replicated gradients come back as this dtype, over a
             transport that adds by itself; the parameters' own where it is None.
+        deferred: gathers parameters behind the next forward pass; None gathers them at
+            once.
+
+    Attributes:
+        order: in which buckets are stepped and gathered.
     """
 
     def __init__(
@@ -39,8 +43,11 @@ class Wire:
         *,
         wire_dtype: Dtype = None,
         mean_dtype: Dtype = None,
+        deferred: DeferredGathers | None = None,
     ):
         self.plan = plan
+        self._deferred = deferred
+        self.order = range(len(plan.buckets)) if deferred is None else deferred.order
         self.comm = comm
         self.pieces = plan.pieces(comm.rank)
         self._wire_dtype = wire_dtype
@@ -77,9 +84,17 @@ class Wire:
             weights = weights._replace(total=self.comm.sum_scalar(weights.local))
         return Reduction(self, gradients, weights)
 
-    def gather(self) -> Gather:
-        """Start the way back: the updated pieces of each bucket, whole on all ranks."""
-        return Gather(self)
+    @property
+    def is_deferred(self) -> bool:
+        """Whether gathered parameters are lazy, and arrive later."""
+        return self._deferred is not None
+
+    def gather(self) -> Gather | DeferredGather:
+        """Start the way back: the updated pieces of each bucket, whole on all ranks.
+
+        Buckets are pushed in `order`.
+        """
+        return Gather(self) if self._deferred is None else self._deferred.start()
 
     def expected(self, dtype: str | None = None, *, pairwise: bool = False) -> Traffic:
         """Traffic of one step of this rank, from the plan alone; `traffic` counts it.
@@ -89,21 +104,24 @@ class Wire:
             pairwise: whether ranks are added in pairs.
         """
         traffic, comm = Traffic(), self.comm
+        if self._deferred is not None:
+            traffic = self._deferred.expected()
         for bucket in self.plan.buckets if self.has_peers else ():
             item = ITEM_SIZES[
                 _unless_wide(self._wire_dtype, bucket) or dtype or bucket.dtype
             ]
-            stepped_item = ITEM_SIZES[bucket.dtype]
-            collectives = 2 if self.plan.sharded or comm.adds_in_rank_order else 1
             if self.plan.sharded:
                 nbytes = comm.reduce_scatter_bytes(bucket, item, pairwise=pairwise)
-                nbytes += comm.all_gather_bytes_sent(bucket, stepped_item)
+                traffic.add(nbytes)
+                if self._deferred is None:
+                    stepped_item = ITEM_SIZES[bucket.dtype]
+                    traffic.add(comm.all_gather_bytes_sent(bucket, stepped_item))
             else:
                 mean = ITEM_SIZES[
                     _unless_wide(self._mean_dtype, bucket) or bucket.dtype
                 ]
                 nbytes = comm.all_reduce_bytes(bucket, item, mean, pairwise=pairwise)
-            traffic.add(nbytes, collectives)
+                traffic.add(nbytes, 2 if comm.adds_in_rank_order else 1)
         return traffic
 
     # -- for Reduction and Gather
@@ -177,14 +195,17 @@ class Reduction:
         self._queued: dict[int, Pieces] = {}  # packed, and not started
         self._started = 0  # buckets whose collective was started
         self._finished = 0
-        self._collected: deque[Chunk] = deque()
+        self._collected: dict[int, Chunk] = {}
         self._squares: list[float] = []
         if not wire.has_peers:
             self.collect()
 
-    def take(self) -> Chunk:
-        """Return the mean of the next bucket."""
-        return self._collected.popleft() if self._collected else self._finish()
+    def take(self, index: int) -> Chunk:
+        """Return the mean of a bucket: of the next one, or of any after `collect`."""
+        if index in self._collected:
+            return self._collected.pop(index)
+        assert index == self._finished, "buckets arrive in their order"
+        return self._finish()
 
     def collect(self) -> None:
         """Wait for all buckets. The gradients may be dropped then.
@@ -192,7 +213,8 @@ class Reduction:
         After an error it goes on with the bucket that is the next one.
         """
         while self._finished < len(self._wire.plan.buckets):
-            self._collected.append(self._finish())
+            mean = self._finish()
+            self._collected[self._finished - 1] = mean
 
     @property
     def squares(self) -> float | None:
@@ -211,7 +233,7 @@ class Reduction:
     def chunks(self) -> list[Chunk]:
         """Wait for all buckets, and return them."""
         self.collect()
-        return list(self._collected)
+        return list(self._collected.values())
 
     def arrays(self) -> Pieces:
         """Wait for all buckets, and return their arrays as they lie in memory."""
@@ -249,41 +271,6 @@ class Reduction:
                 )
                 device.start_evaluation(packed)
                 self._queued[index] = packed
-
-
-class Whole(NamedTuple):
-    """A bucket's entries, whole on every rank."""
-
-    bucket: Bucket
-    arrays: Pieces
-
-
-class Gather:
-    """Updated pieces to whole parameters, a window of buckets at a time."""
-
-    def __init__(self, wire: Wire):
-        self._wire = wire
-        self._buckets = wire.plan.buckets
-        self._window = Window(wire.plan.buckets)
-
-    def push(self, index: int, chunk: Chunk) -> list[Whole]:
-        """Send this rank's pieces of a bucket; return the buckets that are whole."""
-        if not self._wire.plan.sharded or not self._wire.has_peers:
-            entries = self._wire.entries_of_chunk(index, chunk)
-            return [Whole(self._buckets[index], entries)]
-        self._window.push(index, self._wire.start_gather(index, chunk))
-        whole = []
-        while self._window.is_full:
-            whole.append(self._pop())
-        return whole
-
-    def rest(self) -> list[Whole]:
-        """Return the buckets that are still in flight."""
-        return [self._pop() for _ in range(len(self._window))]
-
-    def _pop(self) -> Whole:
-        index, _, flat = self._window.finish()
-        return Whole(self._buckets[index], self._wire.entries(index, flat))
 
 
 def _unless_wide(dtype: Dtype, bucket: Bucket) -> str | None:

@@ -15,8 +15,10 @@ import mlx.core as mx
 from ..arrays.concat import Chunk
 from ..arrays.types import Array, Flat
 from ..comm.agreement import OnAllRanks
+from ..comm.deferred_gather import DeferredGather
+from ..comm.gather import Gather, Whole
 from ..comm.reduction import Weights
-from ..comm.wire import Gather, Reduction, Whole
+from ..comm.wire import Reduction
 from .batch import TreeIndexes
 from .grad_norm import Norm
 from .local_shard import Stepped
@@ -55,13 +57,12 @@ class Attempt:
     ):
         self._run, self._index, self._target = run, index, target
         self.gradients, self.weights = gradients, weights
-        self._buckets = len(run.wire.plan.buckets)
         self._means: Reduction | None = None
         self._norm: Norm | None = None
-        self._gather: Gather | None = None
+        self._gather: Gather | DeferredGather | None = None
         self._shard: ShardStep | None = None
-        self._taken = 0  # buckets whose mean was taken
-        self._pushed = 0  # buckets that were handed on
+        self._taken: set[int] = set()  # buckets whose mean was taken
+        self._pushed: set[int] = set()  # buckets that were handed on
         self.has_handed_on = False
 
     @property
@@ -85,8 +86,8 @@ class Attempt:
         self._means.release_gradients()
         shard = self._shard = self._run.local.begin(parameters, scale)
         self._gather = self._run.wire.gather()
-        for index in range(self._buckets):
-            self._hand_on(shard.add(index, self._take()))
+        for index in self._run.wire.order:
+            self._hand_on(shard.add(index, self._take(index)))
         self._publish(self._gather.rest())
         self._run.evaluate(shard.unpublished())
 
@@ -110,30 +111,32 @@ class Attempt:
         """
         self._gather = self._gather or self._run.wire.gather()
         parameters = self._index.parameters.flat(self._target.parameters)
-        for index in range(self._pushed, self._buckets):
-            if index >= self._taken:
-                self._take()
+        for index in self._run.wire.order:
+            if index in self._pushed:
+                continue
+            if index not in self._taken:
+                self._take(index)
             self._hand_on(self._run.local.unchanged(index, parameters))
         self._publish(self._gather.rest())
 
-    def _take(self) -> Chunk:
+    def _take(self, index: int) -> Chunk:
         assert self._means is not None
-        mean = self._means.take()
-        self._taken += 1
+        mean = self._means.take(index)
+        self._taken.add(index)
         return mean
 
     def _hand_on(self, stepped: Stepped) -> None:
         assert self._gather is not None
         self.has_handed_on = self.has_handed_on or bool(stepped)
         for index, chunk in stepped:
-            if index >= self._pushed:  # and not before the error
+            if index not in self._pushed:  # and not before the error
                 whole = self._gather.push(index, chunk)
-                self._pushed = index + 1
+                self._pushed.add(index)
                 self._publish(whole)
 
     def _publish(self, buckets: list[Whole]) -> None:
         for whole in buckets:
-            self._run.evaluate(whole.arrays)
+            self._run.finish(whole.arrays)
             self._target.publish(self._index.parameters, whole)
 
 

@@ -18,7 +18,8 @@ from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Dtype, Flat, Named, Tree
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives
-from ..comm.wire import Whole, Wire
+from ..comm.gather import Whole
+from ..comm.wire import Wire
 from ..layout.paths import Key, KeyPath
 from .state import StateTree
 
@@ -122,10 +123,10 @@ def _slots(
 def _whole(shard: StateTree, wire: Wire) -> Iterator[tuple[KeyPath, Array]]:
     """All ranks' averages by path, each evaluated before the next bucket is sent."""
     gather = wire.gather()
-    for index, bucket in enumerate(wire.pieces):
+    for index in wire.order:
         averages = [
             shard[piece.entry.path][KEY].astype(dtype_of(piece.entry.dtype))
-            for piece in bucket
+            for piece in wire.pieces[index]
         ]
         for whole in gather.push(index, wire.stepped_chunk(index, averages)):
             yield from _evaluated(whole)

@@ -121,7 +121,7 @@ def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
         reduction.collect()
         raise
     for index, bucket in enumerate(plan.buckets):
-        arrays = wire.entries_of_chunk(index, reduction.take())
+        arrays = wire.entries_of_chunk(index, reduction.take(index))
         for entry, mean in zip(bucket.entries, arrays, strict=True):
             means[entry.path] = mean.astype(dtypes[entry.path])
     return means

@@ -65,9 +65,9 @@ class LocalShard:
 
     def unchanged_at_last(self, index: int, parameters: Flat) -> Stepped:
         """All buckets, with parameters as they are, in place of the last one."""
-        buckets = range(len(self.wire.pieces))
-        is_last = index == buckets[-1]
-        return [self.unchanged(i, parameters) for i in buckets] if is_last else []
+        order = self.wire.order
+        is_last = index == order[-1]
+        return [self.unchanged(i, parameters) for i in order] if is_last else []
 
     def states(self) -> dict[KeyPath, State]:
         """The optimizer's own dicts of the pieces' state."""

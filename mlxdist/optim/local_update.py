@@ -153,7 +153,7 @@ class _BucketUpdateStep:
         if not isinstance(stepped, Chunk):
             stepped = wire.stepped_chunk(index, stepped)
         self._stepped.append((index, stepped))
-        if update.waits and index + 1 < len(wire.pieces):
+        if update.waits and len(self._stepped) < len(wire.pieces):
             return []
         self._draws.refuse()
         self._saved = SavedStates()

@@ -55,7 +55,8 @@ class DistributedOptimizer(OptimizerWrapper):
             what it costs. On the wire: `transport`, `bucket_size`, `reduce_dtype`,
             `wire_dtype`. Gradients: `max_norm`, `skip_nonfinite`, `loss_scale`,
             `accumulate`. Copies of the weights: `master_dtype`, `ema_decay`. Between
-            ranks: `check_every`, `sync_buffers`, `reproducible`.
+            ranks: `check_every`, `sync_buffers`, `reproducible`. When parameters
+            arrive: `overlap_forward`.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S;
     sharded over "native" 3(N-1)/N S, since MLX has no reduce-scatter over MPI or its
@@ -81,6 +82,7 @@ class DistributedOptimizer(OptimizerWrapper):
         ema_decay: float | None = None,
         sync_buffers: Mode | None = None,
         reproducible: bool = False,
+        overlap_forward: bool = True,
     ):
         self.world = current() if world is None else world
         inner = InnerOptimizer(optimizer)
@@ -99,6 +101,7 @@ class DistributedOptimizer(OptimizerWrapper):
             ema_decay=ema_decay,
             sync_buffers=sync_buffers,
             reproducible=reproducible,
+            overlap_forward=overlap_forward,
         )
         self.options.check(self.world)
         self._compose(inner)

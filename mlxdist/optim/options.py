@@ -78,6 +78,14 @@ class Options:
             them; over "native" (N-1) times their bytes and not 2(N-1)/N; with N > 1 or
             `max_norm` a pass over this rank's gradients in float64, about 2 ns an
             element on one x86 core.
+        overlap_forward: sharded state over "host" on up to 8 ranks that compute while
+            they communicate: `update` returns before the new parameters have arrived,
+            first layers first, and the next forward pass goes on behind them. They are
+            lazy arrays: whatever reads one waits for it, and `mx.eval` of the whole
+            model waits for all, so evaluate the loss and the optimizer's state alone.
+            Another thread can read them once this one has evaluated them. The same
+            bytes; a sixth of the parameters' memory more while they arrive. False waits
+            in `update`.
     """
 
     strategy: Strategy
@@ -94,6 +102,7 @@ class Options:
     ema_decay: float | None
     sync_buffers: Mode | None
     reproducible: bool
+    overlap_forward: bool
 
     def __post_init__(self) -> None:
         """Take numbers of NumPy as those of Python, which the checks ask for."""
@@ -176,7 +185,7 @@ class Options:
         _check_count("bucket_size", self.bucket_size, 1, "1 byte or more")
         _check_count("check_every", self.check_every, 0, "0 or more steps")
         _check_count("accumulate", self.accumulate, 1, "1 or more")
-        for name in ("skip_nonfinite", "reproducible"):
+        for name in ("skip_nonfinite", "reproducible", "overlap_forward"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is a bool")
         if self.master_dtype is not None and self.master_dtype != mx.float32:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..arrays import device
 from ..arrays.types import Pieces
+from ..comm.collectives import Collectives
+from ..comm.deferred_gather import DeferredGathers
 from ..comm.wire import Wire
 from ..layout.sharding import Plan
 from ..world.world import World
@@ -33,7 +35,8 @@ class Pipeline:
         wire: exchanges gradients, and gathers parameters.
         norm: measures the mean gradients.
         local: steps this rank's shard.
-        evaluate: called on each bucket's new parameters.
+        finish: called on each bucket's new parameters.
+        evaluate: called on the state that has changed with them.
         scope: entered around the step.
     """
 
@@ -41,6 +44,7 @@ class Pipeline:
     wire: Wire
     norm: NormPolicy
     local: LocalUpdate
+    finish: Callable[[Pieces], None]
     evaluate: Callable[[Pieces], None]
     scope: Callable[[], AbstractContextManager[None]]
 
@@ -127,7 +131,13 @@ class Pipelines:
         options, world, plan = self._options, self._world, self.plan
         comm = world.transport(options.transport, sharded=plan.sharded)
         dtype = options.wire_dtype if comm.adds_in_rank_order else options.reduce_dtype
-        wire = Wire(plan, comm, wire_dtype=dtype, mean_dtype=options.mean_dtype)
+        wire = Wire(
+            plan,
+            comm,
+            wire_dtype=dtype,
+            mean_dtype=options.mean_dtype,
+            deferred=self._deferred_gathers(comm),
+        )
         agreement: StepAgreement = SingleRank(world, self.name, plan)
         if wire.has_peers:
             agreement = EveryStep(
@@ -138,9 +148,19 @@ class Pipelines:
             wire,
             norm_policy(wire, options),
             make_local_update(self._inner, wire, options.copies, compiled=compiled),
+            leave_lazy if wire.is_deferred else device.evaluate,
             device.evaluate,
             nullcontext,
         )
+
+    def _deferred_gathers(self, comm: Collectives) -> DeferredGathers | None:
+        """How parameters are gathered behind the next forward pass, if they are."""
+        streams = self._world.peer_streams
+        if streams is None or comm is not self._world.host_transport:
+            return None
+        if not (self.plan.sharded and self._options.overlap_forward):
+            return None
+        return DeferredGathers(self.plan.buckets, comm, streams)
 
     def _make_traced(self) -> Pipeline:
         options, world = self._options, self._world
@@ -156,6 +176,7 @@ class Pipelines:
             wire,
             norm,
             update,
+            leave_lazy,
             leave_lazy,
             world.native.tracing,
         )
@@ -174,4 +195,4 @@ def norm_policy(wire: Wire, options: Options) -> NormPolicy:
 
 
 def leave_lazy(arrays: Pieces) -> None:
-    """Evaluate nothing: traced arrays have no values."""
+    """Evaluate nothing: traced arrays have no values, and others arrive later."""

@@ -8,7 +8,7 @@ from mlx.nn import Module
 
 from ..arrays.tree_index import TreeIndex
 from ..arrays.types import Flat, Tree
-from ..comm.wire import Whole
+from ..comm.gather import Whole
 from ..layout.paths import Key, KeyPath
 
 

@@ -77,8 +77,9 @@ class WholeTreeStep:
             (
                 index,
                 shard.wire.stepped_chunk(
-                    index, [settled[piece.entry.path] for piece in bucket]
+                    index,
+                    [settled[piece.entry.path] for piece in shard.wire.pieces[index]],
                 ),
             )
-            for index, bucket in enumerate(shard.wire.pieces)
+            for index in shard.wire.order
         ]

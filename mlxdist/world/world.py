@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,16 +24,14 @@ from ..launcher import environment
 from ..launcher.visible_text import visible
 from ..layout.entries import fingerprint
 from .broadcast import broadcast_tree
-from .finalize import keep_alive
+from .groups import SPLITTABLE, Backend, make_peer_streams, split_group
 from .metrics import read_metrics, weighted_mean
 from .process import on_any_rank, ranks_on_host
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-Backend = Literal["mpi", "ring", "jaccl", "nccl"]
-
-_SPLITTABLE = ("mpi", "nccl")
+__all__ = ["Backend", "World", "split_group"]
 
 
 class World:
@@ -55,6 +53,7 @@ class World:
         group: the `mx.distributed` group of these ranks, for your own collectives.
             Over MPI mlxdist has another one for itself, and the two never meet.
         native: the transport through `mx.distributed`.
+        peer_streams: messages behind what computes; None where nothing sends them.
         host_transport: the transport through mpi4py; None without MPI.
     """
 
@@ -97,6 +96,11 @@ class World:
                 comm, self.native.flush, self.recorder, overlaps=overlaps
             )
             self.at_close.callback(self.host_transport.close)
+        self.peer_streams = make_peer_streams(
+            self.host_transport, self._mpi_group or group, self.recorder
+        )
+        if self.peer_streams is not None:
+            self.at_close.callback(self.peer_streams.wait)
 
     @property
     def is_root(self) -> bool:
@@ -273,9 +277,9 @@ class World:
             ValueError: there is no MPI either.
         """
         group, backend = self.group, self.backend
-        if self._mpi_group is not None and backend not in _SPLITTABLE:
+        if self._mpi_group is not None and backend not in SPLITTABLE:
             group, backend = self._mpi_group, "mpi"
-        if self.size > 1 and backend not in _SPLITTABLE:
+        if self.size > 1 and backend not in SPLITTABLE:
             raise ValueError(
                 f"the {self.backend!r} backend can't be split; use mlxdist.init('mpi')"
             )
@@ -290,12 +294,3 @@ class World:
         part = World(group, backend, comm, Recorder(self.recorder))
         self.at_close.callback(part.close)
         return part
-
-
-def split_group(group: Group, backend: Backend, color: int) -> Group:
-    """Return a group of the ranks of one color; the same group if it can't be split."""
-    if group.size() == 1 or backend not in _SPLITTABLE:
-        return group
-    part = group.split(color)
-    keep_alive(part)
-    return part

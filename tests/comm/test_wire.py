@@ -41,7 +41,7 @@ def test_reduction_gives_the_buckets_in_order_and_starts_few_ahead(
     reduction = over.reduce(numbered(over.plan), known_weights(world))
     each = 2 if over.comm.adds_in_rank_order else 1  # collectives of a bucket
     for taken in range(BUCKETS):
-        (mean,) = reduction.take().pieces()
+        (mean,) = reduction.take(taken).pieces()
         assert mean.tolist() == [float(taken)] * SIZE
         started = (over.comm.traffic.collectives - before) // each
         assert started == min(BUCKETS, taken + limit + 1)

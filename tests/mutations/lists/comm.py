@@ -175,8 +175,12 @@ MUTATIONS = [
         ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
         [
             ("total=self.comm.sum_scalar(weights.local)", "total=weights.local"),
-            ("[self._pop() for _ in range(len(self._window))]", "[]"),
         ],
+    ),
+    *mistakes(
+        "comm/gather.py",
+        ("tests/comm/test_wire.py",),
+        [("[self._pop() for _ in range(len(self._window))]", "[]")],
     ),
     *mistakes(
         "comm/wire.py",
@@ -190,8 +194,8 @@ MUTATIONS = [
             ('dtype is None or bucket.dtype == "float64"', "dtype is None"),
             ("sum(self._squares) if", "max(self._squares) if"),
             (
-                "self.plan.sharded or comm.adds_in_rank_order else 1",
-                "self.plan.sharded else 1",
+                "2 if comm.adds_in_rank_order else 1",
+                "1",
             ),
             (
                 "_unless_wide(self._mean_dtype, bucket) or bucket.dtype)\n",

@@ -249,11 +249,11 @@ MUTATIONS = [
                 "self.gradients",
             ),
             ("self._means.replace_gradients(self.gradients)", "pass"),
-            ("if index >= self._pushed:", "if index > self._pushed:"),
+            ("if index not in self._pushed:", "if True:"),
             ("    attempt.undo()\n", ""),
             ("if attempt.has_handed_on:", "if False:"),
             ("        counts.broken = None", "        pass"),
-            ("            if index >= self._taken:\n", "            if True:\n"),
+            ("            if index not in self._taken:\n", "            if True:\n"),
         ],
     ),
     *mistakes(

@@ -1,6 +1,6 @@
 """Messages between ranks that MLX's own threads send and receive, behind what computes.
 
-They need nothing of Python while they are on their way. A thread of Python's would have
+They need nothing of Python while they are on their way. A thread of Python would have
 to take the interpreter's lock to hand on what has arrived, and some functions of MLX
 hold that lock while they wait for an array: `mx.save`, and `mx.clear_cache`.
 """

@@ -15,6 +15,7 @@ the rate. The headers of Ethernet, IP and TCP alone take 1.046 times the bound.
     mpi average_gradients, mpi step
                          `nn.average_gradients`, and SGD after it
     ring ...             the same over MLX's ring
+    sharded over ring    mlxdist, started by mpirun, with its data over MLX's ring
 
 mlxdist, MPI and the ring are separate jobs on the same cluster, with interleaved
 samples. A sample is the time of the slowest rank. The hosts share this machine's cores,
@@ -47,6 +48,8 @@ JOBS = {  # of each contender
     "sharded step": "mlxdist",
     "replicated exchange": "mlxdist",
     "replicated step": "mlxdist",
+    "sharded over ring exchange": "mlxdist-ring",
+    "sharded over ring step": "mlxdist-ring",
     **{f"mpi {name}": "mpi" for name in UPSTREAM},
     **{f"ring {name}": "ring" for name in UPSTREAM},
 }
@@ -56,6 +59,8 @@ PAIRS = (
     ("sharded exchange", "ring all_sum"),
     ("sharded step", "mpi step"),
     ("sharded step", "ring step"),
+    ("sharded over ring exchange", "ring average_gradients"),
+    ("sharded over ring step", "ring step"),
     ("replicated exchange", "mpi all_sum"),
     ("replicated step", "mpi step"),
 )

@@ -25,8 +25,9 @@ def cluster_job(
     """Return a job of one rank per host, which is given its kind and the arguments.
 
     Args:
-        kind: the job's name and what its ranks use: "mlxdist"; "mpi", MLX over MPI as
-            installed; or "ring", MLX over its ring.
+        kind: the job's name and what its ranks use: "mlxdist"; "mlxdist-ring", with
+            its data over MLX's ring; "mpi", MLX over MPI as installed; or "ring", MLX
+            over its ring.
     """
     program = [sys.executable, os.fspath(script), kind, *arguments]
     if kind == "ring":

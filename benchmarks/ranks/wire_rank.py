@@ -1,6 +1,6 @@
 """One rank of `wire`: exchanges of gradients over a network.
 
-wire_rank.py KIND TENSORS, where KIND is mlxdist, mpi or ring.
+wire_rank.py KIND TENSORS, where KIND is mlxdist, mlxdist-ring, mpi or ring.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class CopyGradients(optim.Optimizer):
 def mlxdist_exchanges(world: mlxdist.World, tensors: str) -> dict[str, Exchange]:
     exchanges: dict[str, Exchange] = {}
     variants = {"sharded": ("elements", "host"), "replicated": (False, "native")}
+    if world.backend == "ring":
+        variants = {"sharded over ring": ("elements", "native")}
     for variant, (shard, transport) in variants.items():
         for name, inner in (("exchange", CopyGradients()), ("step", optim.SGD(1e-6))):
             optimizer = mlxdist.DistributedOptimizer(
@@ -108,8 +110,8 @@ def check(name: str, result: Any, tensors: str, size: int) -> None:
 
 def main() -> None:
     kind, tensors = sys.argv[1:]
-    if kind == "mlxdist":
-        world = mlxdist.init()
+    if kind.startswith("mlxdist"):
+        world = mlxdist.init("ring" if kind == "mlxdist-ring" else "mpi")
         exchanges = mlxdist_exchanges(world, tensors)
         rank, size, barrier = world.rank, world.size, world.barrier
     else:

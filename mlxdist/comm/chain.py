@@ -7,7 +7,6 @@ depends on the collective before it, whatever is evaluated first, and starts at 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,31 +17,13 @@ from ..arrays import device
 from ..arrays.types import Array, Pieces
 from ..layout.entries import split_counts
 from .flight_recorder import Recorder
+from .streams import SHARES_SOCKETS, CollectiveStream
 
 # MLX passes the number of elements to MPI as a C int, and JACCL counts bytes in one;
 # larger numbers wrap silently.
 MAX_BYTES = 2**30
 
 Group = mx.distributed.Group
-
-
-class CollectiveStream(threading.local):
-    """The stream of the collectives that a thread starts.
-
-    MLX's streams can be used only by the thread that made them.
-    """
-
-    def __init__(self, backend: str):
-        self._backend = backend
-        # Over MPI a stream of its own, as the communicator is its own: a user's
-        # collective that waits for another rank must not delay these, nor be delayed.
-        self._created = mx.new_stream(mx.cpu) if backend == "mpi" else None
-
-    def of_thread(self) -> mx.Stream | None:
-        """Return the stream; None for NCCL, which runs on the accelerator's own."""
-        if self._backend == "nccl":
-            return None
-        return self._created or mx.default_stream(mx.cpu)
 
 
 @dataclass
@@ -60,14 +41,20 @@ class Lazy:
     parts: Pieces
     build: Callable[[Pieces], Array]
     squares: float | None = None
+    last: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.last = self.chain.last if self.last is None else self.last
 
     def then(self, build: Callable[[Array], Array]) -> Lazy:
         """Return the collective with one more operation on its result."""
         first = self.build
-        return Lazy(self.chain, self.parts, lambda parts: build(first(parts)))
+        return Lazy(
+            self.chain, self.parts, lambda parts: build(first(parts)), last=self.last
+        )
 
     def finish(self) -> Array:
-        self.chain.wait(self.parts)
+        self.chain.wait(self.parts, self.last)
         return self.build(self.parts)
 
 
@@ -78,7 +65,7 @@ class Chain:
         self._group, self._size = group, group.size()
         self._recorder = recorder
         self._backend = backend
-        self._stream = CollectiveStream(backend)
+        self.streams = CollectiveStream(backend)
         self._token: Array | None = None
         self._tracing = False
         self._error: RuntimeError | None = None
@@ -107,11 +94,17 @@ class Chain:
         self._settle_streams()
         self._error = None
 
-    def wait(self, results: Pieces) -> None:
-        """Wait for collectives where what uses them can't; raise earlier errors."""
+    def wait(self, results: Pieces, last: Array | None) -> None:
+        """Wait for collectives where what uses them can't; raise earlier errors.
+
+        Args:
+            last: the last of these collectives, as `last` had it.
+        """
         error, self._error = self._error, None
         if error is not None:
             raise error
+        if last is not None and last is self._token and self._shares_sockets:
+            self._let_users_follow([last, *results])
         if self._is_fenced:
             with self._recorder.waiting():
                 mx.eval(results)
@@ -126,6 +119,59 @@ class Chain:
             mx.eval(array)
         return array
 
+    # For collectives that consist of sends and receives
+
+    @property
+    def last(self) -> Array | None:
+        """The collective that was started last, as an array; None after a flush."""
+        return self._token
+
+    @property
+    def stream(self) -> mx.Stream | None:
+        """The stream of this thread's collectives."""
+        if self._tracing and self._backend == SHARES_SOCKETS:
+            return self.streams.of_users  # in the order of the trace
+        return self.streams.of_thread()
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether `mx.compile` traces."""
+        return self._tracing
+
+    def before_sends(self, array: Array) -> Array:
+        """Return an array that is to be sent behind what was started before."""
+        if self._token is None:  # but maybe a collective of the user
+            array = mx.stop_gradient(array, stream=self.streams.of_users)
+            self.queue(mx.stop_gradient(array, stream=self.stream))
+        return self._in_order(array, self.streams.sends)
+
+    def follow(self, array: Array) -> None:
+        """Queue an array. What is started next comes behind it."""
+        self.queue(array)
+        self._token = array
+
+    def _in_order(self, array: Array, stream: mx.Stream | None) -> Array:
+        """Return an array as one of a stream, behind what was started before.
+
+        It is an operation of the stream, without a copy: `depends` runs on the stream
+        of its first input, and what computes must not wait for other ranks.
+        """
+        if self._token is not None:
+            array = mx.stop_gradient(array, stream=stream)
+            return mx.depends([array], [self._token])[0]
+        if self._shares_sockets:
+            array = mx.stop_gradient(array, stream=self.streams.of_users)
+        return mx.stop_gradient(array, stream=stream)
+
+    def _let_users_follow(self, results: Pieces) -> None:
+        """Keep collectives that the user starts from now on behind these."""
+        nothing = mx.zeros(1, mx.uint8, stream=self.streams.of_users)
+        self.queue(mx.depends([nothing], results)[0])
+
+    @property
+    def _shares_sockets(self) -> bool:
+        return self._backend == SHARES_SOCKETS and not self._tracing
+
     @property
     def _is_fenced(self) -> bool:
         return not self._tracing and device.needs_fences(self._backend)
@@ -136,18 +182,18 @@ class Chain:
     def all_sum(self, flat: Array) -> Lazy:
         """(n,) -> (n,), the sum over the ranks."""
         if flat.size == 0:
-            return Lazy(self, [flat], _only)
+            return Lazy(self, [flat], only)
         pieces = split_counts(flat.size, _limit(flat))
         parts = [
             self._start(mx.distributed.all_sum, _part(flat, *piece)) for piece in pieces
         ]
-        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else _only)
+        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else only)
 
     def all_gather(self, flat: Array) -> Lazy:
         """(n,) -> (ranks, n)."""
         if flat.size == 0:
             empty = mx.zeros((self._size, 0), flat.dtype)
-            return Lazy(self, [empty], _only)
+            return Lazy(self, [empty], only)
         pieces = split_counts(flat.size, max(1, _limit(flat) // self._size))
         parts = [
             self._start(mx.distributed.all_gather, _part(flat, *piece))
@@ -158,7 +204,7 @@ class Chain:
     def sum_scatter(self, rows: Array) -> Lazy:
         """(ranks, n) -> (n,), this rank's row of the sum. NCCL and JACCL only."""
         if rows.size == 0:
-            return Lazy(self, [rows[0]], _only)
+            return Lazy(self, [rows[0]], only)
         pieces = split_counts(rows.shape[1], max(1, _limit(rows) // self._size))
         parts = [
             self._start(
@@ -167,7 +213,7 @@ class Chain:
             )
             for start, stop in pieces
         ]
-        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else _only)
+        return Lazy(self, parts, mx.concatenate if len(parts) > 1 else only)
 
     def _rows(self, parts: Pieces) -> Array:
         rows = [part.reshape(self._size, -1) for part in parts]
@@ -178,23 +224,19 @@ class Chain:
             mx.eval(array)
         name = collective.__name__
         self._recorder.started(name, array.size, str(array.dtype), array.nbytes)
-        stream = self._stream.of_thread()
-        # An operation of the collectives' stream, without a copy: `depends` runs on the
-        # stream of its first input, and what computes must not wait for other ranks.
-        array = mx.stop_gradient(array, stream=stream)
-        if self._token is not None:
-            array = mx.depends([array], [self._token])[0]
+        stream = self.stream
+        array = self._in_order(array, stream)
         result = collective(array, group=self._group, stream=stream)
         nothing = mx.zeros(1, mx.uint8, stream=stream)
         token = mx.depends([nothing], [result])[0]
         if not self._tracing:
             # Started now and not when it is needed: a rank that needs something else
             # first must not keep the others waiting.
-            self._queue(result, token)
+            self.queue(result, token)
         self._token = token
         return result
 
-    def _queue(self, *arrays: Array) -> None:
+    def queue(self, *arrays: Array) -> None:
         """Queue arrays. Where that fails, nothing is sent.
 
         An error of earlier work, which MLX raises here as well, stops nothing: the
@@ -208,12 +250,11 @@ class Chain:
             self._error = self._error or error
 
     def _settle_streams(self) -> None:
-        stream = self._stream.of_thread()
         with self._recorder.waiting():
-            device.settle(*([] if stream is None else [stream]))
+            device.settle(*self.streams.used)
 
 
-def _only(parts: Pieces) -> Array:
+def only(parts: Pieces) -> Array:
     return parts[0]
 
 

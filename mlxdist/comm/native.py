@@ -19,6 +19,7 @@ from .chain import Chain, Group, Lazy
 from .collectives import Pending, Traffic
 from .flight_recorder import Recorder
 from .reduction import Weights
+from .ring import Ring
 
 _INTEGERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 _HAVE_REDUCE_SCATTER = ("nccl", "jaccl")
@@ -39,6 +40,7 @@ class NativeTransport:
         self.recorder = recorder
         self._has_reduce_scatter = backend in _HAVE_REDUCE_SCATTER
         self._chain = Chain(group, backend, recorder)
+        self._ring = Ring(group, self._chain) if backend == "ring" else None
 
     def tracing(self) -> AbstractContextManager[None]:
         """While `mx.compile` traces: see `Chain.tracing`."""
@@ -81,6 +83,14 @@ class NativeTransport:
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
+        ring = self._ring_of(pairwise=weights.pairwise)
+        if ring is not None:
+            flat = self._chain.evaluate(_joined(parts, bucket))
+            self.traffic.add(
+                traffic.reduce_scatter_bytes(bucket, self.rank, flat.itemsize)
+            )
+            span = ring.reduce_scatter(flat, bucket)
+            return span.then(lambda span: span / weights.total)
         if not self._reduces_by_scatter(bucket, pairwise=weights.pairwise):
             return self._mean(parts, bucket, weights).then(lambda sum: sum[start:stop])
         flat = self._chain.evaluate(_joined(parts, bucket))
@@ -115,6 +125,8 @@ class NativeTransport:
     def reduce_scatter_bytes(
         self, bucket: Bucket, item_size: int, *, pairwise: bool
     ) -> int:
+        if self._ring_of(pairwise=pairwise) is not None:
+            return traffic.reduce_scatter_bytes(bucket, self.rank, item_size)
         if self._reduces_by_scatter(bucket, pairwise=pairwise):
             return traffic.padded_all_gather_bytes(bucket, item_size)
         return self.all_reduce_bytes(bucket, item_size, item_size, pairwise=pairwise)
@@ -123,6 +135,10 @@ class NativeTransport:
         if self._gathers_spans(bucket):
             return traffic.padded_all_gather_bytes(bucket, item_size)
         return traffic.all_reduce_bytes(bucket.size * item_size, self.size)
+
+    def _ring_of(self, *, pairwise: bool) -> Ring | None:
+        """The ring, where it is what reduces and scatters. It can't be traced."""
+        return None if pairwise or self._chain.is_tracing else self._ring
 
     def _reduces_by_scatter(self, bucket: Bucket, *, pairwise: bool) -> bool:
         return self._has_reduce_scatter and not pairwise and self._gathers_spans(bucket)

@@ -263,15 +263,13 @@ class World:
         """
         self.check_usable()
         if self._comm is None:
-            raise ValueError(
-                f"this needs MPI, and the ranks have {self.backend!r} alone"
-            )
+            raise ValueError(f"this needs MPI, and not {self.backend!r} alone")
         return self._comm.Dup()
 
     def split(self, color: int) -> World:
         """Return a world of the ranks that gave the same color, in rank order.
 
-        MLX can't split groups of ring and jaccl: the new world's backend is MPI then.
+        Over MPI, where MLX can't split a group, as over ring and jaccl.
 
         Raises:
             ValueError: there is no MPI either.

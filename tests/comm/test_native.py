@@ -171,8 +171,8 @@ def test_native_input_that_fails_is_refused_and_nothing_is_sent(world):
 
 @pytest.mark.mpi(min_size=2)
 def test_error_of_other_work_on_the_stream_is_raised_once_and_stops_no_rank(world):
-    """Over ring and JACCL on a CPU, collectives share the stream of what computes."""
-    chain = Chain(world.native.group, "ring", world.recorder)
+    """Over JACCL on a CPU, collectives share the stream of what computes."""
+    chain = Chain(world.native.group, "jaccl", world.recorder)
     local = mx.array([world.rank])
     if world.is_root:
         failed = failing()

@@ -139,11 +139,16 @@ MUTATIONS = [
         "comm/chain.py",
         NATIVE,
         [
-            ('mx.new_stream(mx.cpu) if backend == "mpi" else None', "None"),
-            ("self._queue(result, token)", "pass"),
+            ("self.queue(result, token)", "pass"),
             ("rows[:, start:stop]", "rows[:, :stop]"),
             ("_limit(flat) // self._size", "_limit(flat)"),
         ],
+        (3,),
+    ),
+    *mistakes(
+        "comm/streams.py",
+        NATIVE,
+        [("mx.new_stream(mx.cpu) if has_own else None", "None")],
         (3,),
     ),
     *mistakes(
@@ -156,7 +161,7 @@ MUTATIONS = [
         "comm/chain.py",
         ("tests/optim/test_gradient_averaging.py", "tests/optim/test_pipeline.py"),
         [
-            ("array = mx.depends([array], [self._token])[0]", "pass"),
+            ("return mx.depends([array], [self._token])[0]", "return array"),
             ("self._token, self._tracing = outside, False", "self._tracing = False"),
         ],
     ),

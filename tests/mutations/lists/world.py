@@ -92,53 +92,6 @@ MUTATIONS = [
         METRICS,
         (1,),
     ),
-    # The data plane
-    Mutation(
-        "world/addresses.py",
-        "SO_REUSEPORT, 1",
-        "SO_REUSEPORT, 0",
-        ("tests/world/test_addresses.py",),
-    ),
-    Mutation(
-        "world/addresses.py",
-        "if len(addresses) == len(every) and all(",
-        "if len(addresses) == len(every) or all(",
-        ("tests/world/test_addresses.py",),
-    ),
-    Mutation(
-        "launcher/environment.py",
-        "os.environ.pop(name, None)",
-        "pass",
-        ("tests/world/test_data_plane.py",),
-        (2,),
-    ),
-    Mutation(
-        "world/data_plane.py",
-        "lacks = not mx",
-        "lacks = not not mx",
-        ("tests/world/test_data_plane.py",),
-        (2,),
-    ),
-    # Metal's memory
-    Mutation(
-        "world/metal_memory.py",
-        "max(_LEAST_LEFT, _SHARE_LEFT * memory)",
-        "_SHARE_LEFT * memory",
-        ("tests/world/test_metal_memory.py",),
-    ),
-    Mutation(
-        "world/metal_memory.py",
-        "metal.set_wired_limit(former)",
-        "pass",
-        ("tests/world/test_metal_memory.py",),
-    ),
-    Mutation(
-        "world/process.py",
-        "    mx.clear_cache()",
-        "    pass",
-        ("tests/checkpoint/test_api.py",),
-        (1,),
-    ),
     # Joining
     Mutation(
         "world/process.py", "MPI.ERRORS_ARE_FATAL", "MPI.ERRORS_RETURN", JOIN, (2,)

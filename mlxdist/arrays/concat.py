@@ -20,7 +20,8 @@ _MANY = 64
 
 def join(parts: Pieces) -> Array:
     """Return arrays of one dtype, at least one, as one flat vector."""
-    flat = [part.reshape(-1) for part in parts]
+    # A reshape of a vector would be an operation too, to be queued and waited for.
+    flat = [part if part.ndim == 1 else part.reshape(-1) for part in parts]
     return flat[0] if len(flat) == 1 else mx.concatenate(flat)
 
 

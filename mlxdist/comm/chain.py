@@ -105,17 +105,20 @@ class Chain:
             raise error
         if last is not None and last is self._token and self._shares_sockets:
             self._let_users_follow([last, *results])
-        if self._is_fenced:
+        if not self._tracing and device.needs_fences(self._backend):
             with self._recorder.waiting():
                 mx.eval(results)
 
     def evaluate(self, array: Array) -> Array:
         """Wait for an array that is to be sent, and return it.
 
+        It must be evaluated on CUDA, where a collective on the CPU looks up its input's
+        memory when it is queued, before kernels that are queued have written it.
+
         An error of it is raised here, before other ranks wait in a collective. NCCL,
         which runs in the order of the accelerator's stream, is not kept waiting.
         """
-        if not self._tracing and self._backend != "nccl":
+        if array.size and not self._tracing and self._backend != "nccl":
             mx.eval(array)
         return array
 
@@ -172,10 +175,6 @@ class Chain:
     def _shares_sockets(self) -> bool:
         return self._backend == SHARES_SOCKETS and not self._tracing
 
-    @property
-    def _is_fenced(self) -> bool:
-        return not self._tracing and device.needs_fences(self._backend)
-
     # Nothing is sent for an array without elements, which is empty on all ranks. MLX's
     # CUDA build crashes on a collective of an empty array that depends on another one.
 
@@ -185,7 +184,8 @@ class Chain:
             return Lazy(self, [flat], only)
         pieces = split_counts(flat.size, _limit(flat))
         parts = [
-            self._start(mx.distributed.all_sum, _part(flat, *piece)) for piece in pieces
+            self._start(mx.distributed.all_sum, self._cut(flat, *piece))
+            for piece in pieces
         ]
         return Lazy(self, parts, mx.concatenate if len(parts) > 1 else only)
 
@@ -196,7 +196,7 @@ class Chain:
             return Lazy(self, [empty], only)
         pieces = split_counts(flat.size, max(1, _limit(flat) // self._size))
         parts = [
-            self._start(mx.distributed.all_gather, _part(flat, *piece))
+            self._start(mx.distributed.all_gather, self._cut(flat, *piece))
             for piece in pieces
         ]
         return Lazy(self, parts, self._rows)
@@ -209,7 +209,7 @@ class Chain:
         parts = [
             self._start(
                 mx.distributed.sum_scatter,
-                (rows if len(pieces) == 1 else rows[:, start:stop]).reshape(-1),
+                self._cut_rows(rows, start, stop),
             )
             for start, stop in pieces
         ]
@@ -219,9 +219,17 @@ class Chain:
         rows = [part.reshape(self._size, -1) for part in parts]
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=1)
 
+    def _cut(self, flat: Array, start: int, stop: int) -> Array:
+        if stop - start == flat.size:
+            return flat
+        return self.evaluate(flat[start:stop])
+
+    def _cut_rows(self, rows: Array, start: int, stop: int) -> Array:
+        if stop - start == rows.shape[1]:
+            return mx.flatten(rows, stream=self.stream)
+        return self.evaluate(rows[:, start:stop].reshape(-1))
+
     def _start(self, collective: Callable[..., Array], array: Array) -> Array:
-        if self._is_fenced:
-            mx.eval(array)
         name = collective.__name__
         self._recorder.started(name, array.size, str(array.dtype), array.nbytes)
         stream = self.stream
@@ -256,10 +264,6 @@ class Chain:
 
 def only(parts: Pieces) -> Array:
     return parts[0]
-
-
-def _part(flat: Array, start: int, stop: int) -> Array:
-    return flat if stop - start == flat.size else flat[start:stop]
 
 
 def _limit(array: Array) -> int:

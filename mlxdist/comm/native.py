@@ -15,12 +15,13 @@ from ..arrays.pairwise_sum import pairwise_sum
 from ..arrays.types import Array, Dtype, Pieces
 from ..layout import traffic
 from ..layout.sharding import Bucket
-from .chain import Chain, Group, Lazy
+from .chain import Chain, Lazy
 from .collectives import Pending, Traffic
 from .flight_recorder import Recorder
 from .reduction import Weights
 from .ring import Ring
 
+Group = mx.distributed.Group
 _INTEGERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 _HAVE_REDUCE_SCATTER = ("nccl", "jaccl")
 
@@ -68,7 +69,7 @@ class NativeTransport:
     def broadcast(self, array: Array, root: int) -> Array:
         # As integers: not every backend takes every dtype, and the bits stay as is.
         flat = array.reshape(-1).view(_INTEGERS[array.itemsize])
-        row = self._all_gather(flat)[root]
+        row = self._all_gather(self._chain.evaluate(flat))[root]
         result = row.view(array.dtype).reshape(array.shape)
         mx.eval(result)
         self.traffic.add(traffic.gather_whole_bytes(array.nbytes, self.size))
@@ -85,7 +86,7 @@ class NativeTransport:
         start, stop = bucket.span(self.rank)
         ring = self._ring_of(pairwise=weights.pairwise)
         if ring is not None:
-            flat = self._chain.evaluate(_joined(parts, bucket))
+            flat = self._joined(parts, bucket)
             self.traffic.add(
                 traffic.reduce_scatter_bytes(bucket, self.rank, flat.itemsize)
             )
@@ -93,26 +94,32 @@ class NativeTransport:
             return span.then(lambda span: span / weights.total)
         if not self._reduces_by_scatter(bucket, pairwise=weights.pairwise):
             return self._mean(parts, bucket, weights).then(lambda sum: sum[start:stop])
-        flat = self._chain.evaluate(_joined(parts, bucket))
+        flat = self._joined(parts, bucket)
         self.traffic.add(traffic.padded_all_gather_bytes(bucket, flat.itemsize))
-        chunk = self._chain.sum_scatter(_padded_spans(flat, bucket))
+        chunk = self._chain.sum_scatter(self._padded_spans(flat, bucket))
         return chunk.then(lambda chunk: chunk[: stop - start] / weights.total)
 
     def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
         start, stop = bucket.span(self.rank)
-        local = self._chain.evaluate(_joined(parts, bucket))
+        local = self._joined(parts, bucket)
         self.traffic.add(self.all_gather_bytes_sent(bucket, local.itemsize))
         if self._gathers_spans(bucket):
-            rows = self._chain.all_gather(_padded(local, 0, bucket.chunk - local.size))
+            rows = self._chain.all_gather(
+                self._padded(local, 0, bucket.chunk - local.size)
+            )
             return rows.then(lambda rows: _without_padding(rows, bucket))
         # One rank has most of it: every rank adds its own span to zeros. As integers,
         # since -0.0 + 0.0 is 0.0.
-        bits = local.view(_INTEGERS[local.itemsize])
-        whole = self._chain.all_sum(_padded(bits, start, bucket.size - stop))
+        bits = mx.view(local, _INTEGERS[local.itemsize], stream=self._chain.stream)
+        whole = self._chain.all_sum(self._padded(bits, start, bucket.size - stop))
         return whole.then(lambda bits: bits.view(local.dtype))
 
     def sum_scalar(self, value: Array) -> Array:
-        return self._chain.all_sum(value.reshape(1)).finish().reshape(())
+        return (
+            self._chain.all_sum(self._chain.evaluate(value.reshape(1)))
+            .finish()
+            .reshape(())
+        )
 
     def all_reduce_bytes(
         self, bucket: Bucket, item_size: int, mean_item_size: int, *, pairwise: bool
@@ -150,7 +157,7 @@ class NativeTransport:
         return bucket.owners is None or padded <= whole
 
     def _mean(self, parts: Sequence[Array], bucket: Bucket, weights: Weights) -> Lazy:
-        flat = self._chain.evaluate(_joined(parts, bucket))
+        flat = self._joined(parts, bucket)
         self.traffic.add(
             self.all_reduce_bytes(bucket, flat.itemsize, 0, pairwise=weights.pairwise)
         )
@@ -163,27 +170,27 @@ class NativeTransport:
         """(n,) -> (ranks, n)."""
         return self._chain.all_gather(flat).finish()
 
+    def _joined(self, parts: Sequence[Array], bucket: Bucket) -> Array:
+        if not parts:
+            return mx.zeros(0, dtype_of(bucket.dtype), stream=self._chain.stream)
+        return self._chain.evaluate(join(list(parts)))
 
-def _joined(parts: Sequence[Array], bucket: Bucket) -> Array:
-    return join(list(parts)) if parts else mx.zeros(0, dtype_of(bucket.dtype))
+    def _padded(self, flat: Array, before: int, after: int) -> Array:
+        """Add zeros. MLX copies the array where there are none to add, too."""
+        if not (before or after):
+            return flat
+        return mx.pad(flat, (before, after), stream=self._chain.stream)
 
-
-def _padded(flat: Array, before: int, after: int) -> Array:
-    """Add zeros. MLX copies the array where there are none to add, too."""
-    return mx.pad(flat, (before, after)) if before or after else flat
-
-
-def _padded_spans(flat: Array, bucket: Bucket) -> Array:
-    """The whole bucket -> (ranks, chunk): each rank's span, with zeros behind it."""
-    if bucket.owners is None:
-        zeros = bucket.chunk * bucket.ranks - bucket.size
-        return _padded(flat, 0, zeros).reshape(bucket.ranks, bucket.chunk)
-    spans = [bucket.span(rank) for rank in range(bucket.ranks)]
-    rows = [
-        _padded(flat[start:stop], 0, bucket.chunk - (stop - start))
-        for start, stop in spans
-    ]
-    return mx.stack(rows)
+    def _padded_spans(self, flat: Array, bucket: Bucket) -> Array:
+        """The whole bucket -> (ranks, chunk): each rank's span, zeros behind it."""
+        stream, ranks = self._chain.stream, bucket.ranks
+        if bucket.owners is None:
+            padded = self._padded(flat, 0, bucket.chunk * ranks - bucket.size)
+            return mx.reshape(padded, (ranks, bucket.chunk), stream=stream)
+        ends = [bucket.span(rank)[1] for rank in range(ranks - 1)]
+        spans = mx.split(flat, ends, stream=stream)
+        rows = [self._padded(span, 0, bucket.chunk - span.size) for span in spans]
+        return mx.stack(rows, stream=stream)
 
 
 def _without_padding(rows: Array, bucket: Bucket) -> Array:

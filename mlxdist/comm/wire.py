@@ -159,6 +159,14 @@ class Wire:
             mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
             return self.comm.start_all_reduce(packed, bucket, weights, mean)
 
+    def queue_stepped(self, index: int, chunk: Chunk) -> Chunk:
+        """Queue updated pieces on an accelerator, and return them as they are sent."""
+        if device.on_cpu() or not (self.plan.sharded and self.has_peers):
+            return chunk
+        packed = device.packed(chunk.arrays)
+        device.start_evaluation(packed)
+        return Chunk(self._pieces[index], flat=packed[0]) if packed else chunk
+
     def start_gather(self, index: int, chunk: Chunk) -> Pending:
         with self.comm.recorder.carrying(self._contents[index]):
             return self.comm.start_all_gather(chunk.arrays, self.plan.buckets[index])

@@ -7,11 +7,13 @@ gradients that it can't have, and with its parameters as they are.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 import mlx.core as mx
 
+from ..arrays import device
 from ..arrays.concat import Chunk
 from ..arrays.types import Array, Flat
 from ..comm.agreement import OnAllRanks
@@ -63,6 +65,7 @@ class Attempt:
         self._shard: ShardStep | None = None
         self._taken: set[int] = set()  # buckets whose mean was taken
         self._pushed: set[int] = set()  # buckets that were handed on
+        self._queued: deque[tuple[int, Chunk]] = deque()  # stepped, not handed on
         self.has_handed_on = False
 
     @property
@@ -88,7 +91,7 @@ class Attempt:
         self._gather = self._run.wire.gather()
         for index in self._run.wire.order:
             self._hand_on(shard.add(index, self._take(index)))
-        self._publish(self._gather.rest())
+        self._finish()
         self._run.evaluate(shard.unpublished())
 
     def undo(self) -> None:
@@ -110,6 +113,7 @@ class Attempt:
         Those of other ranks are published, so that all ranks have the same ones.
         """
         self._gather = self._gather or self._run.wire.gather()
+        self._queued.clear()
         parameters = self._index.parameters.flat(self._target.parameters)
         for index in self._run.wire.order:
             if index in self._pushed:
@@ -117,7 +121,7 @@ class Attempt:
             if index not in self._taken:
                 self._take(index)
             self._hand_on(self._run.local.unchanged(index, parameters))
-        self._publish(self._gather.rest())
+        self._finish()
 
     def _take(self, index: int) -> Chunk:
         assert self._means is not None
@@ -130,9 +134,23 @@ class Attempt:
         self.has_handed_on = self.has_handed_on or bool(stepped)
         for index, chunk in stepped:
             if index not in self._pushed:  # and not before the error
-                whole = self._gather.push(index, chunk)
-                self._pushed.add(index)
-                self._publish(whole)
+                queued = self._run.wire.queue_stepped(index, chunk)
+                self._queued.append((index, queued))
+                self._push(leave=device.buckets_ahead())
+
+    def _push(self, *, leave: int) -> None:
+        """Hand on buckets that are queued, but for the last ones."""
+        assert self._gather is not None
+        while len(self._queued) > leave:
+            index, chunk = self._queued.popleft()
+            whole = self._gather.push(index, chunk)
+            self._pushed.add(index)
+            self._publish(whole)
+
+    def _finish(self) -> None:
+        assert self._gather is not None
+        self._push(leave=0)
+        self._publish(self._gather.rest())
 
     def _publish(self, buckets: list[Whole]) -> None:
         for whole in buckets:

@@ -15,11 +15,10 @@ from ..arrays import device
 from ..arrays.trees import digest
 from ..arrays.types import Tree
 from ..comm.agreement import MismatchError, agree, result_or_problem, weight_problem
-from ..comm.chain import Group
 from ..comm.collectives import Collectives
 from ..comm.flight_recorder import Recorder
 from ..comm.mpi import MpiTransport
-from ..comm.native import NativeTransport
+from ..comm.native import Group, NativeTransport
 from ..launcher import environment
 from ..launcher.visible_text import visible
 from ..layout.entries import fingerprint

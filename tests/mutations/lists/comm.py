@@ -110,7 +110,7 @@ MUTATIONS = [
         "comm/native.py",
         NATIVE,
         [
-            ("row = self._all_gather(flat)[root]", "row = self._all_gather(flat)[0]"),
+            ("(self._chain.evaluate(flat))[root]", "(self._chain.evaluate(flat))[0]"),
             (
                 "then(lambda sum: sum[start:stop])",
                 "then(lambda sum: sum[: stop - start])",
@@ -123,13 +123,13 @@ MUTATIONS = [
                 "_padded(bits, start, bucket.size - stop)",
                 "_padded(bits, bucket.size - stop, start)",
             ),
-            ("bits = local.view(_INTEGERS[local.itemsize])", "bits = local"),
+            ("bits = mx.view(", "bits, _ = local, mx.view("),
             (
                 "then(lambda sum: sum / weights.total)",
                 "then(lambda sum: sum / self.size)",
             ),
             ("chunk[: stop - start] / weights.total", "chunk / weights.total"),
-            ("(flat[start:stop], 0, bucket", "(flat[start:stop], 0, 1 + bucket"),
+            ("(span, 0, bucket.chunk", "(span, bucket.chunk - span.size, bucket.chunk"),
             ("row[: stop - start] for row", "row for row"),
             ("padded <= whole", "padded <= 9 * whole"),
         ],
@@ -140,7 +140,7 @@ MUTATIONS = [
         NATIVE,
         [
             ("self.queue(result, token)", "pass"),
-            ("rows[:, start:stop]", "rows[:, :stop]"),
+            ("rows[:, start:stop].reshape", "rows[:, : stop - start].reshape"),
             ("_limit(flat) // self._size", "_limit(flat)"),
         ],
         (3,),
@@ -260,7 +260,10 @@ MUTATIONS = [
         [
             ("self._error = self._error or error", "pass"),
             ("            self._settle_streams()\n", ""),
-            ('if not self._tracing and self._backend != "nccl":', "if False:"),
+            (
+                'if array.size and not self._tracing and self._backend != "nccl":',
+                "if False:",
+            ),
         ],
     ),
     *mistakes(

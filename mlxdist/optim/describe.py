@@ -21,6 +21,7 @@ class Description:
         traffic: what this rank sends in a step.
         compiled: whether updates of elementwise optimizers run as compiled kernels.
         state_bytes_by_rank: bytes of per-parameter state on each rank.
+        overlaps_forward: whether new parameters arrive behind the next forward pass.
         begun_anew: parameters that the last `init` gave new state, though others kept
             theirs, and why.
     """
@@ -33,6 +34,7 @@ class Description:
     compiled: bool
     state_bytes_by_rank: tuple[int, ...]
     begun_anew: tuple[str, ...] = ()
+    overlaps_forward: bool = False
 
     @property
     def state_bytes(self) -> int:
@@ -67,6 +69,8 @@ class Description:
                 f"rank {rank}: {megabytes(nbytes)} MB of state, "
                 f"{counted(owned, 'element')} of {counted(len(shard), 'tensor')}"
             )
+        if self.overlaps_forward:
+            lines.append("new parameters arrive behind the next forward pass")
         if self.begun_anew:
             lines.append(f"new state since the last init: {', '.join(self.begun_anew)}")
         return "\n".join(lines)
@@ -98,6 +102,7 @@ def describe(
         compiled=pipelines.eager.local.is_compiled,
         state_bytes_by_rank=made.state_bytes_by_rank,
         begun_anew=made.begun_anew,
+        overlaps_forward=wire.is_deferred,
     )
 
 

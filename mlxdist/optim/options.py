@@ -83,9 +83,10 @@ class Options:
             first layers first, and the next forward pass goes on behind them. They are
             lazy arrays: whatever reads one waits for it, and `mx.eval` of the whole
             model waits for all, so evaluate the loss and the optimizer's state alone.
-            Another thread can read them once this one has evaluated them. The same
-            bytes; a sixth of the parameters' memory more while they arrive. False waits
-            in `update`.
+            Another thread can read them once this one has evaluated them. The bytes
+            on the wire are the same, but for padding. At the peak of the forward pass
+            up to the parameters' bytes more (half of them measured on 2 ranks), and
+            fewer at that of `update`. False waits in `update`.
     """
 
     strategy: Strategy

@@ -1,0 +1,31 @@
+"""Mistakes in gathers behind the next forward pass."""
+
+from tests.mutations.mutation import mistakes
+
+MUTATIONS = [
+    *mistakes(
+        "comm/deferred_gather.py",
+        ("tests/comm/test_deferred_gather.py",),
+        [
+            (
+                "sizes[rank] += -(-nbytes // _ALIGNMENT) * _ALIGNMENT",
+                "sizes[rank] += nbytes",
+            ),
+            ("piece.offset * item", "piece.offset"),
+            ("(2 * most - 2)", "(2 * most)"),
+            ("elapsed * (total - done) / done", "elapsed * total / done"),
+            ("            start += array.nbytes\n", ""),
+            ("            done += nbytes\n", ""),
+            ("range(len(buckets))[::-1]", "range(len(buckets))"),
+        ],
+    ),
+    *mistakes(
+        "comm/peer_streams.py",
+        ("tests/comm/test_deferred_gather.py", "tests/optim/test_overlap_forward.py"),
+        [
+            ("(self.rank - step) % self.size", "(self.rank + step) % self.size"),
+            ("            part = row[start:stop]\n", "            part = row\n"),
+        ],
+        (3,),
+    ),
+]

@@ -62,6 +62,35 @@ def forbid_changes_of_device(monkeypatch):
         monkeypatch.setattr(mx, name, forbidden)
 
 
+@pytest.fixture
+def forbid_mlx_in_other_threads(monkeypatch):
+    """Fail where a thread of ours makes or evaluates an array."""
+
+    def guarded(function):
+        def call(*args, **options):
+            assert threading.current_thread() is threading.main_thread()
+            return function(*args, **options)
+
+        return call
+
+    for name in ("eval", "async_eval", "load", "zeros", "view", "contiguous"):
+        monkeypatch.setattr(mx, name, guarded(getattr(mx, name)))
+
+
+@pytest.mark.usefixtures("forbid_mlx_in_other_threads")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@each_shard
+def test_thread_of_the_exchanges_evaluates_nothing(shard, dtype, overlapping_world):
+    """MLX's queue may be full of what waits for this very thread."""
+    optimizer = distributed(
+        overlapping_world, shard=shard, transport="host", overlap_forward=False
+    )
+    trees = (integer_tree(seed) for seed in range(2))
+    tree, grads = ({n: x.astype(dtype) for n, x in t.items()} for t in trees)
+    optimizer.init(tree)
+    mx.eval(optimizer.apply_gradients(grads, tree))
+
+
 @pytest.mark.usefixtures("forbid_changes_of_device")
 @each_transport
 @each_shard

@@ -96,6 +96,12 @@ MUTATIONS = [
     Mutation(
         "world/process.py", "MPI.ERRORS_ARE_FATAL", "MPI.ERRORS_RETURN", JOIN, (2,)
     ),
+    Mutation(
+        "world/process.py",
+        "ranks_on_host < ranks or",
+        "False or",
+        ("tests/world/test_process.py",),
+    ),
     Mutation("world/process.py", "every.any()", "every.all()", WORLD, (2,)),
     Mutation("world/process.py", '"btl": "^ofi",', "", PROCESS),
     Mutation(

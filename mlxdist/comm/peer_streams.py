@@ -8,6 +8,7 @@ hold that lock while they wait for an array: `mx.save`, and `mx.clear_cache`.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -16,15 +17,17 @@ from ..arrays.types import Array, Pieces
 from ..layout.entries import split_counts
 from .flight_recorder import Recorder
 
-# Streams in each direction. MPI keeps one large message of a pair of ranks on the wire;
-# with one stream at N = 4, 1 Gbit/s, a gather took 1.5 of the least time, 1.2 with 3.
-LANES = 3
+# Messages that are under way at once in each direction. MPI announces a large message,
+# and sends it once the other rank has answered; the answer queues behind what that rank
+# is sending. With one message at a time the wire idles meanwhile: gathers over 1 Gbit/s
+# took up to 1.9 of the least time.
+MOST_LANES = 3
 # MLX passes the number of bytes to MPI as a C int.
 MAX_BYTES = 2**30
 
 
 class _Streams(threading.local):
-    """(to send on, to receive on), `lanes` times: MLX's streams belong to a thread."""
+    """(to send on, to receive on) of each lane: MLX's streams belong to a thread."""
 
     def __init__(self, lanes: int):
         self.pairs = [
@@ -36,18 +39,21 @@ class PeerStreams:
     """Point-to-point messages of one `mx.distributed` group of two ranks or more.
 
     Args:
-        group: a group that nothing else uses: MLX matches messages by their order.
+        groups: of the same ranks, which nothing else uses: MLX matches the messages of
+            a group by their order. One for each message under way.
         recorder: notified while this rank waits for others.
     """
 
-    def __init__(self, group: mx.distributed.Group, recorder: Recorder):
-        self.rank, self.size = group.rank(), group.size()
-        self._group = group
+    def __init__(self, groups: Sequence[mx.distributed.Group], recorder: Recorder):
+        self.rank, self.size = groups[0].rank(), groups[0].size()
+        self._groups = list(groups)
         self._recorder = recorder
-        self._streams = _Streams(min(LANES, self.size - 1))
+        self._streams = _Streams(len(groups))
+        self._next_lane = 0
         self._nothing = mx.zeros(1, mx.uint8, stream=mx.cpu)
         mx.eval(self._nothing)
-        self._last: Pieces = []  # what was queued last: all else is complete before
+        # What was queued last in each lane: all else is complete before.
+        self._last: deque[Pieces] = deque(maxlen=len(groups))
 
     def exchange(self, row: Array, sizes: Sequence[int]) -> Pieces:
         """Start to send a vector to all other ranks, and to receive theirs.
@@ -62,28 +68,29 @@ class PeerStreams:
             Each rank's vector, in rank order: queued, and ready once it has arrived.
         """
         rows: Pieces = [row] * self.size
-        pairs, last = self._streams.pairs, []
+        last: Pieces = []
         for step in range(1, self.size):
-            # The same lane at both ends, so that two messages of a pair never cross.
-            send, receive = pairs[(step - 1) % len(pairs)]
-            last += self._send(row, (self.rank + step) % self.size, send)
+            lane = self._next_lane  # the same one at both ends of a message
+            self._next_lane = (lane + 1) % len(self._groups)
+            last += self._send(row, (self.rank + step) % self.size, lane)
             source = (self.rank - step) % self.size
-            rows[source] = self._receive(sizes[source], source, receive)
-        self._last = last + rows
+            rows[source] = self._receive(sizes[source], source, lane)
+        self._last.append(last + rows)
         return rows
 
     def wait(self) -> None:
         """Return when all messages have been sent and received."""
         if self._last:
             with self._recorder.waiting():
-                mx.eval(self._last)
-        self._last = []
+                mx.eval(list(self._last))
+        self._last.clear()
 
-    def _send(self, row: Array, to: int, stream: mx.Stream) -> Pieces:
+    def _send(self, row: Array, to: int, lane: int) -> Pieces:
+        group, (stream, _) = self._groups[lane], self._streams.pairs[lane]
         tokens: Pieces = []
         for start, stop in _parts(row.size):
             part = row[start:stop]
-            sent = mx.distributed.send(part, to, group=self._group, stream=stream)
+            sent = mx.distributed.send(part, to, group=group, stream=stream)
             # An operation behind it whose input it is: MLX itself does not keep the
             # memory of a message until it is sent.
             nothing = mx.stop_gradient(self._nothing, stream=stream)
@@ -91,11 +98,12 @@ class PeerStreams:
             mx.async_eval(tokens[-1])
         return tokens
 
-    def _receive(self, nbytes: int, source: int, stream: mx.Stream) -> Array:
+    def _receive(self, nbytes: int, source: int, lane: int) -> Array:
+        group, (_, stream) = self._groups[lane], self._streams.pairs[lane]
         parts: Pieces = []
         for start, stop in _parts(nbytes):
             part = mx.distributed.recv(
-                (stop - start,), mx.uint8, source, group=self._group, stream=stream
+                (stop - start,), mx.uint8, source, group=group, stream=stream
             )
             mx.async_eval(part)
             parts.append(part)

@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..comm import deferred_gather
 from ..comm.flight_recorder import Recorder
 from ..comm.mpi import MpiTransport
-from ..comm.peer_streams import PeerStreams
+from ..comm.peer_streams import MOST_LANES, PeerStreams
 from .finalize import keep_alive
 
 Backend = Literal["mpi", "ring", "jaccl", "nccl"]
@@ -41,4 +41,5 @@ def make_peer_streams(
         return None
     if not 1 < host.size <= deferred_gather.MOST_RANKS:
         return None
-    return PeerStreams(split_group(group, "mpi", 0), recorder)
+    lanes = min(MOST_LANES, host.size)
+    return PeerStreams([split_group(group, "mpi", 0) for _ in range(lanes)], recorder)

@@ -81,7 +81,8 @@ def test_seconds_left_follow_the_rate_of_the_beginning(done, total, elapsed, sec
 
 @pytest.fixture
 def streams(world):
-    return PeerStreams(split_group(world.group, "mpi", 0), world.recorder)
+    groups = [split_group(world.group, "mpi", 0) for _ in range(2)]
+    return PeerStreams(groups, world.recorder)
 
 
 @pytest.fixture

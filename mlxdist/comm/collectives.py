@@ -64,6 +64,7 @@ class Collectives(Protocol):
 
     Attributes:
         overlaps: whether ranks can compute while they communicate.
+        least_bucket: bytes below which a collective's own cost is the larger part.
         adds_in_rank_order: whether this transport adds by itself: in float32, in rank
             order, whatever dtype travels.
     """
@@ -74,6 +75,7 @@ class Collectives(Protocol):
     traffic: Traffic
     recorder: Recorder
     overlaps: bool
+    least_bucket: int
     adds_in_rank_order: bool
 
     def settle(self) -> None:

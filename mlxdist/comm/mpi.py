@@ -68,6 +68,7 @@ class MpiTransport:
 
     name = "host"
     adds_in_rank_order = True
+    least_bucket = 0
 
     def __init__(
         self,

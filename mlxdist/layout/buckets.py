@@ -15,7 +15,11 @@ ALONE_FROM = 2**20
 
 
 def make_buckets(
-    entries: Sequence[Entry], bucket_size: int, order: Sequence[KeyPath] = ()
+    entries: Sequence[Entry],
+    bucket_size: int,
+    order: Sequence[KeyPath] = (),
+    *,
+    least_size: int = 0,
 ) -> list[list[int]]:
     """Group small entries of one dtype until a group has `bucket_size` bytes.
 
@@ -23,6 +27,7 @@ def make_buckets(
         entries: in the order of `in_order`.
         bucket_size: bytes. A tensor of that size, or of 1 MiB, is a bucket of its own.
         order: the paths in the order in which the model uses them; sorted if empty.
+        least_size: bytes, where a smaller collective costs more than the copy.
 
     Returns:
         Lists of indices into `entries`, last layers first: the order in which the
@@ -30,6 +35,8 @@ def make_buckets(
     """
     if bucket_size < 1:
         raise ValueError(f"bucket_size is {bucket_size} bytes; it must be positive")
+    bucket_size = max(bucket_size, least_size)
+    alone_from = max(min(bucket_size, ALONE_FROM), least_size)
     closed: list[list[int]] = []
     open_buckets: dict[str, list[int]] = {}
     filled: dict[str, int] = {}
@@ -39,7 +46,7 @@ def make_buckets(
     )
     for index in reversed(indices):
         entry = entries[index]
-        if entry.nbytes >= min(bucket_size, ALONE_FROM):
+        if entry.nbytes >= alone_from:
             closed.append([index])
             continue
         bucket = open_buckets.setdefault(entry.dtype, [])

@@ -217,6 +217,7 @@ def make_plan(
     *,
     strategy: Strategy,
     bucket_size: int,
+    least_bucket: int = 0,
     costs: Costs | None = None,
     order: Sequence[KeyPath] = (),
 ) -> Plan:
@@ -227,6 +228,7 @@ def make_plan(
         ranks: size of the world.
         strategy: how the state is cut.
         bucket_size: bytes of gradients that are sent together.
+        least_bucket: bytes that the transport wants to send together.
         costs: for "tensors", the cost of each path's update; its bytes by default.
         order: the paths as the model uses them; see `make_buckets`.
 
@@ -241,7 +243,7 @@ def make_plan(
     ordered = in_order(entries)
     groups = [
         tuple(ordered[index] for index in group)
-        for group in make_buckets(ordered, bucket_size, order)
+        for group in make_buckets(ordered, bucket_size, order, least_size=least_bucket)
     ]
     buckets = STRATEGIES[strategy](groups, ranks, costs or {})
     return Plan(strategy, ranks, ordered, tuple(buckets))

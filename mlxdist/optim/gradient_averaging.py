@@ -55,7 +55,11 @@ def average_gradients(
         problem = f"bucket_size is {bucket_size!r}; it must be 1 byte or more"
         bucket_size = DEFAULT_BUCKET_SIZE
     plan = make_plan(
-        entries or (), world.size, strategy="replicated", bucket_size=int(bucket_size)
+        entries or (),
+        world.size,
+        strategy="replicated",
+        bucket_size=int(bucket_size),
+        least_bucket=world.transport("auto", sharded=False).least_bucket,
     )
     flat = leaves_of(gradients) if problem is None else {}
     traced = not device.start_evaluation(_first(plan, flat))

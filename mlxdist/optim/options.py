@@ -42,7 +42,8 @@ class Options:
             rank order. "auto" takes "host" over MPI, outside `mx.compile`, for sharded
             state, and for all where ranks compute while they communicate: on several
             hosts, or on an accelerator; otherwise "native".
-        bucket_size: bytes of gradients that are sent together.
+        bucket_size: bytes of gradients that are sent together; over ring 32 MiB or
+            more.
         reduce_dtype: dtype in which "native" adds. "host" always adds in float32.
         wire_dtype: dtype of gradients on the wire, such as mx.bfloat16; needs
             transport="host", which adds them in float32 all the same.

@@ -87,7 +87,7 @@ def initialize(
         earlier = state.read(inner, old.shard)
         flat = share_parameters(world, call, parameters)
         assign_parameters(comm, call, inner, trainable(parameters))
-        plan = plan_parameters(comm, inner, options, entries, list(flat))
+        plan = plan_parameters(world, inner, options, entries, list(flat))
         assigned = find_assigned(comm, inner, plan.by_path)
         state.reset(inner, old.plan)  # that of parameters that are frozen now, too
         layout = make_state(comm, call, inner, plan, flat, options.copies)
@@ -193,7 +193,7 @@ def empty_layout(world: World, options: Options) -> StateLayout:
 
 
 def plan_parameters(
-    comm: Collectives,
+    world: World,
     inner: InnerOptimizer,
     options: Options,
     entries: Sequence[Entry],
@@ -204,12 +204,15 @@ def plan_parameters(
     Dicts of other ranks may have been filled in another order.
     """
     path_of = {entry.path.text: entry.path for entry in entries}
-    orders = comm.all_gather_bytes(json.dumps(list(map(str, paths))).encode())
+    names = json.dumps(list(map(str, paths))).encode()
+    orders = world.control.all_gather_bytes(names)
+    transport = world.transport(options.transport, sharded=options.is_sharded)
     return make_plan(
         entries,
-        comm.size,
+        world.size,
         strategy=options.strategy,
         bucket_size=options.bucket_size,
+        least_bucket=transport.least_bucket,
         costs=inner.costs(entries),
         order=[path_of[text] for text in json.loads(orders[0])],
     )

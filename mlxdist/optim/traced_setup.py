@@ -60,7 +60,7 @@ def initialize(
         flat = leaves_of(tree)
         has_state = any(state.read(inner, flat).values())
         agree(comm, call, problem=ASSIGNED_WHILE_TRACING if has_state else None)
-        plan = setup.plan_parameters(comm, inner, options, entries, list(flat))
+        plan = setup.plan_parameters(world, inner, options, entries, list(flat))
         layout = make_state(comm, call, inner, plan, flat, options.copies)
     except BaseException:
         before.restore(inner)

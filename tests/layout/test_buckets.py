@@ -34,6 +34,11 @@ def test_make_buckets_gives_a_tensor_of_a_mebibyte_a_bucket_of_its_own():
     assert make_buckets(entries, 8 * 2**20) == [[1], [3, 2, 0]]
 
 
+def test_make_buckets_of_a_least_size_packs_tensors_of_a_mebibyte():
+    entries = [entry(str(index), 2**18) for index in range(4)]
+    assert make_buckets(entries, 16, least_size=2 * 2**20) == [[3, 2], [1, 0]]
+
+
 def test_make_buckets_follows_the_order_in_which_the_model_uses_its_layers():
     entries = (entry("embed", 4), entry("head", 4), entry("layers", 4))
     order = [entries[index].path for index in (0, 2, 1)]

@@ -89,12 +89,10 @@ class NativeTransport:
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights
     ) -> Pending:
         start, stop = bucket.span(self.rank)
-        ring = self._ring_of(pairwise=weights.pairwise)
+        ring = self._ring_of(bucket, pairwise=weights.pairwise)
         if ring is not None:
             flat = self._joined(parts, bucket)
-            self.traffic.add(
-                traffic.reduce_scatter_bytes(bucket, self.rank, flat.itemsize)
-            )
+            self.traffic.add(ring.bytes_sent(bucket, flat.itemsize))
             span = ring.reduce_scatter(flat, bucket)
             return span.then(lambda span: span / weights.total)
         if not self._reduces_by_scatter(bucket, pairwise=weights.pairwise):
@@ -137,8 +135,9 @@ class NativeTransport:
     def reduce_scatter_bytes(
         self, bucket: Bucket, item_size: int, *, pairwise: bool
     ) -> int:
-        if self._ring_of(pairwise=pairwise) is not None:
-            return traffic.reduce_scatter_bytes(bucket, self.rank, item_size)
+        ring = self._ring_of(bucket, pairwise=pairwise)
+        if ring is not None:
+            return ring.bytes_sent(bucket, item_size)
         if self._reduces_by_scatter(bucket, pairwise=pairwise):
             return traffic.padded_all_gather_bytes(bucket, item_size)
         return self.all_reduce_bytes(bucket, item_size, item_size, pairwise=pairwise)
@@ -148,9 +147,12 @@ class NativeTransport:
             return traffic.padded_all_gather_bytes(bucket, item_size)
         return traffic.all_reduce_bytes(bucket.size * item_size, self.size)
 
-    def _ring_of(self, *, pairwise: bool) -> Ring | None:
-        """The ring, where it is what reduces and scatters. It can't be traced."""
-        return None if pairwise or self._chain.is_tracing else self._ring
+    def _ring_of(self, bucket: Bucket, *, pairwise: bool) -> Ring | None:
+        """The ring, where it is what reduces and scatters."""
+        if self._ring is None or pairwise:
+            return None
+        can = self._ring.traces(bucket) or not self._chain.is_tracing
+        return self._ring if can else None
 
     def _reduces_by_scatter(self, bucket: Bucket, *, pairwise: bool) -> bool:
         return self._has_reduce_scatter and not pairwise and self._gathers_spans(bucket)

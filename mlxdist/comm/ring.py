@@ -16,6 +16,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..arrays.types import Array
+from ..layout import traffic
 from ..layout.sharding import Bucket
 from .chain import Chain, Group, Lazy, only
 
@@ -33,10 +34,22 @@ class Ring:
         self._rank, self._size = group.rank(), group.size()
         self._chain = chain
 
+    def traces(self, bucket: Bucket) -> bool:
+        """Whether `mx.compile` can trace the reduce-scatter of a bucket."""
+        return self._swaps(bucket)
+
+    def bytes_sent(self, bucket: Bucket, item_size: int) -> int:
+        """Bytes that this rank sends in a reduce-scatter."""
+        if self._swaps(bucket):
+            return traffic.padded_all_gather_bytes(bucket, item_size)
+        return traffic.reduce_scatter_bytes(bucket, self._rank, item_size)
+
     def reduce_scatter(self, flat: Array, bucket: Bucket) -> Lazy:
         """(bucket.size,) on each rank -> this rank's span of the sum."""
         if flat.size == 0:
             return Lazy(self._chain, [flat], only)
+        if self._swaps(bucket):
+            return self._swap(flat, bucket)
         spans = self._spans(self._chain.before_sends(flat), bucket)
         total = spans[(self._rank - 1) % self._size]
         for step in range(self._size - 1):
@@ -46,6 +59,23 @@ class Ring:
         if flat.size == total.size:  # nothing was sent
             self._chain.follow(total)
         return Lazy(self._chain, [total], only)
+
+    def _swaps(self, bucket: Bucket) -> bool:
+        return self._size == 2 and bucket.owners is None
+
+    def _swap(self, flat: Array, bucket: Bucket) -> Lazy:
+        """Exchange the spans of two ranks: gather those that are not the ranks' own.
+
+        One collective of MLX, which keeps both of its sockets busy both ways.
+        """
+        peer, stream = 1 - self._rank, self._chain.stream
+        spans = mx.split(flat, [bucket.span(1)[0]], stream=stream)
+        own, other = spans[self._rank], spans[peer]
+        if bucket.chunk > other.size:
+            padding = (0, bucket.chunk - other.size)
+            other = mx.pad(other, padding, stream=stream)
+        rows = self._chain.all_gather(other)
+        return rows.then(lambda rows: rows[peer][: own.size] + own)
 
     def _spans(self, flat: Array, bucket: Bucket) -> list[Array]:
         """Each rank's span, without a copy."""

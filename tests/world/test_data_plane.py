@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +17,9 @@ from mlxdist.world.data_plane import (
     ring_problem,
     side_channel,
 )
+from tests.support import netns
+from tests.support.cluster import VirtualCluster
+from tests.support.jobs import ROOT, run
 
 SPMD = pytest.mark.mpi(min_size=2)
 DEVICES = (((), ("rdma_en3",)), (("rdma_en4", "rdma_en5"), ()))
@@ -129,6 +133,32 @@ def test_ring_with_addresses_of_other_ranks_than_these_raises(world):
     plane = DataPlane("ring", addresses=(("127.0.0.1",),))
     with pytest.raises(MismatchError, match=f"1 ranks, and there are {world.size}"):
         connect("ring", world.control, plane, one_host=True)
+
+
+# The second network of each host has the same address everywhere, as containers' have.
+ON_HOSTS = """
+import subprocess
+import mlx.core as mx
+import mlxdist
+commands = ["link add docker0 type dummy", "link set docker0 up"]
+for command in [*commands, "address add 172.17.0.1/16 dev docker0"]:
+    subprocess.run(["ip", *command.split()], capture_output=True)
+world = mlxdist.init("ring", timeout=20)
+gradients = {"w": mx.full((1003,), world.rank + 1.0)}
+mean = mlxdist.average_gradients(gradients, world=world)
+print(world.backend, world.size, mean["w"][-1].item(), world.mean(float(world.rank)))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(netns.problem() is not None, reason=str(netns.problem()))
+def test_init_ring_on_hosts_with_several_networks_joins_over_the_common_one(tmp_path):
+    (tmp_path / "job.py").write_text(ON_HOSTS)
+    program = [sys.executable, str(tmp_path / "job.py")]
+    path = {"PYTHONPATH": str(ROOT)}
+    with VirtualCluster(2) as cluster:
+        result = run(cluster.mpirun(4, program, environment=path), timeout=60)
+    assert (result.returncode, result.stdout) == (0, "ring 4 2.5 1.5\n" * 4)
 
 
 RING = """

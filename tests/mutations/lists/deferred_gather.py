@@ -11,9 +11,16 @@ MUTATIONS = [
                 "sizes[rank] += -(-nbytes // _ALIGNMENT) * _ALIGNMENT",
                 "sizes[rank] += nbytes",
             ),
-            ("piece.offset * item", "piece.offset"),
             ("(2 * most - 2)", "(2 * most)"),
             ("elapsed * (total - done) / done", "elapsed * total / done"),
+        ],
+        (),
+    ),
+    *mistakes(
+        "comm/deferred_gather.py",
+        ("tests/comm/test_deferred_gather.py",),
+        [
+            ("piece.offset * item", "piece.offset"),
             ("            start += array.nbytes\n", ""),
             ("            done += nbytes\n", ""),
             ("range(len(buckets))[::-1]", "range(len(buckets))"),
@@ -23,7 +30,6 @@ MUTATIONS = [
         "comm/peer_streams.py",
         ("tests/comm/test_deferred_gather.py", "tests/optim/test_overlap_forward.py"),
         [
-            ("(self.rank - step) % self.size", "(self.rank + step) % self.size"),
             ("            part = row[start:stop]\n", "            part = row\n"),
         ],
         (3,),

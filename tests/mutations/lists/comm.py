@@ -253,23 +253,6 @@ MUTATIONS = [
         ],
         (),
     ),
-    # -- an accelerator that must not be idle
-    *mistakes(
-        "arrays/device.py",
-        ("tests/optim/test_accelerator.py",),
-        [
-            ("return 0 if on_cpu() else 1", "return 0"),
-            ("or len(arrays) < 2 else [join(arrays)]", "or 1 else [join(arrays)]"),
-        ],
-    ),
-    *mistakes(
-        "comm/wire.py",
-        ("tests/optim/test_accelerator.py",),
-        [
-            ("index + device.buckets_ahead()", "index"),
-            ("packed = device.packed(chunk.arrays)", "return chunk"),
-        ],
-    ),
     # -- gradients that can't be evaluated
     *mistakes(
         "comm/chain.py",

@@ -128,7 +128,7 @@ def take_samples(
 
 def samples_of(jobs: RunningJobs, rows: int) -> Samples:
     """Return one round's samples of each part, of the slowest rank."""
-    replies = jobs.request(JOB, parts=PARTS, rows=rows, samples=SAMPLES)
+    replies = jobs.request(JOB, parts=PARTS, rows=rows, samples=SAMPLES, repeats=1)
     seconds_of_ranks = zip(*(reply["seconds"] for reply in replies), strict=True)
     return {
         part: list(map(max, zip(*seconds, strict=True)))

@@ -28,9 +28,6 @@ CONTEXT = 4
 # Ten equal layers, whose gradients are ready one after the other: 7.9M parameters.
 SHAPE: dict[str, Any] = {"width": 256, "heads": 8, "layers": 10, "table_sizes": ()}
 
-# Steps that are timed together: parameters may arrive behind the next forward pass.
-STEPS = 4
-
 Update = Callable[[nn.Module, Any], None]
 
 
@@ -38,7 +35,7 @@ class Steps:
     """The timed parts of training one model with one way to update it."""
 
     def __init__(self, update: Update, model: nn.Module, state: Callable[[], Any]):
-        self._update, self._model, self._state = update, model, state
+        self._update, self.model, self._state = update, model, state
         self._value_and_grad = nn.value_and_grad(model, loss_of)
         mx.eval(model.parameters())
         gradients = tree_map(lambda p: 1e-3 * p, model.trainable_parameters())
@@ -46,27 +43,25 @@ class Steps:
         self._evaluated_gradients = gradients
 
     def forward(self, x: mx.array) -> None:
-        mx.eval(loss_of(self._model, x))
+        mx.eval(loss_of(self.model, x))
 
     def compute(self, x: mx.array) -> None:
-        mx.eval(self._value_and_grad(self._model, x))
+        mx.eval(self._value_and_grad(self.model, x))
 
     def wire(self, x: mx.array) -> None:
-        self._update(self._model, self._evaluated_gradients)
-        mx.eval(self._model.parameters(), self._state())
+        self._update(self.model, self._evaluated_gradients)
+        mx.eval(self.model.parameters(), self._state())
 
     def step(self, x: mx.array) -> None:
-        for _ in range(STEPS):
-            loss, gradients = self._value_and_grad(self._model, x)
-            self._update(self._model, gradients)
-            mx.eval(loss, self._state())
-        mx.eval(self._model.parameters())
+        loss, gradients = self._value_and_grad(self.model, x)
+        self._update(self.model, gradients)
+        mx.eval(loss, self._state())
 
     def in_a_row(self, x: mx.array) -> None:
-        loss, gradients = self._value_and_grad(self._model, x)
+        loss, gradients = self._value_and_grad(self.model, x)
         mx.eval(loss, gradients)
-        self._update(self._model, gradients)
-        mx.eval(self._model.parameters(), self._state())
+        self._update(self.model, gradients)
+        mx.eval(self.model.parameters(), self._state())
 
 
 def mlxdist_steps(world: mlxdist.World) -> dict[str, Steps]:
@@ -108,8 +103,14 @@ def main() -> None:
         barrier = partial(group_barrier, group)
     random = np.random.default_rng(rank)
 
-    def handle(parts: list[list[str]], rows: int, samples: int) -> dict[str, Any]:
-        """Time each (contender, part), one after the other, `samples` times."""
+    def handle(
+        parts: list[list[str]], rows: int, samples: int, repeats: int
+    ) -> dict[str, Any]:
+        """Time each (contender, part), one after the other, `samples` times.
+
+        A sample is the average of `repeats` runs in a row, at whose end the parameters
+        have arrived: they may do so behind the next forward pass.
+        """
         seconds: list[list[float]] = [[] for _ in parts]
         for number in range(-1, samples):
             for part_seconds, (name, part) in zip(seconds, parts, strict=True):
@@ -117,10 +118,12 @@ def main() -> None:
                 mx.eval(x)
                 barrier()
                 began = time.perf_counter()
-                getattr(steps[name], part)(x)
+                for _ in range(repeats):
+                    getattr(steps[name], part)(x)
+                mx.eval(steps[name].model.parameters())
                 took = time.perf_counter() - began
                 if number >= 0:
-                    part_seconds.append(took / STEPS if part == "step" else took)
+                    part_seconds.append(took / repeats)
         return {"seconds": seconds}
 
     serve_requests(rank, handle)

@@ -130,8 +130,8 @@ class Training:
             losses.append(loss * len(part))
         # Evaluate on all ranks. Code that only rank 0 runs must not be the first to
         # evaluate a result of the ranks' communication: it would wait for the others.
-        optimizer = self.optimizer
-        mx.eval(self.model.parameters(), optimizer.state, optimizer.grad_norm)
+        # Not the parameters, which may arrive behind the next forward pass.
+        mx.eval(self.optimizer.state, self.optimizer.grad_norm)
         total = sum(losses).item()
         return self.world.mean(total / max(1, len(batch)), weight=len(batch))
 

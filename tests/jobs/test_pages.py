@@ -56,7 +56,8 @@ def resolve(name):
 def commands(program):
     """Return the arguments of each command line that begins with a program."""
     text = README + CONTRIBUTING
-    blocks = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]
     lines = "\n".join([*blocks, *quoted(text)])
     found = re.findall(rf"^(?:\S*/)?{program}(?: (.*))?$", lines, re.MULTILINE)
     return sorted({line.partition(" #")[0].strip() for line in found})

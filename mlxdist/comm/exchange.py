@@ -11,10 +11,8 @@ so that receive buffers are bounded. `progress.py` drives the rounds.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,10 +50,15 @@ class Endpoint(Protocol):
 
 @dataclass
 class Round:
-    """Elements [start, stop) of every rank's span, in flight."""
+    """Elements [start, stop) of every rank's span, in flight.
+
+    Attributes:
+        nbytes: that the rank of the longest span receives in it.
+    """
 
     start: int
     stop: int
+    nbytes: int
     requests: list[Request]
     received: dict[int, Raw] = field(default_factory=dict)
 
@@ -85,13 +88,11 @@ class Exchange:
         self.start, self.stop = self.spans[endpoint.rank]
         longest = max(stop - start for start, stop in self.spans)
         peers = max(1, endpoint.size - 1)
-        per_round = max(1, ROUND_BYTES // (peers * item_size))
+        self._bytes_per_element = peers * item_size
+        per_round = max(1, ROUND_BYTES // self._bytes_per_element)
         self.rounds = deque(split_counts(longest, per_round))  # not posted yet
         self._rounds_left = len(self.rounds)
         self._record = record
-        self._finished = threading.Event()
-        self._callbacks: list[Callable[[], None]] = []
-        self._closing = threading.Lock()  # of the list of callbacks
 
     @property
     def complete(self) -> bool:
@@ -102,28 +103,6 @@ class Exchange:
         """Whether what it sends is there."""
         return True
 
-    def when_complete(self, callback: Callable[[], None]) -> None:
-        """Call back once it is complete, or given up after an error: see `Progress`.
-
-        The call comes from whichever thread completes it, at once where it is complete.
-        """
-        with self._closing:
-            if not self._finished.is_set():
-                self._callbacks.append(callback)
-                return
-        callback()
-
-    def wait(self) -> None:
-        """Return when it is complete, or given up."""
-        self._finished.wait()
-
-    def finish(self) -> None:
-        """Wake up whoever waits for it. Called once, when nothing more will arrive."""
-        with self._closing:
-            self._finished.set()
-        for callback in self._callbacks:
-            callback()
-
     def post(self, start: int, stop: int) -> Round:
         """Start to send and receive a round."""
         raise NotImplementedError
@@ -133,7 +112,6 @@ class Exchange:
         self._rounds_left -= 1
         if self.complete:
             self._record.end = time.time()
-            self.finish()
 
     def clip(self, rank: int, start: int, stop: int) -> tuple[int, int]:
         """A round's part of a rank's span, in elements of the whole bucket."""
@@ -172,7 +150,8 @@ class ReduceScatter(Exchange):
 
     def post(self, start: int, stop: int) -> Round:
         first, last = self.clip(self.endpoint.rank, start, stop)
-        posted = Round(first - self.start, last - self.start, [])
+        bounds = first - self.start, last - self.start
+        posted = Round(*bounds, (stop - start) * self._bytes_per_element, [])
         nbytes = (last - first) * self._source.itemsize
         for peer in reversed(self.endpoint.peers()):
             if nbytes:
@@ -245,7 +224,7 @@ class AllGather(Exchange):
         if self._reduction is not None:
             self._take_mean(self._reduction)
             self._reduction = None  # and the mean's memory with it
-        posted = Round(start, stop, [])
+        posted = Round(start, stop, (stop - start) * self._bytes_per_element, [])
         for peer in reversed(self.endpoint.peers()):
             first, last = self.clip(peer, start, stop)
             if first < last:

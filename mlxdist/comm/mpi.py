@@ -8,6 +8,7 @@ when. Nothing here runs on the accelerator, which is free for the backward pass.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,7 +86,7 @@ class MpiTransport:
         self._flush = flush
         self._progress = Progress(overlaps=overlaps, recorder=recorder)
         self._arena = Arena()
-        self._buffers: list[Raw] = []
+        self._buffers: defaultdict[int, list[Raw]] = defaultdict(list)  # by bytes
         self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
@@ -219,12 +220,12 @@ class MpiTransport:
 
     def take_buffer(self, nbytes: int) -> Raw:
         """Return memory for a message. The same few buffers, to stay in the cache."""
-        if self._buffers and self._buffers[-1].nbytes >= nbytes:
-            return self._buffers.pop()
-        return np.empty(max(nbytes, ROUND_BYTES // (self.size - 1)), np.uint8)
+        capacity = 1 << (nbytes - 1).bit_length()
+        free = self._buffers[capacity]
+        return free.pop() if free else np.empty(capacity, np.uint8)
 
     def return_buffer(self, buffer: Raw) -> None:
-        self._buffers.append(buffer)
+        self._buffers[buffer.nbytes].append(buffer)
 
     def _reduction(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights, mean: Raw

@@ -1,8 +1,9 @@
 """Progress of the MPI transport's exchanges, in the one order that all ranks share.
 
-MPI makes progress only inside MPI calls, and evaluating gradients blocks the main
-thread. Where communication can overlap the backward pass, a thread of its own drives
-it. Whoever drives it waits inside MPI, which polls or naps: see `world/process.py`.
+MPI makes progress only inside MPI calls. The main thread makes them where it waits for
+an exchange. While it computes, as in a backward pass that it evaluates, a thread makes
+them in its place, where communication can overlap computing. Whoever does so waits
+inside MPI, which polls or naps: see `world/process.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from collections import deque
 from .exchange import Exchange, Round
 from .flight_recorder import Recorder
 
-# Enough to keep the wire busy while one round is added up; each costs a buffer a peer.
-ROUNDS_IN_FLIGHT = 4
+# Bytes of rounds under way from which on no more are started: enough to keep the wire
+# busy while one round is added up. They bound the receive buffers.
+ENOUGH_IN_FLIGHT = 12 * 2**20
+# Seconds without a call of the main thread after which the thread takes over. Each
+# hand-over costs two switches of threads, and the main thread may be back at once.
+PATIENCE = 0.001
 
 
 class Progress:
     """The exchanges of one transport that are not complete, oldest first.
 
-    After an error of the thread nothing more is completed. The exchanges that are left
-    are finished without a result, and whoever waits for one gets the error.
+    After an error of the thread nothing more is completed, and whoever waits for what
+    is left gets the error.
 
     Args:
         overlaps: whether ranks can compute while they communicate: starts the thread.
@@ -36,8 +41,12 @@ class Progress:
         self._incomplete: deque[Exchange] = deque()
         self._waiting: deque[Exchange] = deque()  # with rounds to post
         self._in_flight: deque[tuple[Exchange, Round]] = deque()
+        self._bytes_in_flight = 0
         self._deferred: Exchange | None = None
         self._work = threading.Condition(threading.Lock())  # and lock of the queues
+        self._driver = threading.Lock()  # of the thread that completes rounds
+        self._is_awaited = False  # the main thread is that one, or is to be it
+        self._calls = 0  # of the main thread
         self._error: BaseException | None = None
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -70,12 +79,18 @@ class Progress:
         """
         if exchange is self._deferred:
             self._add_deferred()
+        if exchange.complete:
+            return
         with self._recorder.waiting():
-            if self._thread is not None:
-                exchange.wait()
-            while not exchange.complete:
-                self._check_error()
-                self._complete_oldest()
+            self._is_awaited = True
+            try:
+                with self._driver:
+                    while not exchange.complete:
+                        self._check_error()
+                        self._complete_oldest()
+            finally:
+                self._calls += 1
+                self._is_awaited = False
 
     def drain(self) -> None:
         """Complete all exchanges, so that another collective may use the transport."""
@@ -114,52 +129,57 @@ class Progress:
         self._check_open()
         self._check_error()
         with self._work:
+            self._calls += 1
             self._incomplete.append(exchange)
             self._waiting.append(exchange)
             self._post()
-            self._work.notify()
+            if len(self._incomplete) == 1:  # else the thread looks by itself
+                self._work.notify()
 
     def _post(self) -> None:
-        """Start the rounds that fit. The caller has the lock."""
-        while self._waiting and len(self._in_flight) < ROUNDS_IN_FLIGHT:
+        """Start the rounds that fit. The caller has the lock of the queues."""
+        while self._waiting and self._bytes_in_flight < ENOUGH_IN_FLIGHT:
             exchange = self._waiting[0]
             if not exchange.ready:  # rounds that it depends on are in flight
                 break
-            bounds = exchange.rounds.popleft()
-            self._in_flight.append((exchange, exchange.post(*bounds)))
+            posted = exchange.post(*exchange.rounds.popleft())
+            self._in_flight.append((exchange, posted))
+            self._bytes_in_flight += posted.nbytes
             if not exchange.rounds:
                 self._waiting.popleft()
 
     def _complete_oldest(self) -> None:
-        """Wait for the oldest round, start the next one and process what arrived."""
+        """Wait for the oldest round, start more and process it. The caller drives."""
         with self._work:
             self._post()
             exchange, oldest = self._in_flight[0]
         self._wait_all(oldest.requests)
         with self._work:
             self._in_flight.popleft()
+            self._bytes_in_flight -= oldest.nbytes
             self._post()  # the wire must not idle while this round is added up
         exchange.take(oldest)
         if exchange.complete:
             self._incomplete.popleft()
 
-    def _has_work(self) -> bool:
-        """Wait for an exchange. False once there will be no more."""
-        with self._work:
-            while not (self._incomplete or self._is_closed):
-                self._work.wait()
-            return not self._is_closed
-
     def _run(self) -> None:
-        try:
-            while self._has_work():
-                self._complete_oldest()
-        except BaseException as error:
-            self._give_up(error)
+        """Complete rounds while the main thread computes, until it does so itself."""
+        while self._is_needed():
+            with self._driver:
+                try:
+                    while self._incomplete and not self._is_awaited:
+                        self._complete_oldest()
+                except BaseException as error:
+                    self._error = error  # raised to whoever waits
+                    return
 
-    def _give_up(self, error: BaseException) -> None:
+    def _is_needed(self) -> bool:
+        """Wait until the main thread leaves exchanges alone. False once closed."""
         with self._work:
-            self._error = error  # raised to whoever waits
-            left = list(self._incomplete)
-        for exchange in left:
-            exchange.finish()
+            while not self._is_closed:
+                calls = self._calls
+                self._work.wait(PATIENCE if self._incomplete else None)
+                is_left_alone = calls == self._calls and not self._is_awaited
+                if self._incomplete and is_left_alone:
+                    return True
+            return False

@@ -10,7 +10,7 @@ from .collectives import Pending
 
 # Bytes of buckets whose collective is started and not finished: enough to keep the wire
 # busy while one is packed and one is unpacked, few enough to bound the memory.
-IN_FLIGHT = 8 * 2**20
+IN_FLIGHT = 16 * 2**20
 
 
 class Window:

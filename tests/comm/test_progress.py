@@ -9,7 +9,7 @@ import mlx.optimizers as optim
 import pytest
 
 from mlxdist.comm import Recorder, Traffic
-from mlxdist.comm.exchange import Exchange
+from mlxdist.comm.exchange import Exchange, Round
 from mlxdist.comm.progress import Progress
 from mlxdist.world import World
 from tests.support.buckets import flat_bucket
@@ -150,10 +150,12 @@ class Failing(Exchange):
     def __init__(self, world):
         record = Recorder().started("broken")
         super().__init__(world.host_transport, flat_bucket(world, 7), 4, record)
+        self.has_failed = threading.Event()
 
     @property
     def ready(self):
         if threading.current_thread() is not threading.main_thread():
+            self.has_failed.set()
             raise OSError("the wire was cut")
         return False
 
@@ -163,6 +165,7 @@ def test_error_of_the_progress_thread_is_raised_by_whoever_waits(world):
     progress = Progress(overlaps=True, recorder=Recorder())
     exchange = Failing(world)
     progress.add(exchange)
+    assert exchange.has_failed.wait(5)
     with pytest.raises(OSError, match="the wire was cut"):
         progress.wait(exchange)
     later = partial(progress.add, Failing(world))
@@ -172,30 +175,44 @@ def test_error_of_the_progress_thread_is_raised_by_whoever_waits(world):
     progress.close()
 
 
+class Looked(Exchange):
+    """An exchange that notes which threads look at it, and is complete at once."""
+
+    def __init__(self, world):
+        record = Recorder().started("looked")
+        super().__init__(world.host_transport, flat_bucket(world, 7), 4, record)
+        self.threads = []
+
+    def post(self, start, stop):
+        return Round(start, stop, 0, [])
+
+    def take(self, arrived):
+        self.threads.append(threading.current_thread())
+        super().take(arrived)
+
+
 @pytest.mark.timeout(10)
-def test_error_of_the_progress_thread_calls_back_for_all_exchanges(world):
+def test_exchange_is_completed_by_the_thread_while_the_main_thread_computes(world):
     progress = Progress(overlaps=True, recorder=Recorder())
-    exchange = Failing(world)
-    called = threading.Event()
-    exchange.when_complete(called.set)
+    exchange = Looked(world)
     progress.add(exchange)
-    assert called.wait(5)
-    assert not exchange.complete
+    deadline = time.monotonic() + 5
+    while not exchange.complete and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert exchange.complete
+    assert threading.main_thread() not in exchange.threads
     progress.close()
 
 
 @pytest.mark.timeout(10)
-def test_complete_exchange_calls_back_and_does_so_at_once(overlapping_world):
-    bucket = flat_bucket(overlapping_world, 300)
-    start, stop = bucket.span(overlapping_world.rank)
-    comm = overlapping_world.host_transport
-    pending = comm.start_all_gather([mx.ones(stop - start)], bucket)
-    called, called_late = threading.Event(), threading.Event()
-    pending.exchange.when_complete(called.set)
-    pending.finish()
-    assert called.wait(5)
-    pending.exchange.when_complete(called_late.set)
-    assert called_late.is_set()
+def test_exchange_is_completed_by_the_main_thread_where_it_waits(world, monkeypatch):
+    monkeypatch.setattr("mlxdist.comm.progress.PATIENCE", 5.0)
+    progress = Progress(overlaps=True, recorder=Recorder())
+    exchange = Looked(world)
+    progress.add(exchange)
+    progress.wait(exchange)
+    assert set(exchange.threads) == {threading.main_thread()}
+    progress.close()
 
 
 @pytest.mark.parametrize("overlaps", [False, True])

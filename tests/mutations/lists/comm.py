@@ -99,8 +99,9 @@ MUTATIONS = [
         [
             ("if self._error is not None:", "if False:"),
             ("self._error = error  # raised", "pass  # raised"),
-            ("exchange.finish()", "pass"),
             ("self._incomplete.append(exchange)", "pass"),
+            ("while self._incomplete and not self._is_awaited:", "while False:"),
+            ("if len(self._incomplete) == 1:", "if False:"),
             ("if not exchange.ready:", "if False:"),
             ("if self._is_closed:", "if False:"),
         ],

@@ -96,6 +96,35 @@ def start_evaluation(arrays: list[Array]) -> bool:
     return True
 
 
+def may_be_tracing() -> bool:
+    """Return whether this thread may be inside `mx.compile` or `mx.grad`; is cheap.
+
+    There MLX refuses to queue what has no value with another error than outside.
+    """
+    try:
+        mx.async_eval(_WITHOUT_VALUE)
+    except RuntimeError:
+        return False
+    except ValueError:
+        pass
+    return True
+
+
+def _arrays_without_value() -> list[Array]:
+    """Return what `mx.compile` traces with; nothing where compiling is disabled."""
+    arrays: list[Array] = []
+
+    def trace(array: Array) -> Array:
+        arrays.append(array)
+        return array
+
+    mx.compile(trace)(mx.array(0))
+    return arrays
+
+
+_WITHOUT_VALUE = _arrays_without_value()
+
+
 def fits_one_kernel(dtype: Dtype) -> bool:
     """Return whether one fused kernel beats MLX's own kernels one after the other.
 

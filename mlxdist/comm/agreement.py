@@ -55,6 +55,7 @@ def agree(
     number: float = 0.0,
     problem: str | None = None,
     remedy: str = "",
+    meanwhile: Callable[[], None] | None = None,
 ) -> list[float]:
     """Compare a call and its details over the ranks. Sends 40 bytes a rank.
 
@@ -66,6 +67,8 @@ def agree(
         number: a number of this rank that the others need.
         problem: why this rank can't take part; refuses the call on all ranks.
         remedy: appended to the error where details differ.
+        meanwhile: called once the other ranks need not wait for this one. Must not
+            raise.
 
     Returns:
         Every rank's number.
@@ -77,7 +80,7 @@ def agree(
     recorder = comm.recorder
     with recorder.call(call):
         record = recorder.started("agree")
-        headers = comm.all_gather_words(np.array(header, np.uint64))
+        headers = comm.all_gather_words(np.array(header, np.uint64), meanwhile)
         record.end = time.time()
     if (headers[:, :2] == headers[0, :2]).all() and not headers[:, 2].any():
         return [float_of(int(word)) for word in headers[:, 3]]

@@ -9,7 +9,7 @@ each, and nothing else in the package communicates.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,8 +81,14 @@ class Collectives(Protocol):
     def settle(self) -> None:
         """After an error: wait for what was started, and drop the errors of MLX."""
 
-    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us over MPI."""
+    def all_gather_words(
+        self, words: NDArray[np.uint64], meanwhile: Callable[[], None] | None = None
+    ) -> NDArray[np.uint64]:
+        """(k,) on each rank -> (size, k) on all. Not lazy; about 3 us over MPI.
+
+        Args:
+            meanwhile: called once this rank's words are on their way. Must not raise.
+        """
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Return every rank's bytes, of any length, in rank order. Not lazy."""

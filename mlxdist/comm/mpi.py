@@ -99,11 +99,20 @@ class MpiTransport:
         self._progress.close()
         self._comm.Free()
 
-    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def all_gather_words(
+        self, words: NDArray[np.uint64], meanwhile: Callable[[], None] | None = None
+    ) -> NDArray[np.uint64]:
         self._drain()
         gathered = np.empty((self.size, words.size), np.uint64)
+        if meanwhile is None:
+            with self.recorder.waiting():
+                self._comm.Allgather(words, gathered)
+            return gathered
+        # Open MPI sends to every rank as it starts it, and needs no rank's help later.
+        request = self._comm.Iallgather(words, gathered)
+        meanwhile()
         with self.recorder.waiting():
-            self._comm.Allgather(words, gathered)
+            request.Wait()
         return gathered
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:

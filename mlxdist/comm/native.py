@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 
 import mlx.core as mx
 import numpy as np
@@ -59,8 +59,19 @@ class NativeTransport:
     def settle(self) -> None:
         self._chain.settle()
 
-    def all_gather_words(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        gathered = self._all_gather(mx.array(words.view(np.uint32)))
+    def queue(self, arrays: Pieces) -> None:
+        """Queue arrays that are sent next. To send them raises their errors."""
+        if self.size > 1:
+            with suppress(RuntimeError):
+                self._chain.queue(*arrays)
+
+    def all_gather_words(
+        self, words: NDArray[np.uint64], meanwhile: Callable[[], None] | None = None
+    ) -> NDArray[np.uint64]:
+        pending = self._chain.all_gather(mx.array(words.view(np.uint32)))
+        if meanwhile is not None:
+            meanwhile()
+        gathered = pending.finish()
         with self.recorder.waiting():
             return np.array(gathered).view(np.uint64)
 

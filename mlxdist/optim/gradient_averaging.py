@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import device
 from ..arrays.trees import FLOATS, entries_of, leaves_of, rebuild
-from ..arrays.types import Flat, Tree
+from ..arrays.types import Flat, Pieces, Tree
 from ..comm.agreement import result_or_problem
 from ..comm.reduction import Weights
 from ..comm.wire import Wire
@@ -62,9 +62,13 @@ def average_gradients(
         least_bucket=world.transport("auto", sharded=False).least_bucket,
     )
     flat = leaves_of(gradients) if problem is None else {}
-    traced = not device.start_evaluation(_first(plan, flat))
+    first = _first(plan, flat)
+    traced = device.may_be_tracing() and not device.start_evaluation(first)
     with world.native.tracing() if traced else nullcontext():
-        weights = _weights(world, plan, weight, problem, traced=traced)
+        if traced:
+            weights = _traced_weights(world, weight, problem)
+        else:
+            weights = _agreed_weights(world, plan, weight, problem, first)
         return rebuild(gradients, _mean(world, plan, flat, weights))
 
 
@@ -80,25 +84,31 @@ def _floating_entries(gradients: Tree) -> tuple[Entry, ...]:
     return entries
 
 
-def _first(plan: Plan, flat: Flat) -> list[Tree]:
+def _first(plan: Plan, flat: Flat) -> Pieces:
     """The gradients of the bucket that is sent first; none where the tree is wrong."""
     buckets = plan.buckets[:1] if flat else ()
     return [flat[entry.path] for bucket in buckets for entry in bucket.entries]
 
 
-def _weights(
+def _traced_weights(world: World, weight: float | None, problem: str | None) -> Weights:
+    """All ranks' weights. Other ranks may not be tracing, and then can't be asked."""
+    if problem:
+        raise ValueError(problem)
+    return traced_weights(world, weight)
+
+
+def _agreed_weights(
     world: World,
     plan: Plan,
     weight: float | None,
     problem: str | None,
-    *,
-    traced: bool,
+    first: Pieces,
 ) -> Weights:
-    """All ranks' weights. Other ranks may not be tracing, and then can't be asked."""
-    if traced:
-        if problem:
-            raise ValueError(problem)
-        return traced_weights(world, weight)
+    """All ranks' weights. Meanwhile this rank computes the gradients it sends first.
+
+    MLX blocks who queues more than a few operations. So a rank queues them when the
+    others have what they wait for.
+    """
     return agree_on_weights(
         world,
         "average_gradients",
@@ -107,6 +117,7 @@ def _weights(
         weight=weight,
         problem=problem or earlier_problem(world),
         remedy="Pass the same tree and the same bucket_size on all ranks.",
+        meanwhile=lambda: world.native.queue(first),
     )
 
 

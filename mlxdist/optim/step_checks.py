@@ -206,6 +206,7 @@ def agree_on_weights(
     weight: float | None,
     problem: str | None,
     remedy: str = _DRIFT_REMEDY,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Weights:
     """Compare a call over the ranks, and return all ranks' weights.
 
@@ -224,6 +225,7 @@ def agree_on_weights(
         number=number,
         problem=problem,
         remedy=remedy,
+        meanwhile=meanwhile,
     )
     if not math.fsum(every):
         raise MismatchError(f"{call} refused: every rank has weight 0")

@@ -1,5 +1,7 @@
 """average_gradients: the weighted mean over the ranks, without an optimizer."""
 
+import time
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -145,3 +147,37 @@ def test_average_gradients_beside_collectives_of_the_user_keeps_them_apart(
     mx.eval(second)
     assert total[0].item() == world.size
     assert mean[0].item() == 5.0
+
+
+def slow_scalar(operations, matrix):
+    """Return a lazy scalar that depends on many operations, one after the other."""
+    chain = matrix
+    for _ in range(operations // 2):
+        chain = mx.tanh(chain @ matrix)
+    return chain[0, 0]
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="what is slow depends on it")
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_average_gradients_of_a_slow_rank_keep_no_other_rank_waiting(compiled, world):
+    """MLX blocks who queues many operations, here the slow rank, until few are left."""
+
+    def average(grads):
+        return mlxdist.average_gradients(grads, world=world)
+
+    matrix, ones = mx.full((192, 192), 0.01), mx.ones((8, 8))
+    mx.eval(matrix, ones, slow_scalar(8, matrix))
+    started = time.perf_counter()
+    mx.eval(slow_scalar(40, matrix))
+    operations = max(40, round(40 * 0.3 / (time.perf_counter() - started)))
+    grads = {"w": ones * world.rank}
+    if world.rank == world.size - 1:
+        grads["w"] += 0 * slow_scalar(operations, matrix)
+    world.barrier()
+    started = time.perf_counter()
+    mean = (mx.compile(average) if compiled else average)(grads)
+    mx.eval(ones + 1)
+    seconds = time.perf_counter() - started
+    assert mean["w"][0, 0].item() == (world.size - 1) / 2
+    assert seconds < 0.15 or world.rank == world.size - 1

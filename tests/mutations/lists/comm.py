@@ -254,27 +254,6 @@ MUTATIONS = [
         ],
         (),
     ),
-    # -- gradients that can't be evaluated
-    *mistakes(
-        "comm/chain.py",
-        ("tests/comm/test_native.py", *FAILED),
-        [
-            ("self._error = self._error or error", "pass"),
-            ("            self._settle_streams()\n", ""),
-            (
-                'if array.size and not self._tracing and self._backend != "nccl":',
-                "if False:",
-            ),
-        ],
-    ),
-    *mistakes(
-        "optim/gradient_averaging.py",
-        FAILED,
-        [
-            ("        reduction.replace_gradients(zeros)\n", ""),
-            ("problem=problem or earlier_problem(world)", "problem=problem"),
-        ],
-    ),
     Mutation(
         "optim/attempt.py",
         "        self._run.wire.comm.settle()\n",

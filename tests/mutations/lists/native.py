@@ -1,0 +1,53 @@
+"""Mistakes in what is queued, and in gradients that can't be evaluated, over native."""
+
+from tests.mutations.mutation import Mutation, mistakes
+
+FAILED = ("tests/optim/test_failed_gradients.py",)
+
+MUTATIONS = [
+    # -- gradients that can't be evaluated
+    *mistakes(
+        "comm/chain.py",
+        ("tests/comm/test_native.py", *FAILED),
+        [
+            ("self._error = self._error or error", "pass"),
+            ("            self._settle_streams()\n", ""),
+            (
+                'if array.size and not self._tracing and self._backend != "nccl":',
+                "if False:",
+            ),
+        ],
+    ),
+    *mistakes(
+        "optim/gradient_averaging.py",
+        FAILED,
+        [
+            ("        reduction.replace_gradients(zeros)\n", ""),
+            ("problem=problem or earlier_problem(world)", "problem=problem"),
+        ],
+    ),
+    # -- what a rank does while others have its header
+    *mistakes(
+        "optim/gradient_averaging.py",
+        ("tests/optim/test_gradient_averaging.py", *FAILED),
+        [
+            (
+                "    weights = _agreed_weights(",
+                "    world.native.queue(first); weights = _agreed_weights(",
+            ),
+            ("traced = device.may_be_tracing() and not device", "traced = not device"),
+        ],
+    ),
+    Mutation(
+        "comm/mpi.py",
+        "        if meanwhile is None:\n",
+        "        if meanwhile:\n            meanwhile()\n        if True:\n",
+        ("tests/optim/test_gradient_averaging.py",),
+    ),
+    Mutation(
+        "comm/native.py",
+        "            with suppress(RuntimeError):\n                self._chain.queue",
+        "            if True:\n                self._chain.queue",
+        FAILED,
+    ),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import mlx.core as mx
@@ -54,13 +55,7 @@ def average_gradients(
     if not isinstance(bucket_size, int | np.integer) or bucket_size < 1:
         problem = f"bucket_size is {bucket_size!r}; it must be 1 byte or more"
         bucket_size = DEFAULT_BUCKET_SIZE
-    plan = make_plan(
-        entries or (),
-        world.size,
-        strategy="replicated",
-        bucket_size=int(bucket_size),
-        least_bucket=world.transport("auto", sharded=False).least_bucket,
-    )
+    plan = _plan(entries or (), world, int(bucket_size))
     flat = leaves_of(gradients) if problem is None else {}
     first = _first(plan, flat)
     traced = device.may_be_tracing() and not device.start_evaluation(first)
@@ -70,6 +65,16 @@ def average_gradients(
         else:
             weights = _agreed_weights(world, plan, weight, problem, first)
         return rebuild(gradients, _mean(world, plan, flat, weights))
+
+
+def _plan(entries: Sequence[Entry], world: World, bucket_size: int) -> Plan:
+    return make_plan(
+        entries,
+        world.size,
+        strategy="replicated",
+        bucket_size=bucket_size,
+        least_bucket=world.transport("auto", sharded=False).least_bucket,
+    )
 
 
 def _floating_entries(gradients: Tree) -> tuple[Entry, ...]:

@@ -88,6 +88,12 @@ def world():
     return mlxdist.init()
 
 
+@pytest.fixture(scope="session")
+def mpi_group(world):
+    """MLX's group of the ranks of `world` over MPI, whatever carries its data."""
+    return world.split(0).group
+
+
 @pytest.fixture
 def shared_folder(request, tmp_path):
     """An empty folder, the same one on all ranks."""

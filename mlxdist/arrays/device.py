@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import mlx.core as mx
 
@@ -69,6 +71,21 @@ def buckets_ahead() -> int:
     would be raised while the bucket before it is sent.
     """
     return 0 if on_cpu() else 1
+
+
+@contextmanager
+def unlimited_memory() -> Iterator[None]:
+    """Queue operations without waiting for those that are queued.
+
+    MLX waits for all of them while more memory is in use than `mx.set_memory_limit`
+    allows. Two ranks that both wait until a message is sent, each before it queues the
+    receive of the other's, would never go on.
+    """
+    limit = mx.set_memory_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        mx.set_memory_limit(limit)
 
 
 def settle(*streams: mx.Stream) -> None:

@@ -14,6 +14,7 @@ it is first needed.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,7 +154,7 @@ class DeferredGather:
 
     def __init__(self, gathers: DeferredGathers):
         self._gathers = gathers
-        self._left = iter(gathers.layouts)
+        self._left = deque(gathers.layouts)
         self._layout: RowLayout | None = None
         self._row: Array = None
         self._bytes: Raw = np.empty(0, np.uint8)
@@ -189,9 +190,10 @@ class DeferredGather:
         return []
 
     def _next_layout(self) -> RowLayout:
-        self._layout = layout = next(self._left)
+        layout = self._left[0]
         self._row = uninitialized(layout.sizes[self._gathers.comm.rank], mx.uint8)
         self._bytes = raw(self._row)
+        self._layout = self._left.popleft()  # not where memory was short
         return layout
 
     def _exchange(self, layout: RowLayout) -> list[Whole]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from ..arrays import device
 from ..arrays.types import Array, Pieces
 from ..layout.entries import split_counts
 from .flight_recorder import Recorder
@@ -67,6 +68,17 @@ class PeerStreams:
         Returns:
             Each rank's vector, in rank order: queued, and ready once it has arrived.
         """
+        with device.unlimited_memory():
+            return self._queue(row, sizes)
+
+    def wait(self) -> None:
+        """Return when all messages have been sent and received."""
+        if self._last:
+            with self._recorder.waiting():
+                mx.eval(list(self._last))
+        self._last.clear()
+
+    def _queue(self, row: Array, sizes: Sequence[int]) -> Pieces:
         rows: Pieces = [row] * self.size
         last: Pieces = []
         for step in range(1, self.size):
@@ -77,13 +89,6 @@ class PeerStreams:
             rows[source] = self._receive(sizes[source], source, lane)
         self._last.append(last + rows)
         return rows
-
-    def wait(self) -> None:
-        """Return when all messages have been sent and received."""
-        if self._last:
-            with self._recorder.waiting():
-                mx.eval(list(self._last))
-        self._last.clear()
 
     def _send(self, row: Array, to: int, lane: int) -> Pieces:
         group, (stream, _) = self._groups[lane], self._streams.pairs[lane]

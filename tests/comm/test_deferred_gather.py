@@ -80,8 +80,8 @@ def test_seconds_left_follow_the_rate_of_the_beginning(done, total, elapsed, sec
 
 
 @pytest.fixture
-def streams(world):
-    groups = [split_group(world.group, "mpi", 0) for _ in range(2)]
+def streams(world, mpi_group):
+    groups = [split_group(mpi_group, "mpi", 0) for _ in range(2)]
     return PeerStreams(groups, world.recorder)
 
 

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
-def overlapping_world(world):
+def overlapping_world(world, mpi_group):
     """A world of the same ranks, as if each were on a host of its own."""
-    return World(world.group, "mpi", world.duplicate(), Recorder(), overlaps=True)
+    return World(mpi_group, "mpi", world.duplicate(), Recorder(), overlaps=True)
 
 
 def slow_array(seconds):

@@ -20,6 +20,9 @@ from mlxdist.launcher.gpus import Share
         ("5", 8, 2, [(None, 2), (None, 2)]),
         (" GPU-1f2e , MIG-77 ", 1, 2, [("GPU-1f2e", 1), ("MIG-77", 1)]),
         ("2,-1,3", 4, 2, [(None, 2), (None, 2)]),  # as CUDA reads it
+        ("1,4,0", 4, 2, [(None, 2), (None, 2)]),  # there is no GPU 4
+        ("1,0,1", 4, 3, [("1", 2), ("0", 1), ("1", 2)]),
+        ("7,5", 0, 2, [("7", 1), ("5", 1)]),
         ("", 4, 2, [(None, 0), (None, 0)]),
         ("-1", 4, 1, [(None, 0)]),
     ],

@@ -192,6 +192,16 @@ def test_read_hosts_of_mlx_json_returns_hosts_and_variables(data, expected, tmp_
             [{"ssh": "a", "ips": ["10.0.0.1"]}, {"ssh": "A", "ips": ["10.0.0.2"]}],
             r"entry 2: host A has ips \['10.0.0.2'\], and entry 1",
         ),
+        (
+            [{"ssh": "a", "ips": ["10.0.0.1"]}, {"ssh": "b", "ips": ["10.0.0.1"]}],
+            r"hosts a and b both have 10\.0\.0\.1",
+        ),
+        (
+            [{"ssh": "a", "ips": ["127.0.0.1"]}, {"ssh": "b"}],
+            r"host a has 127\.0\.0\.1 in ips: wanted an address by which",
+        ),
+        ([{"ssh": "a", "ips": ["0.0.0.0"]}], r"host a has 0\.0\.0\.0 in ips"),
+        ([{"ssh": "a", "ips": ["224.0.0.1"]}], r"host a has 224\.0\.0\.1 in ips"),
         ({"hosts": [{"ssh": "a"}], "backend": "gloo"}, "backend 'gloo', wanted one"),
         ({"hosts": [{"ssh": "a"}], "backend": None}, "backend None, wanted one"),
         ({"hosts": [{"ssh": "a"}], "backend": ["mpi"]}, "wanted one of mpi"),

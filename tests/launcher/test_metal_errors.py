@@ -60,6 +60,18 @@ def test_page_that_explanations_name_has_every_code():
         assert f"`{code}`" in page
 
 
+def test_run_that_is_killed_after_printing_an_error_of_metal_does_not_blame_it(run):
+    done = run(
+        "import os, signal, sys\n"
+        f"print('of the last job:', {IGNORED!r}, file=sys.stderr, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        ranks=1,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "was killed by SIGKILL" in last
+    assert metal_errors.PAGE not in last
+
+
 @pytest.mark.parametrize(
     ("act", "how"),
     [

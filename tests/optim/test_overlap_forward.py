@@ -28,9 +28,9 @@ OPTIONS = {"shard": "elements", "bucket_size": 64}
 
 
 @pytest.fixture
-def apart(world):
+def apart(world, mpi_group):
     """A world of the same ranks, as if each were on a host of its own."""
-    part = World(world.group, "mpi", world.duplicate(), overlaps=True)
+    part = World(mpi_group, "mpi", world.duplicate(), overlaps=True)
     yield part
     part.close()
 
@@ -164,8 +164,8 @@ def test_two_optimizers_and_init_again_share_the_streams(apart, hold_back):
     assert_same_bits(models[0].parameters(), models[1].parameters())
 
 
-def test_close_waits_for_parameters_that_have_not_arrived(world):
-    with World(world.group, "mpi", world.duplicate(), overlaps=True) as part:
+def test_close_waits_for_parameters_that_have_not_arrived(world, mpi_group):
+    with World(mpi_group, "mpi", world.duplicate(), overlaps=True) as part:
         model, (optimizer, _) = linear_layers(), twins(part)
         optimizer.init(model)
         optimizer.update(model, model.trainable_parameters())

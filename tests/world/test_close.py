@@ -59,9 +59,9 @@ def test_close_leaves_no_thread_hook_or_descriptor(tmp_path):
 
 
 @pytest.mark.mpi
-def test_close_of_a_split_ends_its_thread_and_leaves_the_world(world):
+def test_close_of_a_split_ends_its_thread_and_leaves_the_world(world, mpi_group):
     threads = threading.active_count()
-    part = World(world.split(0).group, "mpi", world.duplicate(), overlaps=True)
+    part = World(mpi_group, "mpi", world.duplicate(), overlaps=True)
     assert threading.active_count() == threads + 1
     averaged = mlxdist.average_gradients({"w": mx.ones(3)}, world=part)
     assert averaged["w"].tolist() == [1.0] * 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+import mlxdist
 from mlxdist.comm import MismatchError
 from mlxdist.launcher.data_plane import DataPlane
 from mlxdist.world.data_plane import (
@@ -23,6 +24,12 @@ from tests.support.jobs import ROOT, run
 
 SPMD = pytest.mark.mpi(min_size=2)
 DEVICES = (((), ("rdma_en3",)), (("rdma_en4", "rdma_en5"), ()))
+
+
+@pytest.mark.parametrize("backend", ["gloo", "any", "jaccl-ring", "", 3], ids=str)
+def test_init_of_an_unknown_backend_raises(backend):
+    with pytest.raises(ValueError, match=r"backend is .*; wanted one of mpi, ring"):
+        mlxdist.init(backend)
 
 
 def test_nccl_variables_name_rank_0_for_each_rank():
@@ -41,7 +48,7 @@ def test_jaccl_matrix_is_null_where_there_is_no_cable():
 
 def test_ring_of_hosts_with_unequal_numbers_of_addresses_is_a_problem():
     assert ring_problem([["a:1"], ["b:1"]]) is None
-    assert "they have [1, 2]" in ring_problem([["a:1"], ["b:1", "b:2"]])
+    assert "the ranks have [1, 2]" in ring_problem([["a:1"], ["b:1", "b:2"]])
 
 
 @pytest.fixture
@@ -116,7 +123,7 @@ def test_backend_that_mlx_lacks_on_one_rank_raises_on_all(world, monkeypatch):
     ("address", "message"),
     [
         ("192.0.2.1", r"rank 0: OSError: .*: 192\.0\.2\.1"),
-        ("127.0.0.1", "all ranks must have as many addresses"),
+        ("127.0.0.1", "each must have equally many: give"),
     ],
     ids=["of another host", "two of one host"],
 )

@@ -160,12 +160,12 @@ def test_split_makes_worlds_that_train(world):
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_auto_transport_is_the_same_where_one_rank_has_an_accelerator(
-    sharded, world, monkeypatch
+    sharded, world, mpi_group, monkeypatch
 ):
     with monkeypatch.context() as patch:
         if world.rank == 0:
             patch.setattr(mx, "default_device", lambda: mx.gpu)
-        mixed = World(world.group, "mpi", world.duplicate(), Recorder())
+        mixed = World(mpi_group, "mpi", world.duplicate(), Recorder())
     assert mixed.transport("auto", sharded=sharded) is mixed.host_transport
     assert mixed.host_transport.overlaps
     assert mixed.mean(1.0) == 1.0

@@ -63,12 +63,15 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
 def _with_gpu_error(outcome: Outcome, printed: dict[int, str]) -> str:
     """Return the message of a job, with the cause where a rank had an error of Metal.
 
-    MLX raises it, or it ends the process, which has printed it then.
+    MLX raises it, or an exception that nobody catches aborts the process, which has
+    printed it then. A rank that another signal has killed may have printed anything.
     """
     for rank in outcome.ranks:
-        text = rank.reason if rank.state == "failed" else printed.get(rank.rank)
+        text = rank.reason if rank.state == "failed" else None
+        if rank.signal == "SIGABRT":
+            text = printed.get(rank.rank)
         meaning = metal_errors.explain(text or "")
-        if meaning and rank.state in ("failed", "killed"):
+        if meaning:
             return f"{outcome.message} Rank {rank.rank}: {meaning}."
     return outcome.message
 

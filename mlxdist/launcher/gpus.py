@@ -54,9 +54,9 @@ def share_of(visible: str | None, gpus: int, local_rank: int, local_size: int) -
     names = usable(visible, gpus)
     if not names:
         return Share(None, 0)
-    index = local_rank % len(names)
-    ranks = len(range(index, local_size, len(names)))
-    return Share(names[index] if len(names) > 1 else None, ranks)
+    of_rank = [names[rank % len(names)] for rank in range(local_size)]
+    name = of_rank[local_rank]
+    return Share(name if len(names) > 1 else None, of_rank.count(name))
 
 
 def usable(visible: str | None, gpus: int) -> Sequence[str]:
@@ -64,15 +64,16 @@ def usable(visible: str | None, gpus: int) -> Sequence[str]:
 
     Args:
         visible: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
-        gpus: how many this machine has.
+        gpus: how many this machine has; 0 also where their files are not visible.
     """
     if visible is None:
         return [str(number) for number in range(gpus)]
     names = []
-    for name in visible.split(","):
-        if not name.strip() or name.strip().startswith("-"):
+    for name in map(str.strip, visible.split(",")):
+        is_beyond = name.isdecimal() and 0 < gpus <= int(name)
+        if not name or name.startswith("-") or is_beyond:
             break
-        names.append(name.strip())
+        names.append(name)
     return names
 
 

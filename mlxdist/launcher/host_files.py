@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from . import hosts
@@ -92,6 +93,7 @@ def _read_json(text: str, path: Path) -> HostList:
         parsed = [_parse_entry(entry, i) for i, entry in enumerate(entries, 1)]
         _check_repeated(parsed)
         merged = hosts.merge(parsed)
+        _check_addresses(merged.hosts)
         options = data if isinstance(data, dict) else {}
         return merged._replace(
             variables=_parse_variables(options), backend=_parse_backend(options)
@@ -154,6 +156,26 @@ def _check_repeated(entries: Sequence[Host]) -> None:
                 f"entry {known} has {list(other.addresses)}: list all addresses of a "
                 "host in each of its entries, or in one entry with slots"
             )
+
+
+def _check_addresses(named: Sequence[Host]) -> None:
+    """Refuse addresses by which the other hosts can't reach a host."""
+    owners: dict[str, str] = {}
+    for host in named:
+        for address in host.addresses:
+            owner = owners.setdefault(address, host.name)
+            if owner != host.name:
+                raise ValueError(
+                    f"hosts {owner} and {host.name} both have {address} in ips: give "
+                    "each host addresses of its own"
+                )
+            parsed = IPv4Address(address)
+            is_open = not (parsed.is_unspecified or parsed.is_multicast)
+            if not is_open or (parsed.is_loopback and len(named) > 1):
+                raise ValueError(
+                    f"host {host.name} has {address} in ips: wanted an address by "
+                    "which the other hosts reach it"
+                )
 
 
 def _parse_backend(data: dict[str, object]) -> str | None:

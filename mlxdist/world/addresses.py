@@ -106,7 +106,8 @@ def reserve_port(address: str, until: ExitStack) -> int:
     try:
         holder.bind((address, 0))
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: {address}") from None
+        remedy = f"{address}: correct the host file's ips of {socket.gethostname()}"
+        raise OSError(error.errno, f"{error.strerror}: {remedy}") from None
     return int(holder.getsockname()[1])
 
 

@@ -133,7 +133,10 @@ def ring_problem(hosts: Sequence[Sequence[str]]) -> str | None:
     counts = [len(host) for host in hosts]
     if len(set(counts)) == 1:
         return None
-    return f"all ranks must have as many addresses; they have {counts}"
+    return (
+        f"the ranks have {counts} addresses, and each must have equally many: give "
+        "each host as many `ips` in the host file"
+    )
 
 
 def _neighbour_problem(hosts: Sequence[Sequence[str]], rank: int) -> str | None:

@@ -33,7 +33,7 @@ import numpy as np
 
 from ..comm.agreement import difference
 from ..launcher import environment, launches
-from ..launcher.data_plane import DataPlane, data_plane_of
+from ..launcher.data_plane import DataPlane, check_backend, data_plane_of
 from ..launcher.launches import Launch
 from ..version import __version__
 from .data_plane import connect, control_transport
@@ -96,11 +96,14 @@ def init(
             another process has joined as this rank; the ranks run different versions of
             mlxdist, or pass other arguments. The message has the remedy.
         PermissionError: MLX has no folder for compiled kernels that is this user's.
-        ValueError: `timeout` is no positive number, a world was joined with other
-            arguments before, or the backend can't be set up on one of the ranks.
+        ValueError: `timeout` is no positive number, there is no such backend, or a
+            world was joined with other arguments before.
+        MismatchError: the backend can't be set up on one of the ranks.
     """
     global _world
     _check_timeout(timeout)
+    if backend is not None:
+        check_backend(backend, "backend")
     options: dict[str, object] = {"timeout": timeout, "guard": guard}
     with _joining:
         if _world is None or _world.is_closed:

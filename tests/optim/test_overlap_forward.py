@@ -1,13 +1,16 @@
 """Parameters that arrive behind the next forward pass: same bits, nothing stuck."""
 
 import time
+from contextlib import nullcontext
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 
 import mlxdist
+from mlxdist.comm import deferred_gather
 from mlxdist.world.world import World
 from tests.support.examples import (
     apply_steps,
@@ -179,6 +182,20 @@ def test_nothing_is_deferred_where_ranks_share_cores_or_keep_all_state(world, ap
         assert not optimizer.describe().overlaps_forward
 
 
+def test_update_above_the_memory_limit_of_mlx_does_not_wait_for_its_own_messages(apart):
+    model, (optimizer, _) = nn.Linear(600, 300), twins(apart, bucket_size=2**18)
+    optimizer.init(model)
+    gradients = model.trainable_parameters()
+    mx.eval(gradients)
+    limit = mx.set_memory_limit(1)
+    try:
+        for _ in range(3):
+            optimizer.update(model, gradients)
+    finally:
+        assert mx.set_memory_limit(limit) == 1
+    assert apart.identical(model)
+
+
 class FailsLate(optim.Adam):
     """Raises an error at its third tensor on rank 0."""
 
@@ -202,5 +219,24 @@ def test_error_on_one_rank_leaves_all_ranks_with_the_same_parameters(apart):
         with pytest.raises(KeyError, match="boom"):
             optimizer.update(model, model.trainable_parameters())
     else:
+        optimizer.update(model, model.trainable_parameters())
+    assert apart.identical(model)
+
+
+def test_rank_without_memory_for_a_message_ends_the_step_with_the_others(
+    apart, monkeypatch
+):
+    allocate, calls = deferred_gather.uninitialized, []
+
+    def fail_once(size, dtype):
+        calls.append(size)
+        if len(calls) == 2 and apart.is_root:
+            raise MemoryError("boom")
+        return allocate(size, dtype)
+
+    monkeypatch.setattr(deferred_gather, "uninitialized", fail_once)
+    model, (optimizer, _) = linear_layers(), twins(apart)
+    optimizer.init(model)
+    with pytest.raises(MemoryError) if apart.is_root else nullcontext():
         optimizer.update(model, model.trainable_parameters())
     assert apart.identical(model)

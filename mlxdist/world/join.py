@@ -96,14 +96,11 @@ def init(
             another process has joined as this rank; the ranks run different versions of
             mlxdist, or pass other arguments. The message has the remedy.
         PermissionError: MLX has no folder for compiled kernels that is this user's.
-        ValueError: `timeout` is no positive number, there is no such backend, or a
-            world was joined with other arguments before.
+        ValueError: an argument is invalid, or not that of an earlier call.
         MismatchError: the backend can't be set up on one of the ranks.
     """
     global _world
-    _check_timeout(timeout)
-    if backend is not None:
-        check_backend(backend, "backend")
+    _check_arguments(backend, timeout)
     options: dict[str, object] = {"timeout": timeout, "guard": guard}
     with _joining:
         if _world is None or _world.is_closed:
@@ -137,7 +134,9 @@ def _check_repeated(
             )
 
 
-def _check_timeout(timeout: float) -> None:
+def _check_arguments(backend: Backend | None, timeout: float) -> None:
+    if backend is not None:
+        check_backend(backend, "backend")
     is_number = isinstance(timeout, int | float | np.integer | np.floating)
     if not is_number or not 0 < timeout < float("inf"):
         raise ValueError(f"timeout is {timeout!r}; wanted a number of seconds above 0")

@@ -97,15 +97,15 @@ MUTATIONS = [
         HOST_FILES,
     ),
     # GPUs
-    Mutation("launcher/gpus.py", "local_rank % len(names)", "0", GPUS),
+    Mutation("launcher/gpus.py", "of_rank[local_rank]", "of_rank[0]", GPUS),
     Mutation("launcher/gpus.py", "if len(names) > 1 else None", "", GPUS),
     Mutation("launcher/rank_main.py", "        _take_gpu()", "        pass", GPUS),
     # Errors of Metal
     Mutation("launcher/metal_errors.py", "known[0]", "known[-1]", METAL_ERRORS),
     Mutation(
         "launcher/failure.py",
-        'if meaning and rank.state in ("failed", "killed"):',
-        'if meaning and rank.state == "failed":',
+        'if rank.signal == "SIGABRT":',
+        'if rank.signal == "SIGKILL":',
         METAL_ERRORS,
     ),
     Mutation(

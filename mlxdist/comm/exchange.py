@@ -84,9 +84,9 @@ class Exchange:
     ):
         self.endpoint = endpoint
         self.squares: float | None = None
-        self.spans = [bucket.span(rank) for rank in range(endpoint.size)]
+        self.spans = bucket.spans
         self.start, self.stop = self.spans[endpoint.rank]
-        longest = max(stop - start for start, stop in self.spans)
+        longest = bucket.chunk
         peers = max(1, endpoint.size - 1)
         self._bytes_per_element = peers * item_size
         per_round = max(1, ROUND_BYTES // self._bytes_per_element)

@@ -64,11 +64,11 @@ class Bucket:
         """First element of each entry, then the size of the bucket."""
         return tuple(accumulate((e.size for e in self.entries), initial=0))
 
-    @property
+    @cached_property
     def size(self) -> int:
         return self.offsets[-1]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return self.size * ITEM_SIZES[self.dtype]
 
@@ -83,10 +83,18 @@ class Bucket:
         """Elements of the largest share. With slices only the last ones are shorter."""
         if self.owners is None:
             return -(-self.size // self.ranks)
-        return max(stop - start for start, stop in map(self.span, range(self.ranks)))
+        return max(stop - start for start, stop in self.spans)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Each rank's share of the flat vector: elements [start, stop)."""
+        return tuple(map(self._span, range(self.ranks)))
 
     def span(self, rank: int) -> tuple[int, int]:
         """Return the rank's share of the flat vector: elements [start, stop)."""
+        return self.spans[rank]
+
+    def _span(self, rank: int) -> tuple[int, int]:
         if self.owners is None:
             chunk = self.chunk
             return min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)

@@ -59,7 +59,7 @@ MUTATIONS = [
         SUMS,
         [
             ("min(first + start, end), min(", "first + start, min("),
-            ("longest = max(", "longest = min("),
+            ("longest = bucket.chunk", "longest = bucket.chunk - 1"),
             (
                 "self._source[self.start + arrived.start :",
                 "self._source[arrived.start :",

@@ -1,11 +1,11 @@
 """Mistakes in what is queued ahead, so that an accelerator is never idle."""
 
-from tests.mutations.mutation import mistakes
+from tests.mutations.mutation import Mutation, mistakes
 
 MUTATIONS = [
     *mistakes(
         "arrays/device.py",
-        ("tests/optim/test_accelerator.py",),
+        ("tests/arrays/test_device.py", "tests/optim/test_accelerator.py"),
         [
             ("return 0 if on_cpu() else 1", "return 0"),
             ("or len(arrays) < 2 else [join(arrays)]", "or 1 else [join(arrays)]"),
@@ -18,5 +18,11 @@ MUTATIONS = [
             ("index + device.buckets_ahead()", "index"),
             ("packed = device.packed(chunk.arrays)", "return chunk"),
         ],
+    ),
+    Mutation(
+        "optim/local_shard.py",
+        "        arrays = self.inner.scalars()\n",
+        "        arrays: list[Array] = []\n",
+        ("tests/optim/test_accelerator.py",),
     ),
 ]

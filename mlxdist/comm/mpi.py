@@ -104,13 +104,11 @@ class MpiTransport:
     ) -> NDArray[np.uint64]:
         self._drain()
         gathered = np.empty((self.size, words.size), np.uint64)
-        if meanwhile is None:
-            with self.recorder.waiting():
-                self._comm.Allgather(words, gathered)
-            return gathered
-        # Open MPI sends to every rank as it starts it, and needs no rank's help later.
+        # Never `Allgather`, which does not match it: calls that differ meet here. Open
+        # MPI sends to every rank as it starts it, and needs no rank's help later.
         request = self._comm.Iallgather(words, gathered)
-        meanwhile()
+        if meanwhile is not None:
+            meanwhile()
         with self.recorder.waiting():
             request.Wait()
         return gathered

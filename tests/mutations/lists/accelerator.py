@@ -24,5 +24,6 @@ MUTATIONS = [
         "        arrays = self.inner.scalars()\n",
         "        arrays: list[Array] = []\n",
         ("tests/optim/test_accelerator.py",),
+        (2,),
     ),
 ]

@@ -34,4 +34,10 @@ MUTATIONS = [
         ],
         (3,),
     ),
+    *mistakes(
+        "comm/deferred_gather.py",
+        ("tests/optim/test_overlap_forward.py",),
+        [("layout = self._left[0]", "layout = self._layout = self._left[0]")],
+        (2,),
+    ),
 ]

@@ -143,14 +143,23 @@ def test_new_parameters_that_cannot_be_evaluated_leave_no_rank_behind(
 
 
 @pytest.mark.mpi(min_size=2)
-def test_average_gradients_that_cannot_be_evaluated_leaves_no_rank_behind(world):
+@pytest.mark.parametrize(
+    ("failing", "bucket_size", "error"),
+    [
+        (inverse_of_zeros, 8, "factorization"),
+        (array_of_a_thread_that_ended, 2**20, "Stream"),
+    ],
+)
+def test_average_gradients_that_cannot_be_evaluated_leaves_no_rank_behind(
+    failing, bucket_size, error, world
+):
     grads = gradients(linear_layers().trainable_parameters(), 0, world.rank)
-    average = partial(mlxdist.average_gradients, world=world, bucket_size=8)
+    average = partial(mlxdist.average_gradients, world=world, bucket_size=bucket_size)
     if world.is_root:
-        with pytest.raises(RuntimeError, match="factorization"):
-            average(with_a_failing_weight(grads, inverse_of_zeros))
+        with pytest.raises(RuntimeError, match=error):
+            average(with_a_failing_weight(grads, failing))
     else:
         mx.eval(average(grads))
-    with pytest.raises(mlxdist.MismatchError, match=r"ended with .*factorization"):
+    with pytest.raises(mlxdist.MismatchError, match=rf"ended with .*{error}"):
         average(grads)
     mx.eval(average(grads))

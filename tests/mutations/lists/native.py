@@ -31,10 +31,6 @@ MUTATIONS = [
         "optim/gradient_averaging.py",
         ("tests/optim/test_gradient_averaging.py", *FAILED),
         [
-            (
-                "    weights = _agreed_weights(",
-                "    world.native.queue(first); weights = _agreed_weights(",
-            ),
             ("traced = device.may_be_tracing() and not device", "traced = not device"),
         ],
     ),

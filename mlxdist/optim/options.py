@@ -224,8 +224,8 @@ class Options:
                 )
         if self.wire_dtype is not None and self.transport != "host":
             raise ValueError(
-                f'wire_dtype={self.wire_dtype} needs transport="host": MPI would round '
-                "the sum to it at every hop"
+                f'wire_dtype={self.wire_dtype} needs transport="host": others would '
+                "round the sum to it at every hop"
             )
         if self.transport == "host" and self.reduce_dtype != mx.float32:
             raise ValueError(

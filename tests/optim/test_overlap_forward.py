@@ -4,7 +4,6 @@ import time
 from contextlib import nullcontext
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -180,20 +179,6 @@ def test_nothing_is_deferred_where_ranks_share_cores_or_keep_all_state(world, ap
         optimizer = twins(where, **options)[0]
         optimizer.init(parameters())
         assert not optimizer.describe().overlaps_forward
-
-
-def test_update_above_the_memory_limit_of_mlx_does_not_wait_for_its_own_messages(apart):
-    model, (optimizer, _) = nn.Linear(600, 300), twins(apart, bucket_size=2**18)
-    optimizer.init(model)
-    gradients = model.trainable_parameters()
-    mx.eval(gradients)
-    limit = mx.set_memory_limit(1)
-    try:
-        for _ in range(3):
-            optimizer.update(model, gradients)
-    finally:
-        assert mx.set_memory_limit(limit) == 1
-    assert apart.identical(model)
 
 
 class FailsLate(optim.Adam):

@@ -43,6 +43,36 @@ if how != "end":
     print(np.array(model.layers[5].weight).shape, flush=True)
 """
 
+# In a process without failed computations: MLX counts them as queued for ever, and
+# above its limit it waits for all that is queued.
+ABOVE_MEMORY_LIMIT = """
+import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim
+import mlxdist
+from mlxdist.world.world import World
+
+world = mlxdist.init(timeout=4)
+part = World(world.group, "mpi", world.duplicate(), overlaps=True)
+model = nn.Linear(600, 300)
+optimizer = mlxdist.DistributedOptimizer(
+    optim.AdamW(1e-3), shard=True, world=part, bucket_size=2**18
+)
+optimizer.init(model)
+gradients = model.trainable_parameters()
+mx.eval(gradients)
+limit = mx.set_memory_limit(1)
+for _ in range(3):
+    optimizer.update(model, gradients)
+assert mx.set_memory_limit(limit) == 1
+assert part.identical(model)
+"""
+
+
+def test_update_above_the_memory_limit_of_mlx_does_not_wait_for_its_own_messages(
+    tmp_path,
+):
+    done = mpi_job(2, ABOVE_MEMORY_LIMIT, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
 
 @pytest.mark.parametrize(
     "how", [pytest.param("end", marks=pytest.mark.long), "sys.exit"]

@@ -106,6 +106,7 @@ OTHER_OPTIONS = {
     "ema_decay": 0.5,
     "sync_buffers": "mean",
     "reproducible": True,
+    "overlap_forward": False,
 }
 
 

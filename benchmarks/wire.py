@@ -67,6 +67,7 @@ PAIRS = (
 COLORS = {
     "sharded exchange": plots.BLUE,
     "replicated exchange": plots.LIGHT_BLUE,
+    "sharded over ring exchange": plots.PALE_BLUE,
     "mpi all_sum": plots.ORANGE,
     "ring average_gradients": plots.LIGHT_ORANGE,
     "ring all_sum": plots.GRAY,
@@ -172,11 +173,13 @@ def show(console: Console, name: str, case: common.Result) -> None:
 
 def draw(path: Path, cases: common.Result) -> None:
     """Draw each contender's time as a multiple of the bound, as bars."""
-    width = 0.85 / len(COLORS)
+    measured = {name for case in cases.values() for name in case["times_the_bound"]}
+    colors = {name: color for name, color in COLORS.items() if name in measured}
+    width = 0.85 / len(colors)
     with plots.figure(path, "One exchange of 32 MB against the link's limit") as axes:
-        for number, (contender, color) in enumerate(COLORS.items()):
+        for number, (contender, color) in enumerate(colors.items()):
             heights = [c["times_the_bound"].get(contender, 0) for c in cases.values()]
-            offset = (number - len(COLORS) / 2) * width
+            offset = (number - len(colors) / 2) * width
             left = [x + offset for x in range(len(heights))]
             bars = axes.bar(
                 left, heights, width, align="edge", color=color, label=contender

@@ -70,12 +70,12 @@ class Ring:
         """
         peer, stream = 1 - self._rank, self._chain.stream
         spans = mx.split(flat, [bucket.span(1)[0]], stream=stream)
-        own, other = spans[self._rank], spans[peer]
-        if bucket.chunk > other.size:
-            padding = (0, bucket.chunk - other.size)
-            other = mx.pad(other, padding, stream=stream)
-        rows = self._chain.all_gather(other)
-        return rows.then(lambda rows: rows[peer][: own.size] + own)
+        local, remote = spans[self._rank], spans[peer]
+        if bucket.chunk > remote.size:
+            padding = (0, bucket.chunk - remote.size)
+            remote = mx.pad(remote, padding, stream=stream)
+        rows = self._chain.all_gather(remote)
+        return rows.then(lambda rows: rows[peer][: local.size] + local)
 
     def _spans(self, flat: Array, bucket: Bucket) -> list[Array]:
         """Each rank's span, without a copy."""

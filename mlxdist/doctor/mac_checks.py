@@ -101,8 +101,8 @@ def check_jaccl_versions(context: HostContext) -> Iterator[Finding]:
         yield Finding("jaccl", f"mlx is {mlx}, too old", "failure", remedy)
     macos = mac_output.version_numbers(context.report["macos"])
     if not context.remedies.is_mac or macos < _MACOS_FOR_RDMA:
-        found = context.report["macos"] or context.report["system"]
-        message = f"{found}, and RDMA over Thunderbolt needs macOS 26.2"
+        system = context.report["macos"] or context.report["system"]
+        message = f"{system}, and RDMA over Thunderbolt needs macOS 26.2"
         yield Finding("jaccl", message, "failure", "update macOS, or --backend ring")
     elif macos < _MACOS_FOR_LARGE_BUFFERS:
         message = f"macOS {context.report['macos']}: 26.3 has larger buffers, is faster"

@@ -43,6 +43,6 @@ MEANINGS = {
 
 def explain(text: str) -> str:
     """Return the cause and the remedy of an error of Metal; "" if the text has none."""
-    found = _CODE.findall(text)
-    known = [code for code in MEANINGS if code in found]
+    codes = _CODE.findall(text)
+    known = [code for code in MEANINGS if code in codes]
     return f"{MEANINGS[known[0]]}; see {PAGE}" if known else ""

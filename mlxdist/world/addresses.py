@@ -65,11 +65,11 @@ def choose_addresses(
     ]
     for candidate in allowed[0] if allowed else ():
         network = str(ipaddress.IPv4Interface(candidate.address).network)
-        found = [
+        candidates = [
             next((each.ip for each in of_rank if each.is_in(network)), None)
             for of_rank in allowed
         ]
-        addresses = [ip for ip in found if ip is not None]
+        addresses = [ip for ip in candidates if ip is not None]
         # Bridges of containers have the same address on several hosts.
         hosts = {ip: tuple(every[rank]) for rank, ip in enumerate(addresses)}
         if len(addresses) == len(every) and all(
@@ -100,15 +100,15 @@ def reserve_port(address: str, until: ExitStack) -> int:
     Raises:
         OSError: this host does not have the address.
     """
-    holder = until.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation = until.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        holder.bind((address, 0))
+        reservation.bind((address, 0))
     except OSError as error:
         remedy = f"{address}: correct the host file's ips of {socket.gethostname()}"
         raise OSError(error.errno, f"{error.strerror}: {remedy}") from None
-    return int(holder.getsockname()[1])
+    return int(reservation.getsockname()[1])
 
 
 def route_problem(address: str, port: int) -> str | None:

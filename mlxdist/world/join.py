@@ -39,6 +39,7 @@ from ..version import __version__
 from .data_plane import connect, control_transport
 from .deadline import join_in_time
 from .finalize import keep_alive
+from .groups import Backend
 from .guard import Guard
 from .identity import check_size, find_launch
 from .metal_memory import wire_where_metal_computes
@@ -51,7 +52,7 @@ from .process import (
 )
 from .shared_memory import unlink_segments
 from .timeline import Timeline
-from .world import Backend, World
+from .world import World
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -30,8 +30,6 @@ from .process import on_any_rank, ranks_on_host
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-__all__ = ["Backend", "World", "split_group"]
-
 
 class World:
     """The ranks that train together, seen from one of them.

@@ -61,6 +61,15 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Run tests of failing computations last.
+
+    MLX counts a computation that failed as queued for ever, and blocks whoever queues
+    more once about ten are.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("fails_in_mlx") is not None)
+
+
 def pytest_sessionstart(session):
     if session.config.getoption("--with-mpi"):
         from mpi4py import MPI

@@ -18,7 +18,7 @@ from tests.support.examples import (
     linear_layers,
 )
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.fails_in_mlx]
 
 
 def array_of_a_thread_that_ended():

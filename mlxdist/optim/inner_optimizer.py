@@ -143,7 +143,8 @@ class InnerOptimizer:
         self.leaves = tuple(_leaves(optimizer, "", ()))
         self.owners: dict[KeyPath, Leaf] = {}
         self.structure: Tree = {}
-        self.wrapping = Wrapping(optimizer, [leaf.optimizer for leaf in self.leaves])
+        self.optimizers = [leaf.optimizer for leaf in self.leaves]
+        self.wrapping = Wrapping(optimizer, self.optimizers)
         self.hyperparameters = Hyperparameters(
             (self._prefix(leaf), leaf.optimizer) for leaf in self.leaves
         )

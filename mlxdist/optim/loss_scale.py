@@ -17,6 +17,19 @@ GROWS_AFTER = 2000  # steps without an overflow
 Option = Literal["dynamic"] | float | None
 
 
+def option_problem(value: object) -> str | None:
+    """Return why a loss scale is invalid, or None."""
+    if value is None or value == "dynamic":
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 2.0**-126 <= float(value) < 2.0**127:  # type: ignore[arg-type]
+        return None
+    return (
+        f'loss_scale is {value!r}; it must be "dynamic", a float32 number above 0, or '
+        "None"
+    )
+
+
 class LossScale(Protocol):
     """The scale now, and what steps and overflows do to it."""
 

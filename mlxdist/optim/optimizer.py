@@ -21,7 +21,7 @@ from .ema import EmaSwap
 from .hyperparameters import Optimizer
 from .inner_optimizer import InnerOptimizer
 from .managed_state import ManagedState
-from .options import Options, Transport
+from .options import Options, StateDtype, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
 from .rollback import interrupts_wait
@@ -54,9 +54,9 @@ class DistributedOptimizer(OptimizerWrapper):
         options: the fields of `mlxdist.optim.Options`, which says what each does and
             what it costs. On the wire: `transport`, `bucket_size`, `reduce_dtype`,
             `wire_dtype`. Gradients: `max_norm`, `skip_nonfinite`, `loss_scale`,
-            `accumulate`. Copies of the weights: `master_dtype`, `ema_decay`. Between
-            ranks: `check_every`, `sync_buffers`, `reproducible`. When parameters
-            arrive: `overlap_forward`.
+            `accumulate`. State: `state_dtype`, `float32_state`, `master_dtype`,
+            `ema_decay`. Between ranks: `check_every`, `sync_buffers`, `reproducible`,
+            `overlap_forward`.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S;
     sharded over "native" 3(N-1)/N S, since MLX has no reduce-scatter over MPI or its
@@ -83,6 +83,8 @@ class DistributedOptimizer(OptimizerWrapper):
         sync_buffers: Mode | None = None,
         reproducible: bool = False,
         overlap_forward: bool = True,
+        state_dtype: StateDtype = None,
+        float32_state: tuple[str, ...] = ("embed",),
     ):
         self.world = current() if world is None else world
         inner = InnerOptimizer(optimizer)
@@ -102,12 +104,14 @@ class DistributedOptimizer(OptimizerWrapper):
             sync_buffers=sync_buffers,
             reproducible=reproducible,
             overlap_forward=overlap_forward,
+            state_dtype=state_dtype,
+            float32_state=float32_state,
         )
-        self.options.check(self.world)
         self._compose(inner)
 
     def _compose(self, inner: InnerOptimizer) -> None:
-        """Make the parts that hold what changes from step to step."""
+        """Check the options, and make the parts that change from step to step."""
+        self.options.check(self.world, inner.optimizers)
         self._managed = ManagedState(self.world, inner, self.options)
         self._steps = DistributedStep(self.world, inner, self.options, self.init)
         self._buffers = SyncedBuffers(self.options.sync_buffers, self.world)
@@ -146,8 +150,8 @@ class DistributedOptimizer(OptimizerWrapper):
     ) -> None:
         """Average the gradients over the ranks and step a model, or a dict.
 
-        A model's parameters are replaced bucket by bucket: there is never a second set
-        of them. Arguments and errors are those of `apply_gradients`.
+        There is never a second set of a model's parameters. Arguments and errors are
+        those of `apply_gradients`.
         """
         if type(model) is dict:
             model.update(self.apply_gradients(gradients, model, weight))
@@ -166,10 +170,8 @@ class DistributedOptimizer(OptimizerWrapper):
         """Average the gradients over the ranks and return the updated parameters.
 
         Args:
-            gradients: this rank's, with the paths, shapes and dtypes of `init`. An
-                empty tree on all ranks steps the schedules alone. To clip them use
-                `max_norm`: `optim.clip_grad_norm` before would clip each rank's by the
-                norm of its own.
+            gradients: this rank's, with the paths, shapes and dtypes of `init`, not
+                clipped. An empty tree on all ranks steps the schedules alone.
             parameters: the same tree, or one that contains it; the same on all ranks.
             weight: how much this rank's gradients count, such as its number of tokens;
                 1 where it is None. 0 leaves them out, even where they are nan.
@@ -232,8 +234,8 @@ class DistributedOptimizer(OptimizerWrapper):
     def averaged(self, model: Module) -> AbstractContextManager[None]:
         """While in it, the model has its EMA weights: to evaluate with.
 
-        Called by all ranks; each sends its share of them, as parameters are sent, and
-        holds both. Save, load and update after it. Needs `ema_decay`.
+        Called by all ranks, which send their shares of them. Save, load and update
+        after it. Needs `ema_decay`.
         """
         wire = self._steps.require_pipelines().eager.wire
         shard, comm = self._managed.read("averaged"), self.world.control

@@ -1,0 +1,87 @@
+"""Arrays in 8 bits: what is exact, what is bounded, and what survives."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxdist.arrays import blockwise
+from mlxdist.arrays.blockwise import BLOCK, quantize, widen
+
+KINDS = ("signed", "root")
+
+
+def _values(kind, count=40, spread=3.0):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(count, BLOCK)) * 10.0 ** rng.normal(
+        -4, spread, (count, 1)
+    )
+    return (values if kind == "signed" else values**2).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantize_errs_by_at_most_half_a_code(kind):
+    values = _values(kind)
+    blocks = quantize(mx.array(values), kind)
+    wide = np.array(widen(*blocks)).reshape(values.shape)
+    if kind == "root":  # the smallest code is 1
+        values, wide = np.sqrt(values), np.sqrt(wide)
+    error = np.abs(wide - values).max(axis=1)
+    codes = {"signed": 127, "root": 255}[kind]
+    half = np.abs(values).max(axis=1) / codes / 2
+    assert (error <= half * (2.01 if kind == "root" else 1.001)).all()
+    assert blocks.codes.shape == (40, BLOCK)
+    assert blocks.scales.shape == (40,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantize_of_what_was_widened_gives_the_same_codes(kind):
+    blocks = quantize(mx.array(_values(kind)), kind)
+    again = quantize(widen(*blocks), kind)
+    assert mx.array_equal(again.codes, blocks.codes)
+    assert mx.allclose(again.scales, blocks.scales, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_are_widened_to_zeros(kind):
+    made = blockwise.zeros(128, kind)
+    quantized = quantize(mx.zeros((2, 64)), kind)
+    for one, other in zip(made, quantized, strict=True):
+        assert one.dtype == other.dtype
+        assert mx.array_equal(one, other)
+    assert mx.array_equal(widen(*made), mx.zeros(128))
+
+
+def test_second_moment_above_zero_is_never_widened_to_zero():
+    values = mx.array([1.0] + [1e-30] * 62 + [0.0])
+    wide = widen(*quantize(values, "root"))
+    assert (wide[:63] > 0).all()
+    assert wide[63] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("largest", [1e-44, 1e-38, 1e-31, 1e30])
+def test_quantize_of_extreme_values_stays_finite_and_in_order(kind, largest):
+    values = mx.arange(64) / 63 * largest
+    wide = np.array(widen(*quantize(values, kind)))
+    assert np.isfinite(wide).all()
+    assert (np.diff(wide) >= 0).all()
+    assert wide.max() <= largest * 1.001
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_with_a_nan_is_widened_to_nan(kind):
+    values = mx.ones(128)
+    values[70] = mx.nan
+    wide = widen(*quantize(values, kind))
+    assert mx.allclose(wide[:64], mx.ones(64))
+    assert mx.isnan(wide[64:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_that_adds_nearly_one_overflows_no_code(kind):
+    values = mx.array(_values(kind))
+    up = quantize(values, kind, lambda x: mx.floor(x + 127 / 128))
+    wide, codes = np.array(widen(*up)).reshape(values.shape), np.array(up.codes)
+    assert codes.max() == {"signed": 127, "root": 255}[kind]
+    largest = np.abs(np.array(values)).max(axis=1)
+    assert np.allclose(np.abs(wide).max(axis=1), largest, rtol=1e-5)

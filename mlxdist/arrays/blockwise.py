@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from ..layout.state_blocks import BLOCK as BLOCK
 from .types import Array, Dtype
 
-BLOCK = 64  # elements that have a scale together
 BYTES_PER_ELEMENT = 1 + 4 / BLOCK
 # "signed": scale * code, int8. "root": (scale * code)^2, uint8, for values from 0 up.
 Kind = Literal["signed", "root"]

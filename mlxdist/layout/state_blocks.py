@@ -6,24 +6,23 @@ from collections.abc import Collection
 
 from .entries import Entry
 
-BLOCK = 64  # elements that share a scale
-_LEAST_ELEMENTS = 4096
-_FLOATS = ("float32", "bfloat16", "float16")
+BLOCK = 64  # elements that have a scale together
+SMALLEST = 4096  # elements from which on a tensor's state is kept in 8 bits
 
 
 def is_quantized(entry: Entry, float32_state: Collection[str] = ()) -> bool:
     """Return whether `state_dtype="int8"` keeps a parameter's moments in 8 bits.
 
-    Vectors, such as norms and biases, and small tensors keep state of full precision:
-    it is a small part of the bytes, and their updates are sensitive to rounding.
+    Vectors, such as norms and biases, and small tensors keep what MLX makes: they are a
+    small part of the bytes, and their updates are sensitive to rounding.
 
     Args:
-        float32_state: keys that exclude a parameter whose path has one of them.
+        float32_state: texts; a parameter whose dotted path contains one is left out.
     """
     return (
-        entry.dtype in _FLOATS
-        and len(entry.shape) >= 2
-        and entry.size >= _LEAST_ELEMENTS
+        "float" in entry.dtype
+        and len(entry.shape) > 1
+        and entry.size >= SMALLEST
         and entry.size % BLOCK == 0
-        and not any(str(key) in float32_state for key in entry.path)
+        and not any(text in entry.path.dotted for text in float32_state)
     )

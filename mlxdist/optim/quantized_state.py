@@ -7,19 +7,18 @@ Adam that is 2.125 bytes a parameter instead of 8.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.optimizers as optim
 
-from ..arrays.blockwise import BLOCK, Kind
+from ..arrays.blockwise import Kind
 from ..layout.entries import Entry
+from ..layout.state_blocks import BLOCK, is_quantized
 from .hyperparameters import Optimizer
 from .overrides import is_changed_object
 
 CODES, SCALES = "codes", "scales"  # keys in a moment's dict
-SMALLEST = 4096  # elements from which on a tensor's state is kept in 8 bits
 
 # How each moment of MLX's optimizers is kept. A velocity has a sign; Adamax's v is a
 # largest absolute value, and not a square.
@@ -59,14 +58,7 @@ class QuantizedState(NamedTuple):
 
     def applies_to(self, entry: Entry) -> bool:
         """Whether a parameter's state is in 8 bits: large matrices, but embeddings."""
-        return (
-            self.dtype is not None
-            and len(entry.shape) > 1
-            and math.prod(entry.shape) >= SMALLEST
-            and math.prod(entry.shape) % BLOCK == 0
-            and "float" in entry.dtype
-            and not any(name in entry.path.dotted for name in self.float32_state)
-        )
+        return self.dtype is not None and is_quantized(entry, self.float32_state)
 
     def moments(self, optimizer: Optimizer, entry: Entry) -> Mapping[str, Kind]:
         """Return the moments of a parameter that are in 8 bits, and how they are."""

@@ -14,10 +14,9 @@ from tests.support.plans import make_entry
         ("layers.0.wq.weight", (64, 63), "float32", False),  # fewer than 4096
         ("layers.0.wq.weight", (65, 65), "float32", False),  # no multiple of 64
         ("layers.0.norm.weight", (4096,), "float32", False),
-        ("layers.0.wq.weight", (64, 64), "float64", False),
+        ("layers.0.wq.weight", (64, 64), "int32", False),
         ("embed.weight", (64, 64), "float32", False),
-        ("model.embed.weight", (64, 64), "float32", False),
-        ("embedding.weight", (64, 64), "float32", True),  # another key
+        ("model.embed_tokens.weight", (64, 64), "float32", False),
     ],
 )
 def test_is_quantized_follows_size_shape_dtype_and_path(path, shape, dtype, expected):

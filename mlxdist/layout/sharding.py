@@ -84,8 +84,13 @@ class Bucket:
     def chunk(self) -> int:
         """Elements of the largest share."""
         if self.owners is None and self.block == 1:
-            return -(-self.size // self.ranks)
+            return self._equal
         return max(stop - start for start, stop in self.spans)
+
+    @cached_property
+    def _equal(self) -> int:
+        """Elements of equal shares, but for the last ones."""
+        return -(-self.size // self.ranks)
 
     @cached_property
     def is_even(self) -> bool:
@@ -106,7 +111,7 @@ class Bucket:
 
     def _span(self, rank: int) -> tuple[int, int]:
         if self.owners is None:
-            chunk = -(-self.size // self.ranks)
+            chunk = self._equal
             cuts = min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)
             return cuts if self.block == 1 else (self._cut(cuts[0]), self._cut(cuts[1]))
         first, last = (

@@ -21,13 +21,14 @@ def figure(
     *,
     size: tuple[float, float] = (9, 5),
     columns: int = 1,
+    rows: int = 1,
     grid: str = "both",
 ) -> Iterator[Any]:
     """Yield the axes of a figure, which is saved when the block ends without an error.
 
     Args:
         path: saved with the suffixes .png and .svg in place of its own.
-        columns: with more than one, an array of axes is yielded.
+        columns, rows: with more than one, an array of axes is yielded.
         grid: the axis with grid lines: "x", "y" or "both".
 
     Raises:
@@ -39,11 +40,11 @@ def figure(
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": "mlxdist", "font.size": 10}):
-        plot, axes = pyplot.subplots(1, columns, figsize=size, layout="constrained")
+        plot, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
         try:
             yield axes
             plot.suptitle(title, x=0.01, ha="left", fontsize=12)
-            for each in axes if columns > 1 else [axes]:
+            for each in axes.flat if columns * rows > 1 else [axes]:
                 each.grid(color="#ececec", axis=grid)
                 each.set_axisbelow(True)
                 each.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
 
 from corpus import read_corpus, windows
-from model import Transformer, loss_of
+from model import Transformer, loss_of, make_optimizer
 
-__all__ = ["Transformer", "loss_of", "read_corpus", "windows"]
+__all__ = ["Transformer", "loss_of", "make_optimizer", "read_corpus", "windows"]

@@ -52,16 +52,9 @@ MUTATIONS = [
         "optim/masters.py",
         COPIES,
         [
-            ("mx.where(is_rounded, kept, ", "mx.where(True, kept, "),
-            ("return float24.join(parameter, kept)", "return kept"),
             (
-                "split(stepped, parameter.dtype, step)",
-                "split(stepped, parameter.dtype)",
-            ),
-            ("new, state[CORRECTION] = float24", "new, _ = float24"),
-            (
-                "state[KEY] = stepped\n",
-                "state[KEY] = stepped.astype(parameter.dtype)\n",
+                "master.astype(parameter.dtype) == parameter, master, widened)",
+                "True, master, widened)",
             ),
             ("dtype.size < self.dtype.size:", "dtype.size > self.dtype.size:"),
         ],
@@ -87,6 +80,11 @@ MUTATIONS = [
         "optim/weight_copies.py",
         COPIES,
         [
+            (
+                "state[masters.KEY] = stepped\n",
+                "state[masters.KEY] = stepped.astype(parameter.dtype)\n",
+            ),
+            ("return stepped.astype(parameter.dtype)", "return stepped"),
             ("current = self.masters.current(parameter, state)", "current = parameter"),
         ],
     ),

@@ -202,7 +202,7 @@ class NativeTransport:
     def _padded_spans(self, flat: Array, bucket: Bucket) -> Array:
         """The whole bucket -> (ranks, chunk): each rank's span, zeros behind it."""
         stream, ranks = self._chain.stream, bucket.ranks
-        if bucket.owners is None:
+        if bucket.is_even:
             padded = self._padded(flat, 0, bucket.chunk * ranks - bucket.size)
             return mx.reshape(padded, (ranks, bucket.chunk), stream=stream)
         ends = [bucket.span(rank)[1] for rank in range(ranks - 1)]
@@ -213,7 +213,7 @@ class NativeTransport:
 
 def _without_padding(rows: Array, bucket: Bucket) -> Array:
     """Every rank's padded span -> the whole bucket."""
-    if bucket.owners is None:
+    if bucket.is_even:
         return rows.reshape(-1)[: bucket.size]
     spans = [bucket.span(rank) for rank in range(bucket.ranks)]
     parts: Pieces = [

@@ -4,7 +4,8 @@ Pure integers, so that a world of 1024 ranks is planned without MPI. Each strate
 a rank's share of a bucket contiguous, so that it is sent without being sorted:
 
 - "elements": each bucket, as one flat vector, is cut into N equal slices (ZeRO stage 1,
-  Rajbhandari et al., SC 2020). For optimizers that treat each element by itself.
+  Rajbhandari et al., SC 2020). For optimizers that treat each element by itself. With
+  state in blocks the cuts are between blocks, counted from the start of each entry.
 - "tensors": each tensor has one owner. For the others, such as Muon and Adafactor.
 - "replicated" cuts nothing: every rank has all state. The slices of "elements" only
   define which rank adds which part in the all-reduce.
@@ -54,6 +55,7 @@ class Bucket:
     entries: tuple[Entry, ...]
     ranks: int
     owners: tuple[int, ...] | None = None  # of each entry, ascending; None: slices
+    block: int = 1  # slices are cut where an entry has a multiple of so many elements
 
     @property
     def dtype(self) -> str:
@@ -80,10 +82,23 @@ class Bucket:
 
     @cached_property
     def chunk(self) -> int:
-        """Elements of the largest share. With slices only the last ones are shorter."""
-        if self.owners is None:
-            return -(-self.size // self.ranks)
+        """Elements of the largest share."""
+        if self.owners is None and self.block == 1:
+            return self._equal
         return max(stop - start for start, stop in self.spans)
+
+    @cached_property
+    def _equal(self) -> int:
+        """Elements of equal shares, but for the last ones."""
+        return -(-self.size // self.ranks)
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether no share but the last ones is shorter than the largest."""
+        return all(
+            start == min(r * self.chunk, self.size)
+            for r, (start, _) in enumerate(self.spans)
+        )
 
     @cached_property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -96,13 +111,22 @@ class Bucket:
 
     def _span(self, rank: int) -> tuple[int, int]:
         if self.owners is None:
-            chunk = self.chunk
-            return min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)
+            chunk = self._equal
+            cuts = min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)
+            return cuts if self.block == 1 else (self._cut(cuts[0]), self._cut(cuts[1]))
         first, last = (
             bisect_right(self.owners, rank - 1),
             bisect_right(self.owners, rank),
         )
         return self.offsets[first], self.offsets[last]
+
+    def _cut(self, cut: int) -> int:
+        """Return the cut between blocks, or entries, that is nearest to another one."""
+        if cut == self.size:
+            return cut
+        index = bisect_right(self.offsets, cut) - 1
+        start, stop = self.offsets[index], self.offsets[index + 1]
+        return min(start + round_to(cut - start, self.block), stop)
 
     def pieces(self, rank: int) -> Iterator[Piece]:
         """Yield the rank's part of each entry, in the order of the flat vector.
@@ -174,7 +198,8 @@ class Plan:
                 self.strategy,
                 self.ranks,
                 [
-                    [[e.path.text, e.shape, e.dtype] for e in b.entries] + [b.owners]
+                    [[e.path.text, e.shape, e.dtype] for e in b.entries]
+                    + ([b.owners] if b.block == 1 else [b.block])
                     for b in self.buckets
                 ],
             ]
@@ -195,26 +220,38 @@ def balance(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
-def even_slices(groups: Groups, ranks: int, costs: Costs) -> Iterator[Bucket]:
+def round_to(number: int, multiple: int) -> int:
+    """Return the multiple that is nearest to a number, the larger of two."""
+    return (number + multiple // 2) // multiple * multiple
+
+
+def even_slices(groups: Groups, ranks: int, costs: Costs, block: int) -> list[Bucket]:
     """Cut each bucket, as one flat vector, into equal slices."""
-    for entries in groups:
-        yield Bucket(entries, ranks)
+    return [Bucket(entries, ranks) for entries in groups]
 
 
-def whole_tensors(groups: Groups, ranks: int, costs: Costs) -> Iterator[Bucket]:
+def block_slices(groups: Groups, ranks: int, costs: Costs, block: int) -> list[Bucket]:
+    """Cut each bucket, as one flat vector, into slices of whole blocks."""
+    return [Bucket(entries, ranks, block=block) for entries in groups]
+
+
+def whole_tensors(groups: Groups, ranks: int, costs: Costs, block: int) -> list[Bucket]:
     """Give each tensor to one rank, so that the ranks' costs even out."""
     entries = in_order(entry for group in groups for entry in group)
     owners = balance([costs.get(e.path, float(e.nbytes)) for e in entries], ranks)
     owner_of = {e.path: owner for e, owner in zip(entries, owners, strict=True)}
+    made = []
     for group in groups:
         by_owner = sorted(group, key=lambda entry: owner_of[entry.path])
-        yield Bucket(tuple(by_owner), ranks, tuple(owner_of[e.path] for e in by_owner))
+        owned = tuple(owner_of[e.path] for e in by_owner)
+        made.append(Bucket(tuple(by_owner), ranks, owned))
+    return made
 
 
 # A new strategy adds a function here, and its name to `Strategy`.
-STRATEGIES: dict[Strategy, Callable[[Groups, int, Costs], Iterator[Bucket]]] = {
+STRATEGIES: dict[Strategy, Callable[[Groups, int, Costs, int], list[Bucket]]] = {
     "replicated": even_slices,
-    "elements": even_slices,
+    "elements": block_slices,
     "tensors": whole_tensors,
 }
 
@@ -228,6 +265,7 @@ def make_plan(
     least_bucket: int = 0,
     costs: Costs | None = None,
     order: Sequence[KeyPath] = (),
+    block: int = 1,
 ) -> Plan:
     """Plan the buckets and their owners.
 
@@ -239,6 +277,8 @@ def make_plan(
         least_bucket: bytes that the transport wants to send together.
         costs: for "tensors", the cost of each path's update; its bytes by default.
         order: the paths as the model uses them; see `make_buckets`.
+        block: for "elements", elements of an entry that stay together on a rank,
+            counted from its first one. Only its last ones may be fewer.
 
     Raises:
         ValueError: on an unknown strategy, a duplicate path, or no rank.
@@ -253,5 +293,5 @@ def make_plan(
         tuple(ordered[index] for index in group)
         for group in make_buckets(ordered, bucket_size, order, least_size=least_bucket)
     ]
-    buckets = STRATEGIES[strategy](groups, ranks, costs or {})
+    buckets = STRATEGIES[strategy](groups, ranks, costs or {}, block)
     return Plan(strategy, ranks, ordered, tuple(buckets))

@@ -1,28 +1,60 @@
-"""Float32 master weights of 16-bit parameters.
+"""Master weights of 16-bit parameters: float32, or 8 bits more than the parameter has.
 
 The optimizer updates the master, and the parameter is the master rounded (Micikevicius
-et al., "Mixed Precision Training", ICLR 2018). A parameter that is no longer its
-rounded master was changed outside of `update`, and then it is the one that counts.
+et al., "Mixed Precision Training", ICLR 2018).
+
+A float32 master is kept whole. A parameter that is no longer its rounded master was
+changed outside of `update`, and then it is the one that counts. Of a master of 24 bits
+only the correction is kept, in one byte, and added to the parameter at each step: see
+`arrays/float24.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from ..arrays import float24
 from ..arrays.types import Array, Dtype, Flat, Named
 from ..layout.entries import ITEM_SIZES, Entry
 from .user_warning import warn_user
 
-KEY = "master"  # in the optimizer's state of a parameter
+# In the optimizer's state of a parameter: one of them, as the option says.
+KEY = "master"
+CORRECTION = "correction"
+
+BITS24: Literal["24bit"] = "24bit"
+
+# mx.float32 or "24bit", or None for no masters. MLX has no types of its dtypes.
+Option = Dtype
+
+
+def check_option(option: Option) -> None:
+    """Raise ValueError where an option is not valid."""
+    is_text = isinstance(option, str)
+    if option is None or (option == BITS24 if is_text else option == mx.float32):
+        return
+    raise ValueError(
+        f'master_dtype is {option!r}; it must be mx.float32, "24bit" or None'
+    )
 
 
 class MasterWeights(NamedTuple):
-    """Masters of a dtype, for parameters of fewer bytes; None for no masters."""
+    """Which masters are kept, and what a step does to them."""
 
-    dtype: Dtype = None
+    option: Option = None
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype in which a parameter with a master is updated; None without."""
+        return None if self.option is None else mx.float32
+
+    @property
+    def key(self) -> str:
+        """The key of what is kept of a master."""
+        return CORRECTION if self.option == BITS24 else KEY
 
     def update_dtype(self, dtype: Dtype) -> Dtype:
         """Return the dtype in which a parameter of `dtype` is updated."""
@@ -39,8 +71,9 @@ class MasterWeights(NamedTuple):
             ITEM_SIZES[entry.dtype] < self.dtype.size for entry in entries
         ):
             return
+        option = '"24bit"' if self.option == BITS24 else "mx.float32"
         warn_user(
-            "master_dtype=mx.float32 has no effect: the model has no 16-bit parameters "
+            f"master_dtype={option} has no effect: the model has no 16-bit parameters "
             "to train. Leave it out, or call model.set_dtype(mx.bfloat16) before init"
         )
 
@@ -50,11 +83,36 @@ class MasterWeights(NamedTuple):
             return parameters
         return {p: a.astype(self.update_dtype(a.dtype)) for p, a in parameters.items()}
 
+    def initial(self, parameter: Array) -> Array:
+        """Return what is kept of the master of a parameter that has one."""
+        if self.key == CORRECTION:
+            return mx.zeros(parameter.shape, mx.int8)
+        return parameter.astype(self.dtype)
+
     def current(self, parameter: Array, state: Named) -> Array:
         """Return the array that the optimizer updates: a master, or the parameter."""
         if not self.applies_to(parameter):
             return parameter
-        widened, master = parameter.astype(self.dtype), state.get(KEY)
-        if master is None:
-            return widened
-        return mx.where(master.astype(parameter.dtype) == parameter, master, widened)
+        kept = state.get(self.key)
+        if kept is None:
+            return parameter.astype(self.dtype)
+        if self.key == CORRECTION:
+            return float24.join(parameter, kept)
+        is_rounded = kept.astype(parameter.dtype) == parameter
+        return mx.where(is_rounded, kept, parameter.astype(self.dtype))
+
+    def settle(
+        self, stepped: Array, parameter: Array, state: Named, step: Array
+    ) -> Array:
+        """Keep the master after a step, and return the new parameter.
+
+        Args:
+            step: its number, by which masters of 24 bits are rounded.
+        """
+        if not self.applies_to(parameter):
+            return stepped.astype(parameter.dtype)
+        if self.key == CORRECTION:
+            new, state[CORRECTION] = float24.split(stepped, parameter.dtype, step)
+            return new
+        state[KEY] = stepped
+        return stepped.astype(parameter.dtype)

@@ -247,8 +247,8 @@ class DistributedOptimizer(OptimizerWrapper):
         """Return the full state in MLX's own layout, on every rank.
 
         As the wrapped optimizer would hold it in one process, with master and EMA
-        weights under "master" and "average", which MLX ignores. Called by all ranks;
-        sends each rank's own state to all others.
+        weights under "master" or "correction", and "average", which MLX ignores. Called
+        by all ranks; sends each rank's own state to all others.
         """
         self._steps.require_pipelines()
         return self._managed.gather(self._steps.counts.steps)

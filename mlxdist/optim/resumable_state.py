@@ -14,12 +14,12 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from ..layout.wording import counted
 from ..world.world import World
-from . import ema, masters, state
+from . import masters, state
 from .accumulation import MicroBatches
 from .inner_optimizer import InnerOptimizer, Leaf
 from .loss_scale import LossScale
+from .state_layout import COPIES, StateLayout
 from .state_layout import StateArray as StateArray
-from .state_layout import StateLayout
 from .state_values import Value, as_array, is_number, like
 
 
@@ -146,7 +146,7 @@ class ResumableState:
 
     def may_lack(self, key: str) -> bool:
         """Whether a checkpoint may lack this key: it follows from the parameters."""
-        return key == masters.KEY
+        return key in (masters.KEY, masters.CORRECTION)
 
     def accept_new(
         self, path: KeyPath, key: str, shape: tuple[int, ...]
@@ -161,7 +161,7 @@ class ResumableState:
             shape: of the saved array.
         """
         shard = self.layout.shard
-        if path not in shard or key in (masters.KEY, ema.KEY):
+        if path not in shard or key in COPIES:
             return None
         if self.inner.owner(path).is_mlx_class:
             return None

@@ -215,6 +215,7 @@ def plan_parameters(
         least_bucket=transport.least_bucket,
         costs=inner.costs(entries),
         order=[path_of[text] for text in json.loads(orders[0])],
+        block=options.quantized.block,
     )
 
 

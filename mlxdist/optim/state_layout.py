@@ -25,7 +25,7 @@ from .inner_optimizer import InnerOptimizer, Leaf
 from .state import StateTree
 from .state_values import Value, is_number, values_of
 
-COPIES = frozenset({masters.KEY, ema.KEY})
+COPIES = frozenset({masters.KEY, masters.CORRECTION, ema.KEY})
 
 
 class StateArray(NamedTuple):

@@ -1,8 +1,8 @@
 """Copies of the parameters in the optimizer's state: master weights and EMA weights.
 
-Both stand in each parameter's own state, under the keys "master" and "average", and so
-are cut, gathered, saved, loaded on another number of ranks and captured by `mx.compile`
-together with it.
+Both stand in each parameter's own state, under the keys "master" or "correction", and
+"average", and so are cut, gathered, saved, loaded on another number of ranks and
+captured by `mx.compile` together with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..arrays.types import Array, Dtype, Named
 from ..layout.paths import KeyPath
-from . import ema, masters
+from . import ema
 from .ema import EmaWeights
 from .hyperparameters import Optimizer
 from .masters import MasterWeights
@@ -35,7 +35,7 @@ class WeightCopies(NamedTuple):
         """
         copies = {}
         if self.masters.applies_to(parameter):
-            copies[masters.KEY] = parameter.astype(self.masters.dtype)
+            copies[self.masters.key] = self.masters.initial(parameter)
         if self.ema.decay is not None:
             copies[ema.KEY] = self.ema.initial(parameter)
         clash = sorted(copies.keys() & state.keys())
@@ -57,17 +57,16 @@ class WeightCopies(NamedTuple):
         if self.none:
             return leaf.apply_single(gradient, parameter, state)
         current = self.masters.current(parameter, state)
-        return self.settle(
-            leaf.apply_single(gradient, current, state), parameter, state
-        )
+        stepped = leaf.apply_single(gradient, current, state)
+        return self.settle(leaf, stepped, parameter, state)
 
-    def settle(self, stepped: Array, parameter: Array, state: Named) -> Array:
-        """Update the copies after a step, and return the new parameter."""
-        if self.masters.applies_to(parameter):
-            state[masters.KEY] = stepped
+    def settle(
+        self, leaf: Optimizer, stepped: Array, parameter: Array, state: Named
+    ) -> Array:
+        """Update the copies after a leaf's step, and return the new parameter."""
         if self.ema.decay is not None:
             state[ema.KEY] = self.ema.updated(stepped, parameter, state)
-        return stepped.astype(parameter.dtype)
+        return self.masters.settle(stepped, parameter, state, leaf.state["step"])
 
     def update_dtype(self, dtype: Dtype) -> Dtype:
         """Return the dtype in which a parameter of `dtype` is updated."""
@@ -76,6 +75,6 @@ class WeightCopies(NamedTuple):
     def settings(self) -> list[str]:
         """The options as text, to be compared across ranks."""
         return [
-            f"master_dtype = {self.masters.dtype}",
+            f"master_dtype = {self.masters.option}",
             f"ema_decay = {self.ema.decay}",
         ]

@@ -70,7 +70,10 @@ class WholeTreeStep:
             optimizer = shard.inner.owner(path).optimizer
             stepped[path] = fitted(stepped.get(path), parameter, path, optimizer)
         states = shard.states()  # the optimizer may have made new dicts
-        settled = {p: copies.settle(stepped[p], local[p], states[p]) for p in local}
+        leaves = {p: shard.inner.owner(p).optimizer for p in local}
+        settled = {
+            p: copies.settle(leaves[p], stepped[p], local[p], states[p]) for p in local
+        }
         draws.refuse()
         self._saved = SavedStates()
         return [

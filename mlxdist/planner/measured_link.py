@@ -47,7 +47,7 @@ def _with_exchange(link: Link, links: Mapping[str, object]) -> Link:
     nbytes = 2 * (ranks - 1) / ranks * _number(exchange, "bytes", 1, 1e15)
     names = ("seconds", "computing", "both")
     seconds, computing, both = (_number(exchange, name, 1e-9, 1e9) for name in names)
-    transfer = link.seconds(nbytes, 2 * buckets * (ranks - 1), ranks)
+    transfer = link.exchange(nbytes, 2 * buckets * (ranks - 1), ranks).seconds
     overlappable = min(seconds, computing) * (1 - 1 / buckets)
     saved = seconds + computing - both
     overlap = min(1.0, max(0.0, saved / overlappable)) if overlappable else 0.0

@@ -12,8 +12,14 @@ from .memory_model import Model
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def model_of_files(paths: Sequence[Path], optimizer: str, *, bucket_size: int) -> Model:
+def model_of_files(
+    paths: Sequence[Path], optimizer: str, *, bucket_size: int, frozen: int = 0
+) -> Model:
     """Return the model in safetensors files. Reads only the files' headers.
+
+    Args:
+        frozen: bytes of parameters that are not trained, beside those in the files
+            that are not floating-point.
 
     Raises:
         ValueError: a file is not in safetensors format, the files have no float
@@ -21,14 +27,13 @@ def model_of_files(paths: Sequence[Path], optimizer: str, *, bucket_size: int) -
         OSError: a file cannot be read.
     """
     entries: list[Entry] = []
-    untrained_bytes = 0
     for path in paths:
         floats, other_bytes = _read_header(path)
         entries += floats
-        untrained_bytes += other_bytes
+        frozen += other_bytes
     if not any(entry.size for entry in entries):
         raise ValueError(f"{', '.join(map(str, paths))}: no float tensor to train")
-    return Model(tuple(entries), optimizer, bucket_size, untrained_bytes)
+    return Model(tuple(entries), optimizer, bucket_size, frozen)
 
 
 def _read_header(path: Path) -> tuple[list[Entry], int]:

@@ -3,12 +3,13 @@
 The model is Hockney's (Parallel Computing 20, 1994), applied to the pairwise exchange:
 each rank sends (N-1)/N of the gradients, then (N-1)/N of the parameters. A message
 costs a latency, and a byte costs its transfer plus the time to copy and add it (Thakur,
-Rabenseifner, Gropp, IJHPCA 2005).
+Rabenseifner, Gropp, IJHPCA 2005). Each of these is a term of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..layout import ITEM_SIZES, Strategy
 from .memory_model import Model
@@ -43,11 +44,54 @@ class Link:
     cpu_per_byte: float = 0.0
     overlap: float | None = None
 
-    def seconds(self, nbytes: float, messages: int, ranks: int) -> float:
+    def users(self, ranks: int) -> int:
+        """Return how many transfers share the bandwidth at a time."""
+        return 2 * ranks if self.shared else 1
+
+    def exchange(self, nbytes: float, messages: int, ranks: int) -> Exchange:
         """Return the time in which every rank sends, and receives, `nbytes`."""
-        users = 2 * ranks if self.shared else 1
-        per_byte = users / self.bandwidth + self.cpu_per_byte
-        return nbytes * per_byte + messages * self.latency
+        return Exchange(
+            nbytes,
+            messages,
+            nbytes * self.users(ranks) / self.bandwidth,
+            messages * self.latency,
+            nbytes * self.cpu_per_byte,
+        )
+
+
+class Exchange(NamedTuple):
+    """What every rank sends, and the seconds that this takes, as a sum of three terms.
+
+    Attributes:
+        nbytes: sent, and as many received.
+        messages: sent, one after the other.
+        transfer: bytes over bandwidth.
+        waiting: messages times latency.
+        copying: bytes times the CPU time to copy and add one.
+    """
+
+    nbytes: float
+    messages: int
+    transfer: float
+    waiting: float
+    copying: float
+
+    @property
+    def seconds(self) -> float:
+        return self.transfer + self.waiting + self.copying
+
+    def plus(self, other: Exchange) -> Exchange:
+        """Return both, one after the other."""
+        return Exchange(
+            self.nbytes + other.nbytes,
+            self.messages + other.messages,
+            self.transfer + other.transfer,
+            self.waiting + other.waiting,
+            self.copying + other.copying,
+        )
+
+
+NOTHING_SENT = Exchange(0.0, 0, 0.0, 0.0, 0.0)
 
 
 def ethernet(name: str, bits: float, latency: float = 50e-6) -> Link:
@@ -55,12 +99,15 @@ def ethernet(name: str, bits: float, latency: float = 50e-6) -> Link:
     return Link(name, bits / 8 * _PAYLOAD, latency, cpu_per_byte=CPU_SECONDS_PER_BYTE)
 
 
-# Wi-Fi has the TCP throughput of a good 802.11ax connection. The latencies are assumed,
-# and so is Thunderbolt's line rate over its bridge: `mlxdist doctor` measures both.
+# Wi-Fi has the TCP throughput of a good 802.11ax connection. Between two hosts
+# Thunderbolt 4 sends 20 Gbit/s each way; its 40 are both directions. Public reports of
+# iperf3 over a Mac's Thunderbolt bridge give 16 Gbit/s. The latencies are assumed, and
+# so is the line rate over the bridge: `mlxdist doctor` measures both.
 LINKS = {
     link.name: link
     for link in (
         ethernet("thunderbolt5", 80e9, 20e-6),
+        ethernet("thunderbolt4", 20e9, 20e-6),
         ethernet("10gbe", 10e9, 30e-6),
         ethernet("1gbe", 1e9, 60e-6),
         Link("wifi", 600e6 / 8, 3e-3, shared=True, cpu_per_byte=CPU_SECONDS_PER_BYTE),
@@ -74,15 +121,19 @@ class StepTime:
 
     Attributes:
         local: computation and update, without any communication.
-        communication: all communication, as if nothing overlapped it.
+        exchange: all communication, as if nothing overlapped it.
         overlappable: the part of it that can overlap the backward pass.
         overlap: measured fraction of `overlappable` that does overlap, or None.
     """
 
     local: float
-    communication: float
+    exchange: Exchange
     overlappable: float
     overlap: float | None = None
+
+    @property
+    def communication(self) -> float:
+        return self.exchange.seconds
 
     @property
     def longest(self) -> float:
@@ -110,27 +161,44 @@ def step_time(
     *,
     local: float,
     update: float = 0.0,
+    accumulate: int = 1,
+    accumulate_sharded: bool = False,
 ) -> StepTime:
     """Predict the step time on `ranks` hosts.
 
     Args:
         local: seconds of a step on one rank alone, with its share of the batch.
         update: seconds of `local` that the optimizer's update takes; 0 if unknown.
+        accumulate: micro-batches of a step. Their sums are sent in float32.
+        accumulate_sharded: whether gradients are sent after each of them.
     """
     if ranks == 1:
-        return StepTime(local, 0.0, 0.0, link.overlap)
+        return StepTime(local, NOTHING_SENT, 0.0, link.overlap)
     backward = (local - update) * _BACKWARD
     if strategy != "replicated":
         local -= update * (1 - 1 / ranks)
+    share = (ranks - 1) / ranks * imbalance(model, ranks, strategy)
     buckets = len(model.plan(ranks, strategy).buckets)
-    nbytes = (ranks - 1) / ranks * model.parameter_bytes
-    nbytes *= imbalance(model, ranks, strategy)
-    one_way = link.seconds(nbytes, buckets * (ranks - 1), ranks)
+    messages = buckets * (ranks - 1)
+    means, times = _gradient_bytes(model, accumulate), 1
+    if accumulate_sharded:
+        times = accumulate
+    else:
+        backward /= accumulate  # only the last one can overlap
+    reduce = link.exchange(share * times * means, times * messages, ranks)
+    gather = link.exchange(share * model.parameter_bytes, messages, ranks)
     # All buckets but the last are sent while later gradients are still computed. With
     # replicated state no update comes between, so their means are returned then, too.
-    phases = 2 if strategy == "replicated" else 1
-    overlappable = min(phases * one_way * (1 - 1 / buckets), backward)
-    return StepTime(local, 2 * one_way, overlappable, link.overlap)
+    early = reduce.plus(gather) if strategy == "replicated" else reduce
+    overlappable = min(early.seconds * (1 - 1 / buckets), backward)
+    return StepTime(local, reduce.plus(gather), overlappable, link.overlap)
+
+
+def _gradient_bytes(model: Model, accumulate: int) -> int:
+    """Return the bytes of gradients that are exchanged: sums are float32."""
+    if accumulate == 1:
+        return model.parameter_bytes
+    return sum(e.size * max(4, ITEM_SIZES[e.dtype]) for e in model.entries)
 
 
 def imbalance(model: Model, ranks: int, strategy: Strategy) -> float:

@@ -7,6 +7,7 @@ import pytest
 from mlxdist.comm import agree
 from mlxdist.layout.sharding import Bucket
 from tests.support.buckets import (
+    bucket_of_blocks,
     bucket_of_owners,
     contribution,
     flat_bucket,
@@ -130,12 +131,17 @@ def test_broadcast_over_the_host_transport_counts_what_the_root_sends(world):
     assert comm.traffic.collectives == before[1] + 1
 
 
-@pytest.mark.usefixtures("message_limits")
-def test_reduce_scatter_of_spans_of_unequal_length_is_the_mean(comm, world):
-    """One rank owns all but an element each, so that it has more rounds to go."""
-    sizes = [1] * (world.size - 1) + [199]
+def _bucket_of_one_large_owner(world, size):
+    """Return a bucket of which one rank has all but an element each: more rounds."""
+    sizes = [1] * (world.size - 1) + [size]
     entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
-    bucket = Bucket(tuple(entries), world.size, tuple(range(world.size)))
+    return Bucket(tuple(entries), world.size, tuple(range(world.size)))
+
+
+@pytest.mark.usefixtures("message_limits")
+@pytest.mark.parametrize("make", [_bucket_of_one_large_owner, bucket_of_blocks])
+def test_reduce_scatter_of_spans_of_unequal_length_is_the_mean(make, comm, world):
+    bucket = make(world, 199)
     local = mx.arange(float(bucket.size)) * (world.rank + 1)
     pending = comm.start_reduce_scatter([local], bucket, known_weights(world))
     start, stop = bucket.span(world.rank)

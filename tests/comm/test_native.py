@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import mlx.core as mx
 import pytest
@@ -10,7 +11,12 @@ import mlxdist
 from mlxdist.comm.chain import Chain
 from mlxdist.comm.native import NativeTransport
 from mlxdist.layout.sharding import Bucket
-from tests.support.buckets import flat_bucket, known_weights, values_of
+from tests.support.buckets import (
+    bucket_of_blocks,
+    flat_bucket,
+    known_weights,
+    values_of,
+)
 from tests.support.examples import (
     assert_same_bits,
     distributed,
@@ -116,10 +122,15 @@ def uneven_owners(world, first):
     return Bucket(tuple(entries), world.size, tuple(range(world.size)))
 
 
+BUCKETS = [partial(uneven_owners, first=n) for n in (0, 40, 53, 1000)] + [
+    partial(bucket_of_blocks, size=n) for n in (100, 199, 1000, 768)
+]
+
+
 @pytest.mark.usefixtures("message_limits")
-@pytest.mark.parametrize("first", [0, 40, 53, 1000])
-def test_native_reduce_scatter_to_owners_is_the_mean(first, accelerators, world):
-    bucket, weights = uneven_owners(world, first), known_weights(world)
+@pytest.mark.parametrize("make", BUCKETS, ids=str)
+def test_native_reduce_scatter_of_unequal_spans_is_the_mean(make, accelerators, world):
+    bucket, weights = make(world), known_weights(world)
     values = mx.arange(float(bucket.size))
     start, stop = bucket.span(world.rank)
     before = accelerators.traffic.bytes_sent

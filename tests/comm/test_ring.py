@@ -14,6 +14,7 @@ from mlxdist.world.data_plane import connect
 from mlxdist.world.finalize import keep_alive
 from mlxdist.world.world import World
 from tests.support.buckets import (
+    bucket_of_blocks,
     bucket_of_owners,
     contribution,
     flat_bucket,
@@ -42,7 +43,9 @@ def scattered(world, values, bucket, weights=None):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 1000, 4099])
-@pytest.mark.parametrize("make_bucket", [flat_bucket, bucket_of_owners])
+@pytest.mark.parametrize(
+    "make_bucket", [flat_bucket, bucket_of_blocks, bucket_of_owners]
+)
 def test_ring_reduce_scatter_then_all_gather_is_the_weighted_mean(
     make_bucket, size, ring
 ):

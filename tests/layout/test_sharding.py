@@ -181,6 +181,46 @@ def test_make_plan_of_fewer_elements_than_ranks_leaves_some_ranks_empty():
     ]
 
 
+def _assert_cut_between_blocks(plan: Plan, block: int) -> None:
+    assert_each_element_has_one_owner(plan)
+    for bucket in plan.buckets:
+        even = -(-bucket.size // plan.ranks)
+        for rank, (start, _) in enumerate(bucket.spans):
+            assert abs(start - min(rank * even, bucket.size)) <= block // 2
+            for piece in bucket.pieces(rank):
+                assert piece.start % block == 0
+                assert piece.stop % block == 0 or piece.stop == piece.entry.size
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 700), max_size=6), st.sampled_from([3, 64]))
+def test_make_plan_in_blocks_cuts_between_them(sizes, block):
+    entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
+    for ranks in range(1, 9):
+        plan = make_plan(
+            entries, ranks, strategy="elements", bucket_size=2048, block=block
+        )
+        _assert_cut_between_blocks(plan, block)
+
+
+def test_make_plan_in_blocks_for_1024_ranks_cuts_between_them():
+    some = llama_70b()[::40]
+    plan = make_plan(some, 1024, strategy="elements", bucket_size=2**25, block=64)
+    _assert_cut_between_blocks(plan, 64)
+    even = make_plan(some, 1024, strategy="elements", bucket_size=2**25)
+    assert plan.fingerprint != even.fingerprint
+
+
+@pytest.mark.parametrize("strategy", ["replicated", "tensors"])
+def test_make_plan_of_whole_tensors_has_no_blocks(strategy):
+    entries = [make_entry(name, (100,), "float32") for name in "ab"]
+    plans = [
+        make_plan(entries, 3, strategy=strategy, bucket_size=2048, block=block)
+        for block in (1, 64)
+    ]
+    assert plans[0] == plans[1]
+
+
 @given(st.lists(st.integers(1, 1000), min_size=1), st.integers(1, 8))
 def test_balance_of_any_costs_is_within_its_bound(costs, ranks):
     owners = balance(costs, ranks)

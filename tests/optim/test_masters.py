@@ -1,4 +1,4 @@
-"""Float32 master weights of 16-bit parameters."""
+"""Master weights of 16-bit parameters: float32, or 24 bits."""
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlxdist
+from mlxdist.arrays import float24
 from tests.support.examples import (
     apply_steps,
     assert_same_bits,
@@ -23,6 +24,8 @@ from tests.support.examples import (
 from tests.support.examples import distributed_with_masters as distributed
 
 pytestmark = pytest.mark.mpi
+
+each_option = pytest.mark.parametrize("option", [mx.float32, "24bit"], ids=str)
 
 
 def mixed_tree(dtype):
@@ -138,10 +141,11 @@ def test_master_of_a_parameter_that_the_user_replaced_is_made_anew(shard, world)
 
 
 @each_shard
-def test_masters_go_through_checkpoints(shard, world, shared_folder):
+@each_option
+def test_masters_go_through_checkpoints(option, shard, world, shared_folder):
     def build(part):
         tree = mixed_tree(mx.bfloat16)
-        optimizer = distributed(part, shard=shard)
+        optimizer = distributed(part, shard=shard, master_dtype=option)
         optimizer.init(tree)
         return tree, optimizer
 
@@ -155,3 +159,81 @@ def test_masters_go_through_checkpoints(shard, world, shared_folder):
         other = apply_steps(resumed, other, range(3, 6))
         assert_same_bits(other, tree)
         assert_same_bits(resumed.gather_state(), optimizer.gather_state())
+
+
+def masters_of(optimizer, tree):
+    """Return the masters of 24 bits, and the parameters that have none."""
+    state = dict(tree_flatten(optimizer.gather_state()))
+    corrections = {
+        path.split(".")[-2]: array
+        for path, array in state.items()
+        if path.endswith(".correction")
+    }
+    return tree | {n: float24.join(tree[n], c) for n, c in corrections.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "shard", "transport"),
+    optimizer_cases(["AdamW", "Lion", "Muon", "MultiOptimizer"]),
+)
+def test_masters_of_24_bits_train_as_one_process(name, shard, transport, world):
+    """Each step is the one of a single optimizer on the masters, rounded."""
+    optimizer = distributed(
+        world, make(name), shard=shard, transport=transport, master_dtype="24bit"
+    )
+    reference = make(name)
+    tree = mixed_tree(mx.bfloat16)
+    optimizer.init(tree)
+    for step in range(3):
+        every = gradients_of_ranks(tree, step, world.size)
+        twin = masters_of(optimizer, tree)
+        tree = optimizer.apply_gradients(every[world.rank], tree)
+        mean = mean_of([to_float32(grads) for grads in every])
+        twin = reference.apply_gradients(mean, twin)
+        masters = masters_of(optimizer, tree)
+        assert largest_difference(masters, twin) < 2.0**-15
+        assert largest_difference(tree, masters) < 2.0**-8
+        changed = [n for n in tree if masters[n].dtype != tree[n].dtype]
+        assert changed == ["a", "b", "c", "d"]
+
+
+@each_shard
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_masters_of_24_bits_are_the_same_on_any_number_of_ranks(dtype, shard, world):
+    tree = mixed_tree(dtype)
+    results = []
+    for part in (world, world.split(world.rank)):
+        optimizer = distributed(
+            part, shard=shard, master_dtype="24bit", ema_decay=0.5, max_norm=1.0
+        )
+        optimizer.init(tree)
+        trained = apply_steps(optimizer, tree, range(4))
+        results.append((trained, optimizer.gather_state()))
+    assert_same_bits(*results)
+
+
+def test_masters_of_24_bits_take_steps_below_their_spacing(world):
+    """Below 1 the spacing is 2^-16: to nearest, no such step would move anything."""
+    tree = {"w": mx.ones(512, mx.bfloat16)}
+    optimizer = distributed(world, optim.SGD(1e-6), shard=True, master_dtype="24bit")
+    optimizer.init(tree)
+    for _ in range(300):
+        tree = optimizer.apply_gradients({"w": mx.ones(512, mx.bfloat16)}, tree)
+    moved = 1 - masters_of(optimizer, tree)["w"]
+    assert mx.all(moved > 0).item()
+
+
+@each_shard
+@pytest.mark.parametrize("compiled", [False, True])
+def test_masters_of_24_bits_cost_a_byte_for_each_parameter(
+    compiled, shard, world, request
+):
+    if compiled:
+        request.getfixturevalue("compiled_always")
+    tree = {"w": mx.ones((32, 30), mx.bfloat16)}
+    optimizer = distributed(world, shard=shard, master_dtype="24bit")
+    optimizer.init(tree)
+    total = sum(optimizer.describe().state_bytes_by_rank)
+    assert total == 9 * 960 * (world.size if shard is False else 1)
+    apply_steps(optimizer, tree, range(2))
+    assert sum(optimizer.describe().state_bytes_by_rank) == total

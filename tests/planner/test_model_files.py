@@ -19,7 +19,7 @@ def test_model_of_files_has_float_tensors_behind_a_symlink(tmp_path):
     mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
     (tmp_path / "link").symlink_to("model.safetensors")  # as in a hub's cache
     model = model_of_files([tmp_path / "link"], "adamw", bucket_size=MB)
-    assert model.untrained_bytes == 12  # of integers
+    assert model.frozen_bytes == 12  # of integers
     assert {(str(e.path), e.shape, e.dtype) for e in model.entries} == {
         ("weight", (30, 20), "bfloat16"),
         ("bias", (30,), "bfloat16"),

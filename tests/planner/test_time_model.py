@@ -61,3 +61,34 @@ def test_step_time_owner_of_a_large_tensor_delays_the_step():
     model = Model(entries, "muon", MB)
     time = step_time(model, 4, "tensors", Link("x", 1e6, 0.0), local=0.0)
     assert time.communication == pytest.approx(2 * 3 * 4, rel=0.01)
+
+
+def test_step_time_is_the_sum_of_its_printed_terms():
+    model = model_of(25_600_000)
+    link = Link("x", 1e8, 1e-3, cpu_per_byte=2e-9)
+    exchange = step_time(model, 4, "elements", link, local=0.0).exchange
+    buckets = len(model.plan(4, "elements").buckets)
+    assert exchange.nbytes == pytest.approx(2 * 3 / 4 * 102_400_000)
+    assert exchange.messages == 2 * 3 * buckets
+    assert exchange.transfer == pytest.approx(exchange.nbytes / 1e8)
+    assert exchange.waiting == pytest.approx(exchange.messages * 1e-3)
+    assert exchange.copying == pytest.approx(exchange.nbytes * 2e-9)
+    assert exchange.seconds == sum(exchange[2:])
+
+
+def test_step_time_of_accumulated_gradients_sends_sums_in_float32():
+    model, link = model_of(25_600_000, dtype="bfloat16"), Link("x", 1e8, 0.0)
+
+    def sent(**options):
+        time = step_time(model, 2, "elements", link, local=0.0, **options)
+        return 2 * time.exchange.nbytes / 25_600_000  # bytes a parameter
+
+    assert sent() == pytest.approx(2 + 2)
+    assert sent(accumulate=4) == pytest.approx(4 + 2)
+    assert sent(accumulate=4, accumulate_sharded=True) == pytest.approx(4 * 4 + 2)
+
+
+def test_links_of_thunderbolt_send_their_rate_one_way():
+    rates = {name: link.bandwidth * 8 * 1.046 for name, link in LINKS.items()}
+    assert rates["thunderbolt5"] == pytest.approx(80e9)
+    assert rates["thunderbolt4"] == pytest.approx(20e9)

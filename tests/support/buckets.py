@@ -19,6 +19,12 @@ def bucket_of_owners(world, size):
     return plan.buckets[0]
 
 
+def bucket_of_blocks(world, size):
+    """Return a bucket of three arrays, cut between blocks of 64 into unequal slices."""
+    entries = [make_entry(f"p{i}", (size // 3 + i,), "float32") for i in range(3)]
+    return Bucket(tuple(entries), world.size, block=64)
+
+
 def known_weights(world, weights=None):
     """Return the weights of all ranks, which are 1 by default."""
     return Weights.known(world.rank, tuple(weights or [1.0] * world.size))

@@ -5,6 +5,7 @@ from tests.mutations.mutation import Mutation
 CONCAT = ("tests/arrays/test_concat.py",)
 NUMPY_VIEW = ("tests/arrays/test_numpy_view.py",)
 PAIRWISE = ("tests/arrays/test_pairwise_sum.py",)
+FLOAT24 = ("tests/arrays/test_float24.py",)
 ARENA = ("tests/arrays/test_arena.py",)
 TREES = ("tests/arrays/test_trees.py",)
 TREE_INDEX = ("tests/arrays/test_tree_index.py",)
@@ -16,6 +17,15 @@ MUTATIONS = [
     Mutation("arrays/concat.py", "offsets[1:-1]", "offsets[:-1]", CONCAT),
     Mutation("arrays/concat.py", " or offsets[0]", "", CONCAT),
     Mutation("arrays/concat.py", " or flat.size != offsets[-1]", "", CONCAT),
+    Mutation("arrays/float24.py", "is_nan = absolute >", "is_nan = 0 >", FLOAT24),
+    Mutation("arrays/float24.py", "(bits >> 31 << 15)", "(bits >> 31 << 14)", FLOAT24),
+    Mutation("arrays/float24.py", "mx.maximum((bits", "mx.abs((bits", FLOAT24),
+    Mutation("arrays/float24.py", "sign > 0, -small", "sign < 0, -small", FLOAT24),
+    Mutation("arrays/float24.py", "is_small = absolute < ", "is_small = 0 > ", FLOAT24),
+    Mutation("arrays/float24.py", "mx.minimum(rest, 127)", "rest", FLOAT24),
+    Mutation("arrays/float24.py", "mx.abs(rest) <= 128", "rest <= 128", FLOAT24),
+    Mutation("arrays/float24.py", "bits + count", "bits - count * 0", FLOAT24),
+    Mutation("arrays/float24.py", "return mixed >> 24", "return mixed >> 25", FLOAT24),
     Mutation("arrays/arena.py", "self._blocks[dtype] = block, -(", "0, -(", ARENA),
     Mutation("arrays/arena.py", "start + size > block.bits.size", "False", ARENA),
     Mutation("arrays/numpy_view.py", "if not view.c_contiguous:", "if 0:", NUMPY_VIEW),

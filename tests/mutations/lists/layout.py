@@ -87,7 +87,17 @@ MUTATIONS = [
     Mutation("layout/sharding.py", "cost + costs[index]", "costs[index]", SHARDING),
     Mutation("layout/sharding.py", "(-costs[i], i)", "(costs[i], i)", SHARDING),
     Mutation("layout/sharding.py", "float(e.nbytes)", "1.0", SHARDING),
-    Mutation("layout/sharding.py", " + [b.owners]", "", SHARDING),
+    Mutation(
+        "layout/sharding.py", "[b.owners] if b.block == 1", "[0] if True", SHARDING
+    ),
+    Mutation("layout/sharding.py", "if b.block == 1 else [b.block]", "", SHARDING),
+    Mutation(
+        "layout/sharding.py", "start + round_to(cut - start,", "round_to(cut,", SHARDING
+    ),
+    Mutation(
+        "layout/sharding.py", "self.block), stop)", "self.block), self.size)", SHARDING
+    ),
+    Mutation("layout/sharding.py", "number + multiple // 2", "number", SHARDING),
     Mutation(
         "layout/sharding.py",
         "sorted(group, key=lambda entry: owner_of[entry.path])",

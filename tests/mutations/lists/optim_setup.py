@@ -66,8 +66,8 @@ MUTATIONS = [
         ("tests/optim/test_reproducible.py", *COPIES),
         [
             (
-                "return mx.float32 if self.reproducible else self.master_dtype",
-                "return self.master_dtype",
+                "return mx.float32 if self.reproducible else self.copies.masters.dtype",
+                "return self.copies.masters.dtype",
             )
         ],
         (2,),

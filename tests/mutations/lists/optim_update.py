@@ -52,9 +52,16 @@ MUTATIONS = [
         "optim/masters.py",
         COPIES,
         [
+            ("mx.where(is_rounded, kept, ", "mx.where(True, kept, "),
+            ("return float24.join(parameter, kept)", "return kept"),
             (
-                "master.astype(parameter.dtype) == parameter, master, widened)",
-                "True, master, widened)",
+                "split(stepped, parameter.dtype, step)",
+                "split(stepped, parameter.dtype)",
+            ),
+            ("new, state[CORRECTION] = float24", "new, _ = float24"),
+            (
+                "state[KEY] = stepped\n",
+                "state[KEY] = stepped.astype(parameter.dtype)\n",
             ),
             ("dtype.size < self.dtype.size:", "dtype.size > self.dtype.size:"),
         ],
@@ -80,11 +87,6 @@ MUTATIONS = [
         "optim/weight_copies.py",
         COPIES,
         [
-            (
-                "state[masters.KEY] = stepped\n",
-                "state[masters.KEY] = stepped.astype(parameter.dtype)\n",
-            ),
-            ("return stepped.astype(parameter.dtype)", "return stepped"),
             ("current = self.masters.current(parameter, state)", "current = parameter"),
         ],
     ),

@@ -1,0 +1,136 @@
+"""layout/memory: the terms of a rank's memory, against plain arithmetic."""
+
+import pytest
+
+from mlxdist.layout import make_plan
+from mlxdist.layout.memory import (
+    MemoryOptions,
+    largest_memory,
+    rank_memory,
+    state_bytes,
+)
+from tests.support.plans import make_entry
+
+SIZE = 128 * 64  # elements of the matrix, which 2 and 4 ranks divide
+VECTOR = 30
+MATRIX = make_entry("w", (128, 64), "bfloat16")
+BIAS = make_entry("b", (VECTOR,), "bfloat16")
+
+
+def memory_of(options, *, ranks=2, strategy="elements", kind="adamw", frozen=0):
+    """Return the memory of rank 0, which has half of each of two buckets."""
+    plan = make_plan((MATRIX, BIAS), ranks, strategy=strategy, bucket_size=1)
+    return rank_memory(
+        plan,
+        0,
+        options,
+        lambda entry, elements: state_bytes(entry, elements, kind, options),
+        frozen=frozen,
+    )
+
+
+def terms(memory):
+    return {term.name: term.nbytes for term in memory.terms}
+
+
+BUCKETS = {"buckets": 2 * 2 * SIZE}
+PARAMETERS = {"parameters": 2 * (SIZE + VECTOR)}
+HALF = (SIZE + VECTOR) // 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            MemoryOptions(),
+            {
+                "gradients": 2 * (SIZE + VECTOR),
+                "mean gradients": 2 * HALF,
+                "state": 4 * HALF,
+            },
+        ),
+        (MemoryOptions(minimize=True), {"mean gradients": 2 * HALF, "state": 4 * HALF}),
+        (
+            MemoryOptions(minimize=True, scales_gradients=True),
+            {"mean gradients": 4 * HALF, "state": 4 * HALF},
+        ),
+        (MemoryOptions(minimize=True, check_finite=False), {"state": 4 * HALF}),
+        (
+            MemoryOptions(check_finite=False),
+            {"gradients": 2 * (SIZE + VECTOR), "state": 4 * HALF},
+        ),
+        (
+            MemoryOptions(minimize=True, check_finite=False, master_dtype="float32"),
+            {"state": 8 * HALF, "master weights": 4 * HALF},
+        ),
+        (
+            MemoryOptions(minimize=True, check_finite=False, master_dtype="24bit"),
+            {"state": 8 * HALF, "master weights": HALF},
+        ),
+        (
+            MemoryOptions(minimize=True, check_finite=False, state_dtype="int8"),
+            {"state": 2 * (SIZE // 2 + 4 * SIZE // 128) + 4 * VECTOR // 2},
+        ),
+        (
+            MemoryOptions(minimize=True, accumulate=4),
+            {"gradient sums": 4 * (SIZE + VECTOR), "state": 4 * HALF},
+        ),
+        (
+            MemoryOptions(minimize=True, accumulate=4, accumulate_sharded=True),
+            {"gradient sums": 4 * HALF, "state": 4 * HALF},
+        ),
+        (
+            MemoryOptions(minimize=True, check_finite=False, ema=True),
+            {"state": 4 * HALF, "EMA weights": 4 * HALF},
+        ),
+    ],
+)
+def test_rank_memory_has_each_term_of_its_options(options, expected):
+    assert terms(memory_of(options)) == {**PARAMETERS, **expected, **BUCKETS}
+
+
+def test_rank_memory_of_replicated_state_is_whole():
+    memory = memory_of(MemoryOptions(minimize=True), strategy="replicated")
+    assert memory["mean gradients"] == 2 * (SIZE + VECTOR)
+    assert memory["state"] == 4 * (SIZE + VECTOR)
+    assert all(term.whole == term.nbytes for term in memory.terms)
+
+
+def test_rank_memory_of_one_rank_has_no_buckets_and_no_means():
+    memory = memory_of(MemoryOptions(), ranks=1)
+    assert terms(memory) == {
+        **PARAMETERS,
+        "gradients": 2 * (SIZE + VECTOR),
+        "state": 4 * (SIZE + VECTOR),
+    }
+    assert memory.total == 8 * (SIZE + VECTOR)
+
+
+def test_rank_memory_of_one_rank_keeps_gradients_that_are_clipped():
+    clipped = MemoryOptions(minimize=True, scales_gradients=True)
+    assert memory_of(clipped, ranks=1)["mean gradients"] == 4 * (SIZE + VECTOR)
+    assert memory_of(MemoryOptions(minimize=True), ranks=1)["mean gradients"] == 0
+
+
+def test_rank_memory_counts_frozen_parameters_and_the_process():
+    assert memory_of(MemoryOptions(), frozen=5)["frozen parameters"] == 5
+    assert memory_of(MemoryOptions())["frozen parameters"] == 0
+
+
+def test_largest_memory_is_of_the_owner_of_the_largest_tensor():
+    plan = make_plan((MATRIX, BIAS), 2, strategy="tensors", bucket_size=1)
+    memory = largest_memory(plan, MemoryOptions(), lambda entry, elements: elements)
+    assert memory["state"] == SIZE
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("adafactor", (128 + 64) * 2), ("muon", SIZE * 2), ("sgd", SIZE * 2)],
+)
+def test_state_bytes_of_other_optimizers(kind, expected):
+    assert state_bytes(MATRIX, SIZE, kind, MemoryOptions()) == expected
+
+
+def test_state_bytes_of_a_named_parameter_stay_in_full():
+    options = MemoryOptions(state_dtype="int8", float32_state=("w",))
+    assert state_bytes(MATRIX, SIZE, "adamw", options) == 4 * SIZE

@@ -46,9 +46,13 @@ MUTATIONS = [
             ("0 <= decay < 1)", "0 <= decay <= 1)"),
             ("(_is_number(norm) and norm > 0)", "(_is_number(norm) and norm >= 0)"),
             ("if accumulates or self.sync_buffers:", "if accumulates:"),
-            ("2.0**-126 <= float(value) < 2.0**127", "0 < float(value)"),
             ("if isinstance(value, np.generic):", "if False:"),
         ],
+    ),
+    *mistakes(
+        "optim/loss_scale.py",
+        ("tests/optim/test_options.py",),
+        [("2.0**-126 <= float(value) < 2.0**127", "0 < float(value)")],
     ),
     *mistakes(
         "optim/options.py",

@@ -122,13 +122,14 @@ def uneven_owners(world, first):
     return Bucket(tuple(entries), world.size, tuple(range(world.size)))
 
 
-BUCKETS = [partial(uneven_owners, first=n) for n in (0, 40, 53, 1000)] + [
-    partial(bucket_of_blocks, size=n) for n in (100, 199, 1000, 768)
-]
+BUCKETS = {
+    **{f"owner of {n}": partial(uneven_owners, first=n) for n in (0, 40, 53, 1000)},
+    **{f"blocks, {n}": partial(bucket_of_blocks, size=n) for n in (100, 199, 768)},
+}
 
 
 @pytest.mark.usefixtures("message_limits")
-@pytest.mark.parametrize("make", BUCKETS, ids=str)
+@pytest.mark.parametrize("make", BUCKETS.values(), ids=BUCKETS)
 def test_native_reduce_scatter_of_unequal_spans_is_the_mean(make, accelerators, world):
     bucket, weights = make(world), known_weights(world)
     values = mx.arange(float(bucket.size))

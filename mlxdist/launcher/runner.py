@@ -19,6 +19,7 @@ from .job_spec import Job
 from .mpirun import Mpirun
 from .mpirun_log import MpirunLog
 from .orphans import end_ranks, segment_folder
+from .out_of_memory import OutOfMemory
 from .outcome import Outcome, read_ranks
 from .output import Output, open_logs
 from .rank_failure import USAGE_ERROR
@@ -110,6 +111,7 @@ def _launch_once(job: Job, signals: Signals, *, append_logs: bool) -> Outcome:
         logs = open_logs(job.log_dir, job.ranks, append=append_logs)
         for file in logs.values():
             stack.enter_context(file)
+        memory = OutOfMemory(is_local=not job.hosts)
         output = Output(
             run_dir=run_dir, ranks=job.ranks, token=token, label=job.label, logs=logs
         )
@@ -123,6 +125,7 @@ def _launch_once(job: Job, signals: Signals, *, append_logs: bool) -> Outcome:
             timeout=job.timeout,
         )
         outcome = _conclude(job, run_dir, mpirun, mpirun.wait(), signals, output)
+        outcome = memory.explain(outcome)
         outcome = failure.report(run_dir, job, outcome, output)
     if outcome.message:
         output.end_line()

@@ -1,0 +1,63 @@
+"""What `mlxdist run` says of a rank that Linux killed for want of memory."""
+
+import pytest
+
+from mlxdist.launcher.out_of_memory import memory_limit
+from tests.support import jobs
+from tests.support.memory_group import memory_groups, needs_memory_groups
+
+LIMIT = 200_000_000
+
+
+@needs_memory_groups
+def test_rank_killed_by_the_kernel_is_reported_with_the_limit(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("x = b'x' * 400_000_000")
+    program = [*jobs.MLXDIST_RUN, "-n", "1", str(script)]
+    with memory_groups(1, LIMIT) as (group,):
+        done = jobs.run(group.command(program), cwd=tmp_path)
+        assert group.kills == 1
+    assert done.returncode == 137
+    assert done.stderr.splitlines()[-1] == (
+        "mlxdist run: rank 0 of 1 was killed by SIGKILL; exit code 137. Linux ran out "
+        "of memory, under the limit of 200 MB of this cgroup: it killed 1 process "
+        "during the job. `mlxdist plan` shows what would need less."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "limit"),
+    [
+        ("4:memory:/a/b\n0::/", {"memory/a/b/memory.limit_in_bytes": "3000"}, 3000),
+        (
+            "4:cpu,memory:/a/b",
+            {
+                "cpu,memory/a/b/memory.limit_in_bytes": "9223372036854771712",
+                "cpu,memory/a/memory.limit_in_bytes": "2000",
+            },
+            2000,
+        ),
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "1000"}, 1000),
+        ("0::/../b", {"memory.max": "500"}, 500),
+        ("4:memory:/of/host", {"memory/memory.limit_in_bytes": "700"}, 700),
+        (
+            "4:memory:/a",
+            {"memory/a/memory.limit_in_bytes": "9223372036854771712"},
+            None,
+        ),
+        ("", {}, None),
+    ],
+)
+def test_memory_limit_is_the_least_of_a_group_and_those_above(
+    tmp_path, lines, files, limit
+):
+    process = tmp_path / "cgroup"
+    process.write_text(lines)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    assert memory_limit(process, tmp_path / "groups") == limit
+
+
+def test_memory_limit_without_control_groups_is_none(tmp_path):
+    assert memory_limit(tmp_path / "none", tmp_path) is None

@@ -73,7 +73,8 @@ class Wire:
         """Start the weighted mean over the ranks, of what this rank steps with.
 
         Args:
-            gradients: all of them, with the plan's paths and shapes, maybe lazy.
+            gradients: all of them, with the plan's paths and shapes, maybe lazy. Each
+                is dropped from the dict when its bucket is sent.
             weights: each rank's.
 
         Returns:
@@ -129,7 +130,7 @@ class Wire:
     def local_chunk(self, index: int, gradients: Flat) -> Chunk:
         """This rank's pieces of a bucket, where there is no other rank."""
         pieces = [
-            gradients[p.entry.path].reshape(p.shape(self.plan.strategy))
+            gradients.pop(p.entry.path).reshape(p.shape(self.plan.strategy))
             for p in self.pieces[index]
         ]
         return Chunk(self._pieces[index], pieces=pieces)
@@ -142,8 +143,9 @@ class Wire:
         return Chunk(self._pieces[index], flat=flat)
 
     def packed_gradients(self, index: int, gradients: Flat, weights: Weights) -> Pieces:
-        """A bucket's gradients as its collective sends them. Lazy."""
-        parts = [gradients[entry.path] for entry in self.plan.buckets[index].entries]
+        """Take a bucket's gradients, as its collective sends them. Lazy."""
+        entries = self.plan.buckets[index].entries
+        parts = [gradients.pop(entry.path) for entry in entries]
         name = _unless_wide(self._wire_dtype, self.plan.buckets[index])
         if name is not None and parts[0].dtype != (dtype := dtype_of(name)):
             parts = [part.astype(dtype) for part in parts]
@@ -216,7 +218,7 @@ class Reduction:
         return self._finish()
 
     def collect(self) -> None:
-        """Wait for all buckets. The gradients may be dropped then.
+        """Wait for all buckets.
 
         After an error it goes on with the bucket that is the next one.
         """
@@ -227,11 +229,6 @@ class Reduction:
     @property
     def squares(self) -> float | None:
         return sum(self._squares) if self._squares else None
-
-    def release_gradients(self) -> None:
-        """Drop the gradients, where all buckets are reduced, to free their memory."""
-        if self._finished == len(self._wire.plan.buckets):
-            self._gradients.clear()
 
     def replace_gradients(self, gradients: Flat) -> None:
         """Use other gradients for the buckets that are not started yet."""

@@ -187,7 +187,7 @@ class _Exchange:
 
     def reduce(self, gradients: Flat) -> None:
         """Average the gradients over the ranks."""
-        mx.eval(self._wire.reduce(gradients, self._weights).arrays())
+        mx.eval(self._wire.reduce(dict(gradients), self._weights).arrays())
 
     def time(self, work: Work, rounds: int) -> float:
         """Return the slowest rank's seconds to work on gradients.

@@ -81,7 +81,8 @@ class MicroBatches:
     ) -> None:
         """Add a micro-batch that is not the last one. Evaluates its gradients.
 
-        A problem is kept until the step's last micro-batch, when all ranks meet.
+        They are dropped from the dict. A problem is kept until the step's last
+        micro-batch, when all ranks meet.
         """
         problem = problem or weight_problem(weight)
         if problem is not None:
@@ -155,7 +156,7 @@ def sum_dtype(dtype: str) -> Dtype:
 
 
 def _weighted(gradients: Flat, weight: float) -> Flat:
-    return {path: _times(array, weight) for path, array in gradients.items()}
+    return {path: _times(gradients.pop(path), weight) for path in list(gradients)}
 
 
 def _times(array: Array, weight: float) -> Array:

@@ -7,11 +7,10 @@ gradients that it can't have, and with its parameters as they are.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-
-import mlx.core as mx
 
 from ..arrays import device
 from ..arrays.concat import Chunk
@@ -21,8 +20,9 @@ from ..comm.deferred_gather import DeferredGather
 from ..comm.gather import Gather, Whole
 from ..comm.reduction import Weights
 from ..comm.wire import Reduction
+from . import grad_norm
 from .batch import TreeIndexes
-from .grad_norm import Norm
+from .local_gradients import LocalGradients
 from .local_shard import Stepped
 from .local_update import ShardStep
 from .pipeline import Pipeline
@@ -54,13 +54,13 @@ class Attempt:
         run: Pipeline,
         index: TreeIndexes,
         target: Target,
-        gradients: Flat,
+        gradients: LocalGradients,
         weights: Weights,
     ):
         self._run, self._index, self._target = run, index, target
         self.gradients, self.weights = gradients, weights
         self._means: Reduction | None = None
-        self._norm: Norm | None = None
+        self._norm: grad_norm.Norm | None = None
         self._gather: Gather | DeferredGather | None = None
         self._shard: ShardStep | None = None
         self._taken: set[int] = set()  # buckets whose mean was taken
@@ -72,21 +72,22 @@ class Attempt:
     def has_peers(self) -> bool:
         return self._run.wire.has_peers
 
-    def exchange(self) -> Norm:
+    def exchange(self) -> grad_norm.Norm:
         """Average the gradients. A bucket leaves as soon as its own are evaluated.
 
         Returns:
             Their norm: one number for all ranks, or none where nothing needs it.
         """
         if self._means is None:
-            self._means = self._run.wire.reduce(self.gradients, self.weights)
-        self._norm = self._run.norm.measure(self._means, self.gradients, self.weights)
+            self._means = self._run.wire.reduce(self.gradients.unsent, self.weights)
+        kept = self.gradients.kept
+        self._norm = self._run.norm.measure(self._means, kept, self.weights)
         return self._norm
 
     def update(self, parameters: Flat, scale: Array | None) -> None:
         """Step, gather and publish, bucket by bucket."""
         assert self._means is not None
-        self._means.release_gradients()
+        self.gradients.kept.clear()
         shard = self._shard = self._run.local.begin(parameters, scale)
         self._gather = self._run.wire.gather()
         for index in self._run.wire.order:
@@ -94,17 +95,39 @@ class Attempt:
         self._finish()
         self._run.evaluate(shard.unpublished())
 
+    def fault(self) -> str | None:
+        """What is not finite on this rank, after `exchange`; None for nothing.
+
+        Gradients that were dropped are not there to be looked at, but their means are.
+        """
+        gradients, wire = self.gradients, self._run.wire
+        if gradients.kept:
+            return grad_norm.first_fault(gradients.kept) if self.weights.local else None
+        assert self._means is not None
+        means = {
+            piece.entry.path: array
+            for bucket, chunk in zip(wire.pieces, self._means.chunks(), strict=True)
+            for piece, array in zip(bucket, chunk.pieces(), strict=True)
+        }
+        faults = []
+        if gradients.loss is not None and not math.isfinite(gradients.loss.item()):
+            faults.append(f"its loss is {gradients.loss.item()}")
+        fault = grad_norm.first_fault(means)
+        if fault is not None:
+            faults.append(f"of the means that it has, {fault}")
+        return "; ".join(faults) or None
+
     def undo(self) -> None:
         """After an error: put back the state of what was not handed on."""
         if self._shard is not None:
             self._shard.undo()
 
-    def end_exchange(self) -> Norm:
+    def end_exchange(self) -> grad_norm.Norm:
         """After an error: exchange what is left, zeros where gradients can't be had."""
         self._run.wire.comm.settle()
-        self.gradients = {p: mx.zeros_like(a) for p, a in self.gradients.items()}
+        zeros = self.gradients.use_zeros(self._run.wire.plan.entries)
         if self._means is not None:
-            self._means.replace_gradients(self.gradients)
+            self._means.replace_gradients(zeros)
         return self.exchange() if self._norm is None else self._norm
 
     def end_update(self) -> None:
@@ -162,7 +185,7 @@ def end_attempt(
     attempt: Attempt,
     counts: StepCounts,
     error: BaseException,
-    skip: Callable[[Norm], None],
+    skip: Callable[[grad_norm.Norm], None],
 ) -> None:
     """End a step after an error, so that other ranks don't wait for this one.
 

@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 from ..arrays.dtypes import dtype_of
 from ..arrays.tree_index import TreeIndex
 from ..arrays.trees import leaves_of
-from ..arrays.types import Flat, Tree
+from ..arrays.types import Array, Flat, Tree
 from ..layout.entries import Entry
 from ..layout.sharding import Plan
 
@@ -32,23 +32,27 @@ class TreeIndexes(NamedTuple):
     parameters: TreeIndex
 
     @classmethod
-    def of(cls, plan: Plan, batch: Batch, gradients: Tree) -> TreeIndexes:
+    def of(cls, plan: Plan, batch: Batch) -> TreeIndexes:
         # With the plan's own path objects: a lookup of an equal one takes longer.
         planned = {path: path for path in plan.by_path}
         paths = [planned.get(path, path) for path in batch.gradients]
-        return cls(TreeIndex(paths, like=gradients), TreeIndex(paths))
+        return cls(TreeIndex(paths, like=batch.tree), TreeIndex(paths))
 
 
 @dataclass
 class Batch:
-    """The arguments of one update, by path.
+    """The arguments of one step, by path.
 
     Attributes:
         gradients: this rank's; empty for a step of the schedules alone.
         parameters: those that the gradients are for.
         problem: why the gradients can't be used, or None.
         index: of the trees, where they are those of earlier steps.
+        tree: that of the gradients, or its structure alone.
+        call: the method that was called, for errors and records.
         notes: lines for the error where the ranks disagree.
+        outputs: of the loss function, where the gradients belong to this step, which
+            drops each of them when it is sent; the loss is first.
     """
 
     gradients: Flat
@@ -56,7 +60,10 @@ class Batch:
     weight: float | None
     problem: str | None = None
     index: TreeIndexes | None = None
+    tree: Tree = None
+    call: str = "update"
     notes: list[str] = field(default_factory=list)
+    outputs: list[Array] = field(default_factory=list)
 
 
 def read_batch(
@@ -70,11 +77,12 @@ def read_batch(
     if index is not None:
         try:
             flat = index.gradients.flat(gradients), index.parameters.flat(parameters)
-            return Batch(*flat, weight, index=index)
+            return Batch(*flat, weight, index=index, tree=gradients)
         except (LookupError, TypeError, ValueError):
             pass  # another tree: search it for what is wrong, if anything is
     tree, problem = matching(gradients, parameters)
-    return Batch(leaves_of(gradients), leaves_of(tree), weight, problem)
+    flat = leaves_of(gradients), leaves_of(tree)
+    return Batch(*flat, weight, problem, tree=gradients)
 
 
 def matching(gradients: Tree, parameters: Tree) -> tuple[Tree, str | None]:

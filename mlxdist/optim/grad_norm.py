@@ -53,7 +53,12 @@ class NormPolicy(Protocol):
     """How a pipeline measures the global norm."""
 
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
-        """Return the norm of `means`; those of `gradients` with `weights`."""
+        """Return the norm of `means`.
+
+        Args:
+            gradients: those that they are of, with `weights`; none where each is
+                dropped when it is sent.
+        """
 
 
 class Unmeasured:
@@ -119,6 +124,8 @@ class CheckedBeforehand(NamedTuple):
         return wire.has_peers and takes_turns and large and is_float32
 
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
+        if not gradients:
+            return self.otherwise.measure(means, gradients, weights)
         squares = 0.0
         if weights.local:
             arrays = gradients.values()
@@ -264,9 +271,12 @@ def first_fault(gradients: Flat) -> str | None:
     return None
 
 
-def fault_text(comm: Collectives, gradients: Flat, weights: Weights, step: int) -> str:
-    """Return which ranks' gradients are not finite; the same text on all ranks."""
-    fault = first_fault(gradients) if weights.local else None
+def fault_text(comm: Collectives, fault: str | None, step: int) -> str:
+    """Return which ranks' gradients are not finite; the same text on all ranks.
+
+    Args:
+        fault: what is not finite on this rank, or None.
+    """
     local = json.dumps(fault or "all finite").encode()
     texts = [str(json.loads(text)) for text in comm.all_gather_bytes(local)]
     if set(texts) == {"all finite"}:

@@ -130,7 +130,7 @@ def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
     wire = Wire(plan, world.native, wire_dtype=mx.float32)
     dtypes = {path: array.dtype for path, array in flat.items()}
     means: Flat = {}
-    reduction = wire.reduce(flat, weights)
+    reduction = wire.reduce(dict(flat), weights)
     try:
         reduction.collect()
     except RuntimeError as error:  # of the user's computation, or out of memory

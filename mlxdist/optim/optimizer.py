@@ -14,19 +14,18 @@ from ..world import process
 from ..world.join import current
 from ..world.world import World
 from . import setup, traced_setup
-from .batch import matching
-from .buffers import Mode, SyncedBuffers
+from .buffers import Mode
 from .describe import Description, describe
-from .ema import EmaSwap
 from .hyperparameters import Optimizer
 from .inner_optimizer import InnerOptimizer
 from .managed_state import ManagedState
+from .minimize import LossFunction
+from .option_checks import check
 from .options import Options, StateDtype, Transport
 from .pipeline import Pipelines
 from .resumable_state import ResumableState
-from .rollback import interrupts_wait
 from .step import DistributedStep
-from .targets import ModelTarget, Target, TreeTarget
+from .updates import Updates
 from .wrapper import OptimizerWrapper
 
 
@@ -43,20 +42,14 @@ class DistributedOptimizer(OptimizerWrapper):
 
         @partial(mx.compile, inputs=state, outputs=state)
         def step(x, y):
-            loss, grads = nn.value_and_grad(model, loss_of)(model, x, y)
-            optimizer.update(model, grads)
-            return loss
+            return optimizer.minimize(loss_of, model, x, y)
 
     Args:
         optimizer: the optimizer to wrap; not to be used on its own any more.
         shard: False, True, "elements" (flat slices) or "tensors" (an owner for each).
         world: what `mlxdist.init()` returned; None for the one that was joined.
         options: the fields of `mlxdist.optim.Options`, which says what each does and
-            what it costs. On the wire: `transport`, `bucket_size`, `reduce_dtype`,
-            `wire_dtype`. Gradients: `max_norm`, `skip_nonfinite`, `loss_scale`,
-            `accumulate`. State: `state_dtype`, `float32_state`, `master_dtype`,
-            `ema_decay`. Between ranks: `check_every`, `sync_buffers`, `reproducible`,
-            `overlap_forward`.
+            what it costs.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S;
     sharded over "native" 3(N-1)/N S, since MLX has no reduce-scatter over MPI or its
@@ -75,10 +68,12 @@ class DistributedOptimizer(OptimizerWrapper):
         wire_dtype: Dtype = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
+        check_finite: bool = True,
         check_every: int = 100,
         master_dtype: Dtype = None,
         loss_scale: Literal["dynamic"] | float | None = None,
         accumulate: int = 1,
+        accumulate_sharded: bool = False,
         ema_decay: float | None = None,
         sync_buffers: Mode | None = None,
         reproducible: bool = False,
@@ -86,36 +81,20 @@ class DistributedOptimizer(OptimizerWrapper):
         state_dtype: StateDtype = None,
         float32_state: tuple[str, ...] = ("embed",),
     ):
+        arguments = locals()
         self.world = current() if world is None else world
         inner = InnerOptimizer(optimizer)
-        self.options = Options(
-            strategy=inner.strategy(shard),
-            transport=transport,
-            bucket_size=bucket_size,
-            reduce_dtype=reduce_dtype,
-            wire_dtype=wire_dtype,
-            max_norm=max_norm,
-            skip_nonfinite=skip_nonfinite,
-            check_every=check_every,
-            master_dtype=master_dtype,
-            loss_scale=loss_scale,
-            accumulate=accumulate,
-            ema_decay=ema_decay,
-            sync_buffers=sync_buffers,
-            reproducible=reproducible,
-            overlap_forward=overlap_forward,
-            state_dtype=state_dtype,
-            float32_state=float32_state,
-        )
+        self.options = Options.among(arguments, inner.strategy(shard))
         self._compose(inner)
 
     def _compose(self, inner: InnerOptimizer) -> None:
         """Check the options, and make the parts that change from step to step."""
-        self.options.check(self.world, inner.optimizers)
+        check(self.options, self.world, inner.optimizers)
         self._managed = ManagedState(self.world, inner, self.options)
         self._steps = DistributedStep(self.world, inner, self.options, self.init)
-        self._buffers = SyncedBuffers(self.options.sync_buffers, self.world)
-        self._ema = EmaSwap(self.options.copies.ema)
+        self._updates = Updates(
+            self.world, inner, self.options, self._managed, self._steps
+        )
         self._made: setup.Initialized | None = None
         self._inner = inner
 
@@ -139,10 +118,10 @@ class DistributedOptimizer(OptimizerWrapper):
         if made and traced_setup.is_repeated(self._inner, made.layout.plan, parameters):
             return
         self._steps.counts.refuse_broken()
-        in_place = self._ema.problem_in_place("call init")
+        in_place = self._updates.ema.problem_in_place("call init")
         self._made = self._managed.initialize(parameters, in_place)
         self._steps.use(self._made)
-        self._buffers.remember(parameters)
+        self._updates.buffers.remember(parameters)
         process.return_freed_memory()
 
     def update(
@@ -153,16 +132,7 @@ class DistributedOptimizer(OptimizerWrapper):
         There is never a second set of a model's parameters. Arguments and errors are
         those of `apply_gradients`.
         """
-        if type(model) is dict:
-            model.update(self.apply_gradients(gradients, model, weight))
-            return
-        target = ModelTarget(model)
-        self._inner.wrapping.refuse_update()
-        try:
-            self._take_step(gradients, target, weight)
-        finally:  # after an error too: the other ranks do
-            if target.was_updated:
-                self._buffers.sync(model, self._steps.weight)
+        self._updates.update(model, gradients, weight)
 
     def apply_gradients(
         self, gradients: Tree, parameters: Tree, weight: float | None = None
@@ -183,12 +153,35 @@ class DistributedOptimizer(OptimizerWrapper):
             MismatchError: on all ranks, before anything has changed, where gradients
                 or weights are not what they must be on one of them.
         """
-        target = TreeTarget(parameters)
-        self._take_step(gradients, target, weight)
-        index = self._steps.index
-        if target.leaves and index is not None:
-            return index.gradients.rebuilt(gradients, target.leaves)
-        return matching(gradients, parameters)[0]
+        return self._updates.apply_gradients(gradients, parameters, weight)
+
+    def minimize(
+        self,
+        loss_fn: LossFunction,
+        model: Module,
+        *batch: object,
+        weight: float | None = None,
+        **keywords: object,
+    ) -> Tree:
+        """Take the gradients of a loss, average them and step a model, or a dict.
+
+        As `nn.value_and_grad` and `update`, with the same bits, and without ever
+        holding all gradients: each is dropped when its bucket has been sent, and this
+        rank's share of the means is kept (ZeRO stage 2). With `loss_scale` the loss is
+        scaled here.
+
+        Args:
+            loss_fn: called with `model`, `batch` and `keywords`; returns a scalar, or a
+                tuple of it and other outputs. It communicates nothing.
+            weight: as of `apply_gradients`.
+
+        Returns:
+            What `loss_fn` returned, evaluated outside of `mx.compile`.
+
+        Raises:
+            MismatchError: as `apply_gradients`, and where `loss_fn` fails on a rank.
+        """
+        return self._updates.minimize(loss_fn, model, batch, keywords, weight)
 
     @property
     def state(self) -> Tree:
@@ -216,12 +209,12 @@ class DistributedOptimizer(OptimizerWrapper):
 
         Not finite where that step was skipped. ValueError without `max_norm`.
         """
-        return self._steps.require_norm()
+        return self._steps.scale.require_norm()
 
     @property
     def loss_scale(self) -> Array:
         """Factor for float32 losses before gradients are taken: a float32 scalar."""
-        return mx.array(self._steps.loss_scale.value)
+        return mx.array(self._steps.scale.loss_scale.value)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """While in it, updates add up their gradients and send nothing.
@@ -237,11 +230,7 @@ class DistributedOptimizer(OptimizerWrapper):
         Called by all ranks, which send their shares of them. Save, load and update
         after it. Needs `ema_decay`.
         """
-        wire = self._steps.require_pipelines().eager.wire
-        shard, comm = self._managed.read("averaged"), self.world.control
-        return self._ema.swapped_in(
-            model, shard, wire, f"{self._managed.name}.averaged", comm
-        )
+        return self._updates.averaged(model)
 
     def gather_state(self) -> Tree:
         """Return the full state in MLX's own layout, on every rank.
@@ -285,16 +274,4 @@ class DistributedOptimizer(OptimizerWrapper):
 
         ValueError before `init`, with EMA weights in place, or in the middle of a step.
         """
-        self._steps.counts.refuse_broken()
-        self._ema.refuse_in_place(action)
-        self._managed.prepare(action)
-        if action == "save":
-            self._steps.counts.refuse_torn()
-            self._steps.micro_batches.refuse_unapplied()
-        return self._steps.resumable_state()
-
-    def _take_step(self, gradients: Tree, target: Target, weight: float | None) -> None:
-        self._ema.refuse_in_place("update")
-        self._managed.settle("update")
-        with interrupts_wait():
-            self._steps.take(gradients, target, weight)
+        return self._updates.resumable_state(action)

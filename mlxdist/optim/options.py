@@ -1,35 +1,26 @@
-"""The options of a `DistributedOptimizer`: checked once, then frozen."""
+"""The options of a `DistributedOptimizer`: read once, then frozen."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 
 from ..arrays.types import Dtype
 from ..layout.sharding import Strategy
-from ..world.world import World
 from . import loss_scale
-from .accumulation import pairwise_problem
 from .buffers import Mode
 from .ema import EmaWeights
-from .hyperparameters import Optimizer
-from .masters import MasterWeights, check_option
+from .masters import MasterWeights
 from .masters import Option as MasterOption
 from .quantized_state import QuantizedState
 from .weight_copies import WeightCopies
 
 Transport = Literal["auto", "native", "host"]
 StateDtype = Literal["int8"] | None
-
-_FLOATS = (mx.float32, mx.bfloat16, mx.float16)
-_COMPILE_REMEDY = (
-    "compile the computation of loss and gradients alone, and call update() outside"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +47,10 @@ class Options:
             before an update would clip each rank's gradients by the norm of its own.
         skip_nonfinite: skips a step on all ranks where the averaged gradient has a nan
             or inf, and counts it in `skipped`. False raises; that costs the same.
+        check_finite: False neither measures nor checks gradients, so that a bucket can
+            be stepped before the last one has arrived, and none of the means is kept.
+            A nan or inf then goes into the parameters, as with MLX's own optimizers.
+            A world of one without an option that needs it doesn't check either.
         check_every: steps between comparisons of the checksums of all parameters, and
             of replicated state, over the ranks; 0 never compares them. With sharded
             state every step broadcasts the parameters again, so corruption between two
@@ -73,6 +68,9 @@ class Options:
             the parameters, by the weighted mean over all micro-batches of all ranks;
             the others add up their gradients in float32 (4 bytes a parameter) and send
             nothing.
+        accumulate_sharded: each micro-batch's gradients are averaged over the ranks,
+            and a rank adds up its share alone: 4/N bytes a parameter instead of 4, and
+            `accumulate` times the bytes of gradients on the wire. Needs sharded state.
         ema_decay: keeps an EMA of the parameters in float32, 4/N bytes each.
         sync_buffers: for arrays that are not trained but change, such as BatchNorm's
             running statistics: "mean" averages them over the ranks at each step,
@@ -110,16 +108,24 @@ class Options:
     wire_dtype: Dtype
     max_norm: float | None
     skip_nonfinite: bool
+    check_finite: bool
     check_every: int
     master_dtype: MasterOption
     loss_scale: loss_scale.Option
     accumulate: int
+    accumulate_sharded: bool
     ema_decay: float | None
     sync_buffers: Mode | None
     reproducible: bool
     overlap_forward: bool
     state_dtype: StateDtype
     float32_state: tuple[str, ...]
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any], strategy: Strategy) -> Options:
+        """Return those among the arguments of a function that has all of them."""
+        names = cls.__dataclass_fields__.keys() - {"strategy"}
+        return cls(strategy=strategy, **{name: arguments[name] for name in names})
 
     def __post_init__(self) -> None:
         """Take numbers of NumPy as those of Python, which the checks ask for."""
@@ -149,7 +155,7 @@ class Options:
 
     @property
     def needs_norm(self) -> bool:
-        """Whether a world of one has to know the norm, or that it is finite."""
+        """Whether a step can't do without the norm, or that it is finite."""
         dynamic = self.loss_scale == "dynamic"
         return self.max_norm is not None or self.skip_nonfinite or dynamic
 
@@ -161,113 +167,9 @@ class Options:
         """
         return mx.float32 if self.reproducible else self.copies.masters.dtype
 
-    def check(self, world: World, optimizers: Sequence[Optimizer]) -> None:
-        """Raise ValueError where an option is invalid, or can't work here."""
-        self._check_numbers()
-        problem = (
-            loss_scale.option_problem(self.loss_scale)
-            or self.quantized.option_problem()
-            or self.quantized.optimizers_problem(optimizers)
-        )
-        if problem is not None:
-            raise ValueError(problem)
-        self._check_transport(world)
-        if self.reproducible:
-            self._check_reproducible(world)
-
     def lines(self) -> list[str]:
         """The options as text, to be compared across ranks."""
         return [f"{name} = {value}" for name, value in vars(self).items()]
-
-    def untraceable(self, *, accumulates: bool) -> str | None:
-        """Return why a step can't work inside `mx.compile`, or None.
-
-        Args:
-            accumulates: whether micro-batches are being added up.
-        """
-        if self.transport == "host":
-            return (
-                'transport="host" works on evaluated arrays and can\'t be traced by '
-                'mx.compile: use transport="native" or "auto", or call update() outside'
-            )
-        if accumulates or self.sync_buffers:
-            return (
-                "accumulate, no_sync(), sync_buffers and reproducible=True can't work "
-                f"inside mx.compile: {_COMPILE_REMEDY}"
-            )
-        if self.skip_nonfinite:
-            return "skip_nonfinite=True can't work inside mx.compile; leave it out"
-        if self.loss_scale == "dynamic":
-            return (
-                'loss_scale="dynamic" can\'t work inside mx.compile: pass a number, or '
-                f"{_COMPILE_REMEDY}"
-            )
-        return None
-
-    def _check_numbers(self) -> None:
-        norm, decay = self.max_norm, self.ema_decay
-        if norm is not None and not (_is_number(norm) and norm > 0):
-            raise ValueError(
-                f"max_norm is {norm!r}; it must be above 0, or None not to clip"
-            )
-        _check_count("bucket_size", self.bucket_size, 1, "1 byte or more")
-        _check_count("check_every", self.check_every, 0, "0 or more steps")
-        _check_count("accumulate", self.accumulate, 1, "1 or more")
-        for name in ("skip_nonfinite", "reproducible", "overlap_forward"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is a bool")
-        check_option(self.master_dtype)
-        if decay is not None and not (_is_number(decay) and 0 <= decay < 1):
-            raise ValueError(
-                f"ema_decay is {decay!r}; it must be from 0 up to below 1, or None"
-            )
-        if self.sync_buffers not in (None, "mean", "root"):
-            raise ValueError(
-                f'sync_buffers is {self.sync_buffers!r}; it must be "mean", "root" or '
-                "None"
-            )
-
-    def _check_transport(self, world: World) -> None:
-        if self.transport not in ("auto", "native", "host"):
-            raise ValueError(
-                f'transport is {self.transport!r}; it must be "auto", "native" or '
-                '"host"'
-            )
-        if self.transport == "host" and world.host_transport is None:
-            raise ValueError(
-                'transport="host" works over MPI, and this world is on '
-                f'{world.backend!r}: use mlxdist.init("mpi") or transport="native"'
-            )
-        for name, dtype in self._dtypes().items():
-            if dtype is not None and dtype not in _FLOATS:
-                raise ValueError(
-                    f"{name} is {dtype!r}; it must be mx.float32, mx.bfloat16 or "
-                    "mx.float16"
-                )
-        if self.wire_dtype is not None and self.transport != "host":
-            raise ValueError(
-                f'wire_dtype={self.wire_dtype} needs transport="host": others would '
-                "round the sum to it at every hop"
-            )
-        if self.transport == "host" and self.reduce_dtype != mx.float32:
-            raise ValueError(
-                f'transport="host" adds in float32, not in {self.reduce_dtype}; to '
-                "send fewer bytes use wire_dtype"
-            )
-
-    def _check_reproducible(self, world: World) -> None:
-        for name, dtype in self._dtypes().items():
-            if dtype is not None and dtype != mx.float32:
-                raise ValueError(
-                    "reproducible=True adds and sends in float32, and "
-                    f"{name} is {dtype}"
-                )
-        problem = pairwise_problem(self.accumulate, world.size)
-        if world.size > 1 and problem is not None:
-            raise ValueError(problem)
-
-    def _dtypes(self) -> dict[str, Dtype]:
-        return {"wire_dtype": self.wire_dtype, "reduce_dtype": self.reduce_dtype}
 
 
 def refuse_assignment(
@@ -287,13 +189,3 @@ def refuse_assignment(
             + f", or set optimizer.optimizer.{name}, its own"
             * is_of_wrapped
         )
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and not math.isnan(float(value))  # type: ignore[arg-type]
-
-
-def _check_count(name: str, value: object, least: int, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be {wanted}")

@@ -22,6 +22,7 @@ from .from_root import FromRoot
 from .grad_norm import NormPolicy
 from .inner_optimizer import InnerOptimizer
 from .local_update import LocalUpdate, make_local_update
+from .option_checks import untraceable
 from .options import Options
 from .step_checks import EveryStep, SingleRank, StepAgreement, WhileTracing
 
@@ -89,7 +90,7 @@ class Pipelines:
         Raises:
             ValueError: where an option can't work there.
         """
-        problem = self._options.untraceable(accumulates=accumulates)
+        problem = untraceable(self._options, accumulates=accumulates)
         if problem is not None:
             raise ValueError(problem)
         if self._traced is None:
@@ -184,7 +185,7 @@ class Pipelines:
 
 def norm_policy(wire: Wire, options: Options) -> NormPolicy:
     """Return how an eager step measures its gradients."""
-    if not wire.has_peers and not options.needs_norm:
+    if not options.needs_norm and not (wire.has_peers and options.check_finite):
         return grad_norm.Unmeasured()
     if options.reproducible:
         return grad_norm.PairwiseNorm(wire)

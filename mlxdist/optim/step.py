@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import mlx.core as mx
-
 from ..arrays import device
-from ..arrays.types import Array, Flat, Tree
+from ..arrays.types import Flat, Tree
 from ..comm.agreement import MismatchError, OnAllRanks
 from ..comm.reduction import Weights
 from ..world.world import World
 from . import grad_norm, setup
-from .accumulation import MicroBatches
+from .accumulation import MicroBatches, sum_dtype
 from .attempt import Attempt, end_attempt
 from .batch import (
     Batch,
@@ -21,12 +19,12 @@ from .batch import (
     batch_problem,
     matching,
     missing_problem,
-    read_batch,
 )
 from .grad_norm import NonFiniteError, Norm
+from .gradient_scale import GradientScale
 from .identical_gradients import warn_if_identical
 from .inner_optimizer import InnerOptimizer
-from .loss_scale import make_loss_scale
+from .local_gradients import LocalGradients
 from .managed_state import NEW
 from .options import Options
 from .partial_update import leave_out
@@ -47,7 +45,7 @@ class DistributedStep:
         is_planned: whether `pipelines` are those of a model's parameters.
         layout: of this rank's state.
         index: of the gradients' and the parameters' trees.
-        norm: of the last mean gradients, where it was measured outside of mx.compile.
+        scale: of losses and gradients.
         weight: this rank's in the last step.
     """
 
@@ -64,14 +62,13 @@ class DistributedStep:
         self.micro_batches = MicroBatches(
             options.accumulate, pairwise=options.reproducible
         )
-        self.loss_scale = make_loss_scale(options.loss_scale)
+        self.scale = GradientScale(options)
         self.counts = StepCounts()
         self.layout = setup.empty_layout(world, options)
         plan = self.layout.plan
         self.pipelines = Pipelines(world, NEW, plan, inner, options, compiled=False)
         self.is_planned = False
         self.index: TreeIndexes | None = None
-        self.norm: Array | None = None
         self.weight: float = 1.0
         self._gradients_compared = False
 
@@ -96,29 +93,15 @@ class DistributedStep:
             self.layout,
             self._inner,
             self.counts,
-            self.loss_scale,
+            self.scale.loss_scale,
             self.micro_batches,
         )
 
-    def require_norm(self) -> Array:
-        """Return the last step's norm; ValueError where it was not measured."""
-        if self._options.max_norm is None:
-            raise ValueError(
-                "grad_norm is measured with max_norm only; max_norm=math.inf measures "
-                "without clipping"
-            )
-        if self.norm is None:
-            raise ValueError(
-                "there is no grad_norm yet: nothing was updated, or inside mx.compile"
-            )
-        return self.norm
-
-    def take(self, gradients: Tree, target: Target, weight: float | None) -> None:
+    def take(self, batch: Batch, target: Target) -> None:
         """Average the gradients over the ranks and take a step, phase by phase."""
         self.counts.refuse_broken()
-        batch = read_batch(self.index, gradients, target.parameters, weight)
         batch.problem = self.counts.torn or batch.problem
-        run = self._pipeline_for(batch, gradients, target)
+        run = self._pipeline_for(batch, target)
         if batch.gradients and self.micro_batches.expects_more:
             self._accumulate(batch)
             return
@@ -129,7 +112,7 @@ class DistributedStep:
             scalars = [leaf.scalars() for leaf in self._inner.leaves]
             try:
                 if batch.gradients:
-                    self._step(run, batch, weights, gradients, target)
+                    self._step(run, batch, weights, target)
                 else:
                     self._inner.apply_gradients({}, {})
                     run.evaluate(self._inner.scalars())
@@ -145,18 +128,15 @@ class DistributedStep:
         run: Pipeline,
         batch: Batch,
         weights: Weights,
-        gradients: Tree,
         target: Target,
     ) -> None:
         """Take the step that all ranks have agreed to, or end it on an error."""
-        self.index = batch.index or TreeIndexes.of(
-            self.pipelines.plan, batch, gradients
-        )
-        sums, weights = self._sums(batch, weights)
+        self.index = batch.index or TreeIndexes.of(self.pipelines.plan, batch)
+        gradients, weights = self._local_gradients(batch, weights)
         if run is self.pipelines.eager:
-            self._warn_once(sums, weights, weighted=batch.weight is not None)
-        part = leave_out(run, self._inner, batch, sums)
-        attempt = Attempt(part, self.index, target, sums, weights)
+            self._warn_once(gradients, weights, weighted=batch.weight is not None)
+        part = leave_out(run, self._inner, batch, gradients.unsent)
+        attempt = Attempt(part, self.index, target, gradients, weights)
         try:
             is_taken = self._phases(attempt, batch)
         except OnAllRanks:
@@ -169,7 +149,7 @@ class DistributedStep:
         self.counts.ended = None
         if is_taken:
             self.counts.steps += 1
-            self.loss_scale.stepped()
+            self.scale.loss_scale.stepped()
 
     def _phases(self, attempt: Attempt, batch: Batch) -> bool:
         """Return whether the step was taken, and not skipped."""
@@ -182,35 +162,38 @@ class DistributedStep:
             return False
         # 4. Local step of this rank's shard, 5. gather, 6. publish: by bucket.
         recorder.phase("optimizer and parameter exchange")
-        attempt.update(batch.parameters, self._scale(norm))
+        attempt.update(batch.parameters, self.scale.of_means(norm))
         return True
 
-    def _pipeline_for(self, batch: Batch, gradients: Tree, target: Target) -> Pipeline:
+    def _pipeline_for(self, batch: Batch, target: Target) -> Pipeline:
         """Choose how to run a step; initialize at the first one."""
-        first = self._first_gradients(batch.gradients) or self._inner.scalars()
+        first = list(self._first_gradients(batch.gradients).values())
         try:
-            eager = device.start_evaluation(first)
+            eager = device.start_evaluation(
+                [*batch.outputs, *first] or self._inner.scalars()
+            )
         except RuntimeError as error:  # of the user's computation, or out of memory
             if self._world.size == 1:
                 raise
             eager = True
             batch.problem = f"the gradients can't be evaluated: {error}"
         if not self.is_planned and batch.gradients and batch.problem is None:
-            self._initialize(matching(gradients, target.parameters)[0])
+            self._initialize(matching(batch.tree, target.parameters)[0])
         if not eager:
             micro = self.micro_batches
             return self.pipelines.traced(accumulates=micro.in_no_sync or micro.active)
         return self.pipelines.eager
 
-    def _first_gradients(self, gradients: Flat) -> list[Array]:
+    def _first_gradients(self, gradients: Flat) -> Flat:
         """The gradients that are sent first, those of the last layers.
 
         Only those: MLX blocks the caller once its queue of pending work is full.
         """
         plan = self.pipelines.plan
         if plan.buckets and plan.by_path.keys() == gradients.keys():
-            return [gradients[entry.path] for entry in plan.buckets[0].entries]
-        return list(gradients.values())[-1:]
+            entries = plan.buckets[0].entries
+            return {entry.path: gradients[entry.path] for entry in entries}
+        return dict(list(gradients.items())[-1:])
 
     def _agree(self, run: Pipeline, batch: Batch) -> tuple[Pipeline, Weights]:
         """Return the pipeline for the present hyperparameters, and all weights."""
@@ -231,11 +214,17 @@ class DistributedStep:
             )
         return run, weights
 
-    def _warn_once(self, sums: Flat, weights: Weights, *, weighted: bool) -> None:
-        """At the first update, warn where all ranks have the same gradients."""
+    def _warn_once(
+        self, gradients: LocalGradients, weights: Weights, *, weighted: bool
+    ) -> None:
+        """At the first update, warn where all ranks have the same gradients.
+
+        Of gradients that are dropped when they are sent, those that are sent first.
+        """
         if self._world.size > 1 and not self._gradients_compared:
+            compared = gradients.kept or self._first_gradients(gradients.unsent)
             self._gradients_compared = warn_if_identical(
-                self._world, sums, weights, weighted=weighted
+                self._world, compared, weights, weighted=weighted
             )
 
     def _accumulate(self, batch: Batch) -> None:
@@ -248,39 +237,25 @@ class DistributedStep:
             self.micro_batches.drop()
             raise MismatchError(f"{problem}. The step begins anew.")
 
-    def _sums(self, batch: Batch, weights: Weights) -> tuple[Flat, Weights]:
+    def _local_gradients(
+        self, batch: Batch, weights: Weights
+    ) -> tuple[LocalGradients, Weights]:
         """This rank's gradients and all weights, or the sums of its micro-batches."""
+        loss = next(iter(batch.outputs), None)
+        keeps = loss is None  # the caller does
         if not self.micro_batches.active:
-            return batch.gradients, weights
+            return LocalGradients(batch.gradients, keeps=keeps, loss=loss), weights
         assert weights.every is not None, "not inside mx.compile"
         of_sums = Weights.of_sums(weights.every, pairwise=self.micro_batches.pairwise)
         sums = self.micro_batches.finish(batch.gradients, batch.weight)
-        batch.gradients.clear()
         if self._world.size == 1:
-            return {
-                path: array / of_sums.total for path, array in sums.items()
-            }, of_sums
-        return sums, of_sums
-
-    def _scale(self, norm: Norm) -> Array | None:
-        """The factor on mean gradients that unscales and clips them."""
-        max_norm, value, scale = self._options.max_norm, norm.value, None
-        if self._options.loss_scale is not None:
-            scale = mx.array(1 / self.loss_scale.value)
-            value = None if value is None else value * scale
-        if max_norm is not None and value is not None:
-            self.norm = None if norm.is_traced else value
-            clip = grad_norm.clip_scale(value, max_norm)
-            scale = clip if scale is None else clip * scale
-        return scale
+            sums = {path: array / of_sums.total for path, array in sums.items()}
+        return LocalGradients(sums, sum_dtype, keeps=keeps, loss=loss), of_sums
 
     def _skip_or_raise(self, attempt: Attempt, norm: Norm) -> None:
-        self.norm = None if self._options.max_norm is None else norm.value
-        if not self.loss_scale.overflowed():
+        if not self.scale.overflowed(norm):
             step = self.counts.steps + 1
-            text = grad_norm.fault_text(
-                self._world.control, attempt.gradients, attempt.weights, step
-            )
+            text = grad_norm.fault_text(self._world.control, attempt.fault(), step)
             if not self._options.skip_nonfinite:
                 raise NonFiniteError(text)
         self.counts.skipped += 1

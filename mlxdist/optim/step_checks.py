@@ -185,8 +185,8 @@ def _total(
 
 
 def call_name(name: str, batch: Batch) -> str:
-    """Return what an update is called in errors and records."""
-    return f"{name}.update" + ("" if batch.gradients else " without gradients")
+    """Return what a step is called in errors and records."""
+    return f"{name}.{batch.call}" + ("" if batch.gradients else " without gradients")
 
 
 def earlier_problem(world: World) -> str | None:

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
+from mlxdist.layout.entries import Entry
 from mlxdist.layout.paths import KeyPath
 from mlxdist.optim.attempt import Attempt
 from mlxdist.optim.grad_norm import UNMEASURED, MeasuredNorm
+from mlxdist.optim.local_gradients import LocalGradients
 
 
 @pytest.mark.fails_in_mlx
@@ -28,15 +30,16 @@ def test_norm_of_means_that_fail_is_raised_ahead_of_the_sum():
 
 def test_end_exchange_drops_errors_before_zeros_are_sent():
     calls = []
+    path = KeyPath(("w",))
     wire = SimpleNamespace(
-        plan=SimpleNamespace(buckets=[]),
+        plan=SimpleNamespace(buckets=[], entries=[Entry(path, (3,), "float32")]),
         comm=SimpleNamespace(settle=lambda: calls.append("settle")),
         reduce=lambda gradients, weights: calls.append(gradients),
     )
     norm = SimpleNamespace(measure=lambda *_: UNMEASURED)
     run = SimpleNamespace(wire=wire, norm=norm)
-    path = KeyPath(("w",))
-    attempt = Attempt(run, None, None, {path: mx.ones(3)}, None)
+    gradients = LocalGradients({path: mx.ones(3)}, keeps=True)
+    attempt = Attempt(run, None, None, gradients, None)
     assert attempt.end_exchange() is UNMEASURED
     assert calls[0] == "settle"
     assert calls[1][path].tolist() == [0, 0, 0]

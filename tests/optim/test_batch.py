@@ -36,7 +36,7 @@ def indexed(model):
         Entry(path, tuple(a.shape), "float32") for path, a in batch.gradients.items()
     ]
     plan = make_plan(entries, 1, strategy="replicated", bucket_size=1024)
-    return gradients, TreeIndexes.of(plan, batch, gradients)
+    return gradients, TreeIndexes.of(plan, batch)
 
 
 def test_batch_of_a_model_with_frozen_parameters_is_found_by_the_index(model):

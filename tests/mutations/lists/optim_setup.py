@@ -40,14 +40,18 @@ MUTATIONS = [
         ],
     ),
     *mistakes(
-        "optim/options.py",
+        "optim/option_checks.py",
         ("tests/optim/test_options.py", "tests/optim/test_pipeline.py"),
         [
             ("0 <= decay < 1)", "0 <= decay <= 1)"),
             ("(_is_number(norm) and norm > 0)", "(_is_number(norm) and norm >= 0)"),
-            ("if accumulates or self.sync_buffers:", "if accumulates:"),
-            ("if isinstance(value, np.generic):", "if False:"),
+            ("if accumulates or options.sync_buffers:", "if accumulates:"),
         ],
+    ),
+    *mistakes(
+        "optim/options.py",
+        ("tests/optim/test_options.py",),
+        [("if isinstance(value, np.generic):", "if False:")],
     ),
     *mistakes(
         "optim/loss_scale.py",

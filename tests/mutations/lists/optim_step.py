@@ -133,10 +133,6 @@ MUTATIONS = [
             ),
             ("peak = float(np.max([", "peak = float(np.min(["),
             ("return peak * mx.sqrt(", "return mx.sqrt("),
-            (
-                "first_fault(gradients) if weights.local else None",
-                "first_fault(gradients)",
-            ),
             ("return Norm(norm, math.isfinite(float(norm)))", "return Norm(norm)"),
         ],
     ),
@@ -183,25 +179,33 @@ MUTATIONS = [
         "optim/step.py",
         (*SCALE, "tests/optim/test_grad_norm.py"),
         [
-            (
-                "scale = mx.array(1 / self.loss_scale.value)",
-                "scale = mx.array(self.loss_scale.value)",
-            ),
-            ("value = None if value is None else value * scale", "pass"),
-            ("scale = clip if scale is None else clip * scale", "scale = clip"),
-            ("            self.loss_scale.stepped()", "            pass"),
+            ("            self.scale.loss_scale.stepped()", "            pass"),
             ("self.counts.skipped += 1", "pass"),
             ("            return False\n", "            pass\n"),
-            (
-                "self.norm = None if self._options.max_norm is None else norm.value",
-                "pass",
-            ),
             (
                 "if not self._options.skip_nonfinite:",
                 "if self._options.skip_nonfinite:",
             ),
             ("            self._skip_or_raise(attempt, norm)\n", "            pass\n"),
         ],
+    ),
+    *mistakes(
+        "optim/gradient_scale.py",
+        (*SCALE, "tests/optim/test_grad_norm.py"),
+        [
+            (
+                "scale = mx.array(1 / self.loss_scale.value)",
+                "scale = mx.array(self.loss_scale.value)",
+            ),
+            ("value = None if value is None else value * scale", "pass"),
+            ("scale = clip if scale is None else clip * scale", "scale = clip"),
+            ("self.norm = None if self._max_norm is None else norm.value", "pass"),
+        ],
+    ),
+    *mistakes(
+        "optim/gradient_scale.py",
+        ("tests/optim/test_pipeline.py",),
+        [("self.norm = None if norm.is_traced else value", "self.norm = value")],
     ),
     *mistakes(
         "optim/step.py",
@@ -221,7 +225,6 @@ MUTATIONS = [
         ("tests/optim/test_buffers.py", "tests/optim/test_pipeline.py", *ACCUMULATION),
         [
             ("self.weight = weights.local", "pass"),
-            ("self.norm = None if norm.is_traced else value", "self.norm = value"),
             (
                 "problem = batch_problem(plan, batch) or missing_problem(plan, batch)",
                 "problem = None",
@@ -244,11 +247,7 @@ MUTATIONS = [
         "optim/attempt.py",
         FAILED,
         [
-            (
-                "{p: mx.zeros_like(a) for p, a in self.gradients.items()}",
-                "self.gradients",
-            ),
-            ("self._means.replace_gradients(self.gradients)", "pass"),
+            ("self._means.replace_gradients(zeros)", "pass"),
             ("if index not in self._pushed:", "if True:"),
             ("    attempt.undo()\n", ""),
             ("if attempt.has_handed_on:", "if False:"),

@@ -96,6 +96,17 @@ def from_raw(parts: Sequence[Raw], dtype: Dtype) -> Array:
     return array
 
 
+def from_numpy(values: Any) -> Array:
+    """Return a copy of a numpy array, or number, as an MLX array.
+
+    MLX takes over numpy's stride of an empty vector, which is 0, and so counts it as
+    not contiguous. Its reductions on a CPU then read past the end of a list, and may
+    never return (MLX 0.32).
+    """
+    array = mx.array(values)
+    return array if array.size else mx.zeros(array.shape, array.dtype, stream=mx.cpu)
+
+
 def uninitialized(size: int, dtype: Dtype) -> Array:
     """Return an evaluated vector with arbitrary content, for the caller to fill.
 
@@ -109,7 +120,7 @@ def uninitialized(size: int, dtype: Dtype) -> Array:
     else:
         bits = NUMPY_DTYPES.get(dtype, np.dtype(f"u{dtype.size}"))
         is_small = size * dtype.size <= _COPIED_UP_TO
-        array = mx.array(np.empty(size, bits)) if is_small else _loaded(size, bits)
+        array = from_numpy(np.empty(size, bits)) if is_small else _loaded(size, bits)
         if array.dtype != dtype:
             array = mx.view(array, dtype, stream=mx.cpu)
     mx.eval(array)

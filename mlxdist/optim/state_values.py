@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..arrays.numpy_view import raw
+from ..arrays.numpy_view import from_numpy, raw
 from ..arrays.trees import leaves_of
 from ..arrays.types import Array, Tree
 from ..layout.entries import ITEM_SIZES
@@ -48,7 +48,7 @@ def as_state(tree: Tree) -> Tree:
 
 def _as_mlx(leaf: Value) -> Value:
     is_numpy = isinstance(leaf, np.ndarray | np.generic)
-    return mx.array(leaf) if is_numpy and leaf.dtype.name in ITEM_SIZES else leaf
+    return from_numpy(leaf) if is_numpy and leaf.dtype.name in ITEM_SIZES else leaf
 
 
 def as_array(value: Value) -> Array:

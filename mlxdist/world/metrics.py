@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays.numpy_view import from_numpy
 from ..arrays.trees import leaves_of, rebuild
 from ..arrays.types import Array, Tree
 from ..layout.paths import KeyPath
@@ -111,9 +112,9 @@ def _in_type_of(leaf: Leaf, mean: NDArray[np.float64]) -> Array:
     if not isinstance(leaf, mx.array):
         return mean.item()
     if np.iscomplexobj(mean):
-        return mx.array(mean.astype(np.complex64))
+        return from_numpy(mean.astype(np.complex64))
     is_wide = leaf.dtype.size == 8 and mx.issubdtype(leaf.dtype, mx.floating)
-    return mx.array(mean, leaf.dtype if is_wide else mx.float32)
+    return mx.array(mean, leaf.dtype) if is_wide else from_numpy(mean)
 
 
 def weighted_mean(

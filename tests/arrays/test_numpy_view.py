@@ -9,6 +9,7 @@ from mlxdist.arrays.numpy_view import (
     adjacent,
     decode,
     encode,
+    from_numpy,
     from_raw,
     raw,
     raw_all,
@@ -25,10 +26,20 @@ from tests.support.examples import assert_same_bits
 def test_uninitialized_array_can_be_written_to(size, dtype):
     array = uninitialized(size, dtype)
     assert (array.size, array.dtype) == (size, dtype)
+    assert memoryview(array).contiguous
     view = raw(array)
     view[:] = 0
     with mx.stream(mx.cpu):  # float64 exists there alone
         assert not mx.any(array.astype(mx.float32)).item()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32, np.uint8])
+def test_from_numpy_of_an_empty_vector_is_contiguous_in_mlx(dtype):
+    """MLX counts its own copy as strided, and its sum may then never return."""
+    array = from_numpy(np.zeros(0, dtype))
+    assert memoryview(array).contiguous
+    assert array.dtype == mx.array(np.zeros(1, dtype)).dtype
+    assert array.sum().item() == 0
 
 
 def test_raw_shares_memory_with_the_array():

@@ -14,7 +14,7 @@ from ..comm.agreement import difference, ranks_text
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from .state_exchange import Headers
-from .state_layout import COPIES, Specs
+from .state_layout import COPIES, Specs, cut_shape
 
 Kind = Literal["none", "full", "shard"]
 Shapes = dict[KeyPath, dict[str, tuple[int, ...]]]  # {path: {key: shape}}
@@ -118,7 +118,7 @@ def shapes_of_shard(plan: Plan, specs: Specs, rank: int) -> Shapes:
     """Return the shapes of a rank's own state; () for numbers that are no arrays."""
     return {
         path: {
-            key: (stop - start,) if spec.is_cut else spec.shape
+            key: cut_shape(spec.cut, stop - start) if spec.cut else spec.shape
             for key, spec in specs[path].items()
         }
         for path, (start, stop) in plan.shard(rank).items()

@@ -8,16 +8,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from ..arrays.device import start_evaluation
 from ..arrays.types import Array
-from ..comm.agreement import MismatchError, agree, result_or_problem
+from ..comm.agreement import (
+    MismatchError,
+    agree,
+    agree_on_success,
+    result_or_problem,
+)
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
-from . import state
+from ..layout.sharding import Plan
+from . import masters, moments, state
 from .assigned_kind import (
     ASSIGNED_WHILE_TRACING,
     REMEDY,
@@ -31,7 +38,7 @@ from .inner_optimizer import InnerOptimizer
 from .shard_mark import mark_problem
 from .state import StateTree
 from .state_exchange import exchange_headers, exchange_shards, headers_of
-from .state_layout import Parts, Specs, StateArray, StateLayout
+from .state_layout import Parts, Specs, StateArray, StateLayout, kinds_of
 from .state_setup import all_specs, shards_of
 from .state_values import digest, is_number
 
@@ -93,9 +100,12 @@ def take_assigned(
         MismatchError: on all ranks, where it fits on none or only on some of them.
     """
     agree(comm, call, problem=assigned.problem)
-    plan, tree = layout.plan, assigned.tree
-    summary = assigned.summary._replace(foreign=mark_problem(inner, layout))
-    kind, specs = _agree_on_kind(comm, inner, layout, summary)
+    plan, specs = layout.plan, all_specs(comm, layout)
+    tree = agree_on_success(comm, call, partial(_as_kept, assigned.tree, plan, specs))
+    summary = assigned.summary._replace(
+        headers=headers_of(_whole_parts(tree)), foreign=mark_problem(inner, layout)
+    )
+    kind = _agree_on_kind(comm, inner, layout, specs, summary)
     if kind == "none":
         if not root_wins and any(specs.values()):
             raise MismatchError(f"{call} refused: it has no moments.\n{REMEDY}")
@@ -107,6 +117,26 @@ def take_assigned(
         parts = {}
     wants = shards_of(plan, specs)
     return exchange_shards(comm, parts, plan.entries, lambda _: wants)
+
+
+def _as_kept(tree: StateTree, plan: Plan, specs: Specs) -> StateTree:
+    """Return a state with the moments in 8 bits that are so here, and in no others."""
+    kinds = {path: kinds_of(specs.get(path, {})) for path in tree}
+    is_full = tree.keys() == plan.by_path.keys() and all(
+        size == plan.by_path[path].size
+        for path, values in tree.items()
+        for size in moments.sizes(values)
+    )
+    kept: StateTree = {}
+    for path, values in tree.items():
+        entry = plan.by_path[path]
+        is_slice = plan.strategy == "elements" and not is_full
+        values = moments.widened(
+            values, (-1,) if is_slice else entry.shape, without=kinds[path]
+        )
+        values = moments.quantized(values, kinds[path])
+        kept[path] = masters.converted(values, entry, specs.get(path, {}))
+    return kept
 
 
 def _whole_parts(tree: StateTree) -> Parts:
@@ -126,8 +156,9 @@ def _agree_on_kind(
     comm: Collectives,
     inner: InnerOptimizer,
     layout: StateLayout,
+    specs: Specs,
     summary: AssignedSummary,
-) -> tuple[Kind, Specs]:
+) -> Kind:
     plan = layout.plan
     headers = exchange_headers(comm, summary.headers, plan.entries)
     names = summary[1:]
@@ -136,10 +167,9 @@ def _agree_on_kind(
         AssignedSummary(tree, *json.loads(text))
         for tree, text in zip(headers, texts, strict=True)
     ]
-    specs = all_specs(comm, layout)
     known = {p: inner.owner(p).is_mlx_class for p in plan.by_path}
     try:
-        return kind_of(plan, specs, every, known), specs
+        return kind_of(plan, specs, every, known)
     except ValueError as error:
         raise MismatchError(str(error)) from None
 

@@ -8,7 +8,8 @@ from ..arrays.dtypes import dtype_name
 from ..arrays.types import Named, Tree
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives
-from . import state
+from ..layout.paths import KeyPath
+from . import masters, moments, state
 from .inner_optimizer import InnerOptimizer
 from .state import StateTree
 from .state_exchange import exchange_shards, whole
@@ -22,12 +23,15 @@ def gather_full_state(
 ) -> Tree:
     """Return the full state in MLX's layout, on every rank. Called by all of them.
 
-    Sends each rank's own state to all others, an array at a time.
+    Sends each rank's own state to all others, an array at a time. Moments in 8 bits are
+    sent as they are, and become float32 then.
     """
     agree(comm, call, layout.plan.fingerprint)
     tree = state.read(inner, layout.shard)
     parts = layout.located(tree)
     full = exchange_shards(comm, parts, layout.plan.entries, lambda _: whole)
+    for path in full:
+        full[path] = moments.widened(full[path], layout.plan.by_path[path].shape)
     return state.to_mlx(inner, full)
 
 
@@ -57,7 +61,7 @@ def load_full_state(
         full = as_state(full)
         flat = state.from_mlx(inner, full, layout.plan.by_path)
         shard = {
-            path: {k: layout.cut(path, k, value) for k, value in flat[path].items()}
+            path: _shard_of(layout, path, flat[path])
             for path in layout.shard
             if path in flat
         }
@@ -76,6 +80,16 @@ def load_full_state(
     )
     fit_into(inner, shard)
     state.write_scalars(inner, scalars)
+
+
+def _shard_of(
+    layout: StateLayout, path: KeyPath, values: dict[str, Value]
+) -> dict[str, Value]:
+    """Return this rank's part of a parameter's full state, as it is kept here."""
+    kinds, entry = layout.kinds(path), layout.plan.by_path[path]
+    values = moments.widened(values, entry.shape, without=kinds)
+    cut = {key: layout.cut(path, key, value) for key, value in values.items()}
+    return masters.converted(moments.quantized(cut, kinds), entry, layout.specs[path])
 
 
 def _checksum(tree: StateTree, scalars: Sequence[Named]) -> int:

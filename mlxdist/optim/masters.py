@@ -11,14 +11,16 @@ only the correction is kept, in one byte, and added to the parameter at each ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
 from ..arrays import float24
+from ..arrays.dtypes import dtype_of
 from ..arrays.types import Array, Dtype, Flat, Named
 from ..layout.entries import ITEM_SIZES, Entry
+from .state_values import Value
 from .user_warning import warn_user
 
 # In the optimizer's state of a parameter: one of them, as the option says.
@@ -39,6 +41,21 @@ def check_option(option: Option) -> None:
     raise ValueError(
         f'master_dtype is {option!r}; it must be mx.float32, "24bit" or None'
     )
+
+
+def converted(
+    values: Mapping[str, Value], entry: Entry, wanted: Container[str]
+) -> dict[str, Value]:
+    """Return a state with a float32 master as the correction that is wanted instead.
+
+    The parameter is taken for the rounded master. The way back needs the parameter.
+    """
+    result = dict(values)
+    if KEY in result and CORRECTION in wanted and CORRECTION not in result:
+        master = result.pop(KEY)
+        rounded = master.astype(dtype_of(entry.dtype))
+        result[CORRECTION] = float24.correction(rounded, master)
+    return result
 
 
 class MasterWeights(NamedTuple):

@@ -165,7 +165,7 @@ class ResumableState:
             return None
         if self.inner.owner(path).is_mlx_class:
             return None
-        if self.layout.cuts(path, key, shape):
+        if self.layout.cut_of(path, key, shape):
             start, stop = shard[path]
             return NewArray(start, stop, (stop - start,))
         return NewArray(0, math.prod(shape), shape)

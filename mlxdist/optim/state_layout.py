@@ -2,7 +2,8 @@
 
 With "elements", an optimizer makes state for slices of parameters. An array of state is
 either cut as its parameter is, or belongs to the whole parameter, such as a count. The
-shape alone does not say: a slice of one element looks like a count of shape (1,).
+shape alone does not say: a slice of one element looks like a count of shape (1,). A
+moment in 8 bits has a row of codes and a scale for each block of the slice's elements.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from ..arrays.blockwise import Kind
 from ..arrays.dtypes import dtype_name
 from ..arrays.types import Array, Flat
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
-from . import ema, masters
+from ..layout.state_blocks import BLOCK
+from . import ema, masters, moments
 from .inner_optimizer import InnerOptimizer, Leaf
 from .state import StateTree
 from .state_values import Value, is_number, values_of
+
+# How an array of state is cut with its parameter: an element for each element, a row of
+# codes or a scale for each block of elements, or not at all.
+Cut = Literal["", "elements", "codes", "scales"]
 
 COPIES = frozenset({masters.KEY, masters.CORRECTION, ema.KEY})
 
@@ -49,17 +56,33 @@ class Spec(NamedTuple):
     Attributes:
         dtype: its name; "" where it is a number that is no array.
         shape: of the whole array.
-        is_cut: whether it has an element for each element of the parameter, so that it
-            is cut as the parameter is.
+        cut: how it is cut with the parameter.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    is_cut: bool
+    cut: Cut
+
+
+def cut_span(cut: Cut, start: int, stop: int) -> tuple[int, int]:
+    """Return the elements of an array that go with a parameter's [start, stop)."""
+    return (start // BLOCK, stop // BLOCK) if cut == "scales" else (start, stop)
+
+
+def cut_shape(cut: Cut, size: int) -> tuple[int, ...]:
+    """Return the shape of an array's part that goes with `size` elements."""
+    if cut == "codes":
+        return size // BLOCK, BLOCK
+    return (size // BLOCK if cut == "scales" else size,)
 
 
 Specs = dict[KeyPath, dict[str, Spec]]  # {path: {key: spec}}
 Parts = dict[KeyPath, dict[str, StateArray]]  # {path: {key: part}}
+
+
+def kinds_of(specs: Mapping[str, Spec]) -> dict[str, Kind]:
+    """Return the moments that a parameter's state has in 8 bits."""
+    return moments.kinds({key: spec.dtype for key, spec in specs.items()})
 
 
 @dataclass(frozen=True)
@@ -81,28 +104,36 @@ class StateLayout:
         """`{path: (start, stop)}`: the elements whose state this rank has."""
         return self.plan.shard(self.rank)
 
+    def kinds(self, path: KeyPath) -> dict[str, Kind]:
+        """Return the moments of a parameter that are in 8 bits here."""
+        return kinds_of(self.specs.get(path, {}))
+
     def locate(self, path: KeyPath, key: str, value: Value) -> StateArray:
         """Return where a value of this rank lies in the whole array."""
         if is_number(value):
             return StateArray(value, (), 0, 1)
         start, stop = self.shard[path]
         shape = tuple(value.shape)
-        if self._is_cut(path, key, shape, stop - start):
-            return StateArray(value, self.plan.by_path[path].shape, start, stop)
+        cut = self._cut_of(path, key)
+        if cut and shape == cut_shape(cut, stop - start):
+            whole = self._whole_shape(path, cut)
+            return StateArray(value, whole, *cut_span(cut, start, stop))
         return StateArray(value, shape, 0, math.prod(shape))
 
-    def _is_cut(
-        self, path: KeyPath, key: str, shape: tuple[int, ...], length: int
-    ) -> bool:
-        """Whether a value of this rank is a slice.
+    def _cut_of(self, path: KeyPath, key: str) -> Cut:
+        """Return how a value is cut, if its shape fits.
 
         State that `init` did not make, but an optimizer of a user's own at its first
         step, is known by its shape alone.
         """
-        if self.plan.strategy != "elements" or shape != (length,):
-            return False
+        if self.plan.strategy != "elements":
+            return ""
         spec = self.specs.get(path, {}).get(key)
-        return True if spec is None else spec.is_cut
+        return "elements" if spec is None else spec.cut
+
+    def _whole_shape(self, path: KeyPath, cut: Cut) -> tuple[int, ...]:
+        entry = self.plan.by_path[path]
+        return entry.shape if cut == "elements" else cut_shape(cut, entry.size)
 
     def located(self, tree: StateTree) -> Parts:
         """Locate all values of a rank's state."""
@@ -113,17 +144,17 @@ class StateLayout:
 
     def cut(self, path: KeyPath, key: str, value: Value) -> Value:
         """Return this rank's part of a whole value."""
-        if is_number(value) or not self.cuts(path, key, tuple(value.shape)):
+        cut = "" if is_number(value) else self.cut_of(path, key, tuple(value.shape))
+        if not cut:
             return value
         start, stop = self.shard[path]
-        return value.reshape(-1)[start:stop]
+        first, last = cut_span(cut, start, stop)
+        return value.reshape(-1)[first:last].reshape(cut_shape(cut, stop - start))
 
-    def cuts(self, path: KeyPath, key: str, shape: tuple[int, ...]) -> bool:
-        """Whether a whole array of this shape is cut."""
-        spec = self.specs.get(path, {}).get(key)
-        if self.plan.strategy != "elements" or shape != self.plan.by_path[path].shape:
-            return False
-        return True if spec is None else spec.is_cut
+    def cut_of(self, path: KeyPath, key: str, shape: tuple[int, ...]) -> Cut:
+        """Return how a whole array of this shape is cut."""
+        cut = self._cut_of(path, key)
+        return cut if cut and shape == self._whole_shape(path, cut) else ""
 
 
 def record(
@@ -137,23 +168,33 @@ def record(
     """
     specs: Specs = {}
     for path, values in tree.items():
-        cut_keys: frozenset[str] = frozenset()
+        cuts: dict[str, Cut] = {}
         if plan.strategy == "elements":
-            cut_keys = _cut_keys(inner.owner(path), pieces[path], values)
+            cuts = _cuts(inner.owner(path), pieces[path], values)
         entry = plan.by_path[path]
         specs[path] = {
-            key: _spec(value, entry, is_cut=key in cut_keys)
-            for key, value in values.items()
+            key: _spec(value, entry, cuts.get(key, "")) for key, value in values.items()
         }
     owners = {path: inner.owner(path).at for path in plan.by_path}
     return StateLayout(plan, rank, specs, owners)
 
 
-def _spec(value: Value, entry: Entry, *, is_cut: bool) -> Spec:
+def _spec(value: Value, entry: Entry, cut: Cut) -> Spec:
     if is_number(value):
-        return Spec("", (), is_cut=False)
-    shape = entry.shape if is_cut else tuple(value.shape)
-    return Spec(dtype_name(value.dtype), shape, is_cut)
+        return Spec("", (), "")
+    shape = tuple(value.shape)
+    if cut:
+        shape = entry.shape if cut == "elements" else cut_shape(cut, entry.size)
+    return Spec(dtype_name(value.dtype), shape, cut)
+
+
+def _cuts(leaf: Leaf, piece: Array, values: Mapping[str, Value]) -> dict[str, Cut]:
+    """Return how each key's array is cut; those that are not are left out."""
+    cuts: dict[str, Cut] = dict.fromkeys(_cut_keys(leaf, piece, values), "elements")
+    for codes, scales in moments.pairs_of(values).values():
+        if moments.is_pair(values[codes], values[scales], piece.size):
+            cuts |= {codes: "codes", scales: "scales"}
+    return cuts
 
 
 def _cut_keys(leaf: Leaf, piece: Array, values: Mapping[str, Value]) -> frozenset[str]:

@@ -20,6 +20,7 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from . import state
 from .inner_optimizer import InnerOptimizer
+from .masters import CORRECTION
 from .state import StateTree
 from .state_exchange import (
     Header,
@@ -30,7 +31,16 @@ from .state_exchange import (
     exchange_shards,
     whole,
 )
-from .state_layout import COPIES, Spec, Specs, StateLayout, record
+from .state_layout import (
+    COPIES,
+    Cut,
+    Spec,
+    Specs,
+    StateLayout,
+    cut_shape,
+    cut_span,
+    record,
+)
 from .state_values import Value, is_number, like
 from .weight_copies import WeightCopies
 
@@ -122,6 +132,9 @@ def carry_over(
         and old.plan.by_path[entry.path].shape == entry.shape
         and old.owners[entry.path] == layout.owners[entry.path]
     ]
+    for entry in stayed:
+        if old.plan.by_path[entry.path].dtype != entry.dtype:  # of another last place
+            tree.get(entry.path, {}).pop(CORRECTION, None)
     parts = old.located({e.path: tree[e.path] for e in stayed if e.path in tree})
     tree.clear()
     specs = all_specs(comm, layout)
@@ -166,8 +179,8 @@ def all_specs(comm: Collectives, layout: StateLayout) -> Specs:
     for tree in all_gather_by_path(comm, layout.specs, layout.plan.entries):
         for path, keys in tree.items():
             known = specs.setdefault(path, {})  # empty where state is made at a step
-            for key, (dtype, shape, is_cut) in keys.items():
-                known.setdefault(key, Spec(dtype, tuple(shape), is_cut))
+            for key, (dtype, shape, cut) in keys.items():
+                known.setdefault(key, Spec(dtype, tuple(shape), cut))
     return specs
 
 
@@ -179,16 +192,21 @@ def shards_of(plan: Plan, specs: Specs, without: Container[KeyPath] = ()) -> Wan
     """
     shards = [plan.shard(rank) for rank in range(plan.ranks)]
 
+    def cut_of(path: KeyPath, key: str, header: Header) -> Cut:
+        if plan.strategy != "elements":
+            return ""
+        spec = specs.get(path, {}).get(key)
+        if spec is not None:
+            return spec.cut
+        return "elements" if header.shape == plan.by_path[path].shape else ""
+
     def want(rank: int, path: KeyPath, key: str, header: Header) -> Want | None:
         if path in without or path not in shards[rank]:
             return None
         start, stop = shards[rank][path]
-        spec = specs.get(path, {}).get(key)
-        is_cut = (
-            header.shape == plan.by_path[path].shape if spec is None else spec.is_cut
-        )
-        if plan.strategy == "elements" and is_cut:
-            return Want(start, stop, (stop - start,))
-        return whole(rank, path, key, header)
+        cut = cut_of(path, key, header)
+        if not cut:
+            return whole(rank, path, key, header)
+        return Want(*cut_span(cut, start, stop), cut_shape(cut, stop - start))
 
     return want

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import mlx.optimizers as optim
 
-from ..arrays.blockwise import Kind
+from ..arrays.blockwise import Kind, quantize
+from ..arrays.types import Tree
 from ..layout.entries import Entry
 from ..layout.state_blocks import BLOCK, is_quantized
 from .hyperparameters import Optimizer
@@ -65,6 +66,12 @@ class QuantizedState(NamedTuple):
         if self.applies_to(entry) and can_be_quantized(optimizer):
             return MOMENTS[type(optimizer)]
         return {}
+
+    def pack(self, optimizer: Optimizer, entry: Entry, state: Tree) -> None:
+        """Put the moments that an optimizer has made for a parameter into 8 bits."""
+        for moment, kind in self.moments(optimizer, entry).items():
+            codes, scales = quantize(state[moment], kind)
+            state[moment] = {CODES: codes, SCALES: scales}
 
     def option_problem(self) -> str | None:
         """Return why the options are invalid, or None."""

@@ -21,6 +21,7 @@ from ..layout.sharding import Plan
 from . import state
 from .inner_optimizer import InnerOptimizer
 from .masters import CORRECTION
+from .quantized_state import QuantizedState
 from .state import StateTree
 from .state_exchange import (
     Header,
@@ -64,6 +65,7 @@ def make_state(
     plan: Plan,
     parameters: Flat,
     copies: WeightCopies,
+    quantized: QuantizedState,
 ) -> StateLayout:
     """Make new state for this rank's shard, and record its layout.
 
@@ -78,6 +80,7 @@ def make_state(
         pieces = copies.masters.widened(shard)
         inner.init(pieces)
         for path, values in state.dicts(inner, shard).items():
+            quantized.pack(inner.owner(path).optimizer, plan.by_path[path], values)
             copies.add(path, shard[path], values)
         tree = state.read(inner, shard)
         return record(inner, plan, comm.rank, pieces, tree)

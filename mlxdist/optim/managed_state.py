@@ -41,8 +41,9 @@ class ManagedState:
         self._world, self.name = world, NEW
         self._inner, self._options = inner, options
         self._comm = world.control
-        # Nothing is cut and nothing compared: MLX's own optimizer takes its state.
-        self._is_mlx = world.size == 1 and not options.is_sharded
+        # Nothing is cut, compared or converted: MLX's own optimizer takes its state.
+        is_alone = world.size == 1 and not options.is_sharded
+        self._is_mlx = is_alone and options.state_dtype is None
         self._before: InnerSnapshot | None = None
         self.layout = setup.empty_layout(world, options)
 

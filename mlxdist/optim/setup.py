@@ -90,9 +90,7 @@ def initialize(
         plan = plan_parameters(world, inner, options, entries, list(flat))
         assigned = find_assigned(comm, inner, plan.by_path)
         state.reset(inner, old.plan)  # that of parameters that are frozen now, too
-        layout = make_state(
-            comm, call, inner, plan, flat, options.copies, options.quantized
-        )
+        layout = make_state(comm, call, inner, plan, flat, options)
         if old.plan.entries:
             carried = carry_over(comm, old, earlier, layout)
         else:

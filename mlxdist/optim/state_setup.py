@@ -21,7 +21,7 @@ from ..layout.sharding import Plan
 from . import state
 from .inner_optimizer import InnerOptimizer
 from .masters import CORRECTION
-from .quantized_state import QuantizedState
+from .options import Options
 from .state import StateTree
 from .state_exchange import (
     Header,
@@ -43,7 +43,6 @@ from .state_layout import (
     record,
 )
 from .state_values import Value, is_number, like
-from .weight_copies import WeightCopies
 
 
 class Carried(NamedTuple):
@@ -64,8 +63,7 @@ def make_state(
     inner: InnerOptimizer,
     plan: Plan,
     parameters: Flat,
-    copies: WeightCopies,
-    quantized: QuantizedState,
+    options: Options,
 ) -> StateLayout:
     """Make new state for this rank's shard, and record its layout.
 
@@ -73,6 +71,8 @@ def make_state(
         MismatchError: on all ranks, where the optimizer raised on one of them, which
             has that error as its cause.
     """
+
+    copies, quantized = options.copies, options.quantized
 
     def make() -> StateLayout:
         state.reset(inner, plan)

@@ -61,9 +61,7 @@ def initialize(
         has_state = any(state.read(inner, flat).values())
         agree(comm, call, problem=ASSIGNED_WHILE_TRACING if has_state else None)
         plan = setup.plan_parameters(world, inner, options, entries, list(flat))
-        layout = make_state(
-            comm, call, inner, plan, flat, options.copies, options.quantized
-        )
+        layout = make_state(comm, call, inner, plan, flat, options)
     except BaseException:
         before.restore(inner)
         raise

@@ -99,14 +99,18 @@ OTHER_OPTIONS = {
     "wire_dtype": mx.bfloat16,
     "max_norm": 1.0,
     "skip_nonfinite": True,
+    "check_finite": False,
     "check_every": 7,
     "master_dtype": mx.float32,
     "loss_scale": 2.0,
     "accumulate": 2,
+    "accumulate_sharded": True,
     "ema_decay": 0.5,
     "sync_buffers": "mean",
     "reproducible": True,
     "overlap_forward": False,
+    "state_dtype": "int8",
+    "float32_state": ("norm",),
 }
 
 
@@ -119,7 +123,11 @@ def test_other_options_are_all_options():
 @pytest.mark.parametrize("name", OTHER_OPTIONS)
 def test_init_with_one_other_option_on_one_rank_is_refused(name, world):
     """It differs in nothing else, except for what follows from the option."""
-    options = {"transport": "host"} if name == "wire_dtype" else {}
+    needed = {
+        "wire_dtype": {"transport": "host"},
+        "accumulate_sharded": {"shard": True},
+    }
+    options = dict(needed.get(name, {}))
     if is_last(world):
         options[name] = OTHER_OPTIONS[name]
     line = "strategy" if name == "shard" else name

@@ -59,6 +59,7 @@ class MemoryOptions:
             the parameter. None for no masters.
         accumulate: micro-batches of a step.
         accumulate_sharded: whether each rank keeps only its share of their sums.
+        pairwise: whether they are added in pairs, which takes several sums at a time.
         ema: whether there are EMA weights.
     """
 
@@ -70,7 +71,15 @@ class MemoryOptions:
     master_dtype: MasterDtype | None = None
     accumulate: int = 1
     accumulate_sharded: bool = False
+    pairwise: bool = False
     ema: bool = False
+
+    @property
+    def sums(self) -> int:
+        """Sums of gradients that exist at a time, in float32."""
+        if self.pairwise:
+            return self.accumulate.bit_length()  # log2 K + 1
+        return int(self.accumulate > 1)
 
     def keeps_means(self, ranks: int) -> bool:
         """Whether a step waits for all mean gradients before it uses the first."""
@@ -209,11 +218,11 @@ def _gradient_terms(
     terms = []
     if not options.minimize:
         terms.append(kept("gradients", parameters))
-    if options.accumulate > 1:
+    if options.sums:
         if options.accumulate_sharded:
             return [*terms, shared("gradient sums", _sum_bytes)]
         sums = sum(_sum_bytes(entry, entry.size) for entry in plan.entries)
-        terms.append(kept("gradient sums", sums))
+        terms.append(kept("gradient sums", options.sums * sums))
         if options.minimize:  # each sum is freed as its mean arrives
             return terms
     if plan.ranks == 1 and not options.minimize:  # the gradients are the means
@@ -248,7 +257,7 @@ def _update_bytes(entry: Entry, options: MemoryOptions) -> int:
 
 def _mean_bytes(entry: Entry, options: MemoryOptions) -> int:
     """Bytes of an element of a mean gradient while it waits for the others."""
-    if options.scales_gradients or options.accumulate > 1:
+    if options.scales_gradients or options.sums:
         return max(_FLOAT32, _item(entry))
     return _update_bytes(entry, options)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..comm.collectives import Traffic
+from ..layout.memory import Memory
 from ..layout.sharding import Plan
 from ..layout.wording import counted
+from .inner_optimizer import InnerOptimizer
+from .options import Options
 from .pipeline import Pipelines
+from .rank_memory import RankMemory
 from .setup import Initialized
 
 
@@ -21,6 +26,9 @@ class Description:
         traffic: what this rank sends in a step.
         compiled: whether updates of elementwise optimizers run as compiled kernels.
         state_bytes_by_rank: bytes of per-parameter state on each rank.
+        memory: of this rank at the peak of a step, by "update" and "minimize".
+        savings: bytes that other options would save on this rank, by their text.
+        activations: bytes of a forward and backward pass, if it was measured.
         overlaps_forward: whether new parameters arrive behind the next forward pass.
         begun_anew: parameters that the last `init` gave new state, though others kept
             theirs, and why.
@@ -33,6 +41,9 @@ class Description:
     traffic: Traffic
     compiled: bool
     state_bytes_by_rank: tuple[int, ...]
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+    savings: Mapping[str, int] = field(default_factory=dict)
+    activations: int | None = None
     begun_anew: tuple[str, ...] = ()
     overlaps_forward: bool = False
 
@@ -49,15 +60,38 @@ class Description:
         return self.state_bytes_by_rank[0]
 
     def __str__(self) -> str:
+        lines = self._one_rank() if self.plan.ranks == 1 else self._several_ranks()
+        lines += self._memory_lines()
+        if self.overlaps_forward:
+            lines.append("new parameters arrive behind the next forward pass")
+        if self.begun_anew:
+            lines.append(f"new state since the last init: {', '.join(self.begun_anew)}")
+        return "\n".join(lines)
+
+    @property
+    def _parameters(self) -> str:
+        elements = sum(entry.size for entry in self.plan.entries)
+        return (
+            f"{counted(elements, 'parameter')} in "
+            f"{counted(len(self.plan.entries), 'tensor')}"
+        )
+
+    @property
+    def _update(self) -> str:
+        return "update compiled" if self.compiled else "update not compiled"
+
+    def _one_rank(self) -> list[str]:
+        return [
+            f"{self.optimizer} on one rank, {self._update}",
+            f"{self._parameters}, {megabytes(self.state_bytes)} MB of state",
+        ]
+
+    def _several_ranks(self) -> list[str]:
         plan = self.plan
-        elements = sum(entry.size for entry in plan.entries)
-        update = "compiled" if self.compiled else "not compiled"
         lines = [
             f"{self.optimizer}, {plan.strategy}, {counted(plan.ranks, 'rank')}, "
-            f"{self.transport}, update {update}",
-            f"{counted(elements, 'parameter')} in "
-            f"{counted(len(plan.entries), 'tensor')}, "
-            f"{counted(len(plan.buckets), 'bucket')}",
+            f"{self.transport}, {self._update}",
+            f"{self._parameters}, {counted(len(plan.buckets), 'bucket')}",
             f"rank {self.rank} sends {megabytes(self.traffic.bytes_sent)} MB a step in "
             f"{counted(self.traffic.collectives, 'collective')}",
             f"state unsharded: {megabytes(self.state_bytes_unsharded)} MB a rank",
@@ -69,38 +103,66 @@ class Description:
                 f"rank {rank}: {megabytes(nbytes)} MB of state, "
                 f"{counted(owned, 'element')} of {counted(len(shard), 'tensor')}"
             )
-        if self.overlaps_forward:
-            lines.append("new parameters arrive behind the next forward pass")
-        if self.begun_anew:
-            lines.append(f"new state since the last init: {', '.join(self.begun_anew)}")
-        return "\n".join(lines)
+        return lines
+
+    def _memory_lines(self) -> list[str]:
+        """This rank's memory as sums, and what is not in them."""
+        lines = []
+        for call, memory in self.memory.items():
+            terms = {term.name: term.nbytes for term in memory.terms}
+            if self.activations is not None:
+                terms["activations"] = self.activations
+            text = " + ".join(f"{name} {megabytes(n)}" for name, n in terms.items())
+            total = megabytes(sum(terms.values()))
+            lines.append(f"MB on rank {self.rank} in {call}: {text} = {total}")
+        if self.savings:
+            parts = (f"{text} {megabytes(n)}" for text, n in self.savings.items())
+            lines.append(f"MB that would be saved by {', '.join(parts)}")
+        return [
+            *lines,
+            "not counted: activations, the process, and memory that MLX keeps to use "
+            "again",
+        ]
 
 
 def describe(
     made: Initialized,
     pipelines: Pipelines,
+    inner: InnerOptimizer,
+    options: Options,
     *,
-    optimizer: str,
     accumulates: bool,
-    pairwise: bool,
+    activations: int | None = None,
 ) -> Description:
     """Describe a plan on its transport.
 
     Args:
         made: by `init`.
-        optimizer: the wrapped optimizer's name.
         accumulates: whether sums of micro-batches are exchanged, which are float32.
-        pairwise: whether ranks are added in pairs.
+        activations: see `Description`.
     """
-    wire = pipelines.eager.wire
+    wire, plan = pipelines.eager.wire, pipelines.plan
+    sums = "float32" if accumulates else None
+    rank_memory = RankMemory(
+        plan, wire.comm.rank, inner, options, frozen=made.frozen_bytes
+    )
+    accumulate = max(options.accumulate, 1 + accumulates)
     return Description(
-        plan=pipelines.plan,
-        optimizer=optimizer,
+        plan=plan,
+        optimizer=type(inner.optimizer).__name__,
         transport=wire.comm.name,
         rank=wire.comm.rank,
-        traffic=wire.expected("float32" if accumulates else None, pairwise=pairwise),
+        traffic=wire.expected(sums, pairwise=options.reproducible),
         compiled=pipelines.eager.local.is_compiled,
         state_bytes_by_rank=made.state_bytes_by_rank,
+        memory={
+            call: rank_memory.at_peak(
+                minimize=call == "minimize", accumulate=accumulate
+            )
+            for call in ("update", "minimize")
+        },
+        savings=rank_memory.savings(),
+        activations=activations,
         begun_anew=made.begun_anew,
         overlaps_forward=wire.is_deferred,
     )

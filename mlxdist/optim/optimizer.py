@@ -248,15 +248,15 @@ class DistributedOptimizer(OptimizerWrapper):
         self._managed.load(full)
 
     def describe(self) -> Description:
-        """Return who owns what, what is sent, and the bytes of state on each rank."""
+        """Return who owns what, what is sent, and the memory of a step on this rank."""
         self._steps.require_pipelines()
         assert self._made is not None
         return describe(
             self._made,
             self.pipelines,
-            optimizer=type(self.optimizer).__name__,
+            self._inner,
+            self.options,
             accumulates=self._steps.micro_batches.active,
-            pairwise=self.options.reproducible,
         )
 
     @property

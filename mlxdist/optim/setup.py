@@ -12,7 +12,13 @@ from typing import NamedTuple
 from mlx.nn import Module
 
 from .. import version
-from ..arrays.trees import dtype_problem, entries_of, leaves_of, trainable
+from ..arrays.trees import (
+    all_parameters,
+    dtype_problem,
+    entries_of,
+    leaves_of,
+    trainable,
+)
 from ..arrays.types import Flat, Tree
 from ..comm.agreement import (
     MismatchError,
@@ -55,12 +61,14 @@ class Initialized(NamedTuple):
         state_bytes_by_rank: every rank's bytes of per-parameter state.
         begun_anew: the parameters that had state before and begin with new state, or
             that are new since an earlier `init`, and why.
+        frozen_bytes: bytes of the model's arrays that are not trained.
     """
 
     pipelines: Pipelines
     layout: StateLayout
     state_bytes_by_rank: tuple[int, ...]
     begun_anew: tuple[str, ...]
+    frozen_bytes: int
 
 
 def initialize(
@@ -106,7 +114,8 @@ def initialize(
     pipelines = Pipelines(world, name, plan, inner, options, compiled=compiled)
     every = state_bytes_by_rank(comm, call, inner, layout)
     _report_begun_anew(world, call, plan, carried.begun_anew)
-    return Initialized(pipelines, layout, every, carried.begun_anew)
+    frozen = frozen_bytes(parameters, plan)
+    return Initialized(pipelines, layout, every, carried.begun_anew, frozen)
 
 
 def read_entries(tree: Tree) -> tuple[Sequence[Entry], str | None]:
@@ -225,6 +234,14 @@ def state_bytes_by_rank(
     """Return every rank's number of bytes of state."""
     every = agree(comm, call, number=state.nbytes(state.read(inner, layout.shard)))
     return tuple(int(number) for number in every)
+
+
+def frozen_bytes(parameters: Tree, plan: Plan) -> int:
+    """Return the bytes of a model's arrays that are not trained."""
+    arrays = all_parameters(parameters).values()
+    return sum(int(array.nbytes) for array in arrays) - sum(
+        entry.nbytes for entry in plan.entries
+    )
 
 
 def _report_begun_anew(

@@ -71,7 +71,8 @@ def initialize(
     every = setup.state_bytes_by_rank(comm, call, inner, layout)
     if world.size > 1 and world.is_root:
         warn_user(_WARNING)
-    return Initialized(pipelines, layout, every, ())
+    frozen = setup.frozen_bytes(parameters, plan)
+    return Initialized(pipelines, layout, every, (), frozen)
 
 
 def is_repeated(inner: InnerOptimizer, plan: Plan, parameters: Tree) -> bool:

@@ -76,6 +76,10 @@ HALF = (SIZE + VECTOR) // 2
             {"gradient sums": 4 * (SIZE + VECTOR), "state": 4 * HALF},
         ),
         (
+            MemoryOptions(minimize=True, accumulate=4, pairwise=True),
+            {"gradient sums": 3 * 4 * (SIZE + VECTOR), "state": 4 * HALF},
+        ),
+        (
             MemoryOptions(minimize=True, accumulate=4, accumulate_sharded=True),
             {"gradient sums": 4 * HALF, "state": 4 * HALF},
         ),

@@ -1,7 +1,5 @@
 """describe(): bytes of state and on the wire, compared with what is held and sent."""
 
-import re
-
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -51,8 +49,7 @@ def test_description_of_sharded_state_is_a_share_and_at_most_1_percent_more(worl
     state = tree_flatten(optimizer.state)
     local = sum(a.nbytes for path, a in state if path.endswith((".m", ".v")))
     assert local == description.state_bytes
-    ranks = re.findall(r"rank (\d+): .* MB of state", str(description))
-    assert ranks == [str(rank) for rank in range(world.size)]
+    assert str(description).count(" MB of state") == world.size
 
 
 def test_description_of_master_weights_counts_12_bytes_a_parameter(world):

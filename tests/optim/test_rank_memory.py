@@ -1,0 +1,121 @@
+"""Memory that is predicted, against what real optimizers hold."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxdist.layout.memory import STATE_COPIES, MemoryOptions, rank_memory, state_bytes
+from tests.support import examples
+from tests.support.examples import distributed
+
+pytestmark = pytest.mark.mpi
+
+NAMES = {name.lower(): name for name in examples.CLASSES}
+SHARDS = {kind: examples.shard_modes(NAMES[kind]) for kind in STATE_COPIES}
+CASES = [
+    *(
+        (kind, shard, mx.float32, None)
+        for kind in STATE_COPIES
+        for shard in SHARDS[kind]
+    ),
+    *(
+        (kind, shard, mx.bfloat16, masters)
+        for kind in ("adamw", "adafactor")
+        for shard in SHARDS[kind]
+        for masters in (None, mx.float32)
+    ),
+]
+MASTERS = {None: None, mx.float32: "float32"}
+
+
+def model_of(dtype=mx.float32):
+    """Return layers with sizes that 2, 3 and 4 ranks do not divide."""
+    model = nn.Sequential(nn.Linear(65, 7), nn.Linear(7, 128), nn.Linear(128, 64))
+    model.set_dtype(dtype)
+    return model
+
+
+def bytes_by_key(optimizer):
+    """Return the bytes of state of this rank's parameters, by the last key."""
+    found = {}
+    for path, leaf in tree_flatten(optimizer.state):
+        if path.startswith("layers."):
+            key = path.rsplit(".", 1)[-1]
+            found[key] = found.get(key, 0) + leaf.nbytes
+    return found
+
+
+@pytest.mark.parametrize(("kind", "shard", "dtype", "masters"), CASES)
+def test_rank_memory_state_is_what_each_class_holds(kind, shard, dtype, masters, world):
+    inner = examples.make(NAMES[kind])
+    optimizer = distributed(world, inner, shard=shard, master_dtype=masters)
+    optimizer.init(model_of(dtype))
+    options = MemoryOptions(master_dtype=MASTERS[masters])
+    memory = rank_memory(
+        optimizer.describe().plan,
+        world.rank,
+        options,
+        lambda entry, elements: state_bytes(entry, elements, kind, options),
+    )
+    held = bytes_by_key(optimizer)
+    assert memory["master weights"] == held.pop("master", 0)
+    assert memory["state"] == sum(held.values())
+    described = optimizer.describe().memory["update"]
+    for name in ("state", "master weights"):
+        assert described[name] == memory[name]
+
+
+@examples.each_shard
+def test_rank_memory_of_copies_is_what_the_rank_holds(shard, world):
+    options = {"ema_decay": 0.9, "master_dtype": "24bit"}
+    optimizer = distributed(world, shard=shard, **options)
+    optimizer.init(model_of(mx.bfloat16))
+    memory, held = optimizer.describe().memory["minimize"], bytes_by_key(optimizer)
+    assert memory["EMA weights"] == held["average"] > 0
+    assert memory["master weights"] == held["correction"] > 0
+    assert memory["state"] == held["m"] + held["v"]
+
+
+def test_rank_memory_counts_what_is_frozen_and_sums_of_micro_batches(world):
+    model = model_of()
+    model.layers[0].freeze()
+    optimizer = distributed(world, accumulate=3)
+    optimizer.init(model)
+    memory = optimizer.describe().memory["update"]
+    trained = sum(a.nbytes for _, a in tree_flatten(model.trainable_parameters()))
+    assert memory["parameters"] == memory["gradients"] == trained
+    assert memory["gradient sums"] == trained
+    assert memory["frozen parameters"] == 4 * (65 * 7 + 7)
+
+
+def test_savings_are_those_of_the_options_that_they_name(world):
+    def memory(**options):
+        optimizer = distributed(world, **options)
+        optimizer.init(model_of(mx.bfloat16))
+        described = optimizer.describe()
+        return described.memory["minimize"].total, described.savings
+
+    before, savings = memory(master_dtype=mx.float32)
+    assert list(savings) == [
+        *(["shard=True"] if world.size > 1 else []),
+        'master_dtype="24bit"',
+        'state_dtype="int8"',
+    ]
+    after, _ = memory(master_dtype="24bit")
+    assert savings['master_dtype="24bit"'] == before - after
+    quantized = 128 * 64  # elements of the only matrix that is large enough
+    saved = 2 * (4 - 68 / 64) * quantized
+    assert savings['state_dtype="int8"'] == saved
+    if world.size > 1:
+        after, _ = memory(master_dtype=mx.float32, shard=True)
+        assert savings["shard=True"] == pytest.approx(before - after, rel=0.02)
+
+
+def test_description_of_one_rank_is_in_plain_words(world):
+    optimizer = distributed(world.split(world.rank), optim.Lion(1e-3))
+    optimizer.init(model_of())
+    first, second, *_ = str(optimizer.describe()).splitlines()
+    assert first.startswith("Lion on one rank, update ")
+    assert second == "9,742 parameters in 6 tensors, 0.039 MB of state"

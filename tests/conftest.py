@@ -5,12 +5,14 @@ import os
 import resource
 import shutil
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.support import jobs, signal_state
 from tests.support.fake_hosts import hosts  # noqa: F401
+from tests.support.suite import RUNNING_TEST
 
 PLUGIN = pytest.StashKey()
 RANK_FOLDER = pytest.StashKey()
@@ -40,16 +42,34 @@ def pytest_configure(config):
     signal_state.restore()
     under_mpi = config.getoption("--with-mpi")
     hypothesis.settings.load_profile("spmd" if under_mpi else "serial")
+    path = os.environ.pop(RUNNING_TEST, None)
+    if path is not None:
+        config.pluginmanager.register(RunningTest(Path(path)), "running")
     if not under_mpi:
         return
     import mlxdist
 
     world = mlxdist.init()  # starts MPI, before pytest-mpi imports mpi4py
-    if world.rank:  # only rank 0 writes a report file
+    if world.rank:  # only rank 0 writes files for who started the run
         config.option.xmlpath = None
+        config.pluginmanager.unregister(name="running")
     # Ranks that shared pytest's folder would delete one another's files.
     config.stash[RANK_FOLDER] = tempfile.mkdtemp(prefix="mlxdist-tests-rank-")
     config.option.basetemp = os.path.join(config.stash[RANK_FOLDER], "tmp")
+
+
+class RunningTest:
+    """Keeps the name of the running test in a file, for who finds no report."""
+
+    def __init__(self, path):
+        self.path = path
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self, nodeid):
+        self.path.write_text(nodeid)
+
+    def pytest_sessionfinish(self):
+        self.path.unlink(missing_ok=True)
 
 
 def pytest_ignore_collect(collection_path, config):

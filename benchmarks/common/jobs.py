@@ -25,7 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ranks.protocol import JOB_VARIABLE, SOCKET_VARIABLE, Connection, Message
+from ranks.protocol import (
+    JOB_VARIABLE,
+    SOCKET_VARIABLE,
+    Connection,
+    Message,
+    receive_all,
+)
 
 from mlxdist.launcher import openmpi
 from mlxdist.launcher.environment import without_mpi
@@ -126,13 +132,13 @@ class RunningJobs:
     def request(self, job: str, **request: Any) -> list[Message]:
         """Send a request to all ranks of a job and return their replies, by rank."""
         connections = self._connections[job]
-        deadline = time.monotonic() + self.timeout
         try:
             for connection in connections.values():
                 connection.send(request)
-            return [connections[rank].receive(deadline) for rank in sorted(connections)]
+            replies = receive_all(connections, time.monotonic() + self.timeout)
         except (OSError, EOFError) as error:
             self._fail(job, error)
+        return [replies[rank] for rank in sorted(replies)]
 
     def connect(self) -> None:
         """Start the processes and wait until all ranks have connected."""
@@ -196,18 +202,22 @@ class RunningJobs:
 
     def _check_alive(self, missing: Mapping[str, int], deadline: float) -> None:
         for name, count in missing.items():
-            if count and any(process.poll() for process in self._processes[name]):
+            if count and self._has_ended(name):
                 self._fail(name, EOFError("it ended before its first request"))
             if count and time.monotonic() > deadline:
                 self._fail(name, TimeoutError(f"no start in {START_TIMEOUT:.0f} s"))
+
+    def _has_ended(self, job: str) -> bool:
+        """Return whether a process of a job has failed."""
+        return any(process.poll() for process in self._processes[job])
 
     def _log(self, job: str) -> Path:
         return self._folder / f"{list(self.jobs).index(job)}.log"
 
     def _fail(self, job: str, error: Exception) -> NoReturn:
-        for process in self._processes[job]:  # its traceback is written as it exits
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2)
+        deadline = time.monotonic() + 2  # its traceback is written as it exits
+        while time.monotonic() < deadline and not self._has_ended(job):
+            time.sleep(0.05)
         output = self._log(job).read_text(errors="replace").strip()
         raise RuntimeError(f"{job}: {error}\n{output[-3000:]}") from error
 

@@ -10,7 +10,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 SOCKET_VARIABLE = "MLXDIST_BENCH_SOCKET"
@@ -46,6 +46,9 @@ class Connection:
         message: Message = json.loads(line)
         return message
 
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
     def _wait(self, deadline: float | None) -> None:
         if deadline is None:
             return
@@ -56,6 +59,32 @@ class Connection:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def receive_all(
+    connections: Mapping[int, Connection], deadline: float
+) -> dict[int, Message]:
+    """Return the next message of each connection, in the order in which they come.
+
+    A rank that has ended is noticed while others, which may wait for it, are silent.
+
+    Raises:
+        EOFError: a peer has closed its connection.
+        TimeoutError: the deadline has passed.
+    """
+    messages: dict[int, Message] = {}
+    with selectors.DefaultSelector() as selector:
+        for rank, connection in connections.items():
+            selector.register(connection, selectors.EVENT_READ, rank)
+        while len(messages) < len(connections):
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                missing = sorted(set(connections) - set(messages))
+                raise TimeoutError(f"no reply of ranks {missing} before the timeout")
+            for key, _ in ready:
+                messages[key.data] = connections[key.data].receive(deadline)
+                selector.unregister(key.fileobj)
+    return messages
 
 
 def serve_requests(rank: int, handle: Callable[..., Message]) -> None:

@@ -11,9 +11,9 @@ RANK = """
 import os, sys, time
 from ranks.protocol import serve_requests
 def handle(action):
-    if action == "fail":
+    if action == "fail" and sys.argv[1] == "1":
         raise ValueError("cannot do it")
-    if action == "sleep":
+    if action != "reply":
         time.sleep(60)
     return {"pid": os.getpid(), "cpu": time.process_time()}
 serve_requests(int(sys.argv[1]), handle)

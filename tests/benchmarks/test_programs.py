@@ -13,19 +13,18 @@ from common import step_cases
 from tests.support.jobs import ROOT, clean_environment, start
 
 
-def bench(folder, *arguments, timeout=90):
+def bench(folder, *arguments, timeout=80):
     """Run a benchmark from another folder and return its JSON result."""
     target = folder / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "mlxdist.cli", "bench", *arguments, "--json", target],
-        env=clean_environment(),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "mlxdist.cli", "bench", *arguments]
+    with start([*command, "--json", str(target)], cwd=folder) as running:
+        try:
+            out, err = running.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # it ends its jobs, which have sessions of their own
+            out, err = running.communicate(timeout=30)
+            pytest.fail(f"not done in {timeout} s: {command}\n{out}{err}")
+    assert running.returncode == 0, out + err
     assert str(folder) not in target.read_text()
     assert str(ROOT) not in target.read_text()
     return json.loads(target.read_text())

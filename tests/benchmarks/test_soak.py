@@ -35,7 +35,7 @@ def test_memory_of_20000_steps_is_flat(tmp_path):
     assert result["epochs"] > 600
     for rank in result["ranks"]:
         assert rank["resident slope"] < soak.BOUND
-        assert rank["descriptors slope"] == 0
-        assert rank["threads slope"] == 0
+        assert rank["descriptors slope"] <= 0
+        assert rank["threads slope"] <= 0
         assert rank["checkpoints"] == 2 * [soak.KEEP + 1]  # and `latest`
     assert (tmp_path / "result.png").stat().st_size > 1000

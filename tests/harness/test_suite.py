@@ -25,6 +25,7 @@ PASSED = '<testsuites><testsuite tests="5" failures="0" errors="0" skipped="1"/>
         ("", 0, 0, 1),
         (None, 0, 0, 1),
         (None, 139, 0, 1),
+        (None, -9, 0, 1),
     ],
 )
 def test_stage_of_counts_reports_and_missing_reports(
@@ -36,6 +37,7 @@ def test_stage_of_counts_reports_and_missing_reports(
     stage = suite.stage_of("serial tests", path, code, 1.0)
     assert (stage.passed, stage.failed) == (passed, failed)
     assert ("exit code" in stage.detail) == (code > 1)
+    assert ("ended by SIGKILL" in stage.detail) == (code == -9)
     assert ("FAILED" in str(stage)) == bool(failed)
 
 
@@ -60,6 +62,23 @@ def test_suite_pytest_without_matching_tests_is_no_failure(word, failed, tmp_pat
     stages = suite.Suite(["-k", word, "-p", "no:cacheprovider"], tmp_path)
     stages.pytest("tests", path, f"--rootdir={tmp_path}", "-c", "/dev/null")
     assert stages.stages[0].failed == failed
+
+
+def test_suite_names_the_test_in_which_pytest_ended_and_runs_the_others(tmp_path):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_x.py").write_text(
+        "import os\n"
+        "def test_passes(): pass\n"
+        "def test_ends(): os._exit(1)\n"
+        "def test_fails(): raise ValueError\n"
+    )
+    arguments = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
+    stages = suite.Suite([*arguments, f"--rootdir={tmp_path}"], tmp_path)
+    stages.pytest("tests", str(tmp_path))
+    first, again = stages.stages
+    assert (first.failed, again.passed, again.failed) == (1, 1, 1)
+    assert first.detail == "ended without a report, in test_x.py::test_ends"
+    assert again.name == "tests again"
 
 
 def test_options_pass_arguments_to_pytest():

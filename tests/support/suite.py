@@ -1,9 +1,10 @@
 """Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
 
 The serial tests run first, then the tests that are marked mpi, under mpirun on 1, 2, 3
-and 4 ranks. Goes on after a failure. The last line counts the tests of all runs; a
-check that fails, or a run that ends without a report, counts as one failed test. The
-exit code is 1 if anything failed.
+and 4 ranks. Goes on after a failure. A run that ends without a report, as one does when
+a test exceeds its time, is repeated once without the test in which it ended. The last
+line counts the tests of all runs; a check that fails, or a run that ends without a
+report, counts as one failed test. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .jobs import ROOT, mpirun
 BIN = Path(sys.executable).parent
 SOURCES = ("mlxdist", "launch", "tests", "benchmarks")  # not the code in README.md
 NO_TESTS_COLLECTED = 5  # pytest's exit code
+RUNNING_TEST = "MLXDIST_RUNNING_TEST"  # a path: conftest.py keeps a test's name there
 
 
 class Stage(NamedTuple):
@@ -69,7 +71,7 @@ class Suite:
     def check(self, name: str, *command: str) -> None:
         """Run a command that passes if its exit code is 0."""
         code, seconds = self._run(name, command, {})
-        detail = f"exit code {code}" if code else ""
+        detail = exit_text(code).removeprefix(", ")
         self._add(Stage(name, 0, int(code != 0), seconds, detail))
 
     def pytest(
@@ -79,14 +81,29 @@ class Suite:
         launcher: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Run pytest, under a launcher such as mpirun, and count its tests."""
-        report = self._folder / f"{name}.xml"
-        command = [*launcher, sys.executable, "-m", "pytest", *arguments, "-q"]
-        command += [f"--color={self._color}", f"--junitxml={report}", *self._arguments]
-        code, seconds = self._run(name, command, variables or {})
+        """Run pytest, under a launcher such as mpirun, and count its tests.
+
+        If it ends without a report while a test runs, a second stage has the others.
+        """
+        pytest = [*launcher, sys.executable, "-m", "pytest", *arguments, "-q"]
+        unfinished = self._pytest(name, pytest, variables or {})
+        if unfinished:
+            pytest += ["--deselect", unfinished]
+            self._pytest(f"{name} again", pytest, variables or {})
+
+    def _pytest(
+        self, name: str, pytest: Sequence[str], variables: Mapping[str, str]
+    ) -> str:
+        """Run pytest and add its stage; return the test in which it ended, or ""."""
+        report, running = self._folder / f"{name}.xml", self._folder / f"{name}.running"
+        command = [*pytest, f"--color={self._color}", f"--junitxml={report}"]
+        variables = {**variables, RUNNING_TEST: str(running)}
+        code, seconds = self._run(name, [*command, *self._arguments], variables)
         if code == NO_TESTS_COLLECTED and self._arguments:
             code = 0  # the user's selection has no tests of this kind
-        self._add(stage_of(name, report, code, seconds))
+        unfinished = running.read_text() if running.exists() else ""
+        self._add(stage_of(name, report, code, seconds, unfinished))
+        return unfinished
 
     def mpi_tests(self, ranks: int, marks: str) -> None:
         """Run the tests that are marked mpi under mpirun."""
@@ -118,19 +135,31 @@ class Suite:
         self.stages.append(stage)
 
 
-def stage_of(name: str, report: Path, code: int, seconds: float) -> Stage:
-    """Return the result of a run of pytest, from its JUnit report and its exit code."""
+def stage_of(
+    name: str, report: Path, code: int, seconds: float, unfinished: str = ""
+) -> Stage:
+    """Return the result of a run of pytest, from its JUnit report and its exit code.
+
+    Args:
+        unfinished: the test that was running when pytest ended, "" for none.
+    """
     try:
         passed, failed, skipped = counts(report)
     except (OSError, ElementTree.ParseError):
-        detail = "ended without a report"
-        detail += f", exit code {code}" if code > 1 else ""
+        detail = f"ended without a report{exit_text(code)}"
+        detail += f", in {unfinished}" if unfinished else ""
         return Stage(name, 0, 1, seconds, detail)
     if code and not failed:
         failed = 1  # pytest broke off, or failed outside of its tests
-    detail = f"{passed} passed, {failed} failed, {skipped} skipped"
-    detail += f", exit code {code}" if code > 1 else ""
+    detail = f"{passed} passed, {failed} failed, {skipped} skipped{exit_text(code)}"
     return Stage(name, passed, failed, seconds, detail)
+
+
+def exit_text(code: int) -> str:
+    """Return an exit code for the summary; "" for 0 and for 1, which a failure has."""
+    if code < 0:
+        return f", ended by {signal.Signals(-code).name}"
+    return f", exit code {code}" if code > 1 else ""
 
 
 def counts(report: Path) -> tuple[int, int, int]:

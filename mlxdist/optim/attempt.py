@@ -117,10 +117,14 @@ class Attempt:
             faults.append(f"of the means that it has, {fault}")
         return "; ".join(faults) or None
 
-    def undo(self) -> None:
-        """After an error: put back the state of what was not handed on."""
-        if self._shard is not None:
-            self._shard.undo()
+    def undo(self) -> bool:
+        """After an error: put back the state of what was not handed on.
+
+        Returns:
+            Whether parameters and state are as they were before the step.
+        """
+        is_undone = self._shard is None or self._shard.undo()
+        return is_undone and not self.has_handed_on
 
     def end_exchange(self) -> grad_norm.Norm:
         """After an error: exchange what is left, zeros where gradients can't be had."""
@@ -194,9 +198,8 @@ def end_attempt(
         skip: what all ranks do where gradients are not finite.
     """
     counts.ended = f"step {counts.steps + 1} ended with {_text(error)}"
-    if attempt.has_handed_on:
+    if not attempt.undo():
         counts.torn = f"{counts.ended}{_TORN}"
-    attempt.undo()
     if not attempt.has_peers:
         return
     counts.broken = f"{counts.ended}, and its exchanges can't be ended: restart the job"

@@ -19,6 +19,7 @@ from . import compilation
 from .fused_step import FusedStep, PieceStep, State, can_be_fused, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
+from .part_step import PartStep
 from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies
@@ -31,8 +32,12 @@ class ShardStep(Protocol):
     def add(self, index: int, mean: Chunk) -> Stepped:
         """Take the mean gradients of a bucket; return the buckets that are stepped."""
 
-    def undo(self) -> None:
-        """After an error: put back the state of what was not handed on."""
+    def undo(self) -> bool:
+        """After an error: put back the state of what was not handed on.
+
+        Returns:
+            False where a part of it is stepped and can't be put back.
+        """
 
     def unpublished(self) -> list[Array]:
         """After the step: arrays of state on which no new parameter depends.
@@ -101,14 +106,20 @@ class BucketUpdate:
         traced: bool,
     ):
         self.shard = LocalShard(inner, wire, copies)
-        self.steps = [
-            _BucketStep(self.shard, bucket, compiled=compiled, traced=traced)
-            for bucket in wire.pieces
-        ]
         nbytes = sum(entry.nbytes for entry in wire.plan.entries)
         self.waits = nbytes < compilation.COMPILED_FROM or any(
             not leaf.is_of_mlx for leaf in inner.leaves
         )
+        self.steps = [
+            _BucketStep(
+                self.shard,
+                bucket,
+                compiled=compiled,
+                traced=traced,
+                in_parts=not (self.waits or traced),
+            )
+            for bucket in wire.pieces
+        ]
 
     @property
     def is_compiled(self) -> bool:
@@ -147,7 +158,7 @@ class _BucketUpdateStep:
         bucket, step = wire.pieces[index], update.steps[index]
         parameters = [self._parameters.pop(piece.entry.path) for piece in bucket]
         states = [self._states[piece.entry.path] for piece in bucket]
-        if not (update.waits or step.is_compiled):
+        if not update.waits and step.needs_undo(states):
             self._saved = SavedStates(states)
         stepped = step(mean, parameters, states, self._scale)
         if not isinstance(stepped, Chunk):
@@ -160,8 +171,9 @@ class _BucketUpdateStep:
         handed_on, self._stepped = self._stepped, []
         return handed_on
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         self._saved.restore()
+        return not any(step.is_incomplete for step in self._update.steps)
 
     def unpublished(self) -> list[Array]:
         return self._update.shard.unpublished()
@@ -177,6 +189,7 @@ class _BucketStep:
         *,
         compiled: bool,
         traced: bool,
+        in_parts: bool,
     ):
         strategy = shard.wire.plan.strategy
         groups = _by_leaf(shard.inner, bucket)
@@ -195,11 +208,28 @@ class _BucketStep:
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._fused: FusedStep | None = None
+        self._parts: PartStep | None = None
         leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
         if not traced and leaf is not None and can_be_fused(leaf):
             self._fused = FusedStep(
                 leaf, strategy, bucket, shard.copies, compiled=compiled
             )
+        if in_parts and len(bucket) == 1 and PartStep.pays(bucket[0]):
+            self._parts = PartStep(
+                groups[0][0], bucket[0], strategy, shard.copies, compiled=compiled
+            )
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether an error has left a part of the bucket's state stepped."""
+        return self._parts is not None and self._parts.is_incomplete
+
+    def needs_undo(self, states: Sequence[State]) -> bool:
+        """Whether an error before the new state is evaluated leaves it in `states`."""
+        return not self.is_compiled and not self._steps_parts(states)
+
+    def _steps_parts(self, states: Sequence[State]) -> bool:
+        return self._parts is not None and self._parts.applies_to(states[0])
 
     def __call__(
         self,
@@ -211,6 +241,10 @@ class _BucketStep:
         if self._fused is not None and self._fused.applies:
             return self._fused(mean, parameters, states, scale)
         gradients = mean.pieces()
+        if self._parts is not None and self._steps_parts(states):
+            new = self._parts(gradients[0], parameters[0], states[0], scale)
+            if new is not None:
+                return [new]
         stepped: Pieces = [None] * len(gradients)
         for indices, step in self._steps:
             new = step(

@@ -86,8 +86,8 @@ class _PartialStep:
         self._put_back([path for path in paths if path in self._before])
         return stepped
 
-    def undo(self) -> None:
-        self._step.undo()
+    def undo(self) -> bool:
+        return self._step.undo()
 
     def unpublished(self) -> list[Array]:
         return self._step.unpublished()

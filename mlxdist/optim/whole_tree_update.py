@@ -53,8 +53,9 @@ class WholeTreeStep:
         self._buckets_left -= 1
         return [] if self._buckets_left else self._step()
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         self._saved.restore()
+        return True
 
     def unpublished(self) -> list[Array]:
         return self._shard.unpublished()

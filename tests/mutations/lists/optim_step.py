@@ -249,8 +249,8 @@ MUTATIONS = [
         [
             ("self._means.replace_gradients(zeros)", "pass"),
             ("if index not in self._pushed:", "if True:"),
-            ("    attempt.undo()\n", ""),
-            ("if attempt.has_handed_on:", "if False:"),
+            ("is_undone and not self.has_handed_on", "is_undone"),
+            ("self._shard is None or self._shard.undo()", "True"),
             ("        counts.broken = None", "        pass"),
             ("            if index not in self._taken:\n", "            if True:\n"),
         ],

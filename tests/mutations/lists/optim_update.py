@@ -47,6 +47,24 @@ MUTATIONS = [
             ("tuple(stepped.shape) == shape", "stepped.size == parameter.size"),
         ],
     ),
+    # -- large tensors in parts
+    *mistakes(
+        "optim/part_step.py",
+        ("tests/optim/test_part_step.py",),
+        [
+            ("        self.is_incomplete = True\n", ""),
+            ("            outputs[key].write(part.start, array)", "            pass"),
+            ("_layout(waiting[0].state) != _layout(state):", "False:"),
+        ],
+    ),
+    *mistakes(
+        "arrays/in_place.py",
+        ("tests/optim/test_part_step.py",),
+        [
+            ("        del array, flat\n", ""),
+            ("[start : start + part.size] = raw", "[: part.size] = raw"),
+        ],
+    ),
     # -- master and EMA weights
     *mistakes(
         "optim/masters.py",

@@ -1,0 +1,129 @@
+"""One leaf optimizer's step on one large piece, part by part.
+
+A step of a whole piece has its new state and values, and what the optimizer computes on
+the way, next to the old ones. Here only those of a part exist, and the new state is
+written over the old one. For elementwise optimizers, which give the same bits for a
+part as for the whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..arrays import device
+from ..arrays.in_place import InPlace
+from ..arrays.numpy_view import uninitialized
+from ..arrays.trees import cut
+from ..arrays.types import Array, Dtype
+from ..layout.entries import Entry, split_counts
+from ..layout.paths import KeyPath
+from ..layout.sharding import Piece, Strategy
+from .fused_step import PieceStep, State, can_be_fused
+from .inner_optimizer import Leaf
+from .weight_copies import WeightCopies
+
+
+class _Part(NamedTuple):
+    """The step of elements [start, ...), lazy."""
+
+    start: int
+    stepped: Array
+    state: State
+
+
+class PartStep:
+    """A leaf optimizer's step on one piece, one part at a time.
+
+    Attributes:
+        is_incomplete: whether an error has left a part of the state stepped.
+    """
+
+    def __init__(
+        self,
+        leaf: Leaf,
+        piece: Piece,
+        strategy: Strategy,
+        copies: WeightCopies,
+        *,
+        compiled: bool,
+    ):
+        self._leaf, self._piece, self._strategy = leaf, piece, strategy
+        size = self._size = piece.stop - piece.start
+        whole = Piece(Entry(KeyPath(), (size,), piece.entry.dtype), 0, size, 0)
+        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=compiled)
+        self._spans = split_counts(size, device.part_size())
+        self.is_incomplete = False
+
+    @staticmethod
+    def pays(piece: Piece) -> bool:
+        """Whether a piece is so large that its parts need much less memory."""
+        return piece.stop - piece.start > 2 * device.part_size()
+
+    def applies_to(self, state: State) -> bool:
+        """Whether the step can be taken in parts with this state."""
+        return can_be_fused(self._leaf) and all(
+            array.size == self._size for array in state.values()
+        )
+
+    def __call__(
+        self, gradient: Array, parameter: Array, state: State, scale: Array | None
+    ) -> Array | None:
+        """Return the new values of the piece, and update `state`.
+
+        Args:
+            gradient: the piece's mean.
+            parameter: the whole one.
+
+        Returns:
+            None, with nothing changed, where the step makes other state than there is.
+        """
+        local = cut(parameter, self._piece, self._strategy)
+        inputs = gradient.reshape(-1), local.reshape(-1), state, scale
+        mx.eval(*inputs[:2], state)  # raises the errors of a user's computation
+        waiting = deque([self._start(0, *inputs)])
+        if _layout(waiting[0].state) != _layout(state):
+            return None
+        new = {"values": uninitialized(self._size, parameter.dtype)}
+        outputs = {key: InPlace(state, key) for key in state}
+        values = InPlace(new, "values")
+        self.is_incomplete = True
+        for index in range(1, len(self._spans) + 1):
+            # The first part is written while no view of the old state is left.
+            while len(waiting) > (device.parts_ahead() if index > 1 else 0):
+                self._write(waiting.popleft(), values, outputs)
+            if index < len(self._spans):
+                waiting.append(self._start(index, *inputs))
+        while waiting:
+            self._write(waiting.popleft(), values, outputs)
+        self.is_incomplete = False
+        return new["values"].reshape(local.shape)
+
+    def _start(
+        self,
+        index: int,
+        gradient: Array,
+        parameter: Array,
+        state: State,
+        scale: Array | None,
+    ) -> _Part:
+        """Queue a part's step."""
+        start, stop = self._spans[index]
+        new = {key: array.reshape(-1)[start:stop] for key, array in state.items()}
+        (stepped,) = self._step(
+            [gradient[start:stop]], [parameter[start:stop]], [new], scale
+        )
+        mx.async_eval(stepped, new)
+        return _Part(start, stepped, new)
+
+    def _write(self, part: _Part, values: InPlace, outputs: dict[str, InPlace]) -> None:
+        mx.eval(part.stepped, part.state)
+        values.write(part.start, part.stepped)
+        for key, array in part.state.items():
+            outputs[key].write(part.start, array)
+
+
+def _layout(state: State) -> dict[str, Dtype]:
+    return {key: array.dtype for key, array in state.items()}

@@ -1,67 +1,66 @@
-"""How much memory does a rank need, for which number of ranks?
+"""How much memory does a rank need, for which number of ranks, mode and state dtype?
 
     mlxdist bench memory --json benchmarks/results/memory.json
 
-AdamW in float32 on 1, 2, 4 and 8 ranks of this machine, which may have fewer cores:
-sharded, replicated, and upstream (`nn.average_gradients` and MLX's optimizer,
-compiled). "peak" is the kernel's, over steps with gradients in new arrays. "steady" is
-resident after a step; it is close to the peak, since mlxdist keeps freed memory. Memory
-that MPI shares between ranks is counted separately. All figures are those of the rank
-that needs most, and are compared with the formula
+AdamW on 1, 2, 4 and 8 ranks of this machine, which may have fewer cores, with
+parameters in float32, and in bfloat16 with masters: `update` with replicated and with
+sharded state, `minimize`, and `minimize` with state in 8 bits (and masters of 24 bits).
+In float32 also upstream: `nn.average_gradients` and MLX's optimizer, compiled.
 
-    parameters + gradients + state / N + 2 buckets + the bare process,
-
-where the state is not divided if it is not sharded. The bare process has taken a step
-with ten tiny tensors. Linux only, because it reads /proc.
+"peak" is the kernel's, the most of all steps and ranks, without memory that MPI shares
+between ranks. It is compared with what `mlxdist plan` predicts: the sum of parameters,
+gradients, state, masters, buckets, and the bare process, which has taken a step with
+ten tiny tensors here. "state" is bytes a parameter, and all but the norms have it in 8
+bits, the embedding too. The picture also has what the sum gives for a model of 8
+billion parameters. Linux only, because it reads /proc.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 
 import common
-from common import plots
+from common import memory_plot
 from common.jobs import mpi_job, running, upstream_environment
+from ranks.memory_modes import MODES, UPSTREAM, predict
+from ranks.shapes import shapes_of
 from rich.console import Console
 
-from mlxdist.layout.buckets import DEFAULT_BUCKET_SIZE
-
 SCRIPT = common.RANK_PROGRAMS / "memory_rank.py"
-UPSTREAM = "upstream"
-COLORS = {
-    "sharded": plots.BLUE,
-    "replicated": plots.LIGHT_BLUE,
-    UPSTREAM: plots.ORANGE,
-}
-CONTENDERS = tuple(COLORS)
+DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
     args = parse_arguments()
     console = common.make_console()
     result: common.Result = {"tensors": args.tensors, "measured": []}
-    total = len(args.ranks) * len(args.only)
-    with common.show_progress(console, total) as progress:
-        for ranks in args.ranks:
-            for contender in args.only:
-                measured = measure(contender, args.tensors, ranks, args.steps)
-                result["measured"].append(measured)
-                progress.advance(f"{contender}, {ranks} ranks")
+    cases = [
+        case
+        for case in itertools.product(args.dtypes, args.modes, args.ranks)
+        if case[:2] != ("bfloat16", UPSTREAM)  # it has no masters
+    ]
+    with common.show_progress(console, len(cases)) as progress:
+        for dtype, mode, ranks in cases:
+            measured = measure(mode, args.tensors, dtype, ranks, args.steps)
+            result["measured"].append(measured)
+            progress.advance(f"{dtype}, {mode}, {ranks} ranks")
     show(console, result["measured"])
     common.write_json(args.json, __doc__, result)
     if args.json:
         with contextlib.suppress(ImportError):
-            draw(args.json, result["measured"], args.tensors)
+            memory_plot.draw(args.json, result["measured"], args.tensors)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     parser.add_argument("--tensors", help="such as 50M (default: 25M; quick: 2M)")
     parser.add_argument("--ranks", nargs="+", type=common.positive, metavar="N")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--steps", type=common.positive, default=5)
     args = parser.parse_args()
     args.tensors = args.tensors or ("2M" if args.quick else "25M")
@@ -71,63 +70,43 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(contender: str, tensors: str, ranks: int, steps: int) -> common.Result:
-    """Return the bytes of the rank that needs most, and the formula's, of one job."""
-    upstream = contender == UPSTREAM
-    environment = upstream_environment() if upstream else {}
-    arguments = (contender, tensors)
-    job = mpi_job(contender, ranks, SCRIPT, *arguments, environment=environment)
+def measure(
+    mode: str, tensors: str, dtype: str, ranks: int, steps: int
+) -> common.Result:
+    """Return the bytes of the rank that needs most, and those predicted, of one job."""
+    environment = upstream_environment() if mode == UPSTREAM else {}
+    job = mpi_job(mode, ranks, SCRIPT, mode, tensors, dtype, environment=environment)
     with running([job]) as jobs:
-        replies = jobs.request(contender, steps=steps)
-    largest = max(replies, key=lambda reply: reply["peak"])
-    # AdamW's two moments; its other state is scalars.
-    state = 2 * largest["parameters"] // (ranks if contender == "sharded" else 1)
-    buckets = 0 if upstream else 2 * DEFAULT_BUCKET_SIZE
-    formula = 2 * largest["parameters"] + state + buckets + largest["bare"]
+        every_rank = jobs.request(mode, steps=steps)
+    peaks = [max(s["peak"] for s in reply["samples"]) for reply in every_rank]
+    peak, largest = max(zip(peaks, every_rank, strict=True), key=lambda pair: pair[0])
+    predicted = predict(MODES[mode], shapes_of(tensors), dtype, ranks, largest["bare"])
+    state = max(reply["state"] for reply in every_rank)
     return {
-        "kind": contender,
+        "mode": mode,
+        "dtype": dtype,
         "ranks": ranks,
-        **largest,
-        "formula": formula,
-        "peak / formula": largest["peak"] / formula,
-        "every_rank": replies,
+        "peak": peak,
+        "predicted": predicted.total,
+        "peak / predicted": peak / predicted.total,
+        "state bytes a parameter": state / largest["elements"],
+        "terms": {term.name: term.nbytes for term in predicted.terms},
+        "every_rank": every_rank,
     }
 
 
 def show(console: Console, measured: list[common.Result]) -> None:
-    names = ("bare", "state", "steady", "peak", "formula", "mpi_shared", "mlx_peak")
     rows = [
         (
-            f"{case['kind']}, {case['ranks']} ranks",
-            *(f"{case[name] / 1e6:.0f}" for name in names),
-            f"{case['peak / formula']:.3f}",
+            f"{case['dtype']}, {case['mode']}, {case['ranks']} ranks",
+            *(f"{case[name] / 1e6:.0f}" for name in ("peak", "predicted")),
+            f"{case['peak / predicted']:.3f}",
+            f"{case['state bytes a parameter']:.3f}",
         )
         for case in measured
     ]
-    titles = [name.replace("_", " ") for name in names]
-    columns = ["MB a rank", *titles, "peak / formula"]
+    columns = ["MB a rank", "peak", "predicted", "peak / predicted", "state B"]
     common.print_table(console, "memory", columns, rows)
-
-
-def draw(path: Path, measured: list[common.Result], tensors: str) -> None:
-    """Draw each contender's peak over the number of ranks, with the formula dashed."""
-    title = f"Peak memory of a rank, AdamW, {tensors} parameters in float32"
-    with plots.figure(path, title, size=(8, 5)) as axes:
-        for contender, color in COLORS.items():
-            cases = [case for case in measured if case["kind"] == contender]
-            if not cases:
-                continue
-            ranks = [case["ranks"] for case in cases]
-            peaks = [case["peak"] / 1e6 for case in cases]
-            formula = [case["formula"] / 1e6 for case in cases]
-            axes.plot(ranks, peaks, "o-", color=color, label=f"{contender}, peak")
-            if contender != UPSTREAM:
-                label = f"{contender}, formula"
-                axes.plot(ranks, formula, "--", color=color, linewidth=1, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(*[sorted({case["ranks"] for case in measured})] * 2)
-        axes.set(xlabel="ranks", ylabel="MB", ylim=(0, None))
-        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""The picture of `memory`: memory of a rank over the number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ranks.memory_modes import MODES, UPSTREAM
+
+from mlxdist.layout.buckets import DEFAULT_BUCKET_SIZE
+from mlxdist.planner import memory, model_of_size
+
+from . import plots
+from .record import Result
+
+RANKS = (1, 2, 4, 8)
+LARGE = 8_000_000_000  # parameters in bfloat16, with masters
+LIMIT = 64  # GB of a Mac
+LINES = {
+    "replicated update": plots.GRAY,
+    "sharded update": plots.ORANGE,
+    "sharded minimize": plots.LIGHT_BLUE,
+    "minimize, 8-bit state": plots.BLUE,
+}
+
+
+def draw(path: Path, measured: list[Result], tensors: str) -> None:
+    """Draw what was measured, and a large model by the same sum.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    measured = [case for case in measured if case["mode"] != UPSTREAM]
+    dtypes = [case["dtype"] for case in measured]
+    dtype = "bfloat16" if "bfloat16" in dtypes else "float32"
+    title = "Memory of a rank that trains with AdamW"
+    with plots.figure(path, title, size=(11, 4.6), columns=2, grid="y") as axes:
+        left, right = axes
+        _draw_measured(left, [case for case in measured if case["dtype"] == dtype])
+        masters = ", with masters" if dtype == "bfloat16" else ""
+        left.set_title(f"{tensors} parameters in {dtype}{masters}: measured")
+        left.set_ylabel("MB a rank")
+        _draw_large(right)
+        right.set_title("8B parameters in bfloat16, with masters: from the same sum")
+        right.set_ylabel("GB a rank")
+        for each in axes:
+            each.set_title(each.get_title(), loc="left", fontsize=10)
+            each.set_title("")
+            each.set_xscale("log", base=2)
+            each.set_xticks(*[RANKS] * 2)
+            each.set(xlabel="ranks", ylim=(0, None), xlim=(0.9, 8.9))
+            each.minorticks_off()
+
+
+def _draw_measured(axes: Any, measured: list[Result]) -> None:
+    for mode, color in LINES.items():
+        cases = [case for case in measured if case["mode"] == mode]
+        if not cases:
+            continue
+        ranks = [case["ranks"] for case in cases]
+        peaks = [case["peak"] / 1e6 for case in cases]
+        predicted = [case["predicted"] / 1e6 for case in cases]
+        axes.plot(ranks, predicted, "--", color=color, linewidth=1)
+        axes.plot(ranks, peaks, "o-", color=color, label=mode, markersize=5)
+    axes.plot([], [], "--", color=plots.BLACK, linewidth=1, label="predicted")
+    axes.legend(frameon=False)
+
+
+def _draw_large(axes: Any) -> None:
+    model = model_of_size(LARGE, "bfloat16", "adamw", bucket_size=DEFAULT_BUCKET_SIZE)
+    for name, color in LINES.items():
+        mode = MODES[name]
+        strategy = "elements" if mode.is_sharded else "replicated"
+        options = mode.memory_options("bfloat16")
+        gigabytes = [memory(model, n, strategy, options).total / 1e9 for n in RANKS]
+        axes.plot(RANKS, gigabytes, "o-", color=color, markersize=5)
+    axes.axhline(LIMIT, color=plots.BLACK, linewidth=1)
+    axes.annotate("a Mac with 64 GB", (8.9, LIMIT), ha="right", va="bottom")

@@ -3,20 +3,21 @@
 import pytest
 
 from mlxdist.launcher.out_of_memory import memory_limit
-from tests.support import jobs
-from tests.support.memory_group import memory_groups, needs_memory_groups
+from tests.support import jobs, memory_group
 
 LIMIT = 200_000_000
 
 
-@needs_memory_groups
+@pytest.mark.skipif(
+    memory_group.problem() is not None, reason=str(memory_group.problem())
+)
 def test_rank_killed_by_the_kernel_is_reported_with_the_limit(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("x = b'x' * 400_000_000")
     program = [*jobs.MLXDIST_RUN, "-n", "1", str(script)]
-    with memory_groups(1, LIMIT) as (group,):
-        done = jobs.run(group.command(program), cwd=tmp_path)
-        assert group.kills == 1
+    with memory_group.memory_groups(1, LIMIT) as groups:
+        done = jobs.run(groups.command(program), cwd=tmp_path)
+        assert groups.kills == [1]
     assert done.returncode == 137
     assert done.stderr.splitlines()[-1] == (
         "mlxdist run: rank 0 of 1 was killed by SIGKILL; exit code 137. Linux ran out "

@@ -1,7 +1,6 @@
-"""Memory limits of the kernel for single processes: control groups, version 1 of Linux.
+"""Memory limits of the kernel for each rank: control groups, version 1 of Linux.
 
-A process that needs more than the limit of its group is killed by SIGKILL. A group is
-made for one test and removed at its end. Needs root.
+The kernel sends SIGKILL to a process whose group needs more than its limit. Needs root.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
 _ROOT = Path("/sys/fs/cgroup/memory")
 _LIMIT = "memory.limit_in_bytes"
+_RANK = "${OMPI_COMM_WORLD_RANK:-0}"
+_ENTER = f'echo $$ > "$0/{_RANK}/cgroup.procs" && exec "$@"'
 
 
 def problem() -> str | None:
@@ -28,49 +27,59 @@ def problem() -> str | None:
     return None
 
 
-needs_memory_groups = pytest.mark.skipif(problem() is not None, reason=problem() or "")
+class MemoryGroups:
+    """A control group for each rank of a job, each limited to `limit` bytes."""
 
-
-class MemoryGroup:
-    """A control group, whose processes together may use `limit` bytes."""
-
-    def __init__(self, limit: int):
+    def __init__(self, ranks: int, limit: int):
         self._folder = _ROOT / f"mlxdist-test-{secrets.token_hex(8)}"
-        self._folder.mkdir()
-        (self._folder / _LIMIT).write_text(str(limit))
+        self._groups = [self._folder / str(rank) for rank in range(ranks)]
+        for group in self._groups:
+            group.mkdir(parents=True)
+            (group / _LIMIT).write_text(str(limit))
 
     def command(self, program: Sequence[str]) -> list[str]:
-        """Return a command that starts a program inside of the group."""
-        enter = 'echo $$ > "$0" && exec "$@"'
-        return ["sh", "-c", enter, str(self._folder / "cgroup.procs"), *program]
+        """Return a command that joins the group of its rank, and becomes the program.
+
+        Without mpirun it joins that of rank 0.
+        """
+        return ["sh", "-c", _ENTER, str(self._folder), *program]
 
     @property
-    def peak(self) -> int:
-        """The most bytes that it used, including files that the kernel cached."""
-        return int((self._folder / "memory.max_usage_in_bytes").read_text())
+    def kills(self) -> list[int]:
+        """How many processes of each group the kernel has killed."""
+        return [_kills(group) for group in self._groups]
 
     @property
-    def kills(self) -> int:
-        """How many processes the kernel killed for want of memory."""
-        lines = (self._folder / "memory.oom_control").read_text().splitlines()
-        return int(dict(line.split() for line in lines)["oom_kill"])
+    def peaks(self) -> list[int]:
+        """The most bytes that each group used, cached files included."""
+        files = [group / "memory.max_usage_in_bytes" for group in self._groups]
+        return [int(file.read_text()) for file in files]
 
     def remove(self) -> None:
-        """Remove the group, once its processes have ended."""
-        for _ in range(200):
-            with contextlib.suppress(OSError):  # a process of it is still exiting
-                self._folder.rmdir()
-                return
-            time.sleep(0.05)
-        raise RuntimeError(f"{self._folder} still has processes")
+        """Remove the groups, once their processes have ended."""
+        for group in (*self._groups, self._folder):
+            _remove(group)
 
 
 @contextlib.contextmanager
-def memory_groups(count: int, limit: int) -> Iterator[list[MemoryGroup]]:
-    """Make groups of `limit` bytes each, and remove them when the block ends."""
-    with contextlib.ExitStack() as stack:
-        groups = []
-        for _ in range(count):
-            groups.append(MemoryGroup(limit))
-            stack.callback(groups[-1].remove)
+def memory_groups(ranks: int, limit: int) -> Iterator[MemoryGroups]:
+    """Make groups, which are removed when the block ends."""
+    groups = MemoryGroups(ranks, limit)
+    try:
         yield groups
+    finally:
+        groups.remove()
+
+
+def _kills(group: Path) -> int:
+    lines = (group / "memory.oom_control").read_text().splitlines()
+    return int(dict(line.split() for line in lines)["oom_kill"])
+
+
+def _remove(group: Path) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError):  # a process of it is still exiting
+            group.rmdir()
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{group} still has processes")

@@ -51,6 +51,12 @@ class Training:
             self._update(gradients)
         mx.eval(self.model.state, self.optimizer.state)
 
+    def state_bytes(self) -> int:
+        """Return the bytes of the optimizer's state, without master weights."""
+        masters = ("master", "correction")
+        flat = tree_flatten(self.optimizer.state)
+        return sum(x.nbytes for name, x in flat if name.split(".")[-1] not in masters)
+
     def _compiled_update(self) -> Callable[[Any], None]:
         """Upstream: averages, and updates in `mx.compile`, as in MLX's examples."""
         state = [self.model.state, self.optimizer.state]
@@ -95,7 +101,7 @@ def main() -> None:
             "samples": samples,
             "mlx_active": mx.get_active_memory(),
             "parameters": nbytes_of(training.model.parameters()),
-            "state": nbytes_of(training.optimizer.state),
+            "state": training.state_bytes(),
             "elements": sum(
                 leaf.size for _, leaf in tree_flatten(training.model.parameters())
             ),

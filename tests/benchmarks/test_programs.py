@@ -76,14 +76,18 @@ def test_compare_without_a_package_is_refused(tmp_path):
     assert "found no mlxdist/__init__.py" in done.stderr
 
 
-def test_memory_small_model_is_near_its_formula(tmp_path):
-    arguments = ("--only", "sharded", "--ranks", "2", "--tensors", "1M", "--steps", "2")
+def test_memory_small_model_is_near_its_prediction(tmp_path):
+    modes = ("--modes", "sharded minimize", "--dtypes", "float32")
+    arguments = (*modes, "--ranks", "2", "--tensors", "1M", "--steps", "2")
     (measured,) = bench(tmp_path, "memory", *arguments)["measured"]
     parameters = step_cases.Case("1M", "float32", 1, 1).parameters
-    assert measured["parameters"] == 4 * parameters
-    assert measured["parameters"] <= measured["state"] < 1.1 * measured["parameters"]
-    assert 0.5 < measured["peak / formula"] < 2.5
-    assert measured["bare"] < measured["steady"] <= measured["peak"]
+    assert measured["terms"]["parameters"] == 4 * parameters
+    assert measured["state bytes a parameter"] == pytest.approx(4, 0.01)
+    assert 0.5 < measured["peak / predicted"] < 2.5
+    for rank in measured["every_rank"]:
+        assert len(rank["samples"]) == 2
+        assert all(rank["bare"] < sample["peak"] for sample in rank["samples"])
+    assert (tmp_path / "result.png").stat().st_size > 1000
 
 
 @pytest.mark.long

@@ -52,7 +52,7 @@ class Split:
 
     def __call__(self, flat: Array) -> Pieces:
         offsets = self._offsets
-        if len(self._shapes) < _MANY or flat.size != offsets[-1] or offsets[0]:
+        if len(self._shapes) < _MANY or len(flat) != offsets[-1] or offsets[0]:
             parts = [flat[start:stop] for start, stop in pairwise(offsets)]
         else:
             parts = list(mx.split(flat, offsets[1:-1]))

@@ -10,10 +10,13 @@ from ..comm.agreement import agree
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Plan
+from ..layout.state_blocks import BLOCK
 from ..world.world import World
-from .fused_step import PieceStep, State
+from .fused_step import PieceStep
 from .inner_optimizer import InnerOptimizer, Leaf
 from .options import Options
+from .quantized_state import Moments
+from .quantized_step import State, put_zeros, update_dtype
 from .user_warning import warn_user
 from .weight_copies import WeightCopies
 
@@ -57,28 +60,36 @@ def compile_update(
 def _compile_error(inner: InnerOptimizer, plan: Plan, options: Options) -> str | None:
     """Compile a kernel for each leaf and dtype; return what failed.
 
-    A step on two elements compiles the kernel of all sizes. On a CPU that calls a C++
+    A step on a few elements compiles the kernel of all sizes. On a CPU that calls a C++
     compiler and takes about a second for each.
     """
     copies = options.copies
-    kinds = {(inner.owner(e.path).at, e.dtype): e.path for e in plan.entries}
+    kinds = {
+        (inner.owner(entry.path).at, entry.dtype, inner.moments(entry)): entry.path
+        for entry in plan.entries
+    }
     try:
-        for (_, dtype), path in kinds.items():
+        for (_, dtype, moments), path in kinds.items():
             leaf = inner.owner(path)
-            wide = copies.update_dtype(dtype_of(dtype))
+            wide = update_dtype(copies.update_dtype(dtype_of(dtype)), moments)
             if leaf.can_be_compiled and device.fits_one_kernel(wide):
-                _compile(leaf, dtype, copies, scales=options.scales_gradients)
+                scales = options.scales_gradients
+                _compile(leaf, dtype, copies, moments, scales=scales)
     except RuntimeError as error:
         return str(error)
     return None
 
 
-def _compile(leaf: Leaf, dtype: str, copies: WeightCopies, *, scales: bool) -> None:
-    piece = Piece(Entry(KeyPath(), (2,), dtype), 0, 2, 0)
-    ones = mx.ones(2, dtype_of(dtype))
+def _compile(
+    leaf: Leaf, dtype: str, copies: WeightCopies, moments: Moments, *, scales: bool
+) -> None:
+    size = 2 * BLOCK
+    piece = Piece(Entry(KeyPath(), (size,), dtype), 0, size, 0)
+    ones = mx.ones(size, dtype_of(dtype))
     state: State = {}
     leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
+    put_zeros(state, moments)
     copies.add(KeyPath(), ones, state)
-    step = PieceStep(leaf, "elements", [piece], copies, compiled=True)
+    step = PieceStep(leaf, "elements", [piece], copies, moments, compiled=True)
     scale = mx.array(1.0) if scales else None
-    mx.eval(step([mx.ones(2)], [ones], [state], scale), state)
+    mx.eval(step([mx.ones(size)], [ones], [state], scale), state)

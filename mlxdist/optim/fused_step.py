@@ -7,7 +7,7 @@ array: a few kernels instead of thousands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate, pairwise, repeat
 from operator import is_
 
 import mlx.core as mx
@@ -22,11 +22,21 @@ from ..arrays.types import Array, Dtype, Pieces
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
+from ..layout.state_blocks import BLOCK
 from .hyperparameters import Optimizer
 from .inner_optimizer import ELEMENTWISE, Leaf
+from .quantized_state import CODES, SCALES, Moments
+from .quantized_step import (
+    Key,
+    State,
+    apply_quantized,
+    leaf_at,
+    leaf_keys,
+    put_leaf,
+    update_dtype,
+)
 from .weight_copies import WeightCopies
 
-State = dict[str, Array]
 _RULES = {kind: kind.apply_single for kind in ELEMENTWISE}
 
 
@@ -62,6 +72,7 @@ class PieceStep:
         strategy: how the plan cuts parameters.
         pieces: those of the bucket that the leaf updates.
         copies: master and EMA weights.
+        moments: those in 8 bits, of all pieces.
         compiled: whether to compile the step, where the leaf is one of MLX's own
             elementwise optimizers and one kernel is faster.
     """
@@ -72,6 +83,7 @@ class PieceStep:
         strategy: Strategy,
         pieces: Sequence[Piece],
         copies: WeightCopies,
+        moments: Moments = (),
         *,
         compiled: bool,
     ):
@@ -80,7 +92,9 @@ class PieceStep:
         self._strategy = strategy
         self._pieces = pieces
         self._copies = copies
-        self._dtypes = [copies.update_dtype(dtype_of(p.entry.dtype)) for p in pieces]
+        self._moments = moments
+        dtypes = [copies.update_dtype(dtype_of(p.entry.dtype)) for p in pieces]
+        self._dtypes = [update_dtype(dtype, moments) for dtype in dtypes]
         self._compiled: Callable[..., tuple[Pieces, list[State]]] | None = None
         if (
             compiled
@@ -121,13 +135,13 @@ class PieceStep:
         states: Sequence[State],
         scale: Array | None,
     ) -> Pieces:
-        apply, leaf = self._copies.apply, self._leaf
+        leaf = self._leaf
         local = [
             cut(parameter, piece, self._strategy)
             for parameter, piece in zip(parameters, self._pieces, strict=True)
         ]
         stepped = [
-            apply(leaf, scaled(gradient, dtype, scale), parameter, state)
+            self._apply_one(scaled(gradient, dtype, scale), parameter, state)
             for dtype, gradient, parameter, state in zip(
                 self._dtypes, gradients, local, states, strict=True
             )
@@ -138,6 +152,12 @@ class PieceStep:
             fitted(new, parameter, piece.entry.path, leaf)
             for new, parameter, piece in zip(stepped, local, self._pieces, strict=True)
         ]
+
+    def _apply_one(self, gradient: Array, parameter: Array, state: State) -> Array:
+        copies, leaf, moments = self._copies, self._leaf, self._moments
+        if not moments:
+            return copies.apply(leaf, gradient, parameter, state)
+        return apply_quantized(copies, leaf, moments, gradient, parameter, state)
 
     def _pure(
         self,
@@ -175,6 +195,7 @@ class FusedStep:
         strategy: Strategy,
         bucket: Sequence[Piece],
         copies: WeightCopies,
+        moments: Moments = (),
         *,
         compiled: bool,
     ):
@@ -184,11 +205,19 @@ class FusedStep:
         offsets = [0, *accumulate(piece.stop - piece.start for piece in bucket)]
         size = self._size = offsets[-1]
         whole = Piece(Entry(KeyPath(), (size,), bucket[0].entry.dtype), 0, size, 0)
-        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=compiled)
+        self._step = PieceStep(
+            leaf, "replicated", [whole], copies, moments, compiled=compiled
+        )
         self._joins: dict[str, Join] = {}
         self._split = Split(offsets, [piece.shape(strategy) for piece in bucket])
-        self._flat: State = {}
-        self._views: dict[str, Pieces] = {}
+        rows = [offset // BLOCK for offset in offsets]
+        counts = [stop - start for start, stop in pairwise(rows)]
+        self._splits = {
+            CODES: Split(rows, [(count, BLOCK) for count in counts]),
+            SCALES: Split(rows, [(count,) for count in counts]),
+        }
+        self._flat: dict[Key, Array] = {}
+        self._views: dict[Key, Pieces] = {}
 
     @property
     def applies(self) -> bool:
@@ -204,24 +233,27 @@ class FusedStep:
     ) -> Chunk:
         """Return the new values; `states` get views of the new state."""
         gradient = mean.flat(self._join_of(mean.arrays))
-        state = {key: self._flat_state(key, states) for key in states[0]}
+        state: State = {}
+        for key in leaf_keys(states[0]):
+            put_leaf(state, key, self._flat_state(key, states))
         (stepped,) = self._step(
             [gradient], [self._local_flat(parameters)], [state], scale
         )
-        self._flat = state
-        for key, flat in state.items():
-            views = self._views[key] = self._split(flat)
+        self._flat = {key: leaf_at(state, key) for key in leaf_keys(state)}
+        for key, flat in self._flat.items():
+            views = self._views[key] = self._splits.get(key[-1], self._split)(flat)
             for piece_state, view in zip(states, views, strict=True):
-                piece_state[key] = view
+                put_leaf(piece_state, key, view)
         return Chunk(self._split, flat=stepped)
 
-    def _flat_state(self, key: str, states: Sequence[State]) -> Array:
+    def _flat_state(self, key: Key, states: Sequence[State]) -> Array:
         """The flat state; joined again where a view was replaced."""
-        parts = [state[key] for state in states]
+        parts = [leaf_at(state, key) for state in states]
         views = self._views.get(key)
         if views is not None and all(map(is_, parts, views)):
             return self._flat[key]
-        return self._join_of(parts)(parts)
+        flat = self._join_of(parts)(parts)
+        return flat.reshape(-1, BLOCK) if key[-1] == CODES else flat
 
     def _join_of(self, parts: Pieces) -> Join:
         """The join for the parts' dtype, which is not always the parameters'."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,9 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Strategy
 from . import hyperparameters, overrides
 from .hyperparameters import Hyperparameters, Optimizer
+from .quantized_state import NOT_QUANTIZED, Moments, QuantizedState
 from .state_values import SHARD_KEY, as_array, like
+from .update_work import work
 from .wrapping import Filter, Wrapping
 
 # Optimizers whose update of one element depends on that element alone, so that a flat
@@ -34,8 +35,6 @@ ELEMENTWISE = frozenset(
         optim.Lion,
     }
 )
-# Arithmetic that takes as long as moving one element and its state through memory.
-_FLOPS_PER_ELEMENT = 64
 
 
 @dataclass
@@ -114,16 +113,8 @@ class Leaf:
         optimizer.state["step"] = optimizer.step + 1
 
     def work(self, entry: Entry) -> float:
-        """Work of an update, in elements that are only read and written.
-
-        Muon's Newton-Schulz iteration on an (m, n) matrix, m <= n, takes 4 m^2 n + 2
-        m^3 multiplications and additions a step (Jordan et al., "Muon", 2024).
-        """
-        if not isinstance(self.optimizer, optim.Muon) or len(entry.shape) < 2:
-            return float(entry.size)
-        m, n = sorted((entry.shape[0], math.prod(entry.shape[1:])))
-        flops = int(self.optimizer.ns_steps) * (4.0 * m * m * n + 2.0 * m**3)
-        return entry.size + flops / _FLOPS_PER_ELEMENT
+        """Work of an update, in elements that are only read and written."""
+        return work(self.optimizer, entry)
 
 
 class InnerOptimizer:
@@ -133,7 +124,7 @@ class InnerOptimizer:
     parameters: one like `lambda path, x: x.ndim == 2` would see 1-D slices otherwise.
     """
 
-    def __init__(self, optimizer: Optimizer):
+    def __init__(self, optimizer: Optimizer, quantized: QuantizedState = NOT_QUANTIZED):
         if not isinstance(optimizer, optim.Optimizer):
             raise ValueError(
                 f"the optimizer is {optimizer!r}; it must be an "
@@ -143,6 +134,7 @@ class InnerOptimizer:
         self.leaves = tuple(_leaves(optimizer, "", ()))
         self.owners: dict[KeyPath, Leaf] = {}
         self.structure: Tree = {}
+        self._quantized = quantized
         self.optimizers = [leaf.optimizer for leaf in self.leaves]
         self.wrapping = Wrapping(optimizer, self.optimizers)
         self.hyperparameters = Hyperparameters(
@@ -167,6 +159,10 @@ class InnerOptimizer:
     def owner(self, path: KeyPath) -> Leaf:
         """Return the leaf that updates a path."""
         return self.owners[path]
+
+    def moments(self, entry: Entry) -> Moments:
+        """Return which moments of a parameter are in 8 bits, and how."""
+        return self._quantized.moments(self.owner(entry.path).optimizer, entry)
 
     def init(self, shard: Flat) -> None:
         """Make the state of the parameters, or slices of them, on this rank."""

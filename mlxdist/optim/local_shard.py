@@ -11,8 +11,8 @@ from ..arrays.types import Array, Flat
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from . import ema
-from .fused_step import State
 from .inner_optimizer import InnerOptimizer, Leaf
+from .quantized_step import State, put_quantized
 from .weight_copies import WeightCopies
 
 Stepped = list[tuple[int, Chunk]]  # (index of the bucket, its new pieces)
@@ -37,6 +37,9 @@ class LocalShard:
         if not self.inner.is_initialized:
             local = cut_all(parameters, self.wire.pieces, self.wire.plan)
             self.inner.init(self.copies.masters.widened(local))
+            states, entries = self.states(), self.wire.plan.by_path
+            for path in local:
+                put_quantized(states[path], self.inner.moments(entries[path]))
 
     def unpublished(self) -> list[Array]:
         """See `ShardStep.unpublished`."""

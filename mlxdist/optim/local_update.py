@@ -16,10 +16,12 @@ from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
 from . import compilation
-from .fused_step import FusedStep, PieceStep, State, can_be_fused, select
+from .fused_step import FusedStep, PieceStep, can_be_fused, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
 from .part_step import PartStep
+from .quantized_state import Moments
+from .quantized_step import State
 from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies
@@ -192,7 +194,7 @@ class _BucketStep:
         in_parts: bool,
     ):
         strategy = shard.wire.plan.strategy
-        groups = _by_leaf(shard.inner, bucket)
+        groups = _groups(shard.inner, bucket)
         self._steps = [
             (
                 indices,
@@ -201,22 +203,29 @@ class _BucketStep:
                     strategy,
                     [bucket[index] for index in indices],
                     shard.copies,
+                    moments,
                     compiled=compiled,
                 ),
             )
-            for leaf, indices in groups
+            for leaf, moments, indices in groups
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._fused: FusedStep | None = None
         self._parts: PartStep | None = None
-        leaf = groups[0][0] if len(bucket) > 1 and len(groups) == 1 else None
-        if not traced and leaf is not None and can_be_fused(leaf):
+        leaf, moments, _ = groups[0] if groups else (None, (), [])
+        is_one = len(bucket) > 1 and len(groups) == 1
+        if not traced and leaf is not None and is_one and can_be_fused(leaf):
             self._fused = FusedStep(
-                leaf, strategy, bucket, shard.copies, compiled=compiled
+                leaf, strategy, bucket, shard.copies, moments, compiled=compiled
             )
         if in_parts and len(bucket) == 1 and PartStep.pays(bucket[0]):
             self._parts = PartStep(
-                groups[0][0], bucket[0], strategy, shard.copies, compiled=compiled
+                groups[0][0],
+                bucket[0],
+                strategy,
+                shard.copies,
+                moments,
+                compiled=compiled,
             )
 
     @property
@@ -258,10 +267,17 @@ class _BucketStep:
         return stepped
 
 
-def _by_leaf(
+def _groups(
     inner: InnerOptimizer, bucket: Sequence[Piece]
-) -> list[tuple[Leaf, list[int]]]:
-    groups: dict[str, list[int]] = {}
+) -> list[tuple[Leaf, Moments, list[int]]]:
+    """The indices of pieces with one optimizer and the same moments in 8 bits."""
+    groups: dict[tuple[str, Moments], list[int]] = {}
     for index, piece in enumerate(bucket):
-        groups.setdefault(inner.owner(piece.entry.path).at, []).append(index)
-    return [(leaf, groups[leaf.at]) for leaf in inner.leaves if leaf.at in groups]
+        kind = inner.owner(piece.entry.path).at, inner.moments(piece.entry)
+        groups.setdefault(kind, []).append(index)
+    return [
+        (leaf, moments, indices)
+        for leaf in inner.leaves
+        for (at, moments), indices in groups.items()
+        if at == leaf.at
+    ]

@@ -23,6 +23,7 @@ from .minimize import LossFunction
 from .option_checks import check
 from .options import Options, StateDtype, Transport
 from .pipeline import Pipelines
+from .quantized_state import QuantizedState
 from .resumable_state import ResumableState
 from .step import DistributedStep
 from .updates import Updates
@@ -39,7 +40,6 @@ class DistributedOptimizer(OptimizerWrapper):
     with sharded state too; over transport "native" or "auto"::
 
         state = [model.state, optimizer.state]  # after optimizer.init(model)
-
         @partial(mx.compile, inputs=state, outputs=state)
         def step(x, y):
             return optimizer.minimize(loss_of, model, x, y)
@@ -83,7 +83,7 @@ class DistributedOptimizer(OptimizerWrapper):
     ):
         arguments = locals()
         self.world = current() if world is None else world
-        inner = InnerOptimizer(optimizer)
+        inner = InnerOptimizer(optimizer, QuantizedState(state_dtype, float32_state))
         self.options = Options.among(arguments, inner.strategy(shard))
         self._compose(inner)
 

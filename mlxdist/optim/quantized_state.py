@@ -17,21 +17,23 @@ from ..arrays.types import Tree
 from ..layout.entries import Entry
 from ..layout.state_blocks import BLOCK, is_quantized
 from .hyperparameters import Optimizer
-from .overrides import is_changed_object
+from .overrides import is_changed_object, replaces
 
 CODES, SCALES = "codes", "scales"  # keys in a moment's dict
 
 # How each moment of MLX's optimizers is kept. A velocity has a sign; Adamax's v is a
 # largest absolute value, and not a square.
-MOMENTS: Mapping[type[Optimizer], Mapping[str, Kind]] = {
-    optim.SGD: {"v": "signed"},
-    optim.RMSprop: {"v": "root"},
-    optim.Adagrad: {"v": "root"},
-    optim.AdaDelta: {"v": "root", "u": "root"},
-    optim.Adam: {"m": "signed", "v": "root"},
-    optim.AdamW: {"m": "signed", "v": "root"},
-    optim.Adamax: {"m": "signed", "v": "signed"},
-    optim.Lion: {"m": "signed"},
+Moments = tuple[tuple[str, Kind], ...]  # (key in the state, how it is kept)
+_ADAM: Moments = (("m", "signed"), ("v", "root"))
+MOMENTS: Mapping[type[Optimizer], Moments] = {
+    optim.SGD: (("v", "signed"),),
+    optim.RMSprop: (("v", "root"),),
+    optim.Adagrad: (("v", "root"),),
+    optim.AdaDelta: (("v", "root"), ("u", "root")),
+    optim.Adam: _ADAM,
+    optim.AdamW: _ADAM,
+    optim.Adamax: (("m", "signed"), ("v", "signed")),
+    optim.Lion: (("m", "signed"),),
 }
 
 
@@ -61,11 +63,11 @@ class QuantizedState(NamedTuple):
         """Whether a parameter's state is in 8 bits: large matrices, but embeddings."""
         return self.dtype is not None and is_quantized(entry, self.float32_state)
 
-    def moments(self, optimizer: Optimizer, entry: Entry) -> Mapping[str, Kind]:
+    def moments(self, optimizer: Optimizer, entry: Entry) -> Moments:
         """Return the moments of a parameter that are in 8 bits, and how they are."""
         if self.applies_to(entry) and can_be_quantized(optimizer):
             return MOMENTS[type(optimizer)]
-        return {}
+        return ()
 
     def pack(self, optimizer: Optimizer, entry: Entry, state: Tree) -> None:
         """Put the moments that an optimizer has made for a parameter into 8 bits."""
@@ -89,7 +91,10 @@ class QuantizedState(NamedTuple):
 
     def optimizers_problem(self, optimizers: Sequence[Optimizer]) -> str | None:
         """Return why none of some optimizers can have its state in 8 bits, or None."""
-        if self.dtype is None or any(map(can_be_quantized, optimizers)):
+        if self.dtype is None:
+            return None
+        whole = [each for each in optimizers if replaces(each, "apply_gradients")]
+        if any(map(can_be_quantized, optimizers)) and not whole:
             return None
         known = ", ".join(sorted(each.__name__ for each in MOMENTS))
         found = ", ".join(type(each).__name__ for each in optimizers)
@@ -97,3 +102,6 @@ class QuantizedState(NamedTuple):
             f'state_dtype="int8" keeps the moments of {known} in 8 bits, of MLX\'s own '
             f"classes alone, and the optimizer is {found}; leave state_dtype out"
         )
+
+
+NOT_QUANTIZED = QuantizedState()

@@ -47,15 +47,14 @@ def test_zeros_are_widened_to_zeros(kind):
     quantized = quantize(mx.zeros((2, 64)), kind)
     for one, other in zip(made, quantized, strict=True):
         assert one.dtype == other.dtype
-        assert mx.array_equal(one, other)
-    assert mx.array_equal(widen(*made), mx.zeros(128))
+        assert one.shape == other.shape
+    for blocks in (made, quantized):
+        assert mx.array_equal(widen(*blocks), mx.zeros(128))
 
 
-def test_second_moment_above_zero_is_never_widened_to_zero():
+def test_second_moment_in_a_block_of_others_is_never_widened_to_zero():
     values = mx.array([1.0] + [1e-30] * 62 + [0.0])
-    wide = widen(*quantize(values, "root"))
-    assert (wide[:63] > 0).all()
-    assert wide[63] == 0
+    assert (widen(*quantize(values, "root")) > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,8 +79,36 @@ def test_block_with_a_nan_is_widened_to_nan(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounding_that_adds_nearly_one_overflows_no_code(kind):
     values = mx.array(_values(kind))
-    up = quantize(values, kind, lambda x: mx.floor(x + 127 / 128))
+    up = quantize(values, kind, 1 - 2**-11)
     wide, codes = np.array(widen(*up)).reshape(values.shape), np.array(up.codes)
     assert codes.max() == {"signed": 127, "root": 255}[kind]
     largest = np.abs(np.array(values)).max(axis=1)
     assert np.allclose(np.abs(wide).max(axis=1), largest, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_with_random_thresholds_is_right_on_average(kind):
+    values = mx.array(_values(kind, 8, 0.5)).reshape(-1)
+    steps = 400
+    total = mx.zeros(values.size)
+    for step in range(steps):
+        wide = widen(
+            *quantize(values, kind, blockwise.random_thresholds(mx.array(step), 0))
+        )
+        total = total + (mx.sqrt(wide) if kind == "root" else wide)
+    wanted = np.array(mx.sqrt(values) if kind == "root" else values).reshape(8, 64)
+    code = np.abs(wanted).max(axis=1, keepdims=True) / (255 if kind == "root" else 127)
+    error = (np.array(total / steps).reshape(8, 64) - wanted) / code
+    error = error[np.abs(wanted) > code]  # smaller roots are rounded up
+    assert np.abs(error).max() < 5 * 0.5 / np.sqrt(steps)
+    assert abs(error.mean()) < 0.01
+
+
+def test_random_thresholds_depend_on_step_and_number_alone():
+    rows = {
+        tuple(blockwise.random_thresholds(mx.array(step, dtype), number).tolist())
+        for step in (1, 2)
+        for number in (0, 1)
+        for dtype in (mx.uint64, mx.int32)
+    }
+    assert len(rows) == 4

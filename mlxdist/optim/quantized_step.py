@@ -1,0 +1,96 @@
+"""The step of moments in 8 bits: widened, stepped by the optimizer, quantized again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+from ..arrays.blockwise import Blocks, quantize, random_thresholds, widen, zeros
+from ..arrays.types import Array, Dtype, Tree
+from .hyperparameters import Optimizer
+from .quantized_state import CODES, SCALES, Moments
+from .weight_copies import WeightCopies
+
+State = dict[str, Tree]  # of a parameter: arrays, and dicts of codes and scales
+
+
+def update_dtype(dtype: Dtype, moments: Moments) -> Dtype:
+    """Return the dtype in which a parameter of `dtype` is updated."""
+    return mx.float32 if moments and dtype.size < mx.float32.size else dtype
+
+
+def put_zeros(state: State, moments: Moments) -> None:
+    """Replace the moments that an optimizer has made, which are not evaluated yet."""
+    for key, kind in moments:
+        state[key] = _as_dict(zeros(state[key].size, kind))
+
+
+def put_quantized(state: State, moments: Moments) -> None:
+    """Quantize the moments that are not in 8 bits, to nearest."""
+    for key, kind in moments:
+        if isinstance(state.get(key), mx.array):
+            state[key] = _as_dict(quantize(state[key], kind))
+
+
+def apply_quantized(
+    copies: WeightCopies,
+    leaf: Optimizer,
+    moments: Moments,
+    gradient: Array,
+    parameter: Array,
+    state: State,
+) -> Array:
+    """Take one optimizer's step on a parameter, and return the new parameter.
+
+    It depends on the new state, which so is evaluated with it: what is evaluated later
+    would keep the float32 moments in memory until then.
+
+    Args:
+        gradient: in the dtype in which the parameter is updated.
+    """
+    wide = dict(state)
+    for key, _ in moments:
+        wide[key] = widen(**state[key]).reshape(parameter.shape)
+    current = parameter
+    if not copies.masters.applies_to(parameter):
+        current = parameter.astype(gradient.dtype)
+    stepped = copies.apply(leaf, gradient, current, wide)
+    for number, (key, kind) in enumerate(moments):
+        thresholds = random_thresholds(leaf.state["step"], number)
+        wide[key] = _as_dict(quantize(wide[key], kind, thresholds))
+    state.update(wide)
+    codes = [array for key, _ in moments for array in wide[key].values()]
+    (new,) = mx.depends([stepped.astype(parameter.dtype)], codes)
+    return new
+
+
+def _as_dict(blocks: Blocks) -> dict[str, Array]:
+    return {CODES: blocks.codes, SCALES: blocks.scales}
+
+
+# -- states as flat dicts
+
+Key = tuple[str, ...]  # (key,), or (key, "codes")
+
+
+def leaf_keys(state: State) -> Iterable[Key]:
+    """Return the keys of all arrays of a parameter's state."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((key, inner) for inner in value)
+        else:
+            yield (key,)
+
+
+def leaf_at(state: State, key: Key) -> Array:
+    """Return an array of a parameter's state."""
+    return state[key[0]] if len(key) == 1 else state[key[0]][key[1]]
+
+
+def put_leaf(state: State, key: Key, array: Array) -> None:
+    """Replace an array of a parameter's state; a dict in it is replaced, too."""
+    if len(key) == 1:
+        state[key[0]] = array
+    else:
+        state[key[0]] = {**state.get(key[0], {}), key[1]: array}

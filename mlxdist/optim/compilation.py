@@ -15,8 +15,7 @@ from ..world.world import World
 from .fused_step import PieceStep
 from .inner_optimizer import InnerOptimizer, Leaf
 from .options import Options
-from .quantized_state import Moments
-from .quantized_step import State, put_zeros, update_dtype
+from .quantized_step import Moments, State, put_quantized, update_dtype
 from .user_warning import warn_user
 from .weight_copies import WeightCopies
 
@@ -88,7 +87,7 @@ def _compile(
     ones = mx.ones(size, dtype_of(dtype))
     state: State = {}
     leaf.optimizer.init_single(ones.astype(copies.update_dtype(ones.dtype)), state)
-    put_zeros(state, moments)
+    put_quantized(state, moments)
     copies.add(KeyPath(), ones, state)
     step = PieceStep(leaf, "elements", [piece], copies, moments, compiled=True)
     scale = mx.array(1.0) if scales else None

@@ -25,9 +25,10 @@ from ..layout.sharding import Piece, Strategy
 from ..layout.state_blocks import BLOCK
 from .hyperparameters import Optimizer
 from .inner_optimizer import ELEMENTWISE, Leaf
-from .quantized_state import CODES, SCALES, Moments
+from .quantized_state import CODES, SCALES
 from .quantized_step import (
     Key,
+    Moments,
     State,
     apply_quantized,
     leaf_at,

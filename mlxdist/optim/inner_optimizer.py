@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.optimizers as optim
 
+from ..arrays.blockwise import Kind
 from ..arrays.trees import dict_at, leaves_of, nested, structure
 from ..arrays.types import Array, Flat, Named, Tree
 from ..layout.entries import Entry
@@ -15,7 +16,7 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Strategy
 from . import hyperparameters, overrides
 from .hyperparameters import Hyperparameters, Optimizer
-from .quantized_state import NOT_QUANTIZED, Moments, QuantizedState
+from .quantized_state import NOT_QUANTIZED, QuantizedState
 from .state_values import SHARD_KEY, as_array, like
 from .update_work import work
 from .wrapping import Filter, Wrapping
@@ -160,9 +161,10 @@ class InnerOptimizer:
         """Return the leaf that updates a path."""
         return self.owners[path]
 
-    def moments(self, entry: Entry) -> Moments:
-        """Return which moments of a parameter are in 8 bits, and how."""
-        return self._quantized.moments(self.owner(entry.path).optimizer, entry)
+    def moments(self, entry: Entry) -> tuple[tuple[str, Kind], ...]:
+        """Return which moments of a parameter are in 8 bits, and how they are."""
+        optimizer = self.owner(entry.path).optimizer
+        return tuple(self._quantized.moments(optimizer, entry).items())
 
     def init(self, shard: Flat) -> None:
         """Make the state of the parameters, or slices of them, on this rank."""

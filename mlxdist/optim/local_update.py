@@ -20,8 +20,7 @@ from .fused_step import FusedStep, PieceStep, can_be_fused, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
 from .part_step import PartStep
-from .quantized_state import Moments
-from .quantized_step import State
+from .quantized_step import Moments, State
 from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies

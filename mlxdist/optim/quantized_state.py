@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import mlx.optimizers as optim
 
-from ..arrays.blockwise import Kind, quantize
+from ..arrays.blockwise import Kind, zeros
 from ..arrays.types import Tree
 from ..layout.entries import Entry
 from ..layout.state_blocks import BLOCK, is_quantized
@@ -23,17 +23,15 @@ CODES, SCALES = "codes", "scales"  # keys in a moment's dict
 
 # How each moment of MLX's optimizers is kept. A velocity has a sign; Adamax's v is a
 # largest absolute value, and not a square.
-Moments = tuple[tuple[str, Kind], ...]  # (key in the state, how it is kept)
-_ADAM: Moments = (("m", "signed"), ("v", "root"))
-MOMENTS: Mapping[type[Optimizer], Moments] = {
-    optim.SGD: (("v", "signed"),),
-    optim.RMSprop: (("v", "root"),),
-    optim.Adagrad: (("v", "root"),),
-    optim.AdaDelta: (("v", "root"), ("u", "root")),
-    optim.Adam: _ADAM,
-    optim.AdamW: _ADAM,
-    optim.Adamax: (("m", "signed"), ("v", "signed")),
-    optim.Lion: (("m", "signed"),),
+MOMENTS: Mapping[type[Optimizer], Mapping[str, Kind]] = {
+    optim.SGD: {"v": "signed"},
+    optim.RMSprop: {"v": "root"},
+    optim.Adagrad: {"v": "root"},
+    optim.AdaDelta: {"v": "root", "u": "root"},
+    optim.Adam: {"m": "signed", "v": "root"},
+    optim.AdamW: {"m": "signed", "v": "root"},
+    optim.Adamax: {"m": "signed", "v": "signed"},
+    optim.Lion: {"m": "signed"},
 }
 
 
@@ -63,16 +61,19 @@ class QuantizedState(NamedTuple):
         """Whether a parameter's state is in 8 bits: large matrices, but embeddings."""
         return self.dtype is not None and is_quantized(entry, self.float32_state)
 
-    def moments(self, optimizer: Optimizer, entry: Entry) -> Moments:
+    def moments(self, optimizer: Optimizer, entry: Entry) -> Mapping[str, Kind]:
         """Return the moments of a parameter that are in 8 bits, and how they are."""
         if self.applies_to(entry) and can_be_quantized(optimizer):
             return MOMENTS[type(optimizer)]
-        return ()
+        return {}
 
     def pack(self, optimizer: Optimizer, entry: Entry, state: Tree) -> None:
-        """Put the moments that an optimizer has made for a parameter into 8 bits."""
+        """Replace the zeros that an optimizer has made by zeros in 8 bits.
+
+        MLX's are lazy: float32 moments are never in memory.
+        """
         for moment, kind in self.moments(optimizer, entry).items():
-            codes, scales = quantize(state[moment], kind)
+            codes, scales = zeros(state[moment].size, kind)
             state[moment] = {CODES: codes, SCALES: scales}
 
     def option_problem(self) -> str | None:

@@ -6,24 +6,19 @@ from collections.abc import Iterable
 
 import mlx.core as mx
 
-from ..arrays.blockwise import Blocks, quantize, random_thresholds, widen, zeros
+from ..arrays.blockwise import Blocks, Kind, quantize, random_thresholds, widen
 from ..arrays.types import Array, Dtype, Tree
 from .hyperparameters import Optimizer
-from .quantized_state import CODES, SCALES, Moments
+from .quantized_state import CODES, SCALES
 from .weight_copies import WeightCopies
 
+Moments = tuple[tuple[str, Kind], ...]  # (key in the state, how it is kept)
 State = dict[str, Tree]  # of a parameter: arrays, and dicts of codes and scales
 
 
 def update_dtype(dtype: Dtype, moments: Moments) -> Dtype:
     """Return the dtype in which a parameter of `dtype` is updated."""
     return mx.float32 if moments and dtype.size < mx.float32.size else dtype
-
-
-def put_zeros(state: State, moments: Moments) -> None:
-    """Replace the moments that an optimizer has made, which are not evaluated yet."""
-    for key, kind in moments:
-        state[key] = _as_dict(zeros(state[key].size, kind))
 
 
 def put_quantized(state: State, moments: Moments) -> None:

@@ -16,7 +16,7 @@ MUTATIONS = [
     Mutation("arrays/concat.py", ".reshape(s)", "", CONCAT),
     Mutation("arrays/concat.py", "offsets[1:-1]", "offsets[:-1]", CONCAT),
     Mutation("arrays/concat.py", " or offsets[0]", "", CONCAT),
-    Mutation("arrays/concat.py", " or flat.size != offsets[-1]", "", CONCAT),
+    Mutation("arrays/concat.py", " or len(flat) != offsets[-1]", "", CONCAT),
     Mutation("arrays/float24.py", "is_nan = absolute >", "is_nan = 0 >", FLOAT24),
     Mutation("arrays/float24.py", "(bits >> 31 << 15)", "(bits >> 31 << 14)", FLOAT24),
     Mutation("arrays/float24.py", "mx.maximum((bits", "mx.abs((bits", FLOAT24),

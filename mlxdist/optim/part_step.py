@@ -21,8 +21,19 @@ from ..arrays.types import Array, Dtype
 from ..layout.entries import Entry, split_counts
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
-from .fused_step import PieceStep, State, can_be_fused
+from ..layout.state_blocks import BLOCK
+from .fused_step import PieceStep, can_be_fused
 from .inner_optimizer import Leaf
+from .quantized_state import CODES, SCALES
+from .quantized_step import (
+    Key,
+    Moments,
+    State,
+    container_of,
+    leaf_at,
+    leaf_keys,
+    put_leaf,
+)
 from .weight_copies import WeightCopies
 
 
@@ -47,13 +58,16 @@ class PartStep:
         piece: Piece,
         strategy: Strategy,
         copies: WeightCopies,
+        moments: Moments = (),
         *,
         compiled: bool,
     ):
         self._leaf, self._piece, self._strategy = leaf, piece, strategy
         size = self._size = piece.stop - piece.start
         whole = Piece(Entry(KeyPath(), (size,), piece.entry.dtype), 0, size, 0)
-        self._step = PieceStep(leaf, "replicated", [whole], copies, compiled=compiled)
+        self._step = PieceStep(
+            leaf, "replicated", [whole], copies, moments, compiled=compiled
+        )
         self._spans = split_counts(size, device.part_size())
         self.is_incomplete = False
 
@@ -65,7 +79,8 @@ class PartStep:
     def applies_to(self, state: State) -> bool:
         """Whether the step can be taken in parts with this state."""
         return can_be_fused(self._leaf) and all(
-            array.size == self._size for array in state.values()
+            leaf_at(state, key).size == self._size // _elements_of(key)
+            for key in leaf_keys(state)
         )
 
     def __call__(
@@ -87,7 +102,9 @@ class PartStep:
         if _layout(waiting[0].state) != _layout(state):
             return None
         new = {"values": uninitialized(self._size, parameter.dtype)}
-        outputs = {key: InPlace(state, key) for key in state}
+        outputs = {
+            key: InPlace(container_of(state, key), key[-1]) for key in leaf_keys(state)
+        }
         values = InPlace(new, "values")
         self.is_incomplete = True
         for index in range(1, len(self._spans) + 1):
@@ -111,19 +128,29 @@ class PartStep:
     ) -> _Part:
         """Queue a part's step."""
         start, stop = self._spans[index]
-        new = {key: array.reshape(-1)[start:stop] for key, array in state.items()}
+        new: State = {}
+        for key in leaf_keys(state):
+            each = _elements_of(key)
+            part = leaf_at(state, key).reshape(-1)[start // each : stop // each]
+            put_leaf(new, key, part.reshape(-1, BLOCK) if key[-1] == CODES else part)
         (stepped,) = self._step(
             [gradient[start:stop]], [parameter[start:stop]], [new], scale
         )
         mx.async_eval(stepped, new)
         return _Part(start, stepped, new)
 
-    def _write(self, part: _Part, values: InPlace, outputs: dict[str, InPlace]) -> None:
+    def _write(self, part: _Part, values: InPlace, outputs: dict[Key, InPlace]) -> None:
         mx.eval(part.stepped, part.state)
         values.write(part.start, part.stepped)
-        for key, array in part.state.items():
-            outputs[key].write(part.start, array)
+        for key in leaf_keys(part.state):
+            start = part.start // _elements_of(key)
+            outputs[key].write(start, leaf_at(part.state, key).reshape(-1))
 
 
-def _layout(state: State) -> dict[str, Dtype]:
-    return {key: array.dtype for key, array in state.items()}
+def _elements_of(key: Key) -> int:
+    """Return how many elements have a number of a state's array together."""
+    return BLOCK if key[-1] == SCALES else 1
+
+
+def _layout(state: State) -> dict[Key, Dtype]:
+    return {key: leaf_at(state, key).dtype for key in leaf_keys(state)}

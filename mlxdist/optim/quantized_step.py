@@ -78,9 +78,15 @@ def leaf_keys(state: State) -> Iterable[Key]:
             yield (key,)
 
 
+def container_of(state: State, key: Key) -> State:
+    """Return the dict that holds an array of a parameter's state."""
+    inner: State = state if len(key) == 1 else state[key[0]]
+    return inner
+
+
 def leaf_at(state: State, key: Key) -> Array:
     """Return an array of a parameter's state."""
-    return state[key[0]] if len(key) == 1 else state[key[0]][key[1]]
+    return container_of(state, key)[key[-1]]
 
 
 def put_leaf(state: State, key: Key, array: Array) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxdist.arrays import device
 from mlxdist.arrays.blockwise import quantize, random_thresholds, widen, zeros
 from mlxdist.optim.grad_norm import NonFiniteError
 from mlxdist.optim.quantized_state import MOMENTS
@@ -116,8 +117,10 @@ def test_steps_in_8_bits_do_not_depend_on_buckets(bucket_size, world):
         assert_same_bits(tree, wanted)
 
 
-def test_large_model_in_8_bits_is_stepped_as_by_mlx(world):
-    """Its update is compiled."""
+@pytest.mark.parametrize("part_size", [2**12, 2**18])
+def test_large_model_in_8_bits_is_stepped_as_by_mlx(part_size, world, monkeypatch):
+    """Its update is compiled; tensors of more than two parts are stepped in parts."""
+    monkeypatch.setattr(device, "part_size", lambda: part_size)
     wanted, _ = stepped_by_mlx(make("AdamW"), parameters(scale=16))
     for shard in (False, "elements", "tensors"):
         tree, optimizer = stepped(

@@ -13,9 +13,9 @@ import mlx.core as mx
 from ..arrays.types import Array, Tree
 from ..comm.agreement import agree
 from ..layout.entries import fingerprint
+from ..optim import masters
 from ..optim.optimizer import DistributedOptimizer
 from ..optim.rollback import interrupts_wait
-from ..optim.state_values import Value
 from ..world.world import World
 from . import user_data
 from .collective import AllGather, attempt, on_all_ranks
@@ -23,7 +23,9 @@ from .directory import NO_FOLDER, resolve
 from .manifest import Json, Manifest
 from .open_checkpoint import Opened
 from .save_request import step_as_int
-from .targets import LoadTarget, Put, Target
+from .state_targets import companions
+from .target import NOTHING, Loaded, Put, Target
+from .targets import LoadTarget
 from .user_data import Sampler
 
 
@@ -96,7 +98,9 @@ def replace_all(opened: Opened, into: LoadTarget) -> Json:
     """
     reader, manifest = opened.reader, opened.contents.manifest
     all_gather = reader.comm.all_gather_bytes
-    staged, arrays = _read(opened)
+    optimizer = into.optimizer
+    key = masters.KEY if optimizer is None else optimizer.master_key
+    staged, arrays = _read(opened, key)
 
     def finish() -> Json:
         reader.require_success()
@@ -113,33 +117,45 @@ def replace_all(opened: Opened, into: LoadTarget) -> Json:
     return extra
 
 
-def _read(opened: Opened) -> tuple[list[tuple[Put, Value]], dict[str, Array]]:
+def _read(
+    opened: Opened, master_key: str
+) -> tuple[list[tuple[Put, Loaded]], dict[str, Array]]:
     """Read this rank's part of all arrays; return what to put, and those of `extra`."""
-    staged: list[tuple[Put, Value]] = []
+    staged: list[tuple[Put, Loaded]] = []
     extra: dict[str, Array] = {}
-    for array in opened.contents.arrays:
-        target = opened.targets.get(array.identity)
+    arrays = opened.contents.arrays
+    together = companions(arrays, master_key)
+    scales = {a.identity for a in together.values() if a.kind == "optimizer"}
+    for array in arrays:
+        if array.identity in scales:
+            continue
+        target = opened.targets.get(array.identity, NOTHING)
         if array.kind == "extra":
             put = partial(operator.setitem, extra, array.path)
             target = Target(0, array.size, array.shape, put)
-        start, stop = (target.start, target.stop) if target is not None else (0, 0)
-        flat = opened.reader.fetch(array, start, stop)
-        if target is not None and opened.reader.problem is None:
-            convert = partial(_convert, target, flat)
-            value, problem = attempt(convert)
+        flat = [opened.reader.fetch(array, target.start, target.stop)]
+        if array.identity in together:
+            span = target.others[0] if target.others else (0, 0)
+            flat.append(opened.reader.fetch(together[array.identity], *span))
+        if target is not NOTHING and opened.reader.problem is None:
+            value, problem = attempt(partial(_convert, target, *flat))
             if problem is not None:
                 opened.reader.problem = f"{array.name}: {problem}"
             elif array.kind == "extra":
                 target.put(value)
             else:
                 staged.append((target.put, value))
-    return staged, extra
+    saved = opened.contents.by_identity
+    unsaved = [t for identity, t in opened.targets.items() if identity not in saved]
+    return staged + [(target.put, target.convert()) for target in unsaved], extra
 
 
-def _convert(target: Target, flat: Array) -> Value:
+def _convert(target: Target, flat: Array, *others: Array) -> Loaded:
     shaped = flat.reshape(target.shape)
     mx.eval(shaped)
-    return target.convert(shaped)
+    value = target.convert(shaped, *others[: len(target.others)])
+    mx.eval(value)  # which may be a number, too
+    return value
 
 
 def _resume_sampler(

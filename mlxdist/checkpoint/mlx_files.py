@@ -14,11 +14,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
+from ..arrays.blockwise import BLOCK as ROW
+from ..arrays.blockwise import widen
+from ..arrays.numpy_view import raw
+from ..arrays.types import Raw
 from ..layout.entries import ITEM_SIZES, split_counts
 from ..layout.paths import KeyPath
+from ..optim.quantized_state import CODES
 from ..optim.resumable_state import ResumableState
 from . import directory
 from .block_file import BLOCK, Reader, Writer
@@ -29,11 +36,22 @@ from .manifest import Identity, Piece, SavedArray, SavedFile
 from .reader import Contents, FileReaders
 from .safetensors import Tensor, header, tensors_of
 from .snapshot import scalars
+from .state_targets import alternatives, moment_blocks, pair_problems
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 TRAINING = "training.json"
 
-_Named = tuple[str, SavedArray]  # an array, and its name in a plain file
+
+class _Output(NamedTuple):
+    """One tensor of a plain file, and the saved arrays that it is made of.
+
+    Attributes:
+        scales: of a moment in 8 bits, whose codes are `array`; it becomes float32.
+    """
+
+    tensor: Tensor
+    array: SavedArray
+    scales: SavedArray | None = None
 
 
 def consolidate(
@@ -105,19 +123,49 @@ def _sweep(target: Path) -> None:
 
 def _plain_files(
     arrays: Sequence[SavedArray], at: Mapping[str, str]
-) -> dict[str, list[_Named]]:
-    """Return each plain file's arrays.
+) -> dict[str, list[_Output]]:
+    """Return each plain file's tensors. Moments in 8 bits become float32.
 
     Args:
         at: for each parameter the prefix of its optimizer in MLX's state tree.
     """
-    groups: dict[str, list[_Named]] = {}
+    problem = next(pair_problems(arrays), None)
+    if problem is not None:
+        raise DamagedError(problem)
+    by_identity = {array.identity: array for array in arrays}
+    groups: dict[str, list[_Output]] = {}
+    blocks = moment_blocks(arrays)
+    scales = {array.identity for array in blocks.values()}
     for array in arrays:
+        if array.identity in scales:
+            continue
         if array.dtype == "float64" and array.shape:
             raise ValueError(f"{array}: MLX's safetensors files can't hold float64")
         file, name = _plain_name(array, at)
-        groups.setdefault(file, []).append((name, array))
+        parameter = by_identity.get(("parameters", array.path, ""))
+        output = _output(name, array, blocks.get(array.identity), parameter)
+        groups.setdefault(file, []).append(output)
     return groups
+
+
+def _output(
+    name: str,
+    array: SavedArray,
+    scales: SavedArray | None,
+    parameter: SavedArray | None,
+) -> _Output:
+    """Return an array's tensor in a plain file: a float64 number becomes a float32."""
+    if scales is not None:
+        fits = parameter is not None and parameter.size == array.size
+        shape = parameter.shape if parameter is not None and fits else (array.size,)
+        nbytes = array.size * ITEM_SIZES["float32"]
+        name = name.removesuffix(f".{CODES}")
+        return _Output(Tensor(name, "float32", shape, nbytes), array, scales)
+    if array.dtype == "float64":
+        return _Output(
+            Tensor(name, "float32", array.shape, ITEM_SIZES["float32"]), array
+        )
+    return _Output(Tensor(name, array.dtype, array.shape, array.nbytes), array)
 
 
 def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
@@ -136,39 +184,50 @@ def _plain_name(array: SavedArray, at: Mapping[str, str]) -> tuple[str, str]:
 
 def _write(
     path: Path,
-    group: Sequence[_Named],
+    group: Sequence[_Output],
     readers: FileReaders,
     progress: Callable[[int], None],
 ) -> None:
-    ordered = sorted(group, key=lambda item: -item[1].item_size)
-    tensors = [_tensor(name, array) for name, array in ordered]
+    ordered = sorted(group, key=lambda o: -ITEM_SIZES[o.tensor.dtype])
     with Writer(path) as writer:
-        writer.write(header(tensors, {}))
-        for _, array in ordered:
-            for data in _blocks(array, readers):
-                writer.write(data)
-                progress(data.nbytes)
+        writer.write(header([output.tensor for output in ordered], {}))
+        for output in ordered:
+            for data, nbytes in _blocks(output, readers):
+                writer.write(data.data)
+                progress(nbytes)
         writer.finish()
 
 
-def _tensor(name: str, array: SavedArray) -> Tensor:
-    """Return an array's tensor in a plain file: a float64 number becomes a float32."""
-    if array.dtype == "float64":
-        return Tensor(name, "float32", array.shape, ITEM_SIZES["float32"])
-    return Tensor(name, array.dtype, array.shape, array.nbytes)
+def _blocks(output: _Output, readers: FileReaders) -> Iterator[tuple[Raw, int]]:
+    """Yield a tensor's bytes in order, a block at a time, and how many were read."""
+    array, scales = output.array, output.scales
+    for start, stop in split_counts(array.size, BLOCK // array.item_size):
+        if start == stop:
+            continue
+        data = _elements(array, start, stop, readers)
+        nbytes = data.nbytes
+        if array.dtype == "float64":
+            data = data.view(np.float64).astype(np.float32).view(np.uint8)
+        if scales is not None:
+            part = _elements(scales, start // ROW, stop // ROW, readers)
+            nbytes += part.nbytes
+            codes = data.view(array.dtype).reshape(-1, ROW)
+            wide = widen(mx.array(codes), mx.array(part.view(np.float32)))
+            data = raw(wide)
+        yield data, nbytes
 
 
-def _blocks(array: SavedArray, readers: FileReaders) -> Iterator[memoryview]:
-    """Yield an array's bytes in order, a block at a time."""
+def _elements(array: SavedArray, start: int, stop: int, readers: FileReaders) -> Raw:
+    """Return the bytes of elements [start, stop) of an array, from its pieces."""
+    size = array.item_size
+    data = np.empty((stop - start) * size, np.uint8)
     for piece in array.pieces:
-        reader = readers[piece.file]
-        nbytes = (piece.stop - piece.start) * array.item_size
-        for start, stop in split_counts(nbytes, BLOCK):
-            data = np.empty(stop - start, np.uint8)
-            reader.read(piece.offset + start, data)
-            if array.dtype == "float64":
-                data = data.view(np.float64).astype(np.float32).view(np.uint8)
-            yield data.data
+        low, high = max(piece.start, start), min(piece.stop, stop)
+        if low < high:
+            offset = piece.offset + (low - piece.start) * size
+            out = data[(low - start) * size : (high - start) * size]
+            readers[piece.file].read(offset, out)
+    return data
 
 
 def exist(folder: Path) -> bool:
@@ -212,7 +271,8 @@ def _state_names(state: ResumableState) -> dict[str, Identity]:
         names[".".join(filter(None, (at, key)))] = (kind, at, key)
     at_path = {path: leaf.at for leaf in state.leaves for path in leaf.paths}
     for path, arrays in state.arrays().items():
-        for key in arrays:
+        others = [other for key in arrays for other in alternatives(key)]
+        for key in dict.fromkeys([*others, *arrays]):
             name = f"{path.dotted}.{KeyPath.parse(key).dotted}"
             names[at_path[path.text] + name] = ("optimizer", path.text, key)
     return names

@@ -19,7 +19,8 @@ from .collective import CheckpointError, attempt, on_all_ranks, require_success
 from .directory import Save
 from .manifest import Manifest
 from .reader import ArrayReader, Contents, FileReaders
-from .targets import LoadTarget, Targets, find_targets, with_quoted_keys
+from .target import Targets
+from .targets import LoadTarget, find_targets, with_quoted_keys
 
 _MAX_REASONS = 10  # that are listed in an error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -14,40 +14,16 @@ from ..arrays.dtypes import dtype_name
 from ..arrays.trees import all_parameters, is_replaceable, put
 from ..arrays.types import Array, Tree
 from ..layout.wording import shortened
-from ..optim.resumable_state import ResumableState, StateArray
-from ..optim.state_values import Value
+from ..optim.resumable_state import ResumableState
 from ..world.world import World
-from .manifest import Identity, Manifest, SavedArray
+from .manifest import Manifest, SavedArray
 from .reader import Contents
 from .snapshot import scalars
+from .state_targets import find_state, may_be_number, pair_problems
+from .target import Target, Targets, mismatch
 from .user_data import Sampler
 
 _MAX_PROBLEMS = 5  # that are listed in an error
-
-
-Put = Callable[[Value], None]
-
-
-def _as_it_is(array: Array) -> Value:
-    return array
-
-
-class Target(NamedTuple):
-    """Elements [start, stop) of a saved array, and where they go on this rank.
-
-    Attributes:
-        put: replaces what is there. Fails on nothing that `convert` returned.
-        convert: returns the value to put. Raises an error of any kind if it can't.
-    """
-
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    put: Put
-    convert: Callable[[Array], Value] = _as_it_is
-
-
-Targets = dict[Identity, Target]
 
 
 class LoadTarget(NamedTuple):
@@ -97,7 +73,8 @@ def find_targets(contents: Contents, into: LoadTarget) -> Targets:
             into.optimizer.check_counters(contents.manifest.counters)
         problems += _optimizers(contents.manifest, into.optimizer)
         problems += _scalars(contents, into.optimizer, targets)
-        problems += _state(contents, into.optimizer, targets)
+        problems += pair_problems(contents.arrays)
+        problems += find_state(contents.by_identity, into.optimizer, targets)
         _new_state(contents, into.optimizer, targets)
     if problems:
         count = len(problems) - _MAX_PROBLEMS
@@ -154,11 +131,7 @@ def _parameters(contents: Contents, model: Tree, targets: Targets) -> Iterator[s
 
 def _mismatch(saved: SavedArray | None, array: Array, what: str) -> str | None:
     """Return how a saved array differs in dtype and shape from this rank's."""
-    wanted = f"{dtype_name(array.dtype)}{list(array.shape)}"
-    if saved is None:
-        return f"it has no {what}, wanted {wanted}"
-    found = f"{saved.dtype}{list(saved.shape)}"
-    return None if found == wanted else f"its {what} is {found}, wanted {wanted}"
+    return mismatch(saved, f"{dtype_name(array.dtype)}{list(array.shape)}", what)
 
 
 def _optimizers(manifest: Manifest | None, state: ResumableState) -> Iterator[str]:
@@ -189,53 +162,12 @@ def _scalars(
         array = arrays[identity]
         saved, shape = by_identity.get(identity), tuple(array.shape)
         problem = _mismatch(saved, array, f"optimizer's {at}{name}")
-        if problem is not None and (shape or not _may_be_number(saved)):
+        if problem is not None and (shape or not may_be_number(saved)):
             yield problem
         else:
             put_scalar = partial(state.put_scalar, at, name)
             convert = partial(state.scalar_like, at, name)
             targets[identity] = Target(0, array.size, shape, put_scalar, convert)
-
-
-def _state(
-    contents: Contents, state: ResumableState, targets: Targets
-) -> Iterator[str]:
-    by_identity = contents.by_identity
-    for path, parts in state.arrays().items():
-        for key, part in parts.items():
-            identity = ("optimizer", path.text, key)
-            saved = by_identity.get(identity)
-            if saved is None and state.may_lack(key):
-                continue
-            elements = None if saved is None else _elements(saved, part)
-            if _may_be_number(saved) and state.holds_number(path, key):
-                elements = 0, 1
-            if elements is None:
-                yield str(_mismatch(saved, part.array, f"state {key} of {path}"))
-                continue
-            put_part = partial(state.put, path, key)
-            shape = tuple(part.array.shape)
-            targets[identity] = Target(*elements, shape, put_part)
-
-
-def _may_be_number(saved: SavedArray | None) -> bool:
-    """Return whether a saved array may have been a Python number.
-
-    The dtype of a number is no mismatch: it may be an int before and a float after, and
-    plain files have a float as float32.
-    """
-    if saved is None or saved.shape:
-        return False
-    return saved.dtype in ("bool", "int64", "float64", "float32")
-
-
-def _elements(saved: SavedArray, part: StateArray) -> tuple[int, int] | None:
-    """Return the elements of a saved array that are this rank's part, if it fits."""
-    if saved.dtype != dtype_name(part.array.dtype):
-        return None
-    if saved.shape == tuple(part.array.shape):
-        return 0, saved.size
-    return (part.start, part.stop) if saved.shape == part.shape else None
 
 
 def _new_state(contents: Contents, state: ResumableState, targets: Targets) -> None:
@@ -245,6 +177,8 @@ def _new_state(contents: Contents, state: ResumableState, targets: Targets) -> N
     for saved in contents.arrays:
         path, key = path_of.get(saved.path), saved.key
         if saved.kind != "optimizer" or path is None or key in local.get(path, {}):
+            continue
+        if saved.identity in targets:
             continue
         new = state.accept_new(path, key, saved.shape)
         if new is not None:

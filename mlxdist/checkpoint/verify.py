@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ..optim import ema, masters
 from . import directory
 from .block_file import THREADS, Reader, check_blocks
 from .directory import Save
 from .durable import DamagedError
 from .manifest import Manifest
 from .safetensors import Tensor, tensors_of
+from .state_targets import moment_blocks, pair_problems
 
 
 class CheckpointInfo(NamedTuple):
@@ -66,12 +68,25 @@ def verify(
     if manifest is None:
         yield str(problem)
         return
+    yield from pair_problems(manifest.arrays)
     ranges = _listed_ranges(manifest)
     for index, listed in enumerate(ranges):
         try:
             _verify_file(folder / save.name, manifest, index, listed, progress)
         except (DamagedError, OSError) as error:
             yield str(error)
+
+
+def kept(manifest: Manifest) -> list[str]:
+    """Return what the optimizers kept in less or more than the parameters' dtype."""
+    keys = {array.key for array in manifest.arrays if array.kind == "optimizer"}
+    parts = {
+        "8-bit moments": bool(moment_blocks(manifest.arrays)),
+        "float32 masters": masters.KEY in keys,
+        "24-bit masters": masters.CORRECTION in keys,
+        "EMA": ema.KEY in keys,
+    }
+    return [name for name, is_there in parts.items() if is_there]
 
 
 def _verify_file(

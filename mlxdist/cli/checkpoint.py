@@ -81,13 +81,15 @@ def _row(checkpoint: CheckpointInfo) -> list[str]:
     manifest = checkpoint.manifest
     if manifest is None:
         return [checkpoint.save.name, "", "", "", "", "", "damaged"]
+    from ..checkpoint import verify
+
     optimizers = [leaf.name.rpartition(".")[2] for leaf in manifest.optimizer]
     return [
         checkpoint.save.name,
         manifest.saved_at,
         str(manifest.world_size),
         manifest.strategy,
-        " + ".join(optimizers),
+        ", ".join([" + ".join(optimizers), *verify.kept(manifest)]),
         f"{manifest.nbytes / 1e6:,.1f}",
         "damaged" if checkpoint.problem else "whole",
     ]

@@ -14,10 +14,11 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Plan
 from ..layout.wording import counted
 from ..world.world import World
-from . import masters, state
+from . import state
 from .accumulation import MicroBatches
 from .inner_optimizer import InnerOptimizer, Leaf
 from .loss_scale import LossScale
+from .masters import CORRECTION, KEY, MasterWeights
 from .state_layout import COPIES, StateLayout
 from .state_layout import StateArray as StateArray
 from .state_values import Value, as_array, is_number, like
@@ -89,6 +90,7 @@ class ResumableState:
     counts: StepCounts
     loss_scale: LossScale
     micro_batches: MicroBatches
+    masters: MasterWeights
 
     @property
     def plan(self) -> Plan:
@@ -146,7 +148,12 @@ class ResumableState:
 
     def may_lack(self, key: str) -> bool:
         """Whether a checkpoint may lack this key: it follows from the parameters."""
-        return key in (masters.KEY, masters.CORRECTION)
+        return key in (KEY, CORRECTION)
+
+    @property
+    def master_key(self) -> str:
+        """The key of what is kept of masters."""
+        return self.masters.key
 
     def accept_new(
         self, path: KeyPath, key: str, shape: tuple[int, ...]

@@ -95,6 +95,7 @@ class DistributedStep:
             self.counts,
             self.scale.loss_scale,
             self.micro_batches,
+            self._options.copies.masters,
         )
 
     def take(self, batch: Batch, target: Target) -> None:

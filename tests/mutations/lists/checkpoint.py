@@ -188,14 +188,14 @@ MUTATIONS = [
         BLOCK_FILE,
     ),
     Mutation(
-        "checkpoint/targets.py",
+        "checkpoint/state_targets.py",
         "(part.start, part.stop) if",
         "(0, part.stop - part.start) if",
         RESHARDED,
         (2,),
     ),
     Mutation(
-        "checkpoint/targets.py",
+        "checkpoint/target.py",
         "return None if found == wanted else",
         "return None if saved else",
         LOAD,

@@ -88,8 +88,8 @@ def _addresses(
     control: Collectives, plane: DataPlane, *, one_host: bool
 ) -> tuple[tuple[str, ...], ...]:
     """Return the addresses at which each rank takes data."""
-    if plane.addresses and all(plane.addresses):
-        problem = _table_problem("addresses", len(plane.addresses), control.size)
+    if plane.addresses:
+        problem = _addresses_problem(plane.addresses, control.size)
         agree(control, "the addresses of the host file", problem=problem)
         return plane.addresses
     if one_host:
@@ -104,6 +104,17 @@ def _addresses(
         "the choice of addresses",
         lambda: choose_addresses(every, environment.mpi_interfaces()),
     )
+
+
+def _addresses_problem(addresses: Addresses, size: int) -> str | None:
+    without = [rank for rank, each in enumerate(addresses) if not each]
+    if without:
+        return (
+            f"the host file has no `ips` for the hosts of ranks {without}, and others "
+            "have some: give every host its `ips`, or none, so that the ranks choose a "
+            "network that all have"
+        )
+    return _table_problem("addresses", len(addresses), size)
 
 
 def _connect_ring(control: Collectives, addresses: Addresses) -> Group:

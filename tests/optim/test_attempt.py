@@ -28,18 +28,47 @@ def test_norm_of_means_that_fail_is_raised_ahead_of_the_sum():
     assert summed == []
 
 
+PATH = KeyPath(("w",))
+
+
+def attempt_of(calls, measure):
+    """Return an attempt on one gradient of ones, which records what it calls."""
+    means = SimpleNamespace(replace_gradients=lambda g: calls.append(("replace", g)))
+
+    def reduce(gradients, weights):
+        calls.append(("reduce", gradients))
+        return means
+
+    wire = SimpleNamespace(
+        plan=SimpleNamespace(buckets=[], entries=[Entry(PATH, (3,), "float32")]),
+        comm=SimpleNamespace(settle=lambda: calls.append(("settle", None))),
+        reduce=reduce,
+    )
+    run = SimpleNamespace(wire=wire, norm=SimpleNamespace(measure=measure))
+    gradients = LocalGradients({PATH: mx.ones(3)}, keeps=True)
+    return Attempt(run, None, None, gradients, None)
+
+
 def test_end_exchange_drops_errors_before_zeros_are_sent():
     calls = []
-    path = KeyPath(("w",))
-    wire = SimpleNamespace(
-        plan=SimpleNamespace(buckets=[], entries=[Entry(path, (3,), "float32")]),
-        comm=SimpleNamespace(settle=lambda: calls.append("settle")),
-        reduce=lambda gradients, weights: calls.append(gradients),
-    )
-    norm = SimpleNamespace(measure=lambda *_: UNMEASURED)
-    run = SimpleNamespace(wire=wire, norm=norm)
-    gradients = LocalGradients({path: mx.ones(3)}, keeps=True)
-    attempt = Attempt(run, None, None, gradients, None)
+    attempt = attempt_of(calls, lambda *_: UNMEASURED)
     assert attempt.end_exchange() is UNMEASURED
-    assert calls[0] == "settle"
-    assert calls[1][path].tolist() == [0, 0, 0]
+    assert [name for name, _ in calls] == ["settle", "reduce"]
+    assert calls[1][1][PATH].tolist() == [0, 0, 0]
+
+
+def test_end_exchange_of_one_that_failed_half_way_sends_zeros_for_the_rest():
+    """Its buckets have gradients of their own, which would fail again."""
+    calls, failures = [], [RuntimeError("of the second bucket")]
+
+    def measure(*_):
+        if failures:
+            raise failures.pop()
+        return UNMEASURED
+
+    attempt = attempt_of(calls, measure)
+    with pytest.raises(RuntimeError, match="second bucket"):
+        attempt.exchange()
+    assert attempt.end_exchange() is UNMEASURED
+    assert [name for name, _ in calls] == ["reduce", "settle", "replace"]
+    assert calls[2][1][PATH].tolist() == [0, 0, 0]

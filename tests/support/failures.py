@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -27,74 +28,62 @@ EXIT_CODES = {"_exit": 5, "interrupt": 130, "SIGKILL": 137, "SIGSEGV": 139}
 PLACES = ["forward", "exchange", "optimizer", "gather", "checkpoint", "exit"]
 
 
-def run_failing_job(
-    folder: Path,
-    how: str,
-    where: str,
-    *,
-    ranks: int,
-    failing_rank: int,
-    backend: str = "mpi",
-) -> CompletedProcess[str]:
-    """Run a job in which a rank fails. See failing_job.py.
+@dataclass(frozen=True)
+class FailingJob:
+    """A job in which a rank fails.
 
-    Args:
+    Attributes:
         how: one of WAYS; "none" for a job that succeeds.
         where: one of PLACES.
+        failing_rank: by default the last one.
         backend: what carries the data.
     """
-    script = Path(__file__).with_name("failing_job.py")
-    return jobs.mpi_job(
-        ranks,
-        script,
-        how,
-        where,
-        failing_rank,
-        TIMEOUT,
-        folder=folder,
-        env={environment.BACKEND: backend},
-        timeout=TIMEOUT + 30,
-    )
+
+    how: str
+    where: str
+    ranks: int
+    failing_rank: int = -1
+    backend: str = "mpi"
+
+    @property
+    def rank(self) -> int:
+        return self.failing_rank % self.ranks
+
+    def run(self, folder: Path) -> CompletedProcess[str]:
+        """Run the job. See failing_job.py."""
+        script = Path(__file__).with_name("failing_job.py")
+        return jobs.mpi_job(
+            self.ranks,
+            script,
+            *(self.how, self.where, self.rank, TIMEOUT),
+            folder=folder,
+            env={environment.BACKEND: self.backend},
+            timeout=TIMEOUT + 30,
+        )
 
 
-def check_failure(
-    folder: Path,
-    how: str,
-    where: str,
-    *,
-    ranks: int,
-    failing_rank: int,
-    backend: str = "mpi",
-) -> tuple[str, float]:
+def check_failure(folder: Path, job: FailingJob) -> tuple[str, float]:
     """Assert that a failure ends the job in time and that the rank is named.
 
     Returns:
         What the job printed on stderr, and the seconds from the failure to its end.
     """
-    result = run_failing_job(
-        folder,
-        how,
-        where,
-        ranks=ranks,
-        failing_rank=failing_rank,
-        backend=backend,
-    )
+    result = job.run(folder)
     end = time.time()
-    output = f"{how} {where}, rank {failing_rank} of {ranks}:\n"
-    output += f"{result.stdout}\n{result.stderr}"
-    assert result.returncode == EXIT_CODES.get(how, 1), output
+    output = f"{job}:\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == EXIT_CODES.get(job.how, 1), output
     crash = "Address already|double free|corrupted"
     assert not re.search(crash, result.stderr), output
     # Not "was in": each rank's stack has that where a job is stuck.
-    name = rf"rank {failing_rank} on {socket.gethostname()}"
+    name = rf"rank {job.rank} on {socket.gethostname()}"
     ours = rf"^mlxdist: {name} failed|^  {name}: "
-    mpirun = rf"process rank {failing_rank} |@1,{failing_rank}\]"
+    mpirun = rf"process rank {job.rank} |@1,{job.rank}\]"
     assert re.search(f"{ours}|{mpirun}", result.stderr, re.MULTILINE), output
     start = re.search(r"failing (\S+)", result.stdout)
     assert start is not None, output
     seconds = end - float(start[1])
     assert seconds < LIMIT, f"{seconds:.1f} s\n{output}"
-    if where == "checkpoint":
+    if job.where == "checkpoint":
         check_last_checkpoint(folder / "saves")
     return result.stderr, seconds
 

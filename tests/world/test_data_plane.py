@@ -136,6 +136,17 @@ def test_ring_with_a_wrong_address_raises_on_all(address, message, world):
 
 
 @SPMD
+@pytest.mark.parametrize("backend", ["ring", "nccl"])
+def test_addresses_of_some_hosts_alone_raise_on_all(backend, world, monkeypatch):
+    monkeypatch.setattr(mx.distributed, "is_available", lambda _: True)
+    addresses = (("127.0.0.1",),) * (world.size - 1)
+    plane = DataPlane(backend, addresses=(*addresses, ()))
+    message = rf"no `ips` for the hosts of ranks \[{world.size - 1}\].*or none"
+    with pytest.raises(MismatchError, match=message):
+        connect(backend, world.control, plane, one_host=True)
+
+
+@SPMD
 def test_ring_with_addresses_of_other_ranks_than_these_raises(world):
     plane = DataPlane("ring", addresses=(("127.0.0.1",),))
     with pytest.raises(MismatchError, match=f"1 ranks, and there are {world.size}"):

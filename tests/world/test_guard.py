@@ -16,7 +16,7 @@ import time
 import pytest
 
 from mlxdist.world.guard import abort
-from tests.support.failures import PLACES, WAYS, check_failure, run_failing_job
+from tests.support.failures import PLACES, WAYS, FailingJob, check_failure
 from tests.support.jobs import mpi_job, run
 
 HOST = socket.gethostname()
@@ -38,7 +38,7 @@ QUICK_CASES = [
 
 @pytest.mark.parametrize(("how", "where", "ranks"), QUICK_CASES)
 def test_guard_failure_of_the_last_rank_ends_the_job(how, where, ranks, tmp_path):
-    check_failure(tmp_path, how, where, ranks=ranks, failing_rank=ranks - 1)
+    check_failure(tmp_path, FailingJob(how, where, ranks))
 
 
 @pytest.mark.long
@@ -46,7 +46,7 @@ def test_guard_failure_of_the_last_rank_ends_the_job(how, where, ranks, tmp_path
 @pytest.mark.parametrize(("how", "where", "ranks"), CASES)
 def test_guard_failure_of_any_kind_ends_the_job(how, where, ranks, tmp_path):
     failing_rank = (WAYS.index(how) + PLACES.index(where)) % ranks
-    check_failure(tmp_path, how, where, ranks=ranks, failing_rank=failing_rank)
+    check_failure(tmp_path, FailingJob(how, where, ranks, failing_rank))
 
 
 # MLX alone hangs at the failure of a rank, or ends as if all were well.
@@ -58,9 +58,7 @@ def test_guard_failure_of_any_kind_ends_the_job(how, where, ranks, tmp_path):
     ],
 )
 def test_guard_failure_over_the_ring_ends_the_job(how, where, ranks, tmp_path):
-    check_failure(
-        tmp_path, how, where, ranks=ranks, failing_rank=ranks - 1, backend="ring"
-    )
+    check_failure(tmp_path, FailingJob(how, where, ranks, backend="ring"))
 
 
 @pytest.mark.long
@@ -72,17 +70,14 @@ def test_guard_200_random_failures_end_without_a_hang(tmp_path):
         how, where, ranks = random_cases.choice(CASES)
         folder = tmp_path / str(index)
         folder.mkdir()
-        failing_rank = random_cases.randrange(ranks)
-        result = check_failure(
-            folder, how, where, ranks=ranks, failing_rank=failing_rank
-        )
-        seconds.append(result[1])
+        job = FailingJob(how, where, ranks, random_cases.randrange(ranks))
+        seconds.append(check_failure(folder, job)[1])
     print(f"longest {max(seconds):.1f} s, mean {sum(seconds) / 200:.1f} s")
 
 
 def test_guard_without_a_failure_prints_and_writes_nothing(tmp_path):
     """The other cases prove nothing if this fails."""
-    result = run_failing_job(tmp_path, "none", "nowhere", ranks=2, failing_rank=0)
+    result = FailingJob("none", "nowhere", 2).run(tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("finished") == 2
     assert result.stderr == ""
@@ -90,7 +85,7 @@ def test_guard_without_a_failure_prints_and_writes_nothing(tmp_path):
 
 
 def test_guard_exception_is_printed_once_with_phase_and_traceback(tmp_path):
-    err, _ = check_failure(tmp_path, "raise", "optimizer", ranks=2, failing_rank=1)
+    err, _ = check_failure(tmp_path, FailingJob("raise", "optimizer", 2, 1))
     assert f"rank 1 on {HOST} failed" in err
     assert err.count("Traceback") == 1
     assert err.count("KeyError: 'the dog ate it'") == 1
@@ -98,7 +93,7 @@ def test_guard_exception_is_printed_once_with_phase_and_traceback(tmp_path):
 
 
 def test_guard_exception_in_the_exchange_names_its_phase(tmp_path):
-    err, _ = check_failure(tmp_path, "raise", "exchange", ranks=2, failing_rank=0)
+    err, _ = check_failure(tmp_path, FailingJob("raise", "exchange", 2, 0))
     assert "failed in optimizer 1.update, gradient exchange, step 4" in err
 
 

@@ -12,7 +12,7 @@ from mlxdist.launcher.failure import OUTCOME_FILE
 from mlxdist.world import postmortem
 from mlxdist.world.record_file import write_record
 from tests.support import jobs
-from tests.support.failures import check_failure, postmortem_folder
+from tests.support.failures import FailingJob, check_failure, postmortem_folder
 
 
 def write_records(folder, *ranks, failures=()):
@@ -206,7 +206,7 @@ def test_report_names_a_killed_rank_by_the_records_of_the_others(tmp_path):
 
 
 def test_doctor_postmortem_shows_the_exception_and_the_users_line(tmp_path):
-    check_failure(tmp_path, "raise", "forward", ranks=3, failing_rank=1)
+    check_failure(tmp_path, FailingJob("raise", "forward", 3, 1))
     report = subprocess.run(
         [sys.executable, "-m", "mlxdist.cli", "doctor", "--postmortem"],
         cwd=tmp_path,

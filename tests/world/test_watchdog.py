@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mlxdist.world import postmortem
-from tests.support.failures import check_failure, postmortem_folder
+from tests.support.failures import FailingJob, check_failure, postmortem_folder
 from tests.support.jobs import mpi_job, mpirun, processes, start, wait_until
 
 # Rank 1 is 20 times slower than rank 0.
@@ -33,7 +33,7 @@ while world.mean(float(time.monotonic() < end)) > 0:
 
 
 def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):
-    err, _ = check_failure(tmp_path, "sleep", "exchange", ranks=3, failing_rank=1)
+    err, _ = check_failure(tmp_path, FailingJob("sleep", "exchange", 3, 1))
     assert "it is alive but idle" in err
     assert "time.sleep(1000)" in err  # its stack
     assert "longer than timeout=3" in err
@@ -45,7 +45,7 @@ def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):
 
 
 def test_watchdog_stopped_rank_is_told_from_a_hanging_one(tmp_path):
-    err, _ = check_failure(tmp_path, "SIGSTOP", "forward", ranks=2, failing_rank=1)
+    err, _ = check_failure(tmp_path, FailingJob("SIGSTOP", "forward", 2, 1))
     assert "its process is stopped (SIGSTOP)" in err
 
 

@@ -261,6 +261,9 @@ MUTATIONS = [
         ATTEMPT,
     ),
     Mutation(
+        "optim/attempt.py", "self._means.replace_gradients(zeros)", "pass", ATTEMPT
+    ),
+    Mutation(
         "optim/grad_norm.py",
         "mx.eval(local)  # raises",
         "pass  # raises",

@@ -89,8 +89,8 @@ MUTATIONS = [
         [
             ("        self.is_incomplete = True\n", ""),
             (
-                "            outputs[key].write(start, leaf_at(part.state, key).reshape(-1))",
-                "            pass",
+                "outputs[key].write(start, leaf_at(part.state, key).reshape(-1))",
+                "pass",
             ),
             ("_layout(waiting[0].state) != _layout(state):", "False:"),
         ],

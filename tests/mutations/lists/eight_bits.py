@@ -1,4 +1,4 @@
-"""Mistakes in moments of 8 bits and masters of 24 bits that are moved, saved, loaded."""
+"""Mistakes in moments of 8 bits and masters of 24 bits that are moved or saved."""
 
 from tests.mutations.mutation import mistakes
 
@@ -29,7 +29,6 @@ MUTATIONS = [
             ("if moment in without:", "if False:"),
             (" and array.size % BLOCK == 0", ""),
         ],
-        (1,),
     ),
     *mistakes(
         "optim/state_setup.py",

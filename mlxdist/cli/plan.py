@@ -219,6 +219,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _options(parsed: argparse.Namespace) -> MemoryOptions:
     return MemoryOptions(
         minimize=parsed.minimize,
+        needs_norm=parsed.max_norm,
         scales_gradients=parsed.max_norm,
         state_dtype=parsed.state_dtype,
         float32_state=("embed",),

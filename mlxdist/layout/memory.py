@@ -48,11 +48,10 @@ class MemoryOptions:
     Attributes:
         minimize: whether steps are taken by `minimize`, which frees each gradient once
             it is sent, and not by `update`, whose caller holds all of them.
-        check_finite: whether a step waits until all mean gradients are known to be
-            finite. Without it each bucket is stepped as its mean arrives. Alone, a rank
-            does not wait for that.
-        scales_gradients: whether means are clipped or unscaled before they are used. A
-            step waits for all of them then, on one rank too.
+        check_finite: whether a step on several ranks waits until all mean gradients are
+            known to be finite. Without it each bucket is stepped as its mean arrives.
+        needs_norm: whether a step waits for their norm, on one rank too.
+        scales_gradients: whether means are clipped or unscaled before they are used.
         state_dtype: None for the dtype in which the parameter is updated.
         float32_state: see `state_blocks.is_quantized`.
         master_dtype: of the master weights of 16-bit parameters; "24bit" adds 8 bits to
@@ -65,6 +64,7 @@ class MemoryOptions:
 
     minimize: bool = False
     check_finite: bool = True
+    needs_norm: bool = False
     scales_gradients: bool = False
     state_dtype: StateDtype | None = None
     float32_state: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class MemoryOptions:
 
     def keeps_means(self, ranks: int) -> bool:
         """Whether a step waits for all mean gradients before it uses the first."""
-        return self.scales_gradients or (self.check_finite and ranks > 1)
+        return self.needs_norm or (self.check_finite and ranks > 1)
 
 
 class Term(NamedTuple):

@@ -118,11 +118,11 @@ class Description:
         if self.savings:
             parts = (f"{text} {megabytes(n)}" for text, n in self.savings.items())
             lines.append(f"MB that would be saved by {', '.join(parts)}")
-        return [
-            *lines,
-            "not counted: activations, the process, and memory that MLX keeps to use "
-            "again",
-        ]
+        missing = "the process, and memory that MLX keeps to use again"
+        if self.activations is None:
+            missing = f"activations, {missing}; describe(loss_fn, model, *batch) "
+            missing += "measures activations"
+        return [*lines, f"not counted: {missing}"]
 
 
 def describe(

@@ -14,6 +14,7 @@ from ..world import process
 from ..world.join import current
 from ..world.world import World
 from . import setup, traced_setup
+from .activations import on_all_ranks
 from .buffers import Mode
 from .describe import Description, describe
 from .hyperparameters import Optimizer
@@ -247,16 +248,26 @@ class DistributedOptimizer(OptimizerWrapper):
         self._steps.require_pipelines()
         self._managed.load(full)
 
-    def describe(self) -> Description:
-        """Return who owns what, what is sent, and the memory of a step on this rank."""
-        self._steps.require_pipelines()
+    def describe(
+        self,
+        loss_fn: LossFunction | None = None,
+        model: Tree = None,
+        *batch: object,
+    ) -> Description:
+        """Return who owns what, what is sent, and the memory of a step on this rank.
+
+        With the arguments of `minimize`, on all ranks, it also takes the gradients of
+        this batch and measures their activations. The model stays as it is.
+        """
+        pipelines, comm = self._steps.require_pipelines(), self.world.control
         assert self._made is not None
         return describe(
             self._made,
-            self.pipelines,
+            pipelines,
             self._inner,
             self.options,
             accumulates=self._steps.micro_batches.active,
+            activations=on_all_ranks(comm, pipelines, loss_fn, model, batch),
         )
 
     @property

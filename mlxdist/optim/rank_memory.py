@@ -94,11 +94,14 @@ def memory_options(
         master = "24bit" if options.master_dtype == masters.BITS24 else "float32"
     return MemoryOptions(
         minimize=minimize,
+        check_finite=options.check_finite,
+        needs_norm=options.needs_norm,
         scales_gradients=options.scales_gradients,
         state_dtype=options.state_dtype,
         float32_state=options.float32_state,
         master_dtype=master,
         accumulate=accumulate,
+        accumulate_sharded=options.accumulate_sharded,
         pairwise=options.reproducible,
         ema=options.ema_decay is not None,
     )

@@ -103,8 +103,9 @@ def _changes(
     able = {
         "shard": ranks > 1,
         "24bit": model.has_16_bit_parameters,
+        "sharded sums": options.accumulate > 1,
         "int8": model.optimizer in ELEMENTWISE,
-        "unchecked": not options.scales_gradients,
+        "unchecked": not options.needs_norm,
     }
     allowed = [change for change in CHANGES if able.get(change, True)]
     for flags in product((False, True), repeat=len(allowed)):
@@ -123,7 +124,7 @@ def _choice(
             continue
         if change == "minimize":
             options = replace(options, minimize=True)
-        elif change == "sharded sums" and options.accumulate > 1:
+        elif change == "sharded sums" and strategy != "replicated":
             options = replace(options, accumulate_sharded=True)
         elif change == "24bit" and options.master_dtype == "float32":
             options = replace(options, master_dtype="24bit")

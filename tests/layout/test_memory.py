@@ -111,7 +111,7 @@ def test_rank_memory_of_one_rank_has_no_buckets_and_no_means():
 
 
 def test_rank_memory_of_one_rank_keeps_gradients_that_are_clipped():
-    clipped = MemoryOptions(minimize=True, scales_gradients=True)
+    clipped = MemoryOptions(minimize=True, needs_norm=True, scales_gradients=True)
     assert memory_of(clipped, ranks=1)["mean gradients"] == 4 * (SIZE + VECTOR)
     assert memory_of(MemoryOptions(minimize=True), ranks=1)["mean gradients"] == 0
 

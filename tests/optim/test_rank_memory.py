@@ -1,14 +1,15 @@
-"""Memory that is predicted, against what real optimizers hold."""
+"""Memory that is predicted, against what real optimizers hold, and activations."""
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
+from mlxdist import MismatchError
 from mlxdist.layout.memory import STATE_COPIES, MemoryOptions, rank_memory, state_bytes
 from tests.support import examples
-from tests.support.examples import distributed
+from tests.support.examples import distributed, full_like
 
 pytestmark = pytest.mark.mpi
 
@@ -111,6 +112,68 @@ def test_savings_are_those_of_the_options_that_they_name(world):
     if world.size > 1:
         after, _ = memory(master_dtype=mx.float32, shard=True)
         assert savings["shard=True"] == pytest.approx(before - after, rel=0.02)
+
+
+class Noisy(nn.Module):
+    """A model with dropout, and with running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(64, 64), nn.BatchNorm(64), nn.Dropout(0.5)]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def everything_of(model, optimizer):
+    """Return copies of all arrays that a step changes."""
+    trees = [model.parameters(), optimizer.state, [mx.random.state[0]]]
+    return dict(tree_flatten(tree_map(mx.array, trees)))
+
+
+def loss_of(model, x):
+    return model(x).square().mean()
+
+
+def test_describe_with_a_batch_adds_activations_and_changes_nothing(world):
+    model = Noisy()
+    optimizer = distributed(world, shard=True)
+    optimizer.init(model)
+    mx.random.seed(world.rank)
+    before = everything_of(model, optimizer)
+    activations = [
+        optimizer.describe(loss_of, model, mx.ones((rows, 64))).activations
+        for rows in (64, 512)
+    ]
+    after = everything_of(model, optimizer)
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[path], after[path]) for path in before)
+    assert activations[0] >= 64 * 64 * 4
+    assert activations[1] - activations[0] >= 448 * 64 * 4
+    text = str(optimizer.describe(loss_of, model, mx.ones((64, 64))))
+    assert " + activations " in text
+    assert "measures activations" not in text
+    assert "measures activations" in str(optimizer.describe())
+
+
+@pytest.mark.mpi(min_size=2)
+def test_describe_with_a_loss_that_fails_on_one_rank_raises_on_all(world):
+    model = model_of()
+    optimizer = distributed(world)
+    optimizer.init(model)
+
+    def loss(model, x):
+        if world.rank == 1:
+            raise KeyError("label")
+        return model(x).sum()
+
+    with pytest.raises(MismatchError, match="rank 1: KeyError: 'label'"):
+        optimizer.describe(loss, model, mx.ones((2, 65)))
+    with pytest.raises(MismatchError, match="needs the model too"):
+        optimizer.describe(loss)
+    optimizer.update(model, full_like(model.trainable_parameters(), 1))
 
 
 def test_description_of_one_rank_is_in_plain_words(world):

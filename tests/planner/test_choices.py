@@ -40,7 +40,7 @@ def test_choices_are_listed_by_cost_and_each_needs_less_memory():
         (2, "adamw", "bfloat16", MemoryOptions(), "24bit"),
         (2, "muon", "bfloat16", MASTERS, "int8"),
         (2, "adamw", "bfloat16", MASTERS, "sharded sums"),
-        (2, "adamw", "bfloat16", MemoryOptions(scales_gradients=True), "unchecked"),
+        (2, "adamw", "bfloat16", MemoryOptions(needs_norm=True), "unchecked"),
         (2, "adamw", "bfloat16", MemoryOptions(minimize=True), "minimize"),
         (2, "adamw", "bfloat16", MemoryOptions(state_dtype="int8"), "int8"),
     ],

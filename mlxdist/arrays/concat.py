@@ -72,6 +72,12 @@ class Chunk:
         self._flat = flat
         self._pieces = pieces
 
+    def like(self, arrays: Pieces) -> Chunk:
+        """Return other values, in the form of `arrays`."""
+        if self._pieces is None:
+            return Chunk(self._split, flat=arrays[0])
+        return Chunk(self._split, pieces=arrays)
+
     @property
     def arrays(self) -> Pieces:
         """The arrays as they lie in memory: the flat vector, or the pieces."""

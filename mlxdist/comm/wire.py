@@ -17,6 +17,7 @@ from .collectives import Collectives, Pending, Traffic
 from .deferred_gather import DeferredGather, DeferredGathers
 from .gather import Gather
 from .reduction import Weights, weigh
+from .share_sums import ShareSums
 from .window import Window
 
 
@@ -69,13 +70,17 @@ class Wire:
         """Whether there is another rank to exchange with."""
         return self.comm.size > 1
 
-    def reduce(self, gradients: Flat, weights: Weights) -> Reduction:
+    def reduce(
+        self, gradients: Flat, weights: Weights, earlier: ShareSums | None = None
+    ) -> Reduction:
         """Start the weighted mean over the ranks, of what this rank steps with.
 
         Args:
             gradients: all of them, with the plan's paths and shapes, maybe lazy. Each
                 is dropped from the dict when its bucket is sent.
             weights: each rank's.
+            earlier: sums of micro-batches, of which these are the last one: the mean
+                is that over all of them.
 
         Returns:
             This rank's span of each bucket, or the whole bucket for replicated state.
@@ -83,7 +88,7 @@ class Wire:
         """
         if self.has_peers and weights.every is None:
             weights = weights._replace(total=self.comm.sum_scalar(weights.local))
-        return Reduction(self, gradients, weights)
+        return Reduction(self, gradients, weights, earlier)
 
     @property
     def is_deferred(self) -> bool:
@@ -197,8 +202,14 @@ class Reduction:
             is not finite, None where the transport did not measure it.
     """
 
-    def __init__(self, wire: Wire, gradients: Flat, weights: Weights):
-        self._wire = wire
+    def __init__(
+        self,
+        wire: Wire,
+        gradients: Flat,
+        weights: Weights,
+        earlier: ShareSums | None,
+    ):
+        self._wire, self._earlier = wire, earlier
         self._gradients = gradients
         self._weights = weights
         self._window = Window(wire.plan.buckets)
@@ -211,20 +222,16 @@ class Reduction:
             self.collect()
 
     def take(self, index: int) -> Chunk:
-        """Return the mean of a bucket: of the next one, or of any after `collect`."""
-        if index in self._collected:
-            return self._collected.pop(index)
-        assert index == self._finished, "buckets arrive in their order"
-        return self._finish()
+        """Return the mean of a bucket. Waits for those before it, and keeps them."""
+        self._collect_up_to(index)
+        return self._collected.pop(index)
 
     def collect(self) -> None:
         """Wait for all buckets.
 
         After an error it goes on with the bucket that is the next one.
         """
-        while self._finished < len(self._wire.plan.buckets):
-            mean = self._finish()
-            self._collected[self._finished - 1] = mean
+        self._collect_up_to(len(self._wire.plan.buckets) - 1)
 
     @property
     def squares(self) -> float | None:
@@ -244,17 +251,24 @@ class Reduction:
         """Wait for all buckets, and return their arrays as they lie in memory."""
         return [array for chunk in self.chunks() for array in chunk.arrays]
 
+    def _collect_up_to(self, last: int) -> None:
+        while self._finished <= last:
+            mean = self._finish()
+            self._collected[self._finished - 1] = mean
+
     def _finish(self) -> Chunk:
         """Finish the next bucket, and note the squares of its mean."""
-        if not self._wire.has_peers:
-            self._finished += 1
-            return self._wire.local_chunk(self._finished - 1, self._gradients)
-        self._start()
-        index, pending, flat = self._window.finish()
+        index = self._finished
+        if self._wire.has_peers:
+            self._start()
+            _, pending, flat = self._window.finish()
+            if pending.squares is not None and self._earlier is None:
+                self._squares.append(pending.squares)
+            chunk = self._wire.reduced_chunk(index, flat)
+        else:
+            chunk = self._wire.local_chunk(index, self._gradients)
         self._finished += 1
-        if pending.squares is not None:
-            self._squares.append(pending.squares)
-        return self._wire.reduced_chunk(index, flat)
+        return chunk if self._earlier is None else self._earlier.mean(index, chunk)
 
     def _start(self) -> None:
         """Start collectives until the window is full."""

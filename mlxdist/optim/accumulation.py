@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from ..arrays import device
 from ..arrays.dtypes import dtype_name
 from ..arrays.types import Array, Dtype, Flat
 from ..comm.agreement import weight_problem
+from ..comm.share_sums import ShareSums
 
 
 class Node(NamedTuple):
@@ -29,21 +31,27 @@ class MicroBatches:
         every: how many make a step.
         pairwise: add them in pairs, over all micro-batches of all ranks, as
             pairwise_sum.py does; holds up to log2 of their number of sums.
+        sharded: average each over the ranks, and add up this rank's share.
+
+    Attributes:
+        shares: what is added up so, of the step so far.
     """
 
-    def __init__(self, every: int, *, pairwise: bool):
+    def __init__(self, every: int, *, pairwise: bool, sharded: bool = False):
         self.every = every
-        self.pairwise = pairwise
+        self.pairwise, self.sharded = pairwise, sharded
         self.count = 0
         self.problem: str | None = None
         self._no_sync_depth = 0
         self._nodes: list[Node] = []
+        self.shares = ShareSums()
 
     def drop(self) -> None:
         """Discard all micro-batches; the step begins anew."""
         self.count = 0
         self.problem = None
         self._nodes = []
+        self.shares = ShareSums()
 
     def refuse_unapplied(self) -> None:
         """Raise ValueError in the middle of a step."""
@@ -57,6 +65,16 @@ class MicroBatches:
     def expects_more(self) -> bool:
         """Whether the next gradients are not the step's last ones."""
         return self._no_sync_depth > 0 or self.count + 1 < self.every
+
+    @property
+    def sends_next(self) -> bool:
+        """Whether the next gradients are sent, and not added up whole."""
+        return not self.expects_more or (self.sharded and not self.in_no_sync)
+
+    @property
+    def weight_elsewhere(self) -> float:
+        """Weight of the micro-batches that were sent before; inf if more follow."""
+        return math.inf if self.expects_more else self.shares.weight
 
     @property
     def active(self) -> bool:
@@ -107,9 +125,15 @@ class MicroBatches:
 
     def finish(self, gradients: Flat, weight: float | None) -> Flat:
         """Return the sums with the last micro-batch, lazy, and begin a new step."""
+        sums = self.take(gradients, weight)
+        self.drop()
+        return sums
+
+    def take(self, gradients: Flat, weight: float | None) -> Flat:
+        """Return the sums with one more micro-batch, lazy, to be sent."""
         self._push(gradients, _number(weight))
         sums = _merged(self._nodes).sums
-        self.drop()
+        self._nodes = []
         return sums
 
     def _push(self, gradients: Flat, weight: float) -> None:

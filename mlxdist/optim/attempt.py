@@ -79,7 +79,10 @@ class Attempt:
             Their norm: one number for all ranks, or none where nothing needs it.
         """
         if self._means is None:
-            self._means = self._run.wire.reduce(self.gradients.unsent, self.weights)
+            local = self.gradients
+            self._means = self._run.wire.reduce(
+                local.unsent, self.weights, local.earlier
+            )
         kept = self.gradients.kept
         self._norm = self._run.norm.measure(self._means, kept, self.weights)
         return self._norm
@@ -197,7 +200,7 @@ def end_attempt(
         counts: gets what is wrong then.
         skip: what all ranks do where gradients are not finite.
     """
-    counts.ended = f"step {counts.steps + 1} ended with {_text(error)}"
+    counts.ended = error_line(counts, error)
     if not attempt.undo():
         counts.torn = f"{counts.ended}{_TORN}"
     if not attempt.has_peers:
@@ -211,6 +214,11 @@ def end_attempt(
             with suppress(OnAllRanks):
                 skip(norm)
         counts.broken = None
+
+
+def error_line(counts: StepCounts, error: BaseException) -> str:
+    """Return which step ended with an error, for the other ranks."""
+    return f"step {counts.steps + 1} ended with {_text(error)}"
 
 
 def _text(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..arrays.dtypes import dtype_of
 from ..arrays.types import Array, Dtype, Flat
+from ..comm.share_sums import ShareSums
 from ..layout.entries import Entry
 
 
@@ -22,6 +23,7 @@ class LocalGradients:
 
     Attributes:
         kept: all of them until the step is taken, or none.
+        earlier: sums of micro-batches of which these are the last one.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class LocalGradients:
         loss: Array = None,
     ):
         self.unsent, self.loss = unsent, loss
+        self.earlier: ShareSums | None = None
         self.kept: Flat = dict(unsent) if keeps else {}
         self._dtype = dtype
 

@@ -30,6 +30,7 @@ from .options import Options
 from .partial_update import leave_out
 from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
+from .sharded_accumulation import add_share
 from .share_state import share_after_errors
 from .step_checks import call_name
 from .targets import Target
@@ -60,7 +61,9 @@ class DistributedStep:
         self._inner, self._options = inner, options
         self._initialize = initialize
         self.micro_batches = MicroBatches(
-            options.accumulate, pairwise=options.reproducible
+            options.accumulate,
+            pairwise=options.reproducible,
+            sharded=options.accumulate_sharded,
         )
         self.scale = GradientScale(options)
         self.counts = StepCounts()
@@ -103,7 +106,7 @@ class DistributedStep:
         self.counts.refuse_broken()
         batch.problem = self.counts.torn or batch.problem
         run = self._pipeline_for(batch, target)
-        if batch.gradients and self.micro_batches.expects_more:
+        if batch.gradients and not self.micro_batches.sends_next:
             self._accumulate(batch)
             return
         recorder, name = self._world.recorder, call_name(self.pipelines.name, batch)
@@ -112,7 +115,9 @@ class DistributedStep:
             run, weights = self._agree(run, batch)
             scalars = [leaf.scalars() for leaf in self._inner.leaves]
             try:
-                if batch.gradients:
+                if batch.gradients and self.micro_batches.expects_more:
+                    self._add_share(run, batch, weights)
+                elif batch.gradients:
                     self._step(run, batch, weights, target)
                 else:
                     self._inner.apply_gradients({}, {})
@@ -228,6 +233,16 @@ class DistributedStep:
                 self._world, compared, weights, weighted=weighted
             )
 
+    def _add_share(self, run: Pipeline, batch: Batch, weights: Weights) -> None:
+        """Send a micro-batch that is not the step's last one."""
+        shares = self.micro_batches.shares
+        gradients, of_sums = self._local_gradients(batch, weights)
+        try:
+            add_share(run.wire, gradients, of_sums, shares, self.counts)
+        except BaseException:
+            self.micro_batches.drop()
+            raise
+
     def _accumulate(self, batch: Batch) -> None:
         """Add a micro-batch that is not the step's last. Nothing is sent."""
         plan = self.pipelines.plan
@@ -247,11 +262,18 @@ class DistributedStep:
         if not self.micro_batches.active:
             return LocalGradients(batch.gradients, keeps=keeps, loss=loss), weights
         assert weights.every is not None, "not inside mx.compile"
-        of_sums = Weights.of_sums(weights.every, pairwise=self.micro_batches.pairwise)
-        sums = self.micro_batches.finish(batch.gradients, batch.weight)
-        if self._world.size == 1:
-            sums = {path: array / of_sums.total for path, array in sums.items()}
-        return LocalGradients(sums, sum_dtype, keeps=keeps, loss=loss), of_sums
+        micro = self.micro_batches
+        earlier, is_last = micro.shares, not micro.expects_more
+        of_sums = Weights.of_sums(weights.every, pairwise=micro.pairwise)
+        sums = (micro.finish if is_last else micro.take)(batch.gradients, batch.weight)
+        local = LocalGradients(sums, sum_dtype, keeps=keeps, loss=loss)
+        if micro.sharded:
+            earlier.weight += of_sums.total
+            local.earlier, of_sums = earlier, of_sums._replace(total=1.0)
+        elif self._world.size == 1:
+            for path, array in sums.items():
+                sums[path] = array / of_sums.total
+        return local, of_sums
 
     def _skip_or_raise(self, attempt: Attempt, norm: Norm) -> None:
         if not self.scale.overflowed(norm):

@@ -83,6 +83,7 @@ class EveryStep:
             lambda: [*lines, *batch.notes, *self.plan.lines],
             weight=weight,
             problem=problem,
+            elsewhere=micro.weight_elsewhere if batch.gradients else 0.0,
         )
 
     def _lines(self, batch: Batch, micro: MicroBatches, steps: int) -> list[str]:
@@ -118,7 +119,7 @@ class SingleRank:
             raise MismatchError(
                 f"{call} refused, nothing was changed:\n  rank 0: {problem}"
             )
-        if weight == 0:
+        if weight == 0 and not (batch.gradients and micro.weight_elsewhere):
             raise MismatchError(f"{call} refused: every rank has weight 0")
         return Weights.known(0, [1.0 if weight is None else float(weight)])
 
@@ -206,11 +207,13 @@ def agree_on_weights(
     weight: float | None,
     problem: str | None,
     remedy: str = _DRIFT_REMEDY,
+    elsewhere: float = 0.0,
     meanwhile: Callable[[], None] | None = None,
 ) -> Weights:
     """Compare a call over the ranks, and return all ranks' weights.
 
-    Args: as of `agree`.
+    Args: as of `agree`, and
+        elsewhere: weight of other gradients in the same mean.
 
     Raises:
         MismatchError: on all ranks, where they differ, or none has any weight.
@@ -227,7 +230,7 @@ def agree_on_weights(
         remedy=remedy,
         meanwhile=meanwhile,
     )
-    if not math.fsum(every):
+    if not math.fsum(every) + elsewhere:
         raise MismatchError(f"{call} refused: every rank has weight 0")
     return Weights.known(world.rank, every)
 

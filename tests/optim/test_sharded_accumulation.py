@@ -56,21 +56,20 @@ def test_sharded_sums_of_weighted_micro_batches_are_a_weighted_mean(world):
             tree = optimizer.apply_gradients(grads, tree, weight)
     expected = -2 * (2.0 * 2 * world.size) / total
     assert mx.allclose(tree["w"], mx.array(expected)).item()
+    for _ in range(2):
+        optimizer.apply_gradients(full_like(tree, 1.0), tree, 0)
     with pytest.raises(mlxdist.MismatchError, match="weight 0"):
-        for _ in range(3):
-            optimizer.apply_gradients(full_like(tree, 1.0), tree, 0)
+        optimizer.apply_gradients(full_like(tree, 1.0), tree, 0)
 
 
 def test_sharded_sums_take_what_no_sync_added_up_whole(world):
     tree = twin = parameters()
     optimizer = distributed(world, shard=True, accumulate=3, accumulate_sharded=True)
-    reference = distributed(world, shard=True, accumulate=4)
-    for one in (True, False):
-        if one:
-            with optimizer.no_sync():
-                assert apply_steps(optimizer, tree, [0], world.rank)
-        tree = apply_steps(optimizer, tree, [1, 2, 3] if one else [], world.rank)
-    twin = apply_steps(reference, twin, range(4), world.rank)
+    reference = distributed(world, shard=True, accumulate=3)
+    with optimizer.no_sync():
+        tree = apply_steps(optimizer, tree, [0], world.rank)
+    tree = apply_steps(optimizer, tree, [1, 2], world.rank)
+    twin = apply_steps(reference, twin, range(3), world.rank)
     assert optimizer.step.item() == 1
     assert_same_bits(tree, twin)
 

@@ -10,6 +10,8 @@ NORM = (
     "tests/optim/test_fused_step.py",
 )
 SCALE = ("tests/optim/test_loss_scale.py",)
+SHARDED = ("tests/optim/test_sharded_accumulation.py",)
+MINIMIZE = ("tests/optim/test_minimize.py",)
 FAILED = (
     "tests/optim/test_failed_step.py",
     "tests/optim/test_failed_gradients.py",
@@ -40,7 +42,7 @@ MUTATIONS = [
         ),
         [
             ("scalar_lines(), *missing_lines(self.plan, batch)]", "scalar_lines()]"),
-            ("if not math.fsum(every):", "if False:"),
+            ("if not math.fsum(every) + elsewhere:", "if False:"),
         ],
     ),
     *mistakes(
@@ -61,7 +63,12 @@ MUTATIONS = [
     *mistakes(
         "optim/step_checks.py",
         ("tests/optim/mlx_contract/test_one_rank.py",),
-        [("        if weight == 0:\n", "        if False:\n")],
+        [
+            (
+                "weight == 0 and not (batch.gradients and micro.weight_elsewhere)",
+                "False",
+            )
+        ],
         (1,),
     ),
     *mistakes(
@@ -235,12 +242,56 @@ MUTATIONS = [
         "optim/step.py",
         ACCUMULATION,
         [
-            (
-                "path: array / of_sums.total for path, array",
-                "path: array for path, array",
-            )
+            ("sums[path] = array / of_sums.total", "pass"),
         ],
         (1,),
+    ),
+    *mistakes(
+        "optim/step.py",
+        SHARDED,
+        [("earlier.weight += of_sums.total", "earlier.weight = of_sums.total")],
+    ),
+    *mistakes(
+        "comm/share_sums.py",
+        SHARDED,
+        [
+            ("earlier.pop(0) + array", "array"),
+            ("array / self.weight for", "array for"),
+        ],
+    ),
+    *mistakes(
+        "optim/accumulation.py",
+        SHARDED,
+        [
+            ("math.inf if self.expects_more else self.shares.weight", "0.0"),
+            ("self.sharded and not self.in_no_sync", "self.sharded"),
+        ],
+    ),
+    *mistakes(
+        "optim/sharded_accumulation.py",
+        SHARDED,
+        [
+            (
+                "reduction.replace_gradients(gradients.use_zeros(wire.plan.entries))",
+                "pass",
+            ),
+            ("    reduction.collect()", "    pass"),
+        ],
+        (2,),
+    ),
+    *mistakes(
+        "optim/minimize.py",
+        MINIMIZE,
+        [
+            ("return loss * self.loss_scale, value", "return loss, value"),
+            ("value if self.loss_scale is None else value[1]", "value"),
+        ],
+    ),
+    *mistakes(
+        "optim/local_gradients.py",
+        MINIMIZE,
+        [("dict(unsent) if keeps else {}", "dict(unsent)")],
+        (2,),
     ),
     # -- a step that an error ends
     *mistakes(

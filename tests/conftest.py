@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.support import jobs, signal_state
+from tests.support.cases import part_of
 from tests.support.fake_hosts import hosts  # noqa: F401
 from tests.support.suite import RUNNING_TEST
 
@@ -25,6 +26,13 @@ hypothesis.settings.register_profile("serial", deadline=None)
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--part",
+        nargs=2,
+        type=int,
+        metavar=("I", "N"),
+        help="of the cases of each test, only part I, from 0, of N",
+    )
     parser.addini(
         "spmd_grace",
         "seconds that a rank which failed waits for the others before it ends the job",
@@ -81,12 +89,18 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Run tests of failing computations last.
+def pytest_collection_modifyitems(config, items):
+    """Take the wanted part, and run tests of failing computations last.
 
     MLX counts a computation that failed as queued for ever, and blocks whoever queues
     more once about ten are.
     """
+    part = config.getoption("--part")
+    if part is not None:
+        kept = part_of([item.nodeid for item in items], *part)
+        others = [item for item in items if item.nodeid not in kept]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.nodeid in kept]
     items.sort(key=lambda item: item.get_closest_marker("fails_in_mlx") is not None)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import suite
+from tests.support.cases import part_of
 from tests.support.jobs import ROOT, clean_environment
 
 REPORT = '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/>{}'
@@ -79,6 +80,20 @@ def test_suite_names_the_test_in_which_pytest_ended_and_runs_the_others(tmp_path
     assert (first.failed, again.passed, again.failed) == (1, 1, 1)
     assert first.detail == "ended without a report, in test_x.py::test_ends"
     assert again.name == "tests again"
+
+
+def test_parts_have_every_case_once_and_a_single_case_each():
+    tests = [
+        f"x.py::test_many[{shard}-{transport}]"
+        for shard in ("False", "elements", "tensors")
+        for transport in ("host", "native")
+    ]
+    parts = [part_of([*tests, "x.py::test_one"], part, 2) for part in (0, 1)]
+    assert parts[0] & parts[1] == {"x.py::test_one"}
+    assert parts[0] | parts[1] == {*tests, "x.py::test_one"}
+    assert abs(len(parts[0]) - len(parts[1])) <= 1
+    for word in ("host", "native"):
+        assert all(any(word in test for test in part) for part in parts)
 
 
 def test_options_pass_arguments_to_pytest():

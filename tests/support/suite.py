@@ -1,7 +1,8 @@
 """Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
 
 The serial tests run first, then the tests that are marked mpi, under mpirun on 1, 2, 3
-and 4 ranks. Goes on after a failure. A run that ends without a report, as one does when
+and 4 ranks. Of a test's cases, half run on 3 ranks and half on 4, and with --long all
+on both. Goes on after a failure. A run that ends without a report, as one does when
 a test exceeds its time, is repeated once without the test in which it ended. The last
 line counts the tests of all runs; a check that fails, or a run that ends without a
 report, counts as one failed test. The exit code is 1 if anything failed.
@@ -105,12 +106,12 @@ class Suite:
         self._add(stage_of(name, report, code, seconds, unfinished))
         return unfinished
 
-    def mpi_tests(self, ranks: int, marks: str) -> None:
+    def mpi_tests(self, ranks: int, marks: str, *arguments: str) -> None:
         """Run the tests that are marked mpi under mpirun."""
         threads = str(max(1, usable_cores() // ranks))
         self.pytest(
             f"tests on {ranks} rank{'s' * (ranks > 1)}",
-            *("--with-mpi", "-m", f"mpi{marks}", "-p", "no:cacheprovider"),
+            *("--with-mpi", "-m", f"mpi{marks}", "-p", "no:cacheprovider", *arguments),
             launcher=mpirun(ranks, str(self._folder)),
             variables={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
         )
@@ -190,7 +191,9 @@ def main(arguments: Sequence[str]) -> int:
         marks = "" if options.long else " and not long"
         suite.pytest("serial tests", "-m", f"not mpi{marks}")
         for ranks in (2,) if options.fast else (1, 2, 3, 4):
-            suite.mpi_tests(ranks, marks)
+            # Of a test's cases, half run on 3 ranks and half on 4.
+            part = () if ranks < 3 or options.long else ("--part", str(ranks - 3), "2")
+            suite.mpi_tests(ranks, marks, *part)
     seconds = time.monotonic() - began
     print(f"\n== summary, {seconds:.0f} s on {usable_cores()} cores")
     print(*suite.stages, sep="\n")

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from .numpy_view import raw, uninitialized
 from .types import Array, Dtype, Raw
 
-# Bytes of a block. It lives as long as any array that was cut from it.
-BLOCK_BYTES = 8 * 2**20
+# Bytes of a block. It lives as long as any array that was cut from it. So an arena is
+# for arrays that live equally long, and larger ones have memory of their own.
+BLOCK_BYTES = 4 * 2**20
+ALONE_FROM = 2**20  # bytes
 _ALIGNMENT = 64  # elements
 
 
@@ -32,7 +34,7 @@ class Arena:
     def allocate(self, size: int, dtype: Dtype) -> Memory:
         """Return a vector with arbitrary content."""
         whole = BLOCK_BYTES // dtype.size
-        if size > whole // 2:
+        if size * dtype.size >= ALONE_FROM:
             return _allocate(size, dtype)
         block, start = self._blocks.get(dtype, (None, 0))
         if block is None or start + size > block.bits.size:

@@ -26,7 +26,7 @@ NUMPY_DTYPES: dict[Dtype, np.dtype[np.generic]] = {
 BLOCK = 64 * 1024
 
 # Above this many bytes, a copy costs more than the workaround in `uninitialized`.
-_COPIED_UP_TO = 2 * 2**20
+_COPIED_UP_TO = 2**20
 
 _BYTE: Any = ctypes.c_char
 

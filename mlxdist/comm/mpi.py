@@ -85,7 +85,7 @@ class MpiTransport:
         self._comm = comm
         self._flush = flush
         self._progress = Progress(overlaps=overlaps, recorder=recorder)
-        self._arena = Arena()
+        self._means, self._wholes = Arena(), Arena()  # short-lived, and parameters
         self._buffers: defaultdict[int, list[Raw]] = defaultdict(list)  # by bytes
         self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
@@ -147,7 +147,7 @@ class MpiTransport:
         self._flush()
         dtype = _sum_dtype(parts)
         start, stop = bucket.span(self.rank)
-        result, bits = self._arena.allocate(stop - start, dtype)
+        result, bits = self._means.allocate(stop - start, dtype)
         mean = bits.view(NUMPY_DTYPES[dtype])
         reduction = self._reduction(parts, bucket, weights, mean)
         self.traffic.add(0)
@@ -252,7 +252,7 @@ class MpiTransport:
 
     def _whole(self, bucket: Bucket, dtype: Dtype) -> tuple[Array, Raw, Raw]:
         """Return an array for a whole bucket, its bits, and those of this rank."""
-        result, full = self._arena.allocate(bucket.size, dtype)
+        result, full = self._wholes.allocate(bucket.size, dtype)
         start, stop = bucket.span(self.rank)
         return result, full, full[start:stop]
 

@@ -45,6 +45,11 @@ _NAP_PARAMETERS = {
 
 _prepared: list[str] = []  # the libmpi that this process uses
 
+# Bytes of freed memory that MLX keeps from malloc, on a CPU. By default it keeps 32 MiB,
+# which malloc could have used for an array of another size.
+_MLX_CACHE = 4 * 2**20
+_MLX_CACHE_BEFORE = 32 * 2**20
+
 # Options of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -173,7 +178,20 @@ def keep_freed_memory() -> bool:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
+    _limit_cache()
     return True
+
+
+def _limit_cache() -> None:
+    """Have MLX give freed memory to malloc, which keeps it, too.
+
+    A limit that a user has set stays, and so does an accelerator's.
+    """
+    if mx.metal.is_available() or mx.cuda.is_available():
+        return
+    before = mx.set_cache_limit(_MLX_CACHE)
+    if before != _MLX_CACHE_BEFORE:
+        mx.set_cache_limit(before)
 
 
 def return_freed_memory() -> None:

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist.arrays.arena import BLOCK_BYTES, Arena
+from mlxdist.arrays.arena import ALONE_FROM, BLOCK_BYTES, Arena
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32], ids=str)
@@ -26,3 +26,13 @@ def test_small_vectors_share_a_block():
     first, second = (arena.allocate(100, mx.float32) for _ in range(2))
     offset = second.bits.ctypes.data - first.bits.ctypes.data
     assert offset == 128 * 4
+
+
+def test_large_vectors_keep_no_memory_but_their_own():
+    arena = Arena()
+    kept = arena.allocate(ALONE_FROM // 4, mx.float32)
+    before = mx.get_active_memory()
+    dropped = arena.allocate(ALONE_FROM // 4, mx.float32)
+    assert kept.array.nbytes == ALONE_FROM
+    del dropped
+    assert mx.get_active_memory() <= before

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlxdist.world import process
@@ -46,6 +47,20 @@ def test_ranks_nap_where_they_share_cores_or_are_on_several_hosts(
     ranks, on_host, cores, naps
 ):
     assert process.waits_with_naps(ranks, on_host, cores) is naps
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_keep_freed_memory_leaves_a_cache_limit_that_a_user_has_set(monkeypatch):
+    monkeypatch.delenv("MLXDIST_KEEP_MEMORY", raising=False)
+    limit = mx.set_cache_limit(5 * 2**20)
+    try:
+        process.keep_freed_memory()
+        assert mx.set_cache_limit(32 * 2**20) == 5 * 2**20
+        process.keep_freed_memory()
+        has_own_cache = mx.metal.is_available() or mx.cuda.is_available()
+        assert mx.set_cache_limit(limit) < 32 * 2**20 or has_own_cache
+    finally:
+        mx.set_cache_limit(limit)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -11,6 +11,7 @@ and a float32 scale, 1.0625 bytes an element.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -22,11 +23,16 @@ BYTES_PER_ELEMENT = 1 + 4 / BLOCK
 # "signed": scale * code, int8. "root": (scale * code)^2, uint8, for values from 0 up.
 Kind = Literal["signed", "root"]
 
+Thresholds = Callable[[Array], Array | float]
+
 DTYPES: dict[Kind, Dtype] = {"signed": mx.int8, "root": mx.uint8}
 _LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
 # A block without a larger absolute value (or root) becomes 0: its scale would have
 # fewer bits than float32 has.
 _SMALLEST = 1e-30
+# Odd multipliers of a multiplicative hash (Knuth, "The Art of Computer Programming" 3,
+# section 6.4): primes of xxHash.
+_STEPS, _BITS = 2654435761, 2246822519
 
 
 class Blocks(NamedTuple):
@@ -46,13 +52,19 @@ def kind_of(codes: Array) -> Kind:
     return "root" if codes.dtype == mx.uint8 else "signed"
 
 
-def quantize(values: Array, kind: Kind, thresholds: Array | float = 0.5) -> Blocks:
+def to_nearest(scaled: Array) -> float:
+    """Return the threshold that rounds all numbers to nearest."""
+    return 0.5
+
+
+def quantize(values: Array, kind: Kind, thresholds: Thresholds = to_nearest) -> Blocks:
     """Return values in 8 bits.
 
     Args:
         values: of any shape whose size is a multiple of 64; any floating dtype.
-        thresholds: a code is rounded down where its fraction is below 1 - threshold:
-            0.5 rounds to nearest. Or 64 of them, for the elements of each block.
+        thresholds: of numbers in units of their block's scale. A code is rounded down
+            where its fraction is below 1 - threshold. From 1/512 to 511/512, so that
+            the largest code can't overflow.
     """
     blocks = values.reshape(-1, BLOCK).astype(mx.float32)
     if kind == "root":
@@ -65,27 +77,34 @@ def quantize(values: Array, kind: Kind, thresholds: Array | float = 0.5) -> Bloc
     scales = mx.where(is_zero, 0.0, largest / limit)
     scaled = blocks * mx.where(is_zero, 0.0, limit / largest)
     if kind == "root":
-        codes = (scaled + thresholds).astype(mx.uint8)  # cuts off the fraction
+        codes = (scaled + thresholds(scaled)).astype(mx.uint8)  # cuts off the fraction
         codes = mx.maximum(codes, mx.array(1, mx.uint8))
     else:
-        positive = (scaled + (thresholds + 128)).astype(mx.uint8)
+        positive = (scaled + (thresholds(scaled) + 128)).astype(mx.uint8)
         codes = (positive - mx.array(128, mx.uint8)).view(mx.int8)
     return Blocks(codes, scales.reshape(-1))
 
 
-def random_thresholds(step: Array, number: int) -> Array:
-    """Return 64 thresholds between 0 and 1 that depend on the step alone.
+def random_thresholds(step: Array, number: int) -> Thresholds:
+    """Return thresholds that are random, for stochastic rounding.
 
-    Rounding with them is stochastic: right on average over steps, however little a
-    value changes in one. It is the same on all ranks, however arrays are cut.
+    It is right on average over steps, however little a value changes in one: rounded
+    to nearest, a long average would not change at all. A threshold is a hash of the
+    number's own bits and of the step. So it is the same on all ranks, however arrays
+    are cut, and another one in each step, even where a gradient is 0.
 
     Args:
         step: a whole number, which may be traced.
         number: of the array in a parameter's state, which has thresholds of its own.
     """
-    key = mx.stack([step.astype(mx.uint32).reshape(()), mx.array(number, mx.uint32)])
-    # Away from 0 and 1, so that the largest code can't overflow.
-    return mx.random.uniform(2**-11, 1 - 2**-11, (BLOCK,), key=key)
+    salt = (step.astype(mx.uint32) * 4 + number) * mx.array(_STEPS, mx.uint32)
+
+    def thresholds(scaled: Array) -> Array:
+        mixed = (scaled.view(mx.uint32) ^ salt) * mx.array(_BITS, mx.uint32)
+        top = (mixed >> mx.array(24, mx.uint32)).astype(mx.float32)
+        return (top + 0.5) * (1 / 256)
+
+    return thresholds
 
 
 def widen(codes: Array, scales: Array) -> Array:

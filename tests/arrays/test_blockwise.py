@@ -79,7 +79,7 @@ def test_block_with_a_nan_is_widened_to_nan(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounding_that_adds_nearly_one_overflows_no_code(kind):
     values = mx.array(_values(kind))
-    up = quantize(values, kind, 1 - 2**-11)
+    up = quantize(values, kind, lambda scaled: 511 / 512)
     wide, codes = np.array(widen(*up)).reshape(values.shape), np.array(up.codes)
     assert codes.max() == {"signed": 127, "root": 255}[kind]
     largest = np.abs(np.array(values)).max(axis=1)
@@ -104,11 +104,19 @@ def test_rounding_with_random_thresholds_is_right_on_average(kind):
     assert abs(error.mean()) < 0.01
 
 
-def test_random_thresholds_depend_on_step_and_number_alone():
-    rows = {
-        tuple(blockwise.random_thresholds(mx.array(step, dtype), number).tolist())
+def test_random_thresholds_are_even_and_others_in_each_step_and_array():
+    scaled = mx.random.uniform(0, 255, (4096,), key=mx.random.key(1))
+    rows = [
+        np.array(blockwise.random_thresholds(mx.array(step, dtype), number)(scaled))
         for step in (1, 2)
         for number in (0, 1)
         for dtype in (mx.uint64, mx.int32)
-    }
-    assert len(rows) == 4
+    ]
+    for one, same in zip(rows[::2], rows[1::2], strict=True):
+        assert (one == same).all()
+        assert one.min() >= 1 / 512
+        assert one.max() <= 511 / 512
+        assert abs(one.mean() - 0.5) < 0.03
+        assert abs(np.corrcoef(one, np.array(scaled) % 1)[0, 1]) < 0.06
+    correlations = np.corrcoef(rows[::2])
+    assert np.abs(correlations - np.eye(4)).max() < 0.06

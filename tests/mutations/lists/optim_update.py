@@ -16,8 +16,9 @@ MUTATIONS = [
             ("is_zero = largest < _SMALLEST", "is_zero = largest < 0"),
             ("blocks = mx.sqrt(blocks)", "pass"),
             ("mx.max(mx.abs(blocks),", "mx.max(blocks,"),
-            ("mx.random.uniform(2**-11, 1 - 2**-11,", "mx.random.uniform(0, 0.9,"),
-            ("mx.array(number, mx.uint32)", "mx.array(0, mx.uint32)"),
+            ("(top + 0.5) * (1 / 256)", "top * (1 / 255)"),
+            ("(step.astype(mx.uint32) * 4 + number)", "step.astype(mx.uint32)"),
+            ("(scaled.view(mx.uint32) ^ salt)", "scaled.view(mx.uint32)"),
         ],
     ),
     *mistakes(

@@ -7,7 +7,6 @@ import math
 from ..layout.memory import Term
 from ..planner import MOST_IMBALANCE, Choice, Model, Prediction, StepTime
 from ..planner.choices import Change
-from .number_format import gigabytes
 
 CLASSES = {
     "sgd": "SGD",
@@ -126,7 +125,7 @@ def sum_text(term: Term, model: Model, ranks: int) -> str:
     if term.name == "process":
         return "Python, MLX and MPI, as measured on Linux"
     if term.name == "buckets":
-        return f"2 x {gigabytes(term.nbytes / 2)}, the largest bucket"
+        return "in flight: 2 of the largest, or 16 MiB and one"
     if term.name == "frozen parameters":
         return "not trained, the same on each rank"
     width = term.whole / model.elements

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import deque
 
 from ..arrays.types import Array
+from ..layout.buckets import IN_FLIGHT
 from ..layout.sharding import Bucket
 from .collectives import Pending
-
-# Bytes of buckets whose collective is started and not finished: enough to keep the wire
-# busy while one is packed and one is unpacked, few enough to bound the memory.
-IN_FLIGHT = 16 * 2**20
 
 
 class Window:

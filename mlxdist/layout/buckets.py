@@ -13,6 +13,10 @@ DEFAULT_BUCKET_SIZE = 4 * 2**20  # bytes
 # the copy into a shared bucket would cost more than one more collective.
 ALONE_FROM = 2**20
 
+# Bytes of buckets whose collective is started and not finished: enough to keep the wire
+# busy while one is packed and one is unpacked, few enough to bound the memory.
+IN_FLIGHT = 16 * 2**20
+
 
 def make_buckets(
     entries: Sequence[Entry],

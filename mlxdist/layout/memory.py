@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from .buckets import IN_FLIGHT
 from .entries import ITEM_SIZES, Entry
 from .sharding import Plan
 from .state_blocks import BLOCK, is_quantized
@@ -228,8 +229,10 @@ def _gradient_terms(
     if plan.ranks == 1 and not options.minimize:  # the gradients are the means
         return terms
     if options.keeps_means(plan.ranks):
-        means = shared("mean gradients", lambda e, n: n * _mean_bytes(e, options))
-        terms.append(means)
+        # Ranks add in float32. A rank alone has its gradients, or scaled ones.
+        is_wide = plan.ranks > 1 or options.scales_gradients
+        means = _sum_bytes if is_wide else _own_bytes
+        terms.append(shared("mean gradients", means))
     return terms
 
 
@@ -246,6 +249,10 @@ def _sum_bytes(entry: Entry, elements: int) -> int:
     return elements * max(_FLOAT32, _item(entry))
 
 
+def _own_bytes(entry: Entry, elements: int) -> int:
+    return elements * _item(entry)
+
+
 def _has_master(entry: Entry, options: MemoryOptions) -> bool:
     return options.master_dtype is not None and _item(entry) < _FLOAT32
 
@@ -255,15 +262,9 @@ def _update_bytes(entry: Entry, options: MemoryOptions) -> int:
     return _FLOAT32 if _has_master(entry, options) else _item(entry)
 
 
-def _mean_bytes(entry: Entry, options: MemoryOptions) -> int:
-    """Bytes of an element of a mean gradient while it waits for the others."""
-    if options.scales_gradients or options.sums:
-        return max(_FLOAT32, _item(entry))
-    return _update_bytes(entry, options)
-
-
 def _bucket_bytes(plan: Plan) -> int:
-    """Two of the largest buckets, one to send and one that arrives; none alone."""
-    if plan.ranks == 1:
+    """Buckets in flight: two of them, or IN_FLIGHT and the one that exceeds it."""
+    if plan.ranks == 1 or not plan.buckets:
         return 0
-    return 2 * max((bucket.nbytes for bucket in plan.buckets), default=0)
+    sizes = [bucket.nbytes for bucket in plan.buckets]
+    return min(sum(sizes), max(2 * max(sizes), IN_FLIGHT + max(sizes)))

@@ -79,9 +79,13 @@ class Model:
         """Return the bytes of optimizer state of some elements of a parameter."""
         return state_bytes(entry, elements, self.optimizer, options)
 
-    def plan(self, ranks: int, strategy: Strategy) -> Plan:
-        """Return the sharding plan; it is computed once per argument pair."""
-        key = (ranks, strategy)
+    def plan(self, ranks: int, strategy: Strategy, *, block: int = 1) -> Plan:
+        """Return the sharding plan; it is computed once per argument tuple.
+
+        Args:
+            block: elements that stay together on a rank: BLOCK with state in 8 bits.
+        """
+        key = (ranks, strategy, block)
         if key not in self._plans:
             plain = MemoryOptions()
             self._plans[key] = make_plan(
@@ -89,6 +93,7 @@ class Model:
                 ranks,
                 strategy=strategy,
                 bucket_size=self.bucket_size,
+                block=block,
                 costs={
                     e.path: float(self.state_bytes(e, e.size, plain))
                     for e in self.entries
@@ -97,7 +102,7 @@ class Model:
         return self._plans[key]
 
     @cached_property
-    def _plans(self) -> dict[tuple[int, Strategy], Plan]:
+    def _plans(self) -> dict[tuple[int, Strategy, int], Plan]:
         return {}
 
 
@@ -138,7 +143,7 @@ def memory(
     """Return the memory of the rank that needs most, without activations."""
     options = options or MemoryOptions()
     return largest_memory(
-        model.plan(ranks, strategy),
+        model.plan(ranks, strategy, block=BLOCK if options.state_dtype else 1),
         options,
         lambda entry, elements: model.state_bytes(entry, elements, options),
         frozen=model.frozen_bytes,

@@ -82,7 +82,7 @@ def test_plan_with_step_time_prints_the_speed(step, text, capsys):
     [
         # parameters + gradients + state / 2 + masters / 2, and means / 2 in float32
         ("--parameters 7B --dtype bfloat16 --master-dtype float32", 70 + 14),
-        ("--parameters 7e9 --dtype bfloat16", 14 + 14 + 14 + 7),
+        ("--parameters 7e9 --dtype bfloat16", 14 + 14 + 14 + 14),
         ("--parameters 1.5b", 6 + 6 + 6 + 3),
         ("--parameters 350M --ema", 1.4 + 1.4 + 1.4 + 0.7 + 0.7),
         ("--parameters 20M --frozen 8B --frozen-dtype 4bit", 4.5 + 4 * 0.08 - 0.04),
@@ -144,7 +144,7 @@ def test_plan_of_an_unbalanced_model_prints_the_owners_share(capsys, tmp_path):
     arrays |= {f"layers.{i}": mx.zeros((100, 100)) for i in range(100)}
     mx.save_safetensors(str(tmp_path / "x.safetensors"), arrays)
     words = f"--model {tmp_path}/x.safetensors --optimizer muon -n 8"
-    text = output_of(f"{words} --memory 130MB", capsys)
+    text = output_of(f"{words} --memory 121MB", capsys)
     assert "The owner of the largest tensors sends 6.0 times" in text
 
 

@@ -7,7 +7,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlxdist import MismatchError
-from mlxdist.layout.memory import STATE_COPIES, MemoryOptions, rank_memory, state_bytes
+from mlxdist.layout.memory import (
+    ELEMENTWISE,
+    STATE_COPIES,
+    MemoryOptions,
+    rank_memory,
+    state_bytes,
+)
 from tests.support import examples
 from tests.support.examples import distributed, full_like
 
@@ -16,19 +22,20 @@ pytestmark = pytest.mark.mpi
 NAMES = {name.lower(): name for name in examples.CLASSES}
 SHARDS = {kind: examples.shard_modes(NAMES[kind]) for kind in STATE_COPIES}
 CASES = [
+    *((kind, shard, mx.float32, {}) for kind in SHARDS for shard in SHARDS[kind]),
     *(
-        (kind, shard, mx.float32, None)
-        for kind in STATE_COPIES
-        for shard in SHARDS[kind]
-    ),
-    *(
-        (kind, shard, mx.bfloat16, masters)
+        (kind, shard, mx.bfloat16, options)
         for kind in ("adamw", "adafactor")
         for shard in SHARDS[kind]
-        for masters in (None, mx.float32)
+        for options in ({}, {"master_dtype": mx.float32})
+    ),
+    *(
+        (kind, shard, mx.bfloat16, {"state_dtype": "int8", "master_dtype": "24bit"})
+        for kind in sorted(ELEMENTWISE)
+        for shard in ("elements", "tensors")
     ),
 ]
-MASTERS = {None: None, mx.float32: "float32"}
+MASTERS = {None: None, mx.float32: "float32", "24bit": "24bit"}
 
 
 def model_of(dtype=mx.float32):
@@ -48,12 +55,15 @@ def bytes_by_key(optimizer):
     return found
 
 
-@pytest.mark.parametrize(("kind", "shard", "dtype", "masters"), CASES)
-def test_rank_memory_state_is_what_each_class_holds(kind, shard, dtype, masters, world):
+@pytest.mark.parametrize(("kind", "shard", "dtype", "given"), CASES)
+def test_rank_memory_state_is_what_each_class_holds(kind, shard, dtype, given, world):
     inner = examples.make(NAMES[kind])
-    optimizer = distributed(world, inner, shard=shard, master_dtype=masters)
+    optimizer = distributed(world, inner, shard=shard, **given)
     optimizer.init(model_of(dtype))
-    options = MemoryOptions(master_dtype=MASTERS[masters])
+    options = MemoryOptions(
+        master_dtype=MASTERS[given.get("master_dtype")],
+        state_dtype=given.get("state_dtype"),
+    )
     memory = rank_memory(
         optimizer.describe().plan,
         world.rank,
@@ -61,7 +71,9 @@ def test_rank_memory_state_is_what_each_class_holds(kind, shard, dtype, masters,
         lambda entry, elements: state_bytes(entry, elements, kind, options),
     )
     held = bytes_by_key(optimizer)
-    assert memory["master weights"] == held.pop("master", 0)
+    assert memory["master weights"] == sum(
+        held.pop(key, 0) for key in ("master", "correction")
+    )
     assert memory["state"] == sum(held.values())
     described = optimizer.describe().memory["update"]
     for name in ("state", "master weights"):

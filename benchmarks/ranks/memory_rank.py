@@ -40,6 +40,7 @@ class Training:
             self.optimizer = mlxdist.DistributedOptimizer(self.optimizer, **options)
             self.optimizer.init(self.model)
             self._update = partial(self.optimizer.update, self.model)
+        mx.clear_cache()
 
     def step(self, number: int) -> None:
         scale = mx.array(1.0 + 0.25 * (number % 5))

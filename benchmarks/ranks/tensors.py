@@ -17,12 +17,10 @@ def make_model(tensors: str, dtype: str) -> nn.Module:
     flat = []
     for path, shape in shapes_of(tensors).items():
         count = mx.arange(math.prod(shape), dtype=mx.float32)
-        flat.append(
-            (path, (0.02 * mx.sin(count)).reshape(shape).astype(getattr(mx, dtype)))
-        )
-    model = _as_module(tree_unflatten(flat))
-    mx.eval(model.parameters())
-    return model
+        values = (0.02 * mx.sin(count)).reshape(shape).astype(getattr(mx, dtype))
+        mx.eval(values)  # one by one, for the sake of memory
+        flat.append((path, values))
+    return _as_module(tree_unflatten(flat))
 
 
 def _as_module(tree: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from ..layout.buckets import IN_FLIGHT
 from ..layout.memory import Term
 from ..planner import MOST_IMBALANCE, Choice, Model, Prediction, StepTime
 from ..planner.choices import Change
+from .number_format import gigabytes
 
 CLASSES = {
     "sgd": "SGD",
@@ -125,7 +127,7 @@ def sum_text(term: Term, model: Model, ranks: int) -> str:
     if term.name == "process":
         return "Python, MLX and MPI, as measured on Linux"
     if term.name == "buckets":
-        return "in flight: 2 of the largest, or 16 MiB and one"
+        return _buckets_text(term, model, ranks)
     if term.name == "frozen parameters":
         return "not trained, the same on each rank"
     width = term.whole / model.elements
@@ -135,6 +137,16 @@ def sum_text(term: Term, model: Model, ranks: int) -> str:
     if math.isclose(term.nbytes * ranks, term.whole, rel_tol=0.01):
         return f"{text} / {ranks}"
     return f"{text} x {term.nbytes / term.whole:.3g}, the largest share"
+
+
+def _buckets_text(term: Term, model: Model, ranks: int) -> str:
+    sizes = [bucket.nbytes for bucket in model.plan(ranks, "replicated").buckets]
+    largest = f"{gigabytes(max(sizes))}, the largest"
+    if term.nbytes == sum(sizes):
+        return "in flight: all of them"
+    if term.nbytes == 2 * max(sizes):
+        return f"in flight: 2 x {largest}"
+    return f"in flight: {gigabytes(IN_FLIGHT)} + {largest}"
 
 
 def caution(choice: Choice) -> str | None:

@@ -126,7 +126,7 @@ def speed_text(ranks: int, local: float, seconds: Sequence[float]) -> str:
     text = _range(f"{ratio:.2g}" for ratio in ratios)
     if max(ratios) < 1:
         return f"{text}: slower than one machine"
-    return text + ": or slower than one machine" * (min(ratios) < 1)
+    return text + ": may be slower than one machine" * (min(ratios) < 1)
 
 
 def bounds(time: StepTime) -> list[float]:

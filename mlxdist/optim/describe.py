@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..comm.collectives import Traffic
@@ -106,23 +106,30 @@ class Description:
         return lines
 
     def _memory_lines(self) -> list[str]:
-        """This rank's memory as sums, and what is not in them."""
-        lines = []
-        for call, memory in self.memory.items():
-            terms = {term.name: term.nbytes for term in memory.terms}
+        """This rank's memory as sums, what would be less, and what is not counted."""
+        columns = []
+        for memory in self.memory.values():
+            column = {term.name: term.nbytes for term in memory.terms}
             if self.activations is not None:
-                terms["activations"] = self.activations
-            text = " + ".join(f"{name} {megabytes(n)}" for name, n in terms.items())
-            total = megabytes(sum(terms.values()))
-            lines.append(f"MB on rank {self.rank} in {call}: {text} = {total}")
-        if self.savings:
-            parts = (f"{text} {megabytes(n)}" for text, n in self.savings.items())
-            lines.append(f"MB that would be saved by {', '.join(parts)}")
-        missing = "the process, and memory that MLX keeps to use again"
+                column["activations"] = self.activations
+            columns.append({**column, "sum": sum(column.values())})
+        whose = "" if self.plan.ranks == 1 else f" of rank {self.rank}"
+        lines = [_row(f"memory{whose} in MB", self.memory)]
+        for name in dict.fromkeys(name for column in columns for name in column):
+            cells = (megabytes(c[name]) if name in c else "-" for c in columns)
+            lines.append(_row(name, cells))
+        for text, nbytes in self.savings.items():
+            lines.append(f"{text} would save {megabytes(nbytes)} MB")
+        lines.append("not counted: the process, and memory that MLX keeps to use again")
         if self.activations is None:
-            missing = f"activations, {missing}; describe(loss_fn, model, *batch) "
-            missing += "measures activations"
-        return [*lines, f"not counted: {missing}"]
+            lines.append(
+                "nor activations, which describe(loss_fn, model, *batch) measures"
+            )
+        return lines
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 def describe(

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from ..arrays.concat import Chunk
 from ..arrays.types import Array, Pieces
 from ..layout.sharding import Bucket, Plan
-from .collectives import Pending
+from .collectives import Collectives, Pending
 from .window import Window
 
 
@@ -15,6 +15,7 @@ class Wire(Protocol):
     """What a gather needs of `wire.Wire`, which says what each method does."""
 
     plan: Plan
+    comm: Collectives
 
     @property
     def has_peers(self) -> bool: ...
@@ -36,7 +37,7 @@ class Gather:
     def __init__(self, wire: Wire):
         self._wire = wire
         self._buckets = wire.plan.buckets
-        self._window = Window(wire.plan.buckets)
+        self._window = Window(wire.plan.buckets, overlaps=wire.comm.overlaps)
 
     def push(self, index: int, chunk: Chunk) -> list[Whole]:
         """Send this rank's pieces of a bucket; return the buckets that are whole."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import deque
 
 from ..arrays.types import Array
-from ..layout.buckets import IN_FLIGHT
+from ..layout.buckets import IN_FLIGHT, IN_FLIGHT_IN_TURN
 from ..layout.sharding import Bucket
 from .collectives import Pending
 
 
 class Window:
-    """Collectives in flight, oldest first, bounded in bytes."""
+    """Collectives in flight, oldest first, bounded in bytes.
 
-    def __init__(self, buckets: tuple[Bucket, ...]):
+    Args:
+        overlaps: whether ranks can compute while they communicate.
+    """
+
+    def __init__(self, buckets: tuple[Bucket, ...], *, overlaps: bool):
         self._buckets = buckets
+        self._most = IN_FLIGHT if overlaps else min(IN_FLIGHT, IN_FLIGHT_IN_TURN)
         self._pending: deque[tuple[int, Pending]] = deque()
         self._nbytes = 0
 
@@ -23,7 +28,7 @@ class Window:
 
     @property
     def is_full(self) -> bool:
-        return self._nbytes > IN_FLIGHT and len(self._pending) > 1
+        return self._nbytes > self._most and len(self._pending) > 1
 
     def push(self, index: int, pending: Pending) -> None:
         self._pending.append((index, pending))

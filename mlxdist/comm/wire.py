@@ -212,7 +212,7 @@ class Reduction:
         self._wire, self._earlier = wire, earlier
         self._gradients = gradients
         self._weights = weights
-        self._window = Window(wire.plan.buckets)
+        self._window = Window(wire.plan.buckets, overlaps=wire.comm.overlaps)
         self._queued: dict[int, Pieces] = {}  # packed, and not started
         self._started = 0  # buckets whose collective was started
         self._finished = 0

@@ -16,6 +16,9 @@ ALONE_FROM = 2**20
 # Bytes of buckets whose collective is started and not finished: enough to keep the wire
 # busy while one is packed and one is unpacked, few enough to bound the memory.
 IN_FLIGHT = 16 * 2**20
+# The same where ranks compute and communicate in turn, so that no wire is kept busy:
+# exceeded by two buckets of 4 MiB.
+IN_FLIGHT_IN_TURN = 7 * 2**20
 
 
 def make_buckets(

@@ -41,8 +41,7 @@ class Computation(NamedTuple):
     ) -> tuple[Tree, Batch]:
         """Return what the loss function returns, and its gradients, all lazy.
 
-        Nothing else refers to the gradients. An error of the loss function leaves the
-        model's parameters as they were.
+        Nothing else refers to the gradients.
 
         Args:
             index: of the trees of earlier steps.
@@ -69,14 +68,9 @@ class Computation(NamedTuple):
             loss = value[0] if isinstance(value, tuple) else value
             return loss * self.loss_scale, value
 
-        try:
-            value, gradients = mx.value_and_grad(scaled)(
-                parameters, *self.batch, **self.keywords
-            )
-        except BaseException:
-            if is_module:  # it has arrays that MLX traced with
-                model.update(parameters)
-            raise
+        value, gradients = mx.value_and_grad(scaled)(
+            parameters, *self.batch, **self.keywords
+        )
         return (value if self.loss_scale is None else value[1]), gradients
 
 

@@ -171,7 +171,7 @@ MUTATIONS = [
         "comm/window.py",
         ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
         [
-            ("return self._nbytes > IN_FLIGHT and", "return False and"),
+            ("return self._nbytes > self._most and", "return False and"),
             ("self._nbytes -= self._buckets[index].nbytes", "pass"),
             ("self._pending.popleft()", "self._pending.pop()"),
         ],

@@ -10,8 +10,6 @@ NORM = (
     "tests/optim/test_fused_step.py",
 )
 SCALE = ("tests/optim/test_loss_scale.py",)
-SHARDED = ("tests/optim/test_sharded_accumulation.py",)
-MINIMIZE = ("tests/optim/test_minimize.py",)
 FAILED = (
     "tests/optim/test_failed_step.py",
     "tests/optim/test_failed_gradients.py",
@@ -245,53 +243,6 @@ MUTATIONS = [
             ("sums[path] = array / of_sums.total", "pass"),
         ],
         (1,),
-    ),
-    *mistakes(
-        "optim/step.py",
-        SHARDED,
-        [("earlier.weight += of_sums.total", "earlier.weight = of_sums.total")],
-    ),
-    *mistakes(
-        "comm/share_sums.py",
-        SHARDED,
-        [
-            ("earlier.pop(0) + array", "array"),
-            ("array / self.weight for", "array for"),
-        ],
-    ),
-    *mistakes(
-        "optim/accumulation.py",
-        SHARDED,
-        [
-            ("math.inf if self.expects_more else self.shares.weight", "0.0"),
-            ("self.sharded and not self.in_no_sync", "self.sharded"),
-        ],
-    ),
-    *mistakes(
-        "optim/sharded_accumulation.py",
-        SHARDED,
-        [
-            (
-                "reduction.replace_gradients(gradients.use_zeros(wire.plan.entries))",
-                "pass",
-            ),
-            ("    reduction.collect()", "    pass"),
-        ],
-        (2,),
-    ),
-    *mistakes(
-        "optim/minimize.py",
-        MINIMIZE,
-        [
-            ("return loss * self.loss_scale, value", "return loss, value"),
-            ("value if self.loss_scale is None else value[1]", "value"),
-        ],
-    ),
-    *mistakes(
-        "optim/local_gradients.py",
-        MINIMIZE,
-        [("dict(unsent) if keeps else {}", "dict(unsent)")],
-        (2,),
     ),
     # -- a step that an error ends
     *mistakes(

@@ -1,0 +1,56 @@
+"""Mistakes in minimize(), and in sums of micro-batches that are kept as shares."""
+
+from tests.mutations.mutation import mistakes
+
+SHARDED = ("tests/optim/test_sharded_accumulation.py",)
+MINIMIZE = ("tests/optim/test_minimize.py", "tests/optim/test_minimize_memory.py")
+
+MUTATIONS = [
+    *mistakes(
+        "optim/step.py",
+        SHARDED,
+        [("earlier.weight += of_sums.total", "earlier.weight = of_sums.total")],
+    ),
+    *mistakes(
+        "comm/share_sums.py",
+        SHARDED,
+        [
+            ("earlier.pop(0) + array", "array"),
+            ("array / self.weight for", "array for"),
+        ],
+    ),
+    *mistakes(
+        "optim/accumulation.py",
+        SHARDED,
+        [
+            ("math.inf if self.expects_more else self.shares.weight", "0.0"),
+            ("self.sharded and not self.in_no_sync", "self.sharded"),
+        ],
+    ),
+    *mistakes(
+        "optim/sharded_accumulation.py",
+        SHARDED,
+        [
+            (
+                "reduction.replace_gradients(gradients.use_zeros(wire.plan.entries))",
+                "pass",
+            ),
+            ("    reduction.collect()", "    pass"),
+        ],
+        (2,),
+    ),
+    *mistakes(
+        "optim/minimize.py",
+        MINIMIZE,
+        [
+            ("return loss * self.loss_scale, value", "return loss, value"),
+            ("value if self.loss_scale is None else value[1]", "value"),
+        ],
+    ),
+    *mistakes(
+        "optim/local_gradients.py",
+        MINIMIZE,
+        [("dict(unsent) if keeps else {}", "dict(unsent)")],
+        (2,),
+    ),
+]

@@ -1,0 +1,52 @@
+"""minimize() never holds all gradients: the peak of MLX's memory says so."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+
+from tests.support.examples import distributed
+
+pytestmark = pytest.mark.mpi
+
+LAYERS, WIDTH = 32, 724  # 32 tensors of 2 MiB
+GRADIENTS = LAYERS * WIDTH * WIDTH * 4  # bytes
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = mx.tanh(layer(x))
+        return x
+
+
+def loss(model, x):
+    return model(x).square().mean()
+
+
+def peak_of_step(world, **options):
+    """Return the peak above what was there before, as a multiple of the gradients."""
+    model = Deep()
+    x = mx.random.normal((8, WIDTH), key=mx.random.key(world.rank))
+    optimizer = distributed(world, optim.AdamW(1e-4), **options)
+    optimizer.init(model)
+    mx.eval(model.parameters(), optimizer.state, x)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    optimizer.minimize(loss, model, x)  # the first step too: it is no exception
+    return (mx.get_peak_memory() - before) / GRADIENTS
+
+
+@pytest.mark.parametrize("transport", ["host"])
+def test_minimize_holds_this_ranks_share_of_the_means(transport, world):
+    most = 0.2 + 1 / world.size
+    assert peak_of_step(world, shard=True, transport=transport) <= most
+
+
+def test_minimize_without_check_holds_no_means(world):
+    most = 0.25 if world.size == 1 else 0.5
+    assert peak_of_step(world, check_finite=False, shard=True) <= most

@@ -12,6 +12,7 @@ from mlxdist.checkpoint.state_targets import alternatives, pair_problems
 from mlxdist.checkpoint.verify import kept, list_checkpoints, verify
 from tests.support.eight_bits import moments, moments_of, rounded, tree_of
 from tests.support.examples import (
+    apply_steps,
     assert_same_bits,
     distributed,
     each_shard,
@@ -139,6 +140,23 @@ def test_load_without_masters_drops_the_corrections(shard, world, shared_folder)
             state["correction"] = state["correction"] + 5
     mlxdist.load_checkpoint(shared_folder, own, optimizer)
     assert not mx.any(optimizer.gather_state()["a"]["correction"]).item()
+
+
+@each_shard
+@pytest.mark.mpi
+def test_trained_state_in_8_bits_with_masters_of_24_goes_on(
+    shard, world, shared_folder
+):
+    options = {"shard": shard, "state_dtype": "int8", "master_dtype": "24bit"}
+    tree, optimizer = make_run(world, **options)
+    tree = apply_steps(optimizer, tree, range(2))
+    mlxdist.save_checkpoint(shared_folder, 2, tree, optimizer)
+    tree = apply_steps(optimizer, tree, range(2, 4))
+    for part in (world, world.split(world.rank)):
+        other, resumed = load(shared_folder, part, **options)
+        other = apply_steps(resumed, other, range(2, 4))
+        assert_same_bits(other, tree)
+        assert_same_bits(resumed.gather_state(), optimizer.gather_state())
 
 
 @pytest.mark.mpi

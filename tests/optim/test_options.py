@@ -30,6 +30,7 @@ pytestmark = pytest.mark.mpi
         ({"transport": "host", "reduce_dtype": mx.bfloat16}, "adds in float32"),
         ({"reduce_dtype": mx.int32}, "reduce_dtype is"),
         ({"master_dtype": mx.bfloat16}, "master_dtype is"),
+        ({"master_dtype": "16bit"}, 'must be mx.float32, "24bit" or None'),
         ({"loss_scale": 0}, "loss_scale is 0"),
         ({"loss_scale": "big"}, "loss_scale is 'big'"),
         ({"loss_scale": math.inf}, "loss_scale is inf"),
@@ -72,16 +73,18 @@ def test_option_as_a_number_of_numpy_is_that_of_python(options, world):
     assert_same_bits(*trees)
 
 
+@pytest.mark.parametrize("option", [mx.float32, "24bit"], ids=str)
 @pytest.mark.parametrize("dtypes", [(mx.float32,), (mx.float32, mx.float16)], ids=str)
-def test_masters_of_no_parameter_warn_on_the_root(dtypes, world):
-    optimizer = distributed(world, master_dtype=mx.float32)
+def test_masters_of_no_parameter_warn_on_the_root(dtypes, option, world):
+    optimizer = distributed(world, master_dtype=option)
     tree = {str(index): mx.ones(3, dtype) for index, dtype in enumerate(dtypes)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         optimizer.init(tree)
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == (world.is_root and len(dtypes) == 1)
-    assert all(text.startswith("master_dtype=mx.float32 has no") for text in texts)
+    name = '"24bit"' if option == "24bit" else "mx.float32"
+    assert all(text.startswith(f"master_dtype={name} has no") for text in texts)
     assert all(warning.filename == __file__ for warning in caught)
 
 

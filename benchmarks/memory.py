@@ -13,6 +13,12 @@ gradients, state, masters, buckets, and the bare process, which has taken a step
 ten tiny tensors here. "state" is bytes a parameter, and all but the norms have it in 8
 bits, the embedding too. The picture also has what the sum gives for a model of 8
 billion parameters. Linux only, because it reads /proc.
+
+    mlxdist bench memory --limit 4000 --json benchmarks/results/memory_limit.json
+
+trains, in bfloat16 with masters and under a memory limit of the kernel for each rank, a
+model that the kernel kills on one rank, and replicated on two; the same with `minimize`
+on two; and one of twice the size. Needs root, and control groups of version 1.
 """
 
 from __future__ import annotations
@@ -37,6 +43,9 @@ DTYPES = ("float32", "bfloat16")
 def main() -> None:
     args = parse_arguments()
     console = common.make_console()
+    if args.limit:
+        train_under_limit(console, args)
+        return
     result: common.Result = {"tensors": args.tensors, "measured": []}
     cases = [
         case
@@ -55,6 +64,28 @@ def main() -> None:
             memory_plot.draw(args.json, result["measured"], args.tensors)
 
 
+def train_under_limit(console: Console, args: argparse.Namespace) -> None:
+    from common import memory_limit  # needs the tests' folder
+
+    if problem := memory_limit.problem():
+        sys.exit(f"memory: error: {problem}")
+    with common.show_progress(console, len(memory_limit.CASES)) as progress:
+        results = memory_limit.measure_under(args.limit * 10**6, progress.advance)
+    rows = [
+        (
+            f"{case['mode']}, {case['tensors']}, {case['ranks']} ranks",
+            f"{max(case['peaks']) / 1e6:.0f}",
+            f"{case['predicted'] / 1e6:.0f}",
+            "killed" if case["killed"] else "trained",
+        )
+        for case in results
+    ]
+    title = f"{args.limit} MB a rank"
+    common.print_table(console, title, ["MB a rank", "peak", "predicted", ""], rows)
+    result = {"limit MB": args.limit, "dtype": memory_limit.DTYPE, "jobs": results}
+    common.write_json(args.json, __doc__, result)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     parser.add_argument("--tensors", help="such as 50M (default: 25M; quick: 2M)")
@@ -62,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--steps", type=common.positive, default=5)
+    parser.add_argument("--limit", type=common.positive, metavar="MB", help="of a rank")
     args = parser.parse_args()
     args.tensors = args.tensors or ("2M" if args.quick else "25M")
     args.ranks = args.ranks or ([1, 2] if args.quick else [1, 2, 4, 8])

@@ -28,8 +28,15 @@ def test_difference_compares_the_last_tenth_and_the_one_before(
     assert found.passes == passes
 
 
-def test_per_tensor_affine_second_moment_fails_within_a_few_steps():
-    task = Task("small", 50)
-    reference, _ = train(task, "float32", seed=0, steps=50)
-    losses, _ = train(task, AFFINE, seed=0, steps=50)
-    assert not state_dtype.difference(losses, reference).passes
+def test_8_bit_state_is_near_float32_within_a_few_steps_and_affine_state_is_not():
+    # The loss of so few steps is too noisy for the gate's 0.3%.
+    task = Task("small", 30)
+    losses = {
+        variant: train(task, variant, seed=0, steps=30)[0]
+        for variant in ("float32", "int8, embeddings too", AFFINE)
+    }
+    reference = losses.pop("float32")
+    blocks, affine = (state_dtype.difference(x, reference) for x in losses.values())
+    assert 0 < abs(blocks.end) < 0.02
+    assert affine.end > 1
+    assert not affine.passes

@@ -14,6 +14,7 @@ from ..arrays.dtypes import dtype_name
 from ..arrays.types import Array, Dtype, Flat
 from ..comm.agreement import weight_problem
 from ..comm.share_sums import ShareSums
+from ..layout.sharding import Plan
 
 
 class Node(NamedTuple):
@@ -95,12 +96,12 @@ class MicroBatches:
             self._no_sync_depth -= 1
 
     def add(
-        self, gradients: Flat, weight: float | None, problem: str | None = None
+        self, gradients: Flat, weight: float | None, plan: Plan, problem: str | None
     ) -> None:
         """Add a micro-batch that is not the last one. Evaluates its gradients.
 
-        They are dropped from the dict. A problem is kept until the step's last
-        micro-batch, when all ranks meet.
+        Bucket by bucket, and drops them from the dict. A problem is kept until the
+        step's last micro-batch, when all ranks meet.
         """
         problem = problem or weight_problem(weight)
         if problem is not None:
@@ -108,7 +109,9 @@ class MicroBatches:
             self.count += 1
             return
         self._push(gradients, _number(weight))
-        device.evaluate(self._nodes[-1].sums)
+        sums = self._nodes[-1].sums
+        for bucket in plan.buckets:
+            device.evaluate([sums[entry.path] for entry in bucket.entries])
 
     def problem_with(self, last: float | None, ranks: int) -> str | None:
         """Return what is wrong with this rank's micro-batches and the last weight."""

@@ -247,7 +247,7 @@ class DistributedStep:
         """Add a micro-batch that is not the step's last. Nothing is sent."""
         plan = self.pipelines.plan
         problem = batch_problem(plan, batch) or missing_problem(plan, batch)
-        self.micro_batches.add(batch.gradients, batch.weight, problem)
+        self.micro_batches.add(batch.gradients, batch.weight, plan, problem)
         if self.micro_batches.problem and self._world.size == 1:
             problem = self.micro_batches.problem
             self.micro_batches.drop()

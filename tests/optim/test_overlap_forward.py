@@ -71,6 +71,7 @@ def twins(world, **options):
         ("AdamW", {"reproducible": True}),
         ("AdamW", {"accumulate": 2}),
         ("SGD", {"check_every": 1}),
+        ("AdamW", {"check_finite": False}),
     ],
 )
 def test_parameters_and_state_have_the_bits_of_a_step_that_waits(name, options, apart):

@@ -1,0 +1,38 @@
+"""Mistakes in the memory of a rank, in the choices by it, and in step times."""
+
+from tests.mutations.mutation import Mutation
+
+MEMORY = ("tests/layout/test_memory.py",)
+CHOICES = ("tests/planner/test_choices.py",)
+TIMES = ("tests/planner/test_time_model.py",)
+
+MUTATIONS = [
+    Mutation("layout/memory.py", "if not options.minimize:", "if True:", MEMORY),
+    Mutation(
+        "layout/memory.py",
+        "self.check_finite and ranks > 1",
+        "self.check_finite",
+        MEMORY,
+    ),
+    Mutation("layout/memory.py", "self.accumulate.bit_length()", "1", MEMORY),
+    Mutation("layout/memory.py", "// BLOCK * width_of_block", "", MEMORY),
+    Mutation("layout/memory.py", "is_wide = plan.ranks > 1 or", "is_wide =", MEMORY),
+    Mutation("layout/memory.py", "IN_FLIGHT + max(sizes)", "IN_FLIGHT", MEMORY),
+    Mutation(
+        "layout/state_blocks.py",
+        "entry.size % BLOCK == 0",
+        "True",
+        ("tests/layout/test_state_blocks.py",),
+    ),
+    Mutation("planner/choices.py", "key=_cost", "key=lambda c: 0", CHOICES),
+    Mutation("planner/choices.py", "_FREE.issuperset(self.changes)", "True", CHOICES),
+    Mutation("planner/choices.py", "order[0:2] = order[1::-1]", "pass", CHOICES),
+    Mutation("planner/choices.py", '"unchecked": not options.needs_norm,', "", CHOICES),
+    Mutation(
+        "planner/time_model.py",
+        "share * times * means",
+        "share * means",
+        TIMES,
+    ),
+    Mutation("planner/time_model.py", "e.size * max(4, ", "e.size * (", TIMES),
+]

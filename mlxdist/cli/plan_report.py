@@ -142,11 +142,14 @@ def sum_text(term: Term, model: Model, ranks: int) -> str:
 def _buckets_text(term: Term, model: Model, ranks: int) -> str:
     sizes = [bucket.nbytes for bucket in model.plan(ranks, "replicated").buckets]
     largest = f"{gigabytes(max(sizes))}, the largest"
-    if term.nbytes == sum(sizes):
-        return "in flight: all of them"
-    if term.nbytes == 2 * max(sizes):
-        return f"in flight: 2 x {largest}"
-    return f"in flight: {gigabytes(IN_FLIGHT)} + {largest}"
+    texts = {
+        IN_FLIGHT + max(sizes): f"{gigabytes(IN_FLIGHT)} + {largest}",
+        2 * max(sizes): f"2 x {largest}",
+        sum(sizes): "all of them",
+    }
+    if term.nbytes in texts:
+        return f"in flight: {texts[term.nbytes]}"
+    return f"in flight, both ways: {texts[term.nbytes // 2]}"
 
 
 def caution(choice: Choice) -> str | None:

@@ -185,7 +185,7 @@ def rank_memory(
         shared("state", state),
         shared("master weights", lambda e, n: master_bytes(e, n, options)),
         shared("EMA weights", lambda e, n: n * max(_FLOAT32, _item(e)) * options.ema),
-        kept("buckets", _bucket_bytes(plan)),
+        kept("buckets", _bucket_bytes(plan, options)),
         kept("process", process),
     ]
     return Memory(tuple(term for term in terms if term.nbytes))
@@ -262,9 +262,15 @@ def _update_bytes(entry: Entry, options: MemoryOptions) -> int:
     return _FLOAT32 if _has_master(entry, options) else _item(entry)
 
 
-def _bucket_bytes(plan: Plan) -> int:
-    """Buckets in flight: two of them, or IN_FLIGHT and the one that exceeds it."""
+def _bucket_bytes(plan: Plan, options: MemoryOptions) -> int:
+    """Buckets in flight: two of them, or IN_FLIGHT and the one that exceeds it.
+
+    Where buckets are stepped as they arrive, gradients and new parameters are in flight
+    at the same time; otherwise these follow those.
+    """
     if plan.ranks == 1 or not plan.buckets:
         return 0
     sizes = [bucket.nbytes for bucket in plan.buckets]
-    return min(sum(sizes), max(2 * max(sizes), IN_FLIGHT + max(sizes)))
+    one_way = min(sum(sizes), max(2 * max(sizes), IN_FLIGHT + max(sizes)))
+    is_streamed = not options.keeps_means(plan.ranks) and not options.sums
+    return (1 + is_streamed) * one_way

@@ -105,7 +105,6 @@ def _changes(
         "24bit": model.has_16_bit_parameters,
         "sharded sums": options.accumulate > 1,
         "int8": model.optimizer in ELEMENTWISE,
-        "unchecked": not options.needs_norm,
     }
     allowed = [change for change in CHANGES if able.get(change, True)]
     for flags in product((False, True), repeat=len(allowed)):

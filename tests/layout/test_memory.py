@@ -33,7 +33,7 @@ def terms(memory):
     return {term.name: term.nbytes for term in memory.terms}
 
 
-BUCKETS = {"buckets": 2 * (SIZE + VECTOR)}  # all: they are smaller than 16 MiB
+BUCKETS = 2 * (SIZE + VECTOR)  # all of them: they are smaller than 16 MiB
 PARAMETERS = {"parameters": 2 * (SIZE + VECTOR)}
 HALF = (SIZE + VECTOR) // 2
 
@@ -86,7 +86,9 @@ HALF = (SIZE + VECTOR) // 2
     ],
 )
 def test_rank_memory_has_each_term_of_its_options(options, expected):
-    assert terms(memory_of(options)) == {**PARAMETERS, **expected, **BUCKETS}
+    memory = terms(memory_of(options))
+    assert memory.pop("buckets") == BUCKETS * (1 + (not options.check_finite))
+    assert memory == {**PARAMETERS, **expected}
 
 
 def test_rank_memory_of_replicated_state_is_whole():
@@ -133,6 +135,9 @@ def test_rank_memory_of_buckets_is_what_may_be_in_flight(sizes, expected):
     plan = make_plan(entries, 2, strategy="elements", bucket_size=1)
     memory = rank_memory(plan, 0, MemoryOptions(), lambda entry, elements: 0)
     assert memory["buckets"] == min(expected, sum(sizes)) * 2**20
+    streamed = MemoryOptions(check_finite=False)
+    both = rank_memory(plan, 0, streamed, lambda entry, elements: 0)
+    assert both["buckets"] == 2 * memory["buckets"]
 
 
 @pytest.mark.parametrize(

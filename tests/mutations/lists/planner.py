@@ -24,10 +24,10 @@ MUTATIONS = [
         "True",
         ("tests/layout/test_state_blocks.py",),
     ),
+    Mutation("layout/memory.py", "is_streamed = not", "is_streamed =", MEMORY),
     Mutation("planner/choices.py", "key=_cost", "key=lambda c: 0", CHOICES),
     Mutation("planner/choices.py", "_FREE.issuperset(self.changes)", "True", CHOICES),
     Mutation("planner/choices.py", "order[0:2] = order[1::-1]", "pass", CHOICES),
-    Mutation("planner/choices.py", '"unchecked": not options.needs_norm,', "", CHOICES),
     Mutation(
         "planner/time_model.py",
         "share * times * means",

@@ -24,7 +24,7 @@ MUTATIONS = [
     Mutation("arrays/float24.py", "is_small = absolute < ", "is_small = 0 > ", FLOAT24),
     Mutation("arrays/float24.py", "mx.minimum(rest, 127)", "rest", FLOAT24),
     Mutation("arrays/float24.py", "mx.abs(rest) <= 128", "rest <= 128", FLOAT24),
-    Mutation("arrays/float24.py", "bits + count", "bits - count * 0", FLOAT24),
+    Mutation("arrays/float24.py", "0x9E3779B1", "0", FLOAT24),
     Mutation("arrays/float24.py", "return mixed >> 24", "return mixed >> 25", FLOAT24),
     Mutation("arrays/arena.py", "self._blocks[dtype] = block, -(", "0, -(", ARENA),
     Mutation("arrays/arena.py", "start + size > block.bits.size", "False", ARENA),

@@ -4,7 +4,8 @@
 
 AdamW on 1, 2, 4 and 8 ranks of this machine, which may have fewer cores, with
 parameters in float32, and in bfloat16 with masters: `update` with replicated and with
-sharded state, `minimize`, and `minimize` with state in 8 bits (and masters of 24 bits).
+sharded state, `minimize`, and `minimize` with state in 8 bits (and masters of 24 bits),
+also with check_finite=False ("unchecked"), where no mean gradient waits for the others.
 In float32 also upstream: `nn.average_gradients` and MLX's optimizer, compiled.
 
 "peak" is the kernel's, the most of all steps and ranks, without memory that MPI shares

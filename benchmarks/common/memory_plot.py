@@ -21,6 +21,12 @@ LINES = {
     "sharded update": plots.ORANGE,
     "sharded minimize": plots.LIGHT_BLUE,
     "minimize, 8-bit state": plots.BLUE,
+    "minimize, 8-bit state, unchecked": "#0d2f57",
+}
+NUDGES = {  # GB by which the labels of close lines are moved
+    "sharded minimize": 3,
+    "minimize, 8-bit state": 1,
+    "minimize, 8-bit state, unchecked": -4,
 }
 
 
@@ -38,32 +44,31 @@ def draw(path: Path, measured: list[Result], tensors: str) -> None:
         left, right = axes
         _draw_measured(left, [case for case in measured if case["dtype"] == dtype])
         masters = ", with masters" if dtype == "bfloat16" else ""
-        left.set_title(f"{tensors} parameters in {dtype}{masters}: measured")
+        heading = {"loc": "left", "fontsize": 10}
+        left.set_title(f"{tensors} parameters in {dtype}{masters}", **heading)
         left.set_ylabel("MB a rank")
         _draw_large(right)
-        right.set_title("8B parameters in bfloat16, with masters: from the same sum")
+        right.set_title("8B parameters in bfloat16, with masters: predicted", **heading)
         right.set_ylabel("GB a rank")
         for each in axes:
-            each.set_title(each.get_title(), loc="left", fontsize=10)
-            each.set_title("")
             each.set_xscale("log", base=2)
             each.set_xticks(*[RANKS] * 2)
             each.set(xlabel="ranks", ylim=(0, None), xlim=(0.9, 8.9))
             each.minorticks_off()
+        right.set_xlim(0.9, 45)
 
 
 def _draw_measured(axes: Any, measured: list[Result]) -> None:
     for mode, color in LINES.items():
         cases = [case for case in measured if case["mode"] == mode]
-        if not cases:
-            continue
         ranks = [case["ranks"] for case in cases]
         peaks = [case["peak"] / 1e6 for case in cases]
         predicted = [case["predicted"] / 1e6 for case in cases]
         axes.plot(ranks, predicted, "--", color=color, linewidth=1)
-        axes.plot(ranks, peaks, "o-", color=color, label=mode, markersize=5)
-    axes.plot([], [], "--", color=plots.BLACK, linewidth=1, label="predicted")
-    axes.legend(frameon=False)
+        axes.plot(ranks, peaks, "o-", color=color, markersize=5)
+    for style, label in (("o-", "measured"), ("--", "predicted by mlxdist plan")):
+        axes.plot([], [], style, color=plots.BLACK, linewidth=1, ms=5, label=label)
+    axes.legend(frameon=False, loc="lower left")
 
 
 def _draw_large(axes: Any) -> None:
@@ -74,5 +79,7 @@ def _draw_large(axes: Any) -> None:
         options = mode.memory_options("bfloat16")
         gigabytes = [memory(model, n, strategy, options).total / 1e9 for n in RANKS]
         axes.plot(RANKS, gigabytes, "o-", color=color, markersize=5)
-    axes.axhline(LIMIT, color=plots.BLACK, linewidth=1)
-    axes.annotate("a Mac with 64 GB", (8.9, LIMIT), ha="right", va="bottom")
+        y = gigabytes[-1] + NUDGES.get(name, 0)
+        axes.annotate(name, (8.8, y), color=color, va="center", fontsize=9)
+    axes.plot([0.9, 8], [LIMIT, LIMIT], ":", color=plots.BLACK, linewidth=1.5)
+    axes.annotate("a Mac with 64 GB", (8.8, LIMIT), va="center", fontsize=9)

@@ -58,6 +58,9 @@ MODES = {
     "sharded update": Mode({"shard": True}),
     "sharded minimize": Mode({"shard": True}, minimize=True),
     "minimize, 8-bit state": Mode(_INT8, minimize=True, masters="24bit"),
+    "minimize, 8-bit state, unchecked": Mode(
+        {**_INT8, "check_finite": False}, minimize=True, masters="24bit"
+    ),
 }
 
 

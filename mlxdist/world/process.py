@@ -45,8 +45,8 @@ _NAP_PARAMETERS = {
 
 _prepared: list[str] = []  # the libmpi that this process uses
 
-# Bytes of freed memory that MLX keeps from malloc, on a CPU. By default it keeps 32 MiB,
-# which malloc could have used for an array of another size.
+# Bytes of freed memory that MLX keeps from malloc, on a CPU. By default it keeps
+# 32 MiB, which malloc could have used for an array of another size.
 _MLX_CACHE = 4 * 2**20
 _MLX_CACHE_BEFORE = 32 * 2**20
 

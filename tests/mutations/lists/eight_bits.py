@@ -29,6 +29,7 @@ MUTATIONS = [
             ("if moment in without:", "if False:"),
             (" and array.size % BLOCK == 0", ""),
         ],
+        (),
     ),
     *mistakes(
         "optim/state_setup.py",

@@ -49,6 +49,7 @@ def test_step_small_case_is_measured(tmp_path):
     assert (tmp_path / "result.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.long
 def test_compare_two_checkouts_are_interleaved_with_equal_bits(tmp_path):
     other = tmp_path / "other"
     other.mkdir()

@@ -150,7 +150,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("background", [(), ("--background",)])
+@pytest.mark.parametrize(
+    "background", [pytest.param((), marks=pytest.mark.long), ("--background",)], ids=str
+)
 def test_save_on_a_full_disk_fails_and_leaves_the_older_checkpoint(
     background, small_disk, tmp_path
 ):

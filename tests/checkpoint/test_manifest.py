@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxdist.checkpoint import manifest, manifest_check
@@ -113,6 +113,7 @@ def paths(value, path=()):
         yield from paths(child, (*path, key))
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_from_bytes_accepts_or_refuses_any_signed_edit(data):
     """Any value anywhere gives a consistent manifest or a ValueError."""

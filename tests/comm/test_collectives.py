@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mlxdist.comm import agree
-from mlxdist.layout.sharding import Bucket
 from tests.support.buckets import (
     bucket_of_blocks,
+    bucket_of_one_large_owner,
     bucket_of_owners,
     contribution,
     flat_bucket,
@@ -15,7 +15,6 @@ from tests.support.buckets import (
     values_of,
 )
 from tests.support.examples import assert_same_bits
-from tests.support.plans import make_entry
 
 pytestmark = pytest.mark.mpi
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -57,7 +56,9 @@ def test_reduce_scatter_then_all_gather_is_the_weighted_mean(
 
 
 @pytest.mark.usefixtures("message_limits")
-@MAKE_BUCKET
+@pytest.mark.parametrize(
+    "make_bucket", [flat_bucket, bucket_of_owners, bucket_of_one_large_owner]
+)
 def test_all_gather_keeps_negative_zero_and_nan(make_bucket, comm, world):
     special = mx.array([-0.0, 0.0, float("nan"), float("-inf"), 1e-45] * 40)
     bucket = make_bucket(world, 190)
@@ -131,15 +132,8 @@ def test_broadcast_over_the_host_transport_counts_what_the_root_sends(world):
     assert comm.traffic.collectives == before[1] + 1
 
 
-def _bucket_of_one_large_owner(world, size):
-    """Return a bucket of which one rank has all but an element each: more rounds."""
-    sizes = [1] * (world.size - 1) + [size]
-    entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
-    return Bucket(tuple(entries), world.size, tuple(range(world.size)))
-
-
 @pytest.mark.usefixtures("message_limits")
-@pytest.mark.parametrize("make", [_bucket_of_one_large_owner, bucket_of_blocks])
+@pytest.mark.parametrize("make", [bucket_of_one_large_owner, bucket_of_blocks])
 def test_reduce_scatter_of_spans_of_unequal_length_is_the_mean(make, comm, world):
     bucket = make(world, 199)
     local = mx.arange(float(bucket.size)) * (world.rank + 1)

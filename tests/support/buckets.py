@@ -19,6 +19,13 @@ def bucket_of_owners(world, size):
     return plan.buckets[0]
 
 
+def bucket_of_one_large_owner(world, size):
+    """Return a bucket of which one rank has all but an element each: more rounds."""
+    sizes = [1] * (world.size - 1) + [size]
+    entries = [make_entry(f"p{i}", (n,), "float32") for i, n in enumerate(sizes)]
+    return Bucket(tuple(entries), world.size, tuple(range(world.size)))
+
+
 def bucket_of_blocks(world, size):
     """Return a bucket of three arrays, cut between blocks of 64 into unequal slices."""
     entries = [make_entry(f"p{i}", (size // 3 + i,), "float32") for i in range(3)]

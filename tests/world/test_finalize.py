@@ -44,7 +44,7 @@ time.sleep(0.6)
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_exit_with_pending_collectives_has_exit_code_0(ranks, tmp_path):
     result = mpi_job(ranks, PENDING_COLLECTIVES, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

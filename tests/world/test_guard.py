@@ -23,14 +23,14 @@ HOST = socket.gethostname()
 CASES = list(itertools.product(WAYS, PLACES, [2, 3]))
 # Others have finished, and may wait for a rank that waits for a disk or a network.
 CASES = [case for case in CASES if case[:2] != ("sleep", "exit")]
-# With the tests of watchdog and postmortem, each way and each place at least once.
+# With the tests of the ring, watchdog and postmortem, each way and place at least once.
 QUICK_CASES = [
     ("memory", "checkpoint", 3),
     pytest.param("exit0", "forward", 2, marks=pytest.mark.long),
     ("exit3", "gather", 2),
     ("_exit", "exchange", 3),
     ("interrupt", "forward", 2),
-    ("SIGKILL", "checkpoint", 2),
+    pytest.param("SIGKILL", "checkpoint", 2, marks=pytest.mark.long),
     ("SIGSEGV", "gather", 3),
     pytest.param("SIGSTOP", "exit", 2, marks=pytest.mark.long),
 ]
@@ -92,6 +92,7 @@ def test_guard_exception_is_printed_once_with_phase_and_traceback(tmp_path):
     assert "optimizer 1.update, optimizer and parameter exchange, step 4" in err
 
 
+@pytest.mark.long
 def test_guard_exception_in_the_exchange_names_its_phase(tmp_path):
     err, _ = check_failure(tmp_path, FailingJob("raise", "exchange", 2, 0))
     assert "failed in optimizer 1.update, gradient exchange, step 4" in err

@@ -76,7 +76,11 @@ def pids(path):
 
 @pytest.mark.parametrize(
     ("how", "ranks", "written"),
-    [("raise", 1, {0}), ("raise", 2, {0, 1}), ("kill", 3, {0, 1})],
+    [
+        ("raise", 1, {0}),
+        pytest.param("raise", 2, {0, 1}, marks=pytest.mark.long),
+        ("kill", 3, {0, 1}),
+    ],
 )
 def test_timeline_of_a_failed_job_has_its_ranks(how, ranks, written, tmp_path):
     (tmp_path / "trace.json").write_text("of an earlier job")

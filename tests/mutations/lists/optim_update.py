@@ -20,6 +20,7 @@ MUTATIONS = [
             ("(step.astype(mx.uint32) * 4 + number)", "step.astype(mx.uint32)"),
             ("(scaled.view(mx.uint32) ^ salt)", "scaled.view(mx.uint32)"),
         ],
+        (),
     ),
     *mistakes(
         "optim/quantized_step.py",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from .buckets import IN_FLIGHT
+from .buckets import IN_FLIGHT, IN_FLIGHT_IN_TURN
 from .entries import ITEM_SIZES, Entry
 from .sharding import Plan
 from .state_blocks import BLOCK, is_quantized
@@ -61,6 +61,7 @@ class MemoryOptions:
         accumulate_sharded: whether each rank keeps only its share of their sums.
         pairwise: whether they are added in pairs, which takes several sums at a time.
         ema: whether there are EMA weights.
+        overlaps: whether ranks compute while they communicate, as on several hosts.
     """
 
     minimize: bool = False
@@ -74,6 +75,7 @@ class MemoryOptions:
     accumulate_sharded: bool = False
     pairwise: bool = False
     ema: bool = False
+    overlaps: bool = True
 
     @property
     def sums(self) -> int:
@@ -271,6 +273,7 @@ def _bucket_bytes(plan: Plan, options: MemoryOptions) -> int:
     if plan.ranks == 1 or not plan.buckets:
         return 0
     sizes = [bucket.nbytes for bucket in plan.buckets]
-    one_way = min(sum(sizes), max(2 * max(sizes), IN_FLIGHT + max(sizes)))
+    most = IN_FLIGHT if options.overlaps else min(IN_FLIGHT, IN_FLIGHT_IN_TURN)
+    one_way = min(sum(sizes), max(2 * max(sizes), most + max(sizes)))
     is_streamed = not options.keeps_means(plan.ranks) and not options.sums
     return (1 + is_streamed) * one_way

@@ -151,7 +151,12 @@ def describe(
     wire, plan = pipelines.eager.wire, pipelines.plan
     sums = "float32" if accumulates else None
     rank_memory = RankMemory(
-        plan, wire.comm.rank, inner, options, frozen=made.frozen_bytes
+        plan,
+        wire.comm.rank,
+        inner,
+        options,
+        frozen=made.frozen_bytes,
+        overlaps=wire.comm.overlaps,
     )
     accumulate = max(options.accumulate, 1 + accumulates)
     return Description(

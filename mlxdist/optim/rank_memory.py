@@ -21,6 +21,7 @@ class RankMemory:
 
     Args:
         frozen: bytes of parameters that are not trained.
+        overlaps: whether ranks compute while they communicate.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class RankMemory:
         options: Options,
         *,
         frozen: int,
+        overlaps: bool,
     ):
         self._plan, self._rank, self._frozen = plan, rank, frozen
-        self._inner, self._options = inner, options
+        self._inner, self._options, self._overlaps = inner, options, overlaps
         self._state = {
             path: {key: value for key, value in values.items() if key not in COPIES}
             for path, values in state.read(inner, plan.shard(rank)).items()
@@ -47,7 +49,10 @@ class RankMemory:
             accumulate: micro-batches of the step.
         """
         options = memory_options(
-            self._options, minimize=minimize, accumulate=accumulate
+            self._options,
+            minimize=minimize,
+            accumulate=accumulate,
+            overlaps=self._overlaps,
         )
         return rank_memory(
             self._plan, self._rank, options, self._state_bytes, frozen=self._frozen
@@ -86,7 +91,11 @@ class RankMemory:
 
 
 def memory_options(
-    options: Options, *, minimize: bool = False, accumulate: int = 1
+    options: Options,
+    *,
+    minimize: bool = False,
+    accumulate: int = 1,
+    overlaps: bool = True,
 ) -> MemoryOptions:
     """Return the options of an optimizer as the memory model has them."""
     master: MasterDtype | None = None
@@ -104,4 +113,5 @@ def memory_options(
         accumulate_sharded=options.accumulate_sharded,
         pairwise=options.reproducible,
         ema=options.ema_decay is not None,
+        overlaps=overlaps,
     )

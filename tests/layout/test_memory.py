@@ -138,6 +138,9 @@ def test_rank_memory_of_buckets_is_what_may_be_in_flight(sizes, expected):
     streamed = MemoryOptions(check_finite=False)
     both = rank_memory(plan, 0, streamed, lambda entry, elements: 0)
     assert both["buckets"] == 2 * memory["buckets"]
+    in_turn = MemoryOptions(overlaps=False)
+    less = rank_memory(plan, 0, in_turn, lambda entry, elements: 0)
+    assert less["buckets"] <= memory["buckets"]
 
 
 @pytest.mark.parametrize(

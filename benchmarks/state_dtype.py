@@ -243,6 +243,8 @@ def _draw_losses(axes: Any, task: common.Result) -> None:
             style = "--" if variant == PERTURBED else "-"
             color = COLORS[variant]
             axes.plot(steps, run["curve"], style, color=color, lw=1, label=label)
+    references = [run["curve"] for run in task["variants"][REFERENCE]]
+    axes.set_ylim(0.9 * np.min(references), 1.1 * np.max(references))
 
 
 def _draw_differences(axes: Any, task: common.Result) -> None:

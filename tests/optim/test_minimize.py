@@ -195,7 +195,7 @@ def test_minimize_of_a_dict_of_arrays_replaces_them(world):
 
 def test_minimize_without_init_initializes(world):
     model, twin = seeded_net(world.rank), seeded_net(world.rank)
-    optimizer, reference = distributed(world, shard=True), distributed(world)
+    optimizer, reference = (distributed(world, shard=True) for _ in range(2))
     optimizer.init(twin)
     trees = tree_map(mx.array, twin.parameters())
     model.update(trees)

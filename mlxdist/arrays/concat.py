@@ -87,6 +87,14 @@ class Chunk:
         """Return one vector, joined by `join` where there are pieces."""
         return self._flat if self._pieces is None else join(self._pieces)
 
+    def give_up(self) -> bool:
+        """Drop a flat vector, whose memory its pieces may then reuse; False for pieces.
+
+        A flat vector is the result of a collective; pieces may be a user's arrays.
+        """
+        is_flat, self._flat = self._flat is not None, None
+        return is_flat
+
     def pieces(self) -> Pieces:
         """Return the pieces in their shapes."""
         return self._split(self._flat) if self._pieces is None else self._pieces

@@ -67,6 +67,7 @@ class Collectives(Protocol):
         least_bucket: bytes below which a collective's own cost is the larger part.
         adds_in_rank_order: whether this transport adds by itself: in float32, in rank
             order, whatever dtype travels.
+        gathers_in_place: whether it can gather into the memory of a given array.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Collectives(Protocol):
     overlaps: bool
     least_bucket: int
     adds_in_rank_order: bool
+    gathers_in_place: bool
 
     def settle(self) -> None:
         """After an error: wait for what was started, and drop the errors of MLX."""
@@ -101,8 +103,15 @@ class Collectives(Protocol):
     ) -> Pending:
         """Arrays of bucket.size elements -> this rank's span of the weighted mean."""
 
-    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
-        """Arrays that are this rank's span -> (bucket.size,)."""
+    def start_all_gather(
+        self, parts: Sequence[Array], bucket: Bucket, into: Array = None
+    ) -> Pending:
+        """Arrays that are this rank's span -> (bucket.size,).
+
+        Args:
+            into: an array of the bucket's size that is overwritten, and has this rank's
+                span. Only where `gathers_in_place`.
+        """
 
     def start_all_reduce(
         self, parts: Sequence[Array], bucket: Bucket, weights: Weights, dtype: Dtype

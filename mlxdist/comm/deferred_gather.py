@@ -30,7 +30,7 @@ from ..arrays.types import Array, Pieces, Raw
 from ..layout.entries import ITEM_SIZES, Entry
 from ..layout.sharding import Bucket
 from .collectives import Collectives, Traffic
-from .gather import Whole
+from .gather import Slot, Whole
 from .peer_streams import PeerStreams
 
 # With more ranks one group would be too many operations to queue.
@@ -160,7 +160,7 @@ class DeferredGather:
         self._bytes: Raw = np.empty(0, np.uint8)
         self._queued: list[tuple[int, Pieces]] = []  # bytes of a group, and its rows
 
-    def push(self, index: int, chunk: Chunk) -> list[Whole]:
+    def push(self, index: int, chunk: Chunk, slot: Slot | None = None) -> list[Whole]:
         """Add this rank's pieces of a bucket, in the order of the gathers.
 
         Evaluates them, and sends those of a group at its last bucket.

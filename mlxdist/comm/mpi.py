@@ -69,6 +69,7 @@ class MpiTransport:
 
     name = "host"
     adds_in_rank_order = True
+    gathers_in_place = True
     least_bucket = 0
 
     def __init__(
@@ -154,12 +155,19 @@ class MpiTransport:
         self._progress.add(reduction)
         return InFlight(reduction, self._progress, result)
 
-    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
+    def start_all_gather(
+        self, parts: Sequence[Array], bucket: Bucket, into: Array = None
+    ) -> Pending:
         self._flush()
         dtype = parts[0].dtype if parts else dtype_of(bucket.dtype)
-        result, full, local = self._whole(bucket, dtype)
+        if into is None:
+            result, full, local = self._whole(bucket, dtype)
+            copy_bits(parts, out=local)
+        else:
+            start, stop = bucket.span(self.rank)
+            result, full = into.reshape(-1), raw(into, f"u{dtype.size}")
+            local = full[start:stop]
         record = self._record(AllGather, bucket, dtype, local.nbytes)
-        copy_bits(parts, out=local)
         gather = AllGather(self, bucket, record, full=full, dtype=dtype)
         self.traffic.add(0)
         self._progress.add(gather)

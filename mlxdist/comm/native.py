@@ -36,6 +36,7 @@ class NativeTransport:
     name = "native"
     overlaps = True
     adds_in_rank_order = False
+    gathers_in_place = False
 
     def __init__(self, group: Group, backend: str, recorder: Recorder):
         self.group = group
@@ -113,7 +114,9 @@ class NativeTransport:
         chunk = self._chain.sum_scatter(self._padded_spans(flat, bucket))
         return chunk.then(lambda chunk: chunk[: stop - start] / weights.total)
 
-    def start_all_gather(self, parts: Sequence[Array], bucket: Bucket) -> Pending:
+    def start_all_gather(
+        self, parts: Sequence[Array], bucket: Bucket, into: Array = None
+    ) -> Pending:
         start, stop = bucket.span(self.rank)
         local = self._joined(parts, bucket)
         self.traffic.add(self.all_gather_bytes_sent(bucket, local.itemsize))

@@ -174,9 +174,10 @@ class Wire:
         device.start_evaluation(packed)
         return Chunk(self._pieces[index], flat=packed[0]) if packed else chunk
 
-    def start_gather(self, index: int, chunk: Chunk) -> Pending:
+    def start_gather(self, index: int, chunk: Chunk, into: Array) -> Pending:
+        bucket = self.plan.buckets[index]
         with self.comm.recorder.carrying(self._contents[index]):
-            return self.comm.start_all_gather(chunk.arrays, self.plan.buckets[index])
+            return self.comm.start_all_gather(chunk.arrays, bucket, into)
 
     def entries(self, index: int, flat: Array) -> Pieces:
         """Cut a whole bucket into its entries."""

@@ -17,7 +17,7 @@ from ..arrays.concat import Chunk
 from ..arrays.types import Array, Flat
 from ..comm.agreement import OnAllRanks
 from ..comm.deferred_gather import DeferredGather
-from ..comm.gather import Gather, Whole
+from ..comm.gather import Gather, Slot, Whole
 from ..comm.reduction import Weights
 from ..comm.wire import Reduction
 from . import grad_norm
@@ -173,9 +173,16 @@ class Attempt:
         assert self._gather is not None
         while len(self._queued) > leave:
             index, chunk = self._queued.popleft()
-            whole = self._gather.push(index, chunk)
+            whole = self._gather.push(index, chunk, self._slot(index))
             self._pushed.add(index)
             self._publish(whole)
+
+    def _slot(self, index: int) -> Slot | None:
+        """Where a bucket's parameter is, if it has one, which may be overwritten."""
+        entries = self._run.wire.plan.buckets[index].entries
+        if len(entries) > 1:
+            return None
+        return self._target.slot(self._index.parameters, entries[0].path)
 
     def _finish(self) -> None:
         assert self._gather is not None

@@ -248,11 +248,11 @@ class _BucketStep:
     ) -> Chunk | Pieces:
         if self._fused is not None and self._fused.applies:
             return self._fused(mean, parameters, states, scale)
-        gradients = mean.pieces()
         if self._parts is not None and self._steps_parts(states):
-            new = self._parts(gradients[0], parameters[0], states[0], scale)
+            new = self._parts(mean, parameters[0], states[0], scale)
             if new is not None:
                 return [new]
+        gradients = mean.pieces()
         stepped: Pieces = [None] * len(gradients)
         for indices, step in self._steps:
             new = step(

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..arrays import device
+from ..arrays.concat import Chunk
 from ..arrays.in_place import InPlace
 from ..arrays.numpy_view import uninitialized
 from ..arrays.trees import cut
-from ..arrays.types import Array, Dtype
+from ..arrays.types import Array, Dtype, Named
 from ..layout.entries import Entry, split_counts
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
@@ -43,6 +44,10 @@ class _Part(NamedTuple):
     start: int
     stepped: Array
     state: State
+
+
+# Gradient, under the key "mean"; parameter; state; scale. The vectors are flat.
+_Inputs = tuple[Named, Array, State, Array | None]
 
 
 class PartStep:
@@ -84,44 +89,57 @@ class PartStep:
         )
 
     def __call__(
-        self, gradient: Array, parameter: Array, state: State, scale: Array | None
+        self, mean: Chunk, parameter: Array, state: State, scale: Array | None
     ) -> Array | None:
         """Return the new values of the piece, and update `state`.
 
         Args:
-            gradient: the piece's mean.
+            mean: the piece's mean gradient. New values take its memory if they can.
             parameter: the whole one.
 
         Returns:
             None, with nothing changed, where the step makes other state than there is.
         """
+        (gradient,) = mean.pieces()
         local = cut(parameter, self._piece, self._strategy)
-        inputs = gradient.reshape(-1), local.reshape(-1), state, scale
-        mx.eval(*inputs[:2], state)  # raises the errors of a user's computation
+        gradients = {"mean": gradient.reshape(-1)}
+        inputs = gradients, local.reshape(-1), state, scale
+        mx.eval(gradients, local, state)  # raises the errors of a user's computation
+        del gradient
         waiting = deque([self._start(0, *inputs)])
         if _layout(waiting[0].state) != _layout(state):
             return None
-        new = {"values": uninitialized(self._size, parameter.dtype)}
+        new = gradients
+        if gradients["mean"].dtype != local.dtype or not mean.give_up():
+            new = {"mean": uninitialized(self._size, local.dtype)}
         outputs = {
             key: InPlace(container_of(state, key), key[-1]) for key in leaf_keys(state)
         }
-        values = InPlace(new, "values")
+        self._write_all(waiting, inputs, InPlace(new, "mean"), outputs)
+        return new["mean"].reshape(local.shape)
+
+    def _write_all(
+        self,
+        waiting: deque[_Part],
+        inputs: _Inputs,
+        values: InPlace,
+        outputs: dict[Key, InPlace],
+    ) -> None:
+        """Step and write the parts; the first one while no view of the rest is left."""
         self.is_incomplete = True
-        for index in range(1, len(self._spans) + 1):
-            # The first part is written while no view of the old state is left.
-            while len(waiting) > (device.parts_ahead() if index > 1 else 0):
+        self._write(waiting.popleft(), values, outputs)
+        for index in range(1, len(self._spans)):
+            waiting.append(self._start(index, *inputs))
+            if len(waiting) > device.parts_ahead():
                 self._write(waiting.popleft(), values, outputs)
-            if index < len(self._spans):
-                waiting.append(self._start(index, *inputs))
         while waiting:
             self._write(waiting.popleft(), values, outputs)
         self.is_incomplete = False
-        return new["values"].reshape(local.shape)
 
     def _start(
         self,
         index: int,
-        gradient: Array,
+        gradients: Named,
         parameter: Array,
         state: State,
         scale: Array | None,
@@ -134,7 +152,7 @@ class PartStep:
             part = leaf_at(state, key).reshape(-1)[start // each : stop // each]
             put_leaf(new, key, part.reshape(-1, BLOCK) if key[-1] == CODES else part)
         (stepped,) = self._step(
-            [gradient[start:stop]], [parameter[start:stop]], [new], scale
+            [gradients["mean"][start:stop]], [parameter[start:stop]], [new], scale
         )
         mx.async_eval(stepped, new)
         return _Part(start, stepped, new)

@@ -8,8 +8,8 @@ from mlx.nn import Module
 
 from ..arrays.tree_index import TreeIndex
 from ..arrays.types import Flat, Tree
-from ..comm.gather import Whole
-from ..layout.paths import Key, KeyPath
+from ..comm.gather import Slot, Whole
+from ..layout.paths import KeyPath
 
 
 class Target(Protocol):
@@ -23,6 +23,9 @@ class Target(Protocol):
 
     def publish(self, index: TreeIndex, whole: Whole) -> None:
         """Take a bucket's parameters; `index` is that of the gradients' tree."""
+
+    def slot(self, index: TreeIndex, path: KeyPath) -> Slot | None:
+        """Return where a parameter is that may be overwritten; None if it may not."""
 
 
 class ModelTarget:
@@ -39,19 +42,23 @@ class ModelTarget:
                 "tree of parameters there is apply_gradients()"
             )
         self.parameters: Tree = model
-        self._slots: dict[KeyPath, tuple[Tree, Key]] | None = None
+        self._slots: dict[KeyPath, Slot] | None = None
 
     @property
     def was_updated(self) -> bool:
         return self._slots is not None
 
     def publish(self, index: TreeIndex, whole: Whole) -> None:
+        for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
+            slot = self.slot(index, entry.path)
+            if slot is not None:
+                container, key = slot
+                container[key] = array
+
+    def slot(self, index: TreeIndex, path: KeyPath) -> Slot | None:
         if self._slots is None:
             self._slots = index.slots(self.parameters)
-        for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
-            if entry.path in self._slots:
-                container, key = self._slots[entry.path]
-                container[key] = array
+        return self._slots.get(path)
 
 
 class TreeTarget:
@@ -64,3 +71,6 @@ class TreeTarget:
     def publish(self, index: TreeIndex, whole: Whole) -> None:
         for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
             self.leaves[entry.path] = array
+
+    def slot(self, index: TreeIndex, path: KeyPath) -> Slot | None:
+        return None

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 import mlxdist
+from mlxdist.comm import chain
 from mlxdist.comm.chain import Chain
 from mlxdist.comm.native import NativeTransport
 from mlxdist.layout.sharding import Bucket
@@ -196,3 +197,22 @@ def test_error_of_other_work_on_the_stream_is_raised_once_and_stops_no_rank(worl
     else:
         mx.eval(chain.all_gather(local).finish())
     assert chain.all_gather(local).finish().tolist() == [[r] for r in range(world.size)]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_all_gather_receives_no_more_than_the_limit_at_once(world, monkeypatch):
+    monkeypatch.setattr(chain, "MAX_BYTES", 400)
+    started, sizes = world.recorder.started, []
+
+    def record(name, size, dtype, nbytes):
+        sizes.append(nbytes)
+        started(name, size, dtype, nbytes)
+
+    monkeypatch.setattr(world.recorder, "started", record)
+    bucket = flat_bucket(world, 999)
+    start, stop = bucket.span(world.rank)
+    whole = mx.arange(float(bucket.size))
+    full = world.native.start_all_gather([whole[start:stop]], bucket).finish()
+    assert_same_bits(full, whole)
+    assert len(sizes) > 1
+    assert max(sizes) * world.size <= 400

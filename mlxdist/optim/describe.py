@@ -168,10 +168,8 @@ def describe(
         compiled=pipelines.eager.local.is_compiled,
         state_bytes_by_rank=made.state_bytes_by_rank,
         memory={
-            call: rank_memory.at_peak(
-                minimize=call == "minimize", accumulate=accumulate
-            )
-            for call in ("update", "minimize")
+            "update": rank_memory.at_peak(minimize=False, accumulate=accumulate),
+            "minimize": rank_memory.at_peak(minimize=True, accumulate=accumulate),
         },
         savings=rank_memory.savings(),
         activations=activations,

@@ -17,7 +17,7 @@ MUTATIONS = [
     Mutation("layout/memory.py", "self.accumulate.bit_length()", "1", MEMORY),
     Mutation("layout/memory.py", "// BLOCK * width_of_block", "", MEMORY),
     Mutation("layout/memory.py", "is_wide = plan.ranks > 1 or", "is_wide =", MEMORY),
-    Mutation("layout/memory.py", "IN_FLIGHT + max(sizes)", "IN_FLIGHT", MEMORY),
+    Mutation("layout/memory.py", "most + max(sizes)", "most", MEMORY),
     Mutation(
         "layout/state_blocks.py",
         "entry.size % BLOCK == 0",

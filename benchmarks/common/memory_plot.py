@@ -76,7 +76,7 @@ def _draw_large(axes: Any) -> None:
     for name, color in LINES.items():
         mode = MODES[name]
         strategy = "elements" if mode.is_sharded else "replicated"
-        options = mode.memory_options("bfloat16")
+        options = mode.memory_options("bfloat16", overlaps=True)
         gigabytes = [memory(model, n, strategy, options).total / 1e9 for n in RANKS]
         axes.plot(RANKS, gigabytes, "o-", color=color, markersize=5)
         y = gigabytes[-1] + NUDGES.get(name, 0)

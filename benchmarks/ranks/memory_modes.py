@@ -36,11 +36,15 @@ class Mode:
             options["master_dtype"] = mx.float32
         return options
 
-    def memory_options(self, dtype: str) -> MemoryOptions:
-        """Return the same options for the memory model."""
+    def memory_options(self, dtype: str, *, overlaps: bool = False) -> MemoryOptions:
+        """Return the same options for the memory model.
+
+        Args:
+            overlaps: whether ranks compute while they communicate: not on one host.
+        """
         options = {**(self.options or {}), "master_dtype": self.master_dtype(dtype)}
         options.pop("shard", None)
-        return MemoryOptions(minimize=self.minimize, **options)
+        return MemoryOptions(minimize=self.minimize, overlaps=overlaps, **options)
 
     def master_dtype(self, dtype: str) -> str | None:
         return None if dtype == "float32" else self.masters

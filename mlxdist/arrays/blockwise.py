@@ -11,10 +11,11 @@ and a float32 scale, 1.0625 bytes an element.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..layout.state_blocks import BLOCK as BLOCK
 from .types import Array, Dtype
@@ -23,16 +24,15 @@ BYTES_PER_ELEMENT = 1 + 4 / BLOCK
 # "signed": scale * code, int8. "root": (scale * code)^2, uint8, for values from 0 up.
 Kind = Literal["signed", "root"]
 
-Thresholds = Callable[[Array], Array | float]
-
 DTYPES: dict[Kind, Dtype] = {"signed": mx.int8, "root": mx.uint8}
 _LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
 # A block without a larger absolute value (or root) becomes 0: its scale would have
 # fewer bits than float32 has.
 _SMALLEST = 1e-30
-# Odd multipliers of a multiplicative hash (Knuth, "The Art of Computer Programming" 3,
-# section 6.4): primes of xxHash.
-_STEPS, _BITS = 2654435761, 2246822519
+# In units of 2^-32: the golden ratio for a step, 0.37 for a moment. For blocks and
+# elements in them odd multipliers of a multiplicative hash (Knuth, "The Art of Computer
+# Programming" 3, section 6.4), primes of xxHash.
+_STEPS, _MOMENTS, _BLOCKS, _PLACES = 2654435769, 1589137900, 2246822519, 3266489917
 
 
 class Blocks(NamedTuple):
@@ -52,19 +52,14 @@ def kind_of(codes: Array) -> Kind:
     return "root" if codes.dtype == mx.uint8 else "signed"
 
 
-def to_nearest(scaled: Array) -> float:
-    """Return the threshold that rounds all numbers to nearest."""
-    return 0.5
-
-
-def quantize(values: Array, kind: Kind, thresholds: Thresholds = to_nearest) -> Blocks:
+def quantize(values: Array, kind: Kind, thresholds: Array | float = 0.5) -> Blocks:
     """Return values in 8 bits.
 
     Args:
         values: of any shape whose size is a multiple of 64; any floating dtype.
-        thresholds: of numbers in units of their block's scale. A code is rounded down
-            where its fraction is below 1 - threshold. From 1/512 to 511/512, so that
-            the largest code can't overflow.
+        thresholds: shape (B, 64), or one for all. A number in units of its block's
+            scale is rounded down where its fraction is below 1 - threshold. From 1/512
+            to 511/512, so that the largest code can't overflow. 0.5: to nearest.
     """
     blocks = values.reshape(-1, BLOCK).astype(mx.float32)
     if kind == "root":
@@ -77,34 +72,55 @@ def quantize(values: Array, kind: Kind, thresholds: Thresholds = to_nearest) -> 
     scales = mx.where(is_zero, 0.0, largest / limit)
     scaled = blocks * mx.where(is_zero, 0.0, limit / largest)
     if kind == "root":
-        codes = (scaled + thresholds(scaled)).astype(mx.uint8)  # cuts off the fraction
+        codes = (scaled + thresholds).astype(mx.uint8)  # cuts off the fraction
         codes = mx.maximum(codes, mx.array(1, mx.uint8))
     else:
-        positive = (scaled + (thresholds(scaled) + 128)).astype(mx.uint8)
+        positive = (scaled + (thresholds + 128)).astype(mx.uint8)
         codes = (positive - mx.array(128, mx.uint8)).view(mx.int8)
     return Blocks(codes, scales.reshape(-1))
 
 
-def random_thresholds(step: Array, number: int) -> Thresholds:
-    """Return thresholds that are random, for stochastic rounding.
+def numbers_of_blocks(spans: Iterable[tuple[int, int]]) -> Array:
+    """Return the numbers of blocks in their tensors.
 
-    It is right on average over steps, however little a value changes in one: rounded
-    to nearest, a long average would not change at all. A threshold is a hash of the
-    number's own bits and of the step. So it is the same on all ranks, however arrays
-    are cut, and another one in each step, even where a gradient is 0.
+    Args:
+        spans: elements [start, stop) of flattened tensors, in multiples of 64.
+
+    Returns:
+        uint32, one for each block.
+    """
+    blocks = [np.arange(start // BLOCK, stop // BLOCK) for start, stop in spans]
+    return mx.array(np.concatenate(blocks).astype(np.uint32))
+
+
+def thresholds(step: Array, blocks: Array, number: int) -> Array:
+    """Return thresholds that change with the step, for rounding right on average.
+
+    Rounded to nearest, a long average would not change at all where a step changes it
+    by less than half a code. The thresholds of an element over the steps are its phase
+    plus multiples of the golden ratio, modulo 1: they fill the interval evenly (Weyl's
+    low-discrepancy sequence), so that errors cancel in fewer steps than random ones.
+    Phases are sums of one for the block and one for the element's place in it. They do
+    not depend on how tensors are cut.
 
     Args:
         step: a whole number, which may be traced.
-        number: of the array in a parameter's state, which has thresholds of its own.
+        blocks: the numbers of the blocks in their tensor, shape (B,); see
+            `numbers_of_blocks`.
+        number: of the moment in a parameter's state, which has thresholds of its own.
+
+    Returns:
+        float32, shape (B, 64), from 1/512 to 511/512.
     """
-    salt = (step.astype(mx.uint32) * 4 + number) * mx.array(_STEPS, mx.uint32)
-
-    def thresholds(scaled: Array) -> Array:
-        mixed = (scaled.view(mx.uint32) ^ salt) * mx.array(_BITS, mx.uint32)
-        top = (mixed >> mx.array(24, mx.uint32)).astype(mx.float32)
-        return (top + 0.5) * (1 / 256)
-
-    return thresholds
+    shift = mx.array(24, mx.uint32)
+    passed = step.astype(mx.uint32) * mx.array(_STEPS, mx.uint32)
+    salt = passed + mx.array(_MOMENTS * number, mx.uint32)
+    rows = (blocks * mx.array(_BLOCKS, mx.uint32) + salt) >> shift
+    columns = (
+        mx.arange(BLOCK, dtype=mx.uint32) * mx.array(_PLACES, mx.uint32)
+    ) >> shift
+    phases = rows.astype(mx.uint8)[:, None] + columns.astype(mx.uint8)  # modulo 256
+    return phases.astype(mx.float32) * (1 / 256) + 1 / 512
 
 
 def widen(codes: Array, scales: Array) -> Array:

@@ -12,9 +12,9 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Plan
 from ..layout.state_blocks import BLOCK
 from ..world.world import World
-from .fused_step import PieceStep
 from .inner_optimizer import InnerOptimizer, Leaf
 from .options import Options
+from .piece_step import PieceStep
 from .quantized_step import Moments, State, put_quantized, update_dtype
 from .user_warning import warn_user
 from .weight_copies import WeightCopies

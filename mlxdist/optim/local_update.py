@@ -16,10 +16,11 @@ from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
 from . import compilation
-from .fused_step import FusedStep, PieceStep, can_be_fused, select
+from .fused_step import FusedStep, can_be_fused, select
 from .inner_optimizer import InnerOptimizer, Leaf
 from .local_shard import LocalShard, Stepped
 from .part_step import PartStep
+from .piece_step import PieceStep
 from .quantized_step import Moments, State
 from .random_draws import RandomDraws
 from .rollback import SavedStates

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..arrays import device
+from ..arrays.blockwise import numbers_of_blocks
 from ..arrays.concat import Chunk
 from ..arrays.in_place import InPlace
 from ..arrays.numpy_view import uninitialized
@@ -23,8 +24,9 @@ from ..layout.entries import Entry, split_counts
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
 from ..layout.state_blocks import BLOCK
-from .fused_step import PieceStep, can_be_fused
+from .fused_step import can_be_fused
 from .inner_optimizer import Leaf
+from .piece_step import PieceStep
 from .quantized_state import CODES, SCALES
 from .quantized_step import (
     Key,
@@ -68,6 +70,7 @@ class PartStep:
         compiled: bool,
     ):
         self._leaf, self._piece, self._strategy = leaf, piece, strategy
+        self._moments = moments
         size = self._size = piece.stop - piece.start
         whole = Piece(Entry(KeyPath(), (size,), piece.entry.dtype), 0, size, 0)
         self._step = PieceStep(
@@ -151,8 +154,16 @@ class PartStep:
             each = _elements_of(key)
             part = leaf_at(state, key).reshape(-1)[start // each : stop // each]
             put_leaf(new, key, part.reshape(-1, BLOCK) if key[-1] == CODES else part)
+        blocks = None
+        if self._moments:
+            first = self._piece.start
+            blocks = numbers_of_blocks([(first + start, first + stop)])
         (stepped,) = self._step(
-            [gradients["mean"][start:stop]], [parameter[start:stop]], [new], scale
+            [gradients["mean"][start:stop]],
+            [parameter[start:stop]],
+            [new],
+            scale,
+            [blocks],
         )
         mx.async_eval(stepped, new)
         return _Part(start, stepped, new)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import mlx.core as mx
 
-from ..arrays.blockwise import Blocks, Kind, quantize, random_thresholds, widen
+from ..arrays.blockwise import Blocks, Kind, quantize, thresholds, widen
 from ..arrays.types import Array, Dtype, Tree
 from .hyperparameters import Optimizer
 from .quantized_state import CODES, SCALES
@@ -35,6 +35,7 @@ def apply_quantized(
     gradient: Array,
     parameter: Array,
     state: State,
+    blocks: Array,
 ) -> Array:
     """Take one optimizer's step on a parameter, and return the new parameter.
 
@@ -43,6 +44,7 @@ def apply_quantized(
 
     Args:
         gradient: in the dtype in which the parameter is updated.
+        blocks: the numbers of the parameter's blocks in its tensor.
     """
     wide = dict(state)
     for key, _ in moments:
@@ -52,8 +54,8 @@ def apply_quantized(
         current = parameter.astype(gradient.dtype)
     stepped = copies.apply(leaf, gradient, current, wide)
     for number, (key, kind) in enumerate(moments):
-        thresholds = random_thresholds(leaf.state["step"], number)
-        wide[key] = _as_dict(quantize(wide[key], kind, thresholds))
+        limits = thresholds(leaf.state["step"], blocks, number)
+        wide[key] = _as_dict(quantize(wide[key], kind, limits))
     state.update(wide)
     codes = [array for key, _ in moments for array in wide[key].values()]
     (new,) = mx.depends([stepped.astype(parameter.dtype)], codes)

@@ -6,9 +6,9 @@ from ..arrays.concat import Chunk
 from ..arrays.trees import cut_all
 from ..arrays.types import Array, Flat
 from ..comm.wire import Wire
-from .fused_step import fitted, scaled
 from .inner_optimizer import InnerOptimizer
 from .local_shard import LocalShard, Stepped
+from .piece_step import fitted, scaled
 from .random_draws import RandomDraws
 from .rollback import SavedStates
 from .weight_copies import WeightCopies

@@ -6,7 +6,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxdist.arrays import device
-from mlxdist.arrays.blockwise import quantize, random_thresholds, widen, zeros
+from mlxdist.arrays.blockwise import (
+    numbers_of_blocks,
+    quantize,
+    thresholds,
+    widen,
+    zeros,
+)
 from mlxdist.optim.grad_norm import NonFiniteError
 from mlxdist.optim.quantized_state import MOMENTS
 from tests.support.compiled import assert_as_eager
@@ -70,8 +76,9 @@ def stepped_by_mlx(inner, tree):
             )
             for number, (key, kind) in enumerate(moments.items()):
                 if not whole:
-                    thresholds = random_thresholds(inner.step, number)
-                    wide[key] = quantize(wide[key], kind, thresholds)
+                    blocks = numbers_of_blocks([(0, new.size)])
+                    limits = thresholds(inner.step, blocks, number)
+                    wide[key] = quantize(wide[key], kind, limits)
             state.update(wide)
             tree = {**tree, name: new.astype(tree[name].dtype)}
     return tree, states

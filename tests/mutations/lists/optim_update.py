@@ -16,9 +16,13 @@ MUTATIONS = [
             ("is_zero = largest < _SMALLEST", "is_zero = largest < 0"),
             ("blocks = mx.sqrt(blocks)", "pass"),
             ("mx.max(mx.abs(blocks),", "mx.max(blocks,"),
-            ("(top + 0.5) * (1 / 256)", "top * (1 / 255)"),
-            ("(step.astype(mx.uint32) * 4 + number)", "step.astype(mx.uint32)"),
-            ("(scaled.view(mx.uint32) ^ salt)", "scaled.view(mx.uint32)"),
+            ("* (1 / 256) + 1 / 512", "* (1 / 255)"),
+            ("* mx.array(_STEPS, mx.uint32)", "* mx.array(1, mx.uint32)"),
+            ("mx.array(_MOMENTS * number, mx.uint32)", "mx.array(0, mx.uint32)"),
+            ("mx.array(_BLOCKS, mx.uint32)", "mx.array(2**24, mx.uint32)"),
+            ("mx.array(_BLOCKS, mx.uint32)", "mx.array(0, mx.uint32)"),
+            ("mx.array(_PLACES, mx.uint32)", "mx.array(0, mx.uint32)"),
+            ("np.arange(start // BLOCK, stop // BLOCK)", "np.arange(stop // BLOCK)"),
         ],
         (),
     ),
@@ -27,7 +31,11 @@ MUTATIONS = [
         ("tests/optim/test_quantized_step.py",),
         [
             ("mx.float32 if moments and dtype.size < mx.float32.size", "dtype if True"),
-            ('random_thresholds(leaf.state["step"], number)', "0.5"),
+            ('thresholds(leaf.state["step"], blocks, number)', "0.5"),
+            (
+                'thresholds(leaf.state["step"], blocks, number)',
+                'thresholds(leaf.state["step"], blocks, 0)',
+            ),
             ("current = parameter.astype(gradient.dtype)", "pass"),
             ("state.update(wide)", "pass"),
             ("{**state.get(key[0], {}), key[1]: array}", "{key[1]: array}"),
@@ -55,7 +63,7 @@ MUTATIONS = [
         ],
     ),
     *mistakes(
-        "optim/fused_step.py",
+        "optim/piece_step.py",
         (*FUSED, *CHANGES, "tests/optim/test_grad_norm.py"),
         [
             (
@@ -63,12 +71,6 @@ MUTATIONS = [
                 "gradient",
             ),
             ("            state.update(arrays)\n", "            pass\n"),
-            ("start = self._bucket[0].start", "start = 0"),
-            ("put_leaf(piece_state, key, view)", "pass"),
-            (
-                "if views is not None and all(map(is_, parts, views)):",
-                "if views is not None:",
-            ),
             (
                 "self._leaf._state, dict(scalars)",
                 "self._leaf._state, dict(self._leaf._state)",
@@ -78,11 +80,46 @@ MUTATIONS = [
     ),
     *mistakes(
         "optim/fused_step.py",
+        (*FUSED, *CHANGES),
+        [
+            ("start = self._bucket[0].start", "start = 0"),
+            ("put_leaf(piece_state, key, view)", "pass"),
+            (
+                "if views is not None and all(map(is_, parts, views)):",
+                "if views is not None:",
+            ),
+        ],
+    ),
+    *mistakes(
+        "optim/piece_step.py",
         ("tests/optim/test_overrides.py",),
         [
             ("return stepped.astype(parameter.dtype)", "return stepped"),
             ("tuple(stepped.shape) == shape", "stepped.size == parameter.size"),
         ],
+    ),
+    *mistakes(
+        "optim/piece_step.py",
+        ("tests/optim/test_quantized_step.py",),
+        [
+            (
+                "spans = [(piece.start, piece.stop)]",
+                "spans = [(0, piece.stop - piece.start)]",
+            )
+        ],
+        (2,),
+    ),
+    *mistakes(
+        "optim/fused_step.py",
+        ("tests/optim/test_quantized_step.py",),
+        [("(piece.start, piece.stop) for", "(0, piece.stop - piece.start) for")],
+        (2,),
+    ),
+    *mistakes(
+        "optim/part_step.py",
+        ("tests/optim/test_quantized_step.py",),
+        [("            first = self._piece.start\n", "            first = 0\n")],
+        (2,),
     ),
     # -- large tensors in parts
     *mistakes(

@@ -150,7 +150,11 @@ class DeferredGathers:
 
 
 class DeferredGather:
-    """Updated pieces to whole parameters, a group of buckets at a time."""
+    """Updated pieces to whole parameters, a group of buckets at a time.
+
+    Attributes:
+        started: buckets that were sent, or wait for the rest of their group.
+    """
 
     def __init__(self, gathers: DeferredGathers):
         self._gathers = gathers
@@ -159,6 +163,7 @@ class DeferredGather:
         self._row: Array = None
         self._bytes: Raw = np.empty(0, np.uint8)
         self._queued: list[tuple[int, Pieces]] = []  # bytes of a group, and its rows
+        self.started: set[int] = set()
 
     def push(self, index: int, chunk: Chunk, slot: Slot | None = None) -> list[Whole]:
         """Add this rank's pieces of a bucket, in the order of the gathers.
@@ -174,7 +179,10 @@ class DeferredGather:
         for array in chunk.arrays:
             self._bytes[start : start + array.nbytes] = raw(array)
             start += array.nbytes
-        return self._exchange(layout) if index == layout.indices[-1] else []
+        is_last = index == layout.indices[-1]
+        sent = self._exchange(layout) if is_last else []
+        self.started.add(index)
+        return sent
 
     def rest(self) -> list[Whole]:
         """Wait until what computes on this device may be queued behind the rest."""

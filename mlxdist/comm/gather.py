@@ -41,12 +41,18 @@ class Whole(NamedTuple):
 
 
 class Gather:
-    """Updated pieces to whole parameters, a window of buckets at a time."""
+    """Updated pieces to whole parameters, a window of buckets at a time.
+
+    Attributes:
+        started: buckets that were sent, or are on their way. After an error none of
+            them may be pushed again: the other ranks would wait for another one.
+    """
 
     def __init__(self, wire: Wire):
         self._wire = wire
         self._buckets = wire.plan.buckets
         self._window = Window(wire.plan.buckets, overlaps=wire.comm.overlaps)
+        self.started: set[int] = set()
 
     def push(self, index: int, chunk: Chunk, slot: Slot | None = None) -> list[Whole]:
         """Send this rank's pieces of a bucket; return the buckets that are whole.
@@ -56,9 +62,11 @@ class Gather:
         """
         if not self._wire.plan.sharded or not self._wire.has_peers:
             entries = self._wire.entries_of_chunk(index, chunk)
+            self.started.add(index)
             return [Whole(self._buckets[index], entries)]
         into = None if slot is None else self._overwritten(index, chunk, slot)
         self._window.push(index, self._wire.start_gather(index, chunk, into))
+        self.started.add(index)
         whole = []
         while self._window.is_full:
             whole.append(self._pop())

@@ -64,7 +64,6 @@ class Attempt:
         self._gather: Gather | DeferredGather | None = None
         self._shard: ShardStep | None = None
         self._taken: set[int] = set()  # buckets whose mean was taken
-        self._pushed: set[int] = set()  # buckets that were handed on
         self._queued: deque[tuple[int, Chunk]] = deque()  # stepped, not handed on
         self.has_handed_on = False
 
@@ -146,7 +145,7 @@ class Attempt:
         self._queued.clear()
         parameters = self._index.parameters.flat(self._target.parameters)
         for index in self._run.wire.order:
-            if index in self._pushed:
+            if index in self._gather.started:
                 continue
             if index not in self._taken:
                 self._take(index)
@@ -163,7 +162,7 @@ class Attempt:
         assert self._gather is not None
         self.has_handed_on = self.has_handed_on or bool(stepped)
         for index, chunk in stepped:
-            if index not in self._pushed:  # and not before the error
+            if index not in self._gather.started:  # and not before the error
                 queued = self._run.wire.queue_stepped(index, chunk)
                 self._queued.append((index, queued))
                 self._push(leave=device.buckets_ahead())
@@ -173,9 +172,7 @@ class Attempt:
         assert self._gather is not None
         while len(self._queued) > leave:
             index, chunk = self._queued.popleft()
-            whole = self._gather.push(index, chunk, self._slot(index))
-            self._pushed.add(index)
-            self._publish(whole)
+            self._publish(self._gather.push(index, chunk, self._slot(index)))
 
     def _slot(self, index: int) -> Slot | None:
         """Where a bucket's parameter is, if it has one, which may be overwritten."""

@@ -249,7 +249,7 @@ MUTATIONS = [
         "optim/attempt.py",
         FAILED,
         [
-            ("if index not in self._pushed:", "if True:"),
+            ("if index not in self._gather.started:", "if True:"),
             ("is_undone and not self.has_handed_on", "is_undone"),
             ("self._shard is None or self._shard.undo()", "True"),
             ("        counts.broken = None", "        pass"),

@@ -7,7 +7,7 @@ one is computed, and so that one bucket's memory is enough for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..arrays.concat import Chunk
@@ -112,14 +112,13 @@ class BucketUpdate:
         self.waits = nbytes < compilation.COMPILED_FROM or any(
             not leaf.is_of_mlx for leaf in inner.leaves
         )
+        total = sum(p.stop - p.start for bucket in wire.pieces for p in bucket)
+
+        def in_parts(piece: Piece) -> bool:
+            return not (self.waits or traced) and PartStep.pays(piece, total)
+
         self.steps = [
-            _BucketStep(
-                self.shard,
-                bucket,
-                compiled=compiled,
-                traced=traced,
-                in_parts=not (self.waits or traced),
-            )
+            _BucketStep(self.shard, bucket, in_parts, compiled=compiled, traced=traced)
             for bucket in wire.pieces
         ]
 
@@ -188,10 +187,10 @@ class _BucketStep:
         self,
         shard: LocalShard,
         bucket: Sequence[Piece],
+        in_parts: Callable[[Piece], bool],
         *,
         compiled: bool,
         traced: bool,
-        in_parts: bool,
     ):
         strategy = shard.wire.plan.strategy
         groups = _groups(shard.inner, bucket)
@@ -218,7 +217,7 @@ class _BucketStep:
             self._fused = FusedStep(
                 leaf, strategy, bucket, shard.copies, moments, compiled=compiled
             )
-        if in_parts and len(bucket) == 1 and PartStep.pays(bucket[0]):
+        if len(bucket) == 1 and in_parts(bucket[0]):
             self._parts = PartStep(
                 groups[0][0],
                 bucket[0],

@@ -39,6 +39,9 @@ from .quantized_step import (
 )
 from .weight_copies import WeightCopies
 
+# Of a rank's elements, those of a piece from which on it is stepped in parts.
+SHARE = 1 / 16
+
 
 class _Part(NamedTuple):
     """The step of elements [start, ...), lazy."""
@@ -80,9 +83,17 @@ class PartStep:
         self.is_incomplete = False
 
     @staticmethod
-    def pays(piece: Piece) -> bool:
-        """Whether a piece is so large that its parts need much less memory."""
-        return piece.stop - piece.start > 2 * device.part_size()
+    def pays(piece: Piece, total: int) -> bool:
+        """Whether a piece is so large that its parts need much less memory.
+
+        A step in parts copies what it has computed, and takes half as long again. A
+        whole one needs the memory of three more arrays of the piece.
+
+        Args:
+            total: elements of all pieces of this rank.
+        """
+        size = piece.stop - piece.start
+        return size > 2 * device.part_size() and size > SHARE * total
 
     def applies_to(self, state: State) -> bool:
         """Whether the step can be taken in parts with this state."""

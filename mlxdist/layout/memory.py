@@ -84,9 +84,16 @@ class MemoryOptions:
             return self.accumulate.bit_length()  # log2 K + 1
         return int(self.accumulate > 1)
 
-    def keeps_means(self, ranks: int) -> bool:
-        """Whether a step waits for all mean gradients before it uses the first."""
-        return self.needs_norm or (self.check_finite and ranks > 1)
+    def keeps_means(self, plan: Plan) -> bool:
+        """Whether a step waits for all mean gradients before it uses the first.
+
+        Ranks that compute and communicate in turn check float32 gradients before they
+        send them, where they have them all.
+        """
+        has_all = not (self.minimize or self.overlaps or self.pairwise)
+        is_float32 = all(entry.dtype == "float32" for entry in plan.entries)
+        waits = self.check_finite and plan.ranks > 1 and not (has_all and is_float32)
+        return self.needs_norm or waits
 
 
 class Term(NamedTuple):
@@ -230,7 +237,7 @@ def _gradient_terms(
             return terms
     if plan.ranks == 1 and not options.minimize:  # the gradients are the means
         return terms
-    if options.keeps_means(plan.ranks):
+    if options.keeps_means(plan):
         # Ranks add in float32. A rank alone has its gradients, or scaled ones.
         is_wide = plan.ranks > 1 or options.scales_gradients
         means = _sum_bytes if is_wide else _own_bytes
@@ -275,5 +282,5 @@ def _bucket_bytes(plan: Plan, options: MemoryOptions) -> int:
     sizes = [bucket.nbytes for bucket in plan.buckets]
     most = IN_FLIGHT if options.overlaps else min(IN_FLIGHT, IN_FLIGHT_IN_TURN)
     one_way = min(sum(sizes), max(2 * max(sizes), most + max(sizes)))
-    is_streamed = not options.keeps_means(plan.ranks) and not options.sums
+    is_streamed = not options.keeps_means(plan) and not options.sums
     return (1 + is_streamed) * one_way

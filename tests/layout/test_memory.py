@@ -114,6 +114,23 @@ def test_rank_memory_of_one_rank_keeps_gradients_that_are_clipped():
     assert memory_of(MemoryOptions(minimize=True), ranks=1)["mean gradients"] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "means"),
+    [
+        ({}, 0),
+        ({"minimize": True}, 24),
+        ({"overlaps": True}, 24),
+        ({"pairwise": True}, 24),
+        ({"needs_norm": True}, 24),
+    ],
+)
+def test_rank_memory_has_no_means_of_gradients_that_were_checked(options, means):
+    plan = make_plan([make_entry("w", (6,))], 3, strategy="replicated", bucket_size=9)
+    in_turn = MemoryOptions(**{"overlaps": False, **options})
+    memory = rank_memory(plan, 0, in_turn, lambda entry, elements: 0)
+    assert memory["mean gradients"] == means
+
+
 def test_rank_memory_counts_frozen_parameters_and_the_process():
     assert memory_of(MemoryOptions(), frozen=5)["frozen parameters"] == 5
     assert memory_of(MemoryOptions())["frozen parameters"] == 0
@@ -138,7 +155,7 @@ def test_rank_memory_of_buckets_is_what_may_be_in_flight(sizes, expected):
     streamed = MemoryOptions(check_finite=False)
     both = rank_memory(plan, 0, streamed, lambda entry, elements: 0)
     assert both["buckets"] == 2 * memory["buckets"]
-    in_turn = MemoryOptions(overlaps=False)
+    in_turn = MemoryOptions(minimize=True, overlaps=False)
     less = rank_memory(plan, 0, in_turn, lambda entry, elements: 0)
     assert less["buckets"] <= memory["buckets"]
 

@@ -10,10 +10,11 @@ MUTATIONS = [
     Mutation("layout/memory.py", "if not options.minimize:", "if True:", MEMORY),
     Mutation(
         "layout/memory.py",
-        "self.check_finite and ranks > 1",
-        "self.check_finite",
+        "self.check_finite and plan.ranks > 1 and",
+        "self.check_finite and",
         MEMORY,
     ),
+    Mutation("layout/memory.py", "(self.minimize or self.overlaps", "(False", MEMORY),
     Mutation("layout/memory.py", "self.accumulate.bit_length()", "1", MEMORY),
     Mutation("layout/memory.py", "// BLOCK * width_of_block", "", MEMORY),
     Mutation("layout/memory.py", "is_wide = plan.ranks > 1 or", "is_wide =", MEMORY),

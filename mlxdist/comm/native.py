@@ -31,13 +31,10 @@ _RING_BUCKET = 32 * 2**20
 
 
 class NativeTransport:
-    """Collectives of one `mx.distributed` group. See `Collectives` for the contract.
-
-    Attributes:
-        overlaps: as the world finds out; see `MpiTransport`.
-    """
+    """Collectives of one `mx.distributed` group. See `Collectives` for the contract."""
 
     name = "native"
+    overlaps = True
     adds_in_rank_order = False
     gathers_in_place = False
 
@@ -45,7 +42,6 @@ class NativeTransport:
         self.group = group
         self.rank = group.rank()
         self.size = group.size()
-        self.overlaps = True
         self.traffic = Traffic()
         self.recorder = recorder
         self.least_bucket = _RING_BUCKET if backend == "ring" else 0

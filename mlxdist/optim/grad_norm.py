@@ -119,9 +119,9 @@ class CheckedBeforehand(NamedTuple):
     def pays(cls, wire: Wire) -> bool:
         entries = wire.plan.entries
         large = sum(entry.nbytes for entry in entries) >= STREAM_FROM * len(entries)
+        takes_turns = wire.comm.adds_in_rank_order and not wire.comm.overlaps
         is_float32 = all(entry.dtype == "float32" for entry in entries)
-        takes_turns = wire.has_peers and not wire.comm.overlaps
-        return takes_turns and large and is_float32
+        return wire.has_peers and takes_turns and large and is_float32
 
     def measure(self, means: Reduction, gradients: Flat, weights: Weights) -> Norm:
         if not gradients:

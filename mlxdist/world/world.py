@@ -89,7 +89,6 @@ class World:
             if overlaps is None:
                 computes_aside = on_host < self.size or not device.on_cpu()
                 overlaps = on_any_rank(comm, condition=computes_aside)
-            self.native.overlaps = overlaps
             self.host_transport = MpiTransport(
                 comm, self.native.flush, self.recorder, overlaps=overlaps
             )

@@ -40,10 +40,11 @@ class Mode:
         """Return the same options for the memory model.
 
         Args:
-            overlaps: whether ranks compute while they communicate: not on one host.
+            overlaps: whether ranks compute while they communicate: not on one host,
+                but over native, which replicated state is exchanged by.
         """
         options = {**(self.options or {}), "master_dtype": self.master_dtype(dtype)}
-        options.pop("shard", None)
+        overlaps = overlaps or not options.pop("shard", True)
         return MemoryOptions(minimize=self.minimize, overlaps=overlaps, **options)
 
     def master_dtype(self, dtype: str) -> str | None:

@@ -47,8 +47,8 @@ class Training:
         if self._mode.minimize:
             self.optimizer.minimize(loss_of, self.model, scale)
         else:
-            _, gradients = self._value_and_grad(self.model, scale)
-            mx.eval(gradients)
+            loss, gradients = self._value_and_grad(self.model, scale)
+            mx.eval(loss, gradients)  # a lazy loss would keep the old parameters
             self._update(gradients)
         mx.eval(self.model.state, self.optimizer.state)
 

@@ -44,7 +44,8 @@ class Mode:
                 but over native, which replicated state is exchanged by.
         """
         options = {**(self.options or {}), "master_dtype": self.master_dtype(dtype)}
-        overlaps = overlaps or not options.pop("shard", True)
+        is_native = not options.pop("shard", True)
+        overlaps = overlaps or is_native
         return MemoryOptions(minimize=self.minimize, overlaps=overlaps, **options)
 
     def master_dtype(self, dtype: str) -> str | None:

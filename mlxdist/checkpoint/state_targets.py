@@ -146,6 +146,10 @@ class _Finder:
             size = codes.stop - codes.start
             self._add(moment, Target(codes.start, codes.stop, (size,), put, quantize))
             return
+        if wide is not None and pair.codes not in self._saved:
+            wanted = f"float32{list(self._entry.shape)}"
+            yield str(mismatch(wide, wanted, f"state {moment} of {self._path}"))
+            return
         for key, part in ((pair.codes, codes), (pair.scales, scales)):
             wanted = f"{dtype_name(part.array.dtype)}{list(part.shape)}"
             name = f"state {key} of {self._path}"

@@ -139,7 +139,7 @@ class Bucket:
             if entry.size == 0:
                 owner = self.owners[index] if self.owners is not None else 0
                 if owner == rank:
-                    yield Piece(entry, 0, 0, 0)
+                    yield Piece(entry, 0, 0, min(max(begin, start), stop) - start)
                 continue
             low, high = max(start, begin), min(stop, begin + entry.size)
             if low < high:

@@ -9,6 +9,7 @@ from ..arrays.types import Named, Tree
 from ..comm.agreement import agree
 from ..comm.collectives import Collectives
 from ..layout.paths import KeyPath
+from ..layout.state_blocks import BLOCK
 from . import masters, moments, state
 from .inner_optimizer import InnerOptimizer
 from .state import StateTree
@@ -60,13 +61,10 @@ def load_full_state(
     try:
         full = as_state(full)
         flat = state.from_mlx(inner, full, layout.plan.by_path)
-        shard = {
-            path: _shard_of(layout, path, flat[path])
-            for path in layout.shard
-            if path in flat
-        }
+        shard = {p: _shard_of(layout, p, flat[p]) for p in layout.shard if p in flat}
         scalars = state.scalars_from_mlx(inner, full)
-        problem = misfit(wanted, shard, any_dtype=any_dtype)
+        problem = _moment_problem(layout, flat)
+        problem = problem or misfit(wanted, shard, any_dtype=any_dtype)
         checksum = _checksum(flat, scalars)
     except Exception as error:  # of any kind, since the other ranks wait for it
         problem = f"not a state of {type(inner.optimizer).__name__}: {error!r}"
@@ -90,6 +88,30 @@ def _shard_of(
     values = moments.widened(values, entry.shape, without=kinds)
     cut = {key: layout.cut(path, key, value) for key, value in values.items()}
     return masters.converted(moments.quantized(cut, kinds), entry, layout.specs[path])
+
+
+def _moment_problem(layout: StateLayout, flat: StateTree) -> str | None:
+    """Return which moment that is in 8 bits here can't be made of a state, or None."""
+    for path in layout.shard:
+        values, entry = flat.get(path, {}), layout.plan.by_path[path]
+        for moment in layout.kinds(path):
+            pair = moments.pair_of(moment)
+            codes, scales = values.get(pair.codes), values.get(pair.scales)
+            if moments.is_pair(codes, scales, entry.size):
+                continue
+            wanted = f"wanted float32{list(entry.shape)}, or its codes and scales"
+            if codes is not None or scales is not None:
+                blocks = entry.size // BLOCK
+                return (
+                    f"the state has no codes and scales of {blocks} blocks for "
+                    f"{path}.{moment}, {wanted}"
+                )
+            if moment not in values:
+                return f"the state has nothing for {path}.{moment}, {wanted}"
+            value = values[moment]
+            if is_number(value) or value.shape != entry.shape:
+                return f"the state of {path}.{moment} is {_text(value)}, {wanted}"
+    return None
 
 
 def _checksum(tree: StateTree, scalars: Sequence[Named]) -> int:

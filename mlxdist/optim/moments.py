@@ -7,12 +7,13 @@ have it as one array of the parameter's shape.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..arrays.blockwise import BLOCK, DTYPES, Kind, quantize, widen
+from ..arrays.blockwise import BLOCK, DTYPES, Kind, kind_of, quantize, widen
 from .quantized_state import CODES, SCALES
 from .state_values import Value
 
@@ -74,16 +75,18 @@ def kinds(dtypes: Mapping[str, str]) -> dict[str, Kind]:
 
 
 def widened(
-    values: Mapping[str, Value], shape: tuple[int, ...], without: Container[str] = ()
+    values: Mapping[str, Value],
+    shape: tuple[int, ...],
+    without: Mapping[str, Kind] = MappingProxyType({}),
 ) -> dict[str, Value]:
     """Return the values with moments in 8 bits as float32 arrays of a shape.
 
     Args:
-        without: moments that stay in 8 bits.
+        without: moments that stay in 8 bits where they are of this kind.
     """
     result = dict(values)
     for moment, pair in pairs_of(values).items():
-        if moment in without:
+        if moment in without and kind_of(values[pair.codes]) == without[moment]:
             continue
         codes, scales = result.pop(pair.codes), result.pop(pair.scales)
         result[moment] = widen(codes, scales).reshape(shape)

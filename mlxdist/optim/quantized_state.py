@@ -40,6 +40,10 @@ def can_be_quantized(optimizer: Optimizer) -> bool:
     return type(optimizer) in MOMENTS and not is_changed_object(optimizer)
 
 
+def _is_int8(option: object) -> bool:
+    return isinstance(option, str) and option == "int8"
+
+
 class QuantizedState(NamedTuple):
     """Which parameters have their state in 8 bits.
 
@@ -78,7 +82,7 @@ class QuantizedState(NamedTuple):
 
     def option_problem(self) -> str | None:
         """Return why the options are invalid, or None."""
-        if self.dtype not in (None, "int8"):
+        if self.dtype is not None and not _is_int8(self.dtype):
             return f'state_dtype is {self.dtype!r}; it must be "int8" or None'
         names = self.float32_state
         if not isinstance(names, tuple) or not all(

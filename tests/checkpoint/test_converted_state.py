@@ -25,9 +25,8 @@ each_other_shard = pytest.mark.parametrize("other", shard_modes("AdamW"))
 
 def make_run(world, tree=None, **options):
     """Return new parameters and an optimizer of them; of 16 bits with masters."""
-    if tree is None:
-        dtype = mx.bfloat16 if "master_dtype" in options else mx.float32
-        tree = tree_of(dtype)
+    dtype = mx.bfloat16 if "master_dtype" in options else mx.float32
+    tree = tree or tree_of(dtype)
     optimizer = distributed(world, **OPTIONS, **options)
     optimizer.init(tree)
     return tree, optimizer
@@ -42,9 +41,9 @@ def save(folder, world, **options):
     return state, optimizer.gather_state()
 
 
-def load(folder, world, **options):
+def load(folder, world, tree=None, **options):
     """Load a run into another one, whose state is another before."""
-    tree, optimizer = make_run(world, **options)
+    tree, optimizer = make_run(world, tree, **options)
     optimizer.load_state(moments(tree, seed=5))
     mlxdist.load_checkpoint(folder, tree, optimizer)
     return tree, optimizer
@@ -68,8 +67,7 @@ def test_state_in_8_bits_loads_on_other_ranks_and_shards(
 @pytest.mark.mpi(min_size=4)
 def test_state_in_8_bits_saved_on_4_ranks_loads_on_3_and_back(world, shared_folder):
     _, full = save(shared_folder, world, shard="elements", state_dtype="int8")
-    part = world.split(world.rank // 3)
-    folder = shared_folder / f"{world.rank // 3}"
+    part, folder = world.split(world.rank // 3), shared_folder / f"{world.rank // 3}"
     tree, optimizer = load(shared_folder, part, shard="elements", state_dtype="int8")
     assert_same_bits(optimizer.gather_state(), full)
     mlxdist.save_checkpoint(folder, 4, tree, optimizer)
@@ -220,7 +218,7 @@ def test_damaged_blocks_are_refused_on_all_ranks(
             mlxdist.load_checkpoint(shared_folder, tree, optimizer)
         assert_same_bits(optimizer.gather_state(), before)
     (info,) = list_checkpoints(shared_folder)
-    problems = list(verify(shared_folder, info, lambda _: None))
+    problems = verify(shared_folder, info, lambda _: None)
     assert any("the state m of a has" in problem for problem in problems)
 
 
@@ -244,22 +242,34 @@ def test_consolidated_moments_are_float32_and_load_in_8_bits(
     assert_same_bits(moments_of(tree_unflatten(list(arrays.items()))), moments_of(full))
     for options in ({"state_dtype": "int8"}, {}):
         _, optimizer = load(plain, world, shard=shard, **options)
-        found = moments_of(optimizer.gather_state())
-        assert_same_bits(found, moments_of(rounded(state)))
+        found = optimizer.gather_state()
+        assert_same_bits(moments_of(found), moments_of(rounded(state)))
+
+
+@pytest.mark.mpi
+def test_plain_moment_of_another_shape_is_refused_by_its_name(world, shared_folder):
+    tree = tree_of(names="a")
+    if world.rank == 0:
+        state = {"a.m": mx.zeros((64, 64))}
+        for name, arrays in (("model", tree), ("optimizer", state)):
+            mx.save_safetensors(str(shared_folder / f"{name}.safetensors"), arrays)
+    world.barrier()
+    with pytest.raises(mlxdist.CheckpointError, match=r"wanted float32\[65, 64\]"):
+        load(shared_folder, world, tree, state_dtype="int8")
 
 
 @pytest.mark.mpi
 def test_corrections_go_through_plain_files(world, shared_folder):
-    _, masters = with_masters(shared_folder / "run", world, True, "24bit")
-    plain = shared_folder / "plain"
+    run, plain = shared_folder / "run", shared_folder / "plain"
+    _, masters = with_masters(run, world, True, "24bit")
     if world.rank == 0:
-        (info,) = list_checkpoints(shared_folder / "run")
+        (info,) = list_checkpoints(run)
         assert kept(info.manifest) == ["24-bit masters"]
-        consolidate(shared_folder / "run", info.save, plain, lambda _: None)
+        consolidate(run, info.save, plain, lambda _: None)
     world.barrier()
     for option in ("24bit", mx.float32):
-        loaded, optimizer = load(plain, world, shard=True, master_dtype=option)
-        assert_same_bits(masters_of(loaded, optimizer), masters)
+        found = masters_of(*load(plain, world, shard=True, master_dtype=option))
+        assert_same_bits(found, masters)
 
 
 # -- pure

@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
+import mlxdist
 from mlxdist.optim.moments import kinds, pairs_of, quantized, widened
 from tests.support.eight_bits import moments, moments_of, rounded, tree_of
 from tests.support.examples import assert_same_bits, distributed, each_shard
@@ -121,6 +122,27 @@ def test_loaded_float32_master_becomes_the_correction(shard, world):
     assert mx.min(mx.abs(full["correction"].astype(mx.int32))).item() > 0
 
 
+@each_shard
+@pytest.mark.mpi
+def test_moment_that_does_not_fit_is_refused_by_its_own_name(shard, world):
+    tree = tree_of()
+    optimizer = with_state(world, tree, moments(tree), shard=shard)
+    before = optimizer.gather_state()
+    codes = {"codes": mx.zeros((65, 64), mx.int8), "scales": mx.zeros(64)}
+    for moment, message in [
+        (None, r"nothing for a\.m, wanted float32\[65, 64\]"),
+        (mx.zeros((64, 64)), r"of a\.m is float32\[64, 64\], wanted float32\[65, 64\]"),
+        (codes, r"no codes and scales of 65 blocks for a\.m"),
+    ]:
+        state = moments(tree)
+        state["a"]["m"] = moment
+        if moment is None:
+            del state["a"]["m"]
+        with pytest.raises(mlxdist.MismatchError, match=message):
+            optimizer.load_state(state)
+        assert_same_bits(optimizer.gather_state(), before)
+
+
 # -- pure conversions
 
 
@@ -143,6 +165,14 @@ def test_quantized_values_widen_to_the_same_shape():
     assert list(back) == ["n", "m"]
     assert mx.max(mx.abs(back["m"] - array)).item() < 0.02
     assert list(widened(values, (2, 64), without={"m": "signed"})) == list(values)
+
+
+def test_moments_kept_in_another_way_are_widened():
+    """As Adam's v is, where Adamax wants its own."""
+    array = mx.square(mx.random.normal((2, 64), key=mx.random.key(3)))
+    values = quantized({"v": array}, {"v": "root"})
+    back = widened(values, (2, 64), without={"v": "signed"})
+    assert mx.max(mx.abs(back["v"] - array)).item() < 0.05
 
 
 def test_quantized_leaves_what_has_no_whole_blocks():

@@ -57,6 +57,7 @@ def test_every_elementwise_optimizer_of_mlx_has_known_moments():
     ("options", "message"),
     [
         ({"state_dtype": "int7"}, "state_dtype is 'int7'"),
+        ({"state_dtype": mx.int8}, "state_dtype is mlx.core.int8"),
         ({"float32_state": ["head"]}, "float32_state is"),
         ({"float32_state": ("",)}, "float32_state is"),
     ],

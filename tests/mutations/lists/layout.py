@@ -83,6 +83,9 @@ MUTATIONS = [
     ),
     Mutation("layout/sharding.py", "if owner == rank:", "if owner <= rank:", SHARDING),
     Mutation("layout/sharding.py", "low - start)", "low - begin)", SHARDING),
+    Mutation(
+        "layout/sharding.py", "min(max(begin, start), stop) - start", "0", SHARDING
+    ),
     Mutation("layout/sharding.py", "max(start, begin)", "start", SHARDING),
     Mutation("layout/sharding.py", "cost + costs[index]", "costs[index]", SHARDING),
     Mutation("layout/sharding.py", "(-costs[i], i)", "(costs[i], i)", SHARDING),

@@ -11,13 +11,14 @@ and a float32 scale, 1.0625 bytes an element.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from ..layout.state_blocks import BLOCK as BLOCK
+from . import device
 from .types import Array, Dtype
 
 BYTES_PER_ELEMENT = 1 + 4 / BLOCK
@@ -29,10 +30,12 @@ _LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
 # A block without a larger absolute value (or root) becomes 0: its scale would have
 # fewer bits than float32 has.
 _SMALLEST = 1e-30
-# In units of 2^-32: the golden ratio for a step, 0.37 for a moment. For blocks and
-# elements in them odd multipliers of a multiplicative hash (Knuth, "The Art of Computer
-# Programming" 3, section 6.4), primes of xxHash.
-_STEPS, _MOMENTS, _BLOCKS, _PLACES = 2654435769, 1589137900, 2246822519, 3266489917
+# In units of 2^-32: the golden ratio for a step; for a moment 0.2113, at which two
+# phases are uncorrelated. For blocks and elements in them odd multipliers of a
+# multiplicative hash (Knuth, "The Art of Computer Programming" 3, section 6.4), primes
+# of xxHash.
+_STEPS, _MOMENTS, _BLOCKS, _PLACES = 2654435769, 907633385, 2246822519, 3266489917
+_COLUMNS = ((np.arange(BLOCK) * _PLACES % 2**32) >> 24).astype(np.uint8)
 
 
 class Blocks(NamedTuple):
@@ -52,32 +55,60 @@ def kind_of(codes: Array) -> Kind:
     return "root" if codes.dtype == mx.uint8 else "signed"
 
 
-def quantize(values: Array, kind: Kind, thresholds: Array | float = 0.5) -> Blocks:
+def _signed_codes(scaled: Array, phases: Array) -> Array:
+    """Return codes + 128, in uint8."""
+    limits = phases.astype(mx.float32) * (1 / 256) + (128 + 1 / 512)
+    return (scaled + limits).astype(mx.uint8)  # cuts off the fraction
+
+
+def _root_codes(scaled: Array, phases: Array) -> Array:
+    limits = phases.astype(mx.float32) * (1 / 256) + 1 / 512
+    return mx.maximum((scaled + limits).astype(mx.uint8), mx.array(1, mx.uint8))
+
+
+Rounding = Mapping[Kind, Callable[[Array, Array], Array]]
+
+ROUNDING: Rounding = {"signed": _signed_codes, "root": _root_codes}
+# In one kernel each: one that has few arrays, all of one shape, is vectorized on a CPU.
+FUSED_ROUNDING: Rounding = {kind: mx.compile(ROUNDING[kind]) for kind in ROUNDING}
+
+
+def quantize(
+    values: Array,
+    kind: Kind,
+    phases: Array | None = None,
+    rounding: Rounding = ROUNDING,
+) -> Blocks:
     """Return values in 8 bits.
 
     Args:
         values: of any shape whose size is a multiple of 64; any floating dtype.
-        thresholds: shape (B, 64), or one for all. A number in units of its block's
-            scale is rounded down where its fraction is below 1 - threshold. From 1/512
-            to 511/512, so that the largest code can't overflow. 0.5: to nearest.
+        phases: uint8, shape (B, 64), see `phases_at`. A number in units of its block's
+            scale is rounded down where its fraction is below 1 - threshold, with
+            threshold = (phase + 1/2) / 256, so that the largest code can't overflow.
+            None: to nearest.
     """
     blocks = values.reshape(-1, BLOCK).astype(mx.float32)
     if kind == "root":
         blocks = mx.sqrt(blocks)
-        largest = mx.max(blocks, axis=1, keepdims=True)
+        largest = _largest(blocks)
     else:
-        largest = mx.max(mx.abs(blocks), axis=1, keepdims=True)
+        largest = _largest(mx.abs(blocks))
     limit = _LARGEST[kind]
     is_zero = largest < _SMALLEST
     scales = mx.where(is_zero, 0.0, largest / limit)
     scaled = blocks * mx.where(is_zero, 0.0, limit / largest)
-    if kind == "root":
-        codes = (scaled + thresholds).astype(mx.uint8)  # cuts off the fraction
-        codes = mx.maximum(codes, mx.array(1, mx.uint8))
-    else:
-        positive = (scaled + (thresholds + 128)).astype(mx.uint8)
-        codes = (positive - mx.array(128, mx.uint8)).view(mx.int8)
+    codes = rounding[kind](scaled, mx.array(127.5) if phases is None else phases)
+    if kind == "signed":
+        codes = (codes - mx.array(128, mx.uint8)).view(mx.int8)
     return Blocks(codes, scales.reshape(-1))
+
+
+def _largest(blocks: Array) -> Array:
+    """Return the largest number of each row: (B, 64) -> (B, 1)."""
+    if device.on_cpu():  # whose kernel is vectorized along the second of three axes
+        blocks = mx.max(blocks.reshape(-1, 4, BLOCK // 4), axis=1)
+    return mx.max(blocks, axis=1, keepdims=True)
 
 
 def numbers_of_blocks(spans: Iterable[tuple[int, int]]) -> Array:
@@ -93,34 +124,30 @@ def numbers_of_blocks(spans: Iterable[tuple[int, int]]) -> Array:
     return mx.array(np.concatenate(blocks).astype(np.uint32))
 
 
-def thresholds(step: Array, blocks: Array, number: int) -> Array:
-    """Return thresholds that change with the step, for rounding right on average.
+def phases_at(step: Array, blocks: Array, number: int) -> Array:
+    """Return phases that change with the step, for rounding right on average.
 
     Rounded to nearest, a long average would not change at all where a step changes it
-    by less than half a code. The thresholds of an element over the steps are its phase
-    plus multiples of the golden ratio, modulo 1: they fill the interval evenly (Weyl's
-    low-discrepancy sequence), so that errors cancel in fewer steps than random ones.
-    Phases are sums of one for the block and one for the element's place in it. They do
-    not depend on how tensors are cut.
+    by less than half a code. The phases of an element over the steps are multiples of
+    the golden ratio, modulo 1: they fill the interval evenly (Weyl's low-discrepancy
+    sequence), so that errors cancel in fewer steps than with random numbers. They start
+    at a sum of two numbers, one for the block and one for the element's place in it,
+    and do not depend on how tensors are cut.
 
     Args:
         step: a whole number, which may be traced.
         blocks: the numbers of the blocks in their tensor, shape (B,); see
             `numbers_of_blocks`.
-        number: of the moment in a parameter's state, which has thresholds of its own.
+        number: of the moment in a parameter's state, which has phases of its own.
 
     Returns:
-        float32, shape (B, 64), from 1/512 to 511/512.
+        uint8, shape (B, 64), in units of 1/256.
     """
     shift = mx.array(24, mx.uint32)
     passed = step.astype(mx.uint32) * mx.array(_STEPS, mx.uint32)
     salt = passed + mx.array(_MOMENTS * number, mx.uint32)
     rows = (blocks * mx.array(_BLOCKS, mx.uint32) + salt) >> shift
-    columns = (
-        mx.arange(BLOCK, dtype=mx.uint32) * mx.array(_PLACES, mx.uint32)
-    ) >> shift
-    phases = rows.astype(mx.uint8)[:, None] + columns.astype(mx.uint8)  # modulo 256
-    return phases.astype(mx.float32) * (1 / 256) + 1 / 512
+    return rows.astype(mx.uint8)[:, None] + mx.array(_COLUMNS)  # modulo 256
 
 
 def widen(codes: Array, scales: Array) -> Array:

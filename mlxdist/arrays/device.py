@@ -168,3 +168,12 @@ def fits_one_kernel(dtype: Dtype) -> bool:
     operation and takes three times as long as the vectorized kernels do together.
     """
     return bool(dtype.size > 2) or not on_cpu()
+
+
+def fuses_blocks() -> bool:
+    """Return whether one fused kernel is fast where blocks have a scale each.
+
+    On a CPU it computes an index for each array of another shape at each element, and
+    takes twice as long as MLX's own kernels around one with arrays of one shape.
+    """
+    return not on_cpu()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.blockwise import numbers_of_blocks
+from ..arrays.blockwise import FUSED_ROUNDING, ROUNDING, numbers_of_blocks
 from ..arrays.dtypes import dtype_of
 from ..arrays.trees import cut
 from ..arrays.types import Array, Dtype, Pieces
@@ -15,7 +15,14 @@ from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
 from .hyperparameters import Optimizer
 from .inner_optimizer import Leaf
-from .quantized_step import Moments, State, apply_quantized, update_dtype
+from .quantized_step import (
+    Moments,
+    State,
+    apply_wide,
+    quantized,
+    update_dtype,
+    widened,
+)
 from .weight_copies import WeightCopies
 
 
@@ -81,6 +88,9 @@ class PieceStep:
             and device.fits_one_kernel(self._dtypes[0])
         ):
             self._compiled = mx.compile(self._pure)
+        # Those that are widened and quantized around the compiled kernel.
+        is_around = self._compiled is not None and not device.fuses_blocks()
+        self._around = moments if is_around else ()
 
     @property
     def is_compiled(self) -> bool:
@@ -107,9 +117,15 @@ class PieceStep:
         if self._compiled is None:
             return self._apply(gradients, parameters, states, scale, blocks)
         scalars = {k: v for k, v in self._leaf.state.items() if isinstance(v, mx.array)}
+        wide = [
+            widened(state, self._around, gradient.shape)
+            for state, gradient in zip(states, gradients, strict=True)
+        ]
         stepped, new = self._compiled(
-            gradients, parameters, states, scalars, scale, blocks
+            gradients, parameters, wide, scalars, scale, blocks
         )
+        if self._around:
+            stepped, new = self._quantized(stepped, new, blocks)
         for state, arrays in zip(states, new, strict=True):
             state.update(arrays)
         return stepped
@@ -147,12 +163,28 @@ class PieceStep:
     def _apply_one(
         self, gradient: Array, parameter: Array, state: State, blocks: Array | None
     ) -> Array:
-        copies, leaf, moments = self._copies, self._leaf, self._moments
-        if not moments:
+        copies, leaf = self._copies, self._leaf
+        if not self._moments:
             return copies.apply(leaf, gradient, parameter, state)
-        return apply_quantized(
-            copies, leaf, moments, gradient, parameter, state, blocks
-        )
+        if self._around:
+            return apply_wide(copies, leaf, gradient, parameter, state)
+        wide = widened(state, self._moments, parameter.shape)
+        stepped = apply_wide(copies, leaf, gradient, parameter, wide)
+        (new,), (arrays,) = self._quantized([stepped], [wide], [blocks])
+        state.update(arrays)
+        return new
+
+    def _quantized(
+        self, stepped: Pieces, states: Sequence[State], blocks: Pieces
+    ) -> tuple[Pieces, list[State]]:
+        """New parameters and states, with moments in 8 bits."""
+        step = self._leaf.state["step"]
+        rounding = FUSED_ROUNDING if self._around else ROUNDING
+        pairs = [
+            quantized(new, wide, self._moments, step, numbers, rounding)
+            for new, wide, numbers in zip(stepped, states, blocks, strict=True)
+        ]
+        return [new for new, _ in pairs], [state for _, state in pairs]
 
     def _pure(
         self,

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 import mlx.core as mx
 
-from ..arrays.blockwise import Blocks, Kind, quantize, thresholds, widen
+from ..arrays.blockwise import (
+    ROUNDING,
+    Blocks,
+    Kind,
+    Rounding,
+    phases_at,
+    quantize,
+    widen,
+)
 from ..arrays.types import Array, Dtype, Tree
 from .hyperparameters import Optimizer
 from .quantized_state import CODES, SCALES
@@ -28,38 +36,52 @@ def put_quantized(state: State, moments: Moments) -> None:
             state[key] = _as_dict(quantize(state[key], kind))
 
 
-def apply_quantized(
+def widened(state: State, moments: Moments, shape: tuple[int, ...]) -> State:
+    """Return a state with its moments in float32, in the shape of the parameter."""
+    wide = {key: widen(**state[key]).reshape(shape) for key, _ in moments}
+    return {**state, **wide}
+
+
+def apply_wide(
     copies: WeightCopies,
     leaf: Optimizer,
-    moments: Moments,
     gradient: Array,
     parameter: Array,
-    state: State,
-    blocks: Array,
+    wide: State,
 ) -> Array:
-    """Take one optimizer's step on a parameter, and return the new parameter.
-
-    It depends on the new state, which so is evaluated with it: what is evaluated later
-    would keep the float32 moments in memory until then.
+    """Take one optimizer's step on a parameter whose moments are in float32.
 
     Args:
         gradient: in the dtype in which the parameter is updated.
-        blocks: the numbers of the parameter's blocks in its tensor.
     """
-    wide = dict(state)
-    for key, _ in moments:
-        wide[key] = widen(**state[key]).reshape(parameter.shape)
     current = parameter
     if not copies.masters.applies_to(parameter):
         current = parameter.astype(gradient.dtype)
-    stepped = copies.apply(leaf, gradient, current, wide)
+    return copies.apply(leaf, gradient, current, wide).astype(parameter.dtype)
+
+
+def quantized(
+    stepped: Array,
+    wide: State,
+    moments: Moments,
+    step: Array,
+    blocks: Array,
+    rounding: Rounding = ROUNDING,
+) -> tuple[Array, State]:
+    """Return a new parameter and its state, with moments in 8 bits.
+
+    The parameter depends on its state, which so is evaluated with it: what is evaluated
+    later would keep the float32 moments in memory until then.
+
+    Args:
+        blocks: the numbers of the parameter's blocks in its tensor.
+    """
+    state = dict(wide)
     for number, (key, kind) in enumerate(moments):
-        limits = thresholds(leaf.state["step"], blocks, number)
-        wide[key] = _as_dict(quantize(wide[key], kind, limits))
-    state.update(wide)
-    codes = [array for key, _ in moments for array in wide[key].values()]
-    (new,) = mx.depends([stepped.astype(parameter.dtype)], codes)
-    return new
+        phases = phases_at(step, blocks, number)
+        state[key] = _as_dict(quantize(wide[key], kind, phases, rounding))
+    codes = [array for key, _ in moments for array in state[key].values()]
+    return mx.depends([stepped], codes)[0], state
 
 
 def _as_dict(blocks: Blocks) -> dict[str, Array]:

@@ -8,8 +8,8 @@ from mlx.utils import tree_flatten
 from mlxdist.arrays import device
 from mlxdist.arrays.blockwise import (
     numbers_of_blocks,
+    phases_at,
     quantize,
-    thresholds,
     widen,
     zeros,
 )
@@ -77,8 +77,8 @@ def stepped_by_mlx(inner, tree):
             for number, (key, kind) in enumerate(moments.items()):
                 if not whole:
                     blocks = numbers_of_blocks([(0, new.size)])
-                    limits = thresholds(inner.step, blocks, number)
-                    wide[key] = quantize(wide[key], kind, limits)
+                    phases = phases_at(inner.step, blocks, number)
+                    wide[key] = quantize(wide[key], kind, phases)
             state.update(wide)
             tree = {**tree, name: new.astype(tree[name].dtype)}
     return tree, states

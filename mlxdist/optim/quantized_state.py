@@ -62,7 +62,7 @@ class QuantizedState(NamedTuple):
         return 1 if self.dtype is None else BLOCK
 
     def applies_to(self, entry: Entry) -> bool:
-        """Whether a parameter's state is in 8 bits: large matrices, but embeddings."""
+        """Whether a parameter's state is in 8 bits, by its shape and its name."""
         return self.dtype is not None and is_quantized(entry, self.float32_state)
 
     def moments(self, optimizer: Optimizer, entry: Entry) -> Mapping[str, Kind]:

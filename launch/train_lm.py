@@ -64,7 +64,10 @@ def wrap_optimizer(
         shard={"none": False, "auto": True}.get(args.shard, args.shard),
         transport=args.transport,
         max_norm=1.0,
-        master_dtype=args.master_dtype and getattr(mx, args.master_dtype),
+        master_dtype=mx.float32
+        if args.master_dtype == "float32"
+        else args.master_dtype,
+        state_dtype=args.state_dtype,
         accumulate=micro_batches_per_rank(args, world),
         reproducible=args.reproducible,
         world=world,
@@ -207,7 +210,9 @@ def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
     add("--shard", choices=shards, default="auto", help="how state is sharded")
     add("--transport", choices=transports, default="auto", help="for gradients")
     add("--dtype", choices=dtypes, default="float32", help="of the parameters")
-    add("--master-dtype", choices=("float32",), help="of 16-bit parameters' masters")
+    masters = ("float32", "24bit")
+    add("--master-dtype", choices=masters, help="of 16-bit parameters' masters")
+    add("--state-dtype", choices=("int8",), help="of the optimizer's moments")
     add("--micro-batches", type=positive, default=1, help="a step, over all ranks")
     add("--reproducible", action="store_true", help="equal bits on 1, 2, 4, 8 ranks")
     add("--data", metavar="FOLDER", help="text files (default: Python's library)")
@@ -234,7 +239,9 @@ def check_arguments(
     """Exit with an error where options contradict each other or the number of ranks."""
     if args.shard == "elements" and args.optimizer in ("muon", "adafactor"):
         parser.error(f"{args.optimizer} needs whole tensors: --shard tensors")
-    if args.master_dtype == args.dtype:
+    if args.state_dtype and args.optimizer in ("muon", "adafactor"):
+        parser.error(f"{args.optimizer} has no state in 8 bits: drop --state-dtype")
+    if args.master_dtype and args.dtype == "float32":
         parser.error(
             f"--master-dtype {args.master_dtype} has no effect on {args.dtype} "
             "parameters: leave it out, or add --dtype bfloat16"

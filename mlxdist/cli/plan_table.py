@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+# A narrower terminal wraps the lines itself: no word or figure is cut off.
+_LEAST_WIDTH = 80
+
 # Columns of the choices; what is in none of them is in the last.
 _COLUMNS = {
     "gradients": ("gradients", "gradient sums", "mean gradients"),
@@ -38,7 +41,8 @@ def show(
     """
     from rich.console import Console
 
-    console = Console(highlight=False)
+    width = max(_LEAST_WIDTH, Console().width)
+    console = Console(highlight=False, width=width)
     console.print(
         f"{counted(model.elements, 'parameter')} in "
         f"{', '.join(sorted({entry.dtype for entry in model.entries}))}, "

@@ -230,7 +230,10 @@ def _gradient_terms(
         terms.append(kept("gradients", parameters))
     if options.sums:
         if options.accumulate_sharded:
-            return [*terms, shared("gradient sums", _sum_bytes)]
+            terms.append(shared("gradient sums", _sum_bytes))
+            if plan.ranks > 1:  # of the micro-batch that is added to them
+                terms.append(shared("mean gradients", _sum_bytes))
+            return terms
         sums = sum(_sum_bytes(entry, entry.size) for entry in plan.entries)
         terms.append(kept("gradient sums", options.sums * sums))
         if options.minimize:  # each sum is freed as its mean arrives

@@ -119,6 +119,16 @@ def test_plan_prints_a_sum_that_can_be_checked_by_hand(capsys, monkeypatch):
     assert "activations" in page
 
 
+@pytest.mark.parametrize("columns", ["1", "40", "200"])
+def test_plan_cuts_off_nothing_whatever_the_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    words = "--parameters 8B --dtype bfloat16 --master-dtype float32 -n 2 --step-time 1"
+    assert cli.main(["plan", *words.split(), "--memory", "50GB"]) == 0
+    page = capsys.readouterr().out
+    assert "\u2026" not in page
+    assert "* shard, minimize, 24bit, int8 " in page
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_plan_prints_python_that_can_be_read(ranks, capsys):
     words = f"--parameters 8B --optimizer adadelta --accumulate 4 --ema -n {ranks}"

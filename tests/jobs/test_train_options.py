@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("launch")
         ("--seed -1", "found '-1', wanted an integer from 0"),
         ("--seed 18446744073709551616", "wanted an integer from 0"),
         ("--master-dtype float32", "has no effect on float32 parameters"),
+        ("--master-dtype 24bit", "has no effect on float32 parameters"),
+        ("--state-dtype int8 --optimizer muon", "muon has no state in 8 bits"),
         ("--micro-batches 24", "found more than the 12 rows of a step"),
         ("--name ../x", "found '../x', wanted the name of a folder"),
         ("--name " + 256 * "x", "wanted the name of a folder"),
@@ -45,10 +47,13 @@ def test_option_without_a_sense_is_refused(
 def test_options_of_use_are_accepted(world, monkeypatch):
     import train_lm
 
-    options = "--learning-rate 0 --dtype bfloat16 --master-dtype float32 --seed 7"
+    options = "--learning-rate 0 --dtype bfloat16 --master-dtype 24bit --seed 7"
+    options += " --state-dtype int8"
     monkeypatch.setattr(sys, "argv", ["train_lm.py", *options.split()])
     args = train_lm.parse_arguments(world)
     assert (args.learning_rate, args.seed, args.name) == (0.0, 7, None)
+    options = train_lm.wrap_optimizer(args, world).options
+    assert (options.master_dtype, options.state_dtype) == ("24bit", "int8")
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

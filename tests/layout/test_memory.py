@@ -77,7 +77,7 @@ HALF = (SIZE + VECTOR) // 2
         ),
         (
             MemoryOptions(minimize=True, accumulate=4, accumulate_sharded=True),
-            {"gradient sums": 4 * HALF, "state": 4 * HALF},
+            {"gradient sums": 4 * HALF, "mean gradients": 4 * HALF, "state": 4 * HALF},
         ),
         (
             MemoryOptions(minimize=True, check_finite=False, ema=True),

@@ -54,12 +54,13 @@ def test_choices_that_change_nothing_are_not_listed(
 
 
 def test_choices_with_accumulation_may_shard_the_sums():
-    listed = choices_of(options=MemoryOptions(accumulate=8))
+    listed = choices_of(ranks=4, options=MemoryOptions(accumulate=8))
     (choice,) = [
         c for c in listed if c.changes == ("shard", "minimize", "sharded sums")
     ]
     assert choice.options.accumulate_sharded
-    assert choice.memory["gradient sums"] == pytest.approx(0.2 * GB, rel=0.01)
+    assert choice.memory["gradient sums"] == pytest.approx(0.1 * GB, rel=0.01)
+    assert choice.memory["mean gradients"] == choice.memory["gradient sums"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ MUTATIONS = [
     ),
     Mutation("layout/memory.py", "(self.minimize or self.overlaps", "(False", MEMORY),
     Mutation("layout/memory.py", "self.accumulate.bit_length()", "1", MEMORY),
+    Mutation(
+        "layout/memory.py", "if plan.ranks > 1:  # of the", "if False:  #", MEMORY
+    ),
     Mutation("layout/memory.py", "// BLOCK * width_of_block", "", MEMORY),
     Mutation("layout/memory.py", "is_wide = plan.ranks > 1 or", "is_wide =", MEMORY),
     Mutation("layout/memory.py", "most + max(sizes)", "most", MEMORY),

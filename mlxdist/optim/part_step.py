@@ -93,7 +93,8 @@ class PartStep:
             total: elements of all pieces of this rank.
         """
         size = piece.stop - piece.start
-        return size > 2 * device.part_size() and size > SHARE * total
+        parts = 8 if device.on_cpu() else 2  # of less, a whole step needs few MiB
+        return size > parts * device.part_size() and size > SHARE * total
 
     def applies_to(self, state: State) -> bool:
         """Whether the step can be taken in parts with this state."""

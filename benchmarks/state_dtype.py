@@ -13,7 +13,7 @@ can be compared step by step:
 - int8: embeddings keep float32 state, as is the default.
 - int8, embeddings too: `float32_state=()`.
 - per-tensor affine: the negative control, which has to fail. Its second moment itself
-  has 8 bits, affine, one range for each tensor, instead of square roots in blocks.
+  has 8 bits, affine, one range for each tensor, instead of roots in blocks.
 
 The difference over a tenth of the run is mean loss / mean loss of float32 - 1. A
 variant passes if the difference over the last tenth is at most 0.3%, and at most 0.1%

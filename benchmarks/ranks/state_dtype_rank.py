@@ -44,7 +44,7 @@ class AffineAdamW(optim.AdamW):
     """AdamW whose second moment has 8 bits, affine, one range for each tensor.
 
     A range from 0 to the largest value gives most elements the code 0, so that their
-    steps are divided by epsilon: the reason for blocks and square roots.
+    steps are divided by epsilon: the reason for blocks and roots.
     """
 
     def apply_single(

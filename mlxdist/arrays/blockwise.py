@@ -1,9 +1,13 @@
 """Arrays in 8 bits: blocks of 64 elements, each with a scale.
 
 For the moments of an optimizer (Dettmers et al., "8-bit Optimizers via Block-wise
-Quantization", ICLR 2022). A second moment is kept as its square root, which halves its
-range in decades (FlashOptim, arXiv 2602.23349). Its codes are at least 1: a second
-moment that is rounded to 0 would divide a first moment by epsilon.
+Quantization", ICLR 2022). Adam divides one moment by the root of the other, so that
+small elements of a block count as much as large ones. Codes of equal steps would round
+them to nothing. So a first moment is kept as its square root, with its sign, and a
+second moment as its fourth root: what is divided by is a square root, and has as many
+decades as a first moment (FlashOptim, arXiv 2602.23349, compresses both ranges too).
+Codes of second moments are at least 1: one that is rounded to 0 would divide a first
+moment by epsilon.
 
 Blocks are counted from the first element of the flattened array: 64 codes of a byte
 and a float32 scale, 1.0625 bytes an element.
@@ -22,13 +26,13 @@ from . import device
 from .types import Array, Dtype
 
 BYTES_PER_ELEMENT = 1 + 4 / BLOCK
-# "signed": scale * code, int8. "root": (scale * code)^2, uint8, for values from 0 up.
+# With x = scale * code: "signed" is x |x|, int8; "root" is x^4, uint8, from 0 up.
 Kind = Literal["signed", "root"]
 
 DTYPES: dict[Kind, Dtype] = {"signed": mx.int8, "root": mx.uint8}
 _LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
-# A block without a larger absolute value (or root) becomes 0: its scale would have
-# fewer bits than float32 has.
+# A block without a larger root becomes 0: its scale would have fewer bits than float32
+# has.
 _SMALLEST = 1e-30
 # In units of 2^-32: the golden ratio for a step; for a moment 0.2113, at which two
 # phases are uncorrelated. For blocks and elements in them odd multipliers of a
@@ -83,21 +87,20 @@ def quantize(
 
     Args:
         values: of any shape whose size is a multiple of 64; any floating dtype.
-        phases: uint8, shape (B, 64), see `phases_at`. A number in units of its block's
+        phases: uint8, shape (B, 64), see `phases_at`. A root in units of its block's
             scale is rounded down where its fraction is below 1 - threshold, with
             threshold = (phase + 1/2) / 256, so that the largest code can't overflow.
             None: to nearest.
     """
     blocks = values.reshape(-1, BLOCK).astype(mx.float32)
-    if kind == "root":
-        blocks = mx.sqrt(blocks)
-        largest = _largest(blocks)
-    else:
-        largest = _largest(mx.abs(blocks))
+    roots = mx.sqrt(mx.abs(blocks) if kind == "signed" else mx.sqrt(blocks))
+    largest = _largest(roots)
     limit = _LARGEST[kind]
     is_zero = largest < _SMALLEST
     scales = mx.where(is_zero, 0.0, largest / limit)
-    scaled = blocks * mx.where(is_zero, 0.0, limit / largest)
+    scaled = roots * mx.where(is_zero, 0.0, limit / largest)
+    if kind == "signed":
+        scaled = mx.where(blocks < 0, -scaled, scaled)
     codes = rounding[kind](scaled, mx.array(127.5) if phases is None else phases)
     if kind == "signed":
         codes = (codes - mx.array(128, mx.uint8)).view(mx.int8)
@@ -154,7 +157,9 @@ def widen(codes: Array, scales: Array) -> Array:
     """Return the float32 values of blocks, flat."""
     values = codes.astype(mx.float32) * scales[:, None]
     if kind_of(codes) == "root":
-        values = mx.square(values)
+        values = mx.square(mx.square(values))
+    else:
+        values = values * mx.abs(values)
     return values.reshape(-1)
 
 

@@ -35,7 +35,8 @@ def attempt_of(calls, measure):
     """Return an attempt on one gradient of ones, which records what it calls."""
     means = SimpleNamespace(replace_gradients=lambda g: calls.append(("replace", g)))
 
-    def reduce(gradients, weights):
+    def reduce(gradients, weights, earlier):
+        assert earlier is None
         calls.append(("reduce", gradients))
         return means
 

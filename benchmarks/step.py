@@ -2,7 +2,8 @@
 
     mlxdist bench step --json benchmarks/results/step.json
 
-AdamW on 2 ranks, with one thread each. The contenders are mlxdist; upstream, which is
+AdamW on 2 ranks, with one thread each. The contenders are mlxdist, also with optimizer
+state in 8 bits, which is compared with float32 state; upstream, which is
 `nn.average_gradients` and MLX's optimizer compiled, as installed and "tuned" with the
 allocator setting of mlxdist; and PyTorch, where it is installed, with gloo and either
 fused AdamW or ZeroRedundancyOptimizer. 450 tensors of 4000, as LoRA has, are measured

@@ -19,6 +19,7 @@ SIZES = ("1M", "10M", "50M", "200M", LORA, "2000x1000", "2000x1")
 QUICK_SIZES = ("1M", "100x1000")
 DTYPES = ("float32", "bfloat16")
 MLXDIST = ("sharded", "replicated native", "replicated host")
+EIGHT_BITS = "sharded int8"  # optimizer state, but for the norms
 UPSTREAM, UPSTREAM_TUNED = "upstream", "upstream tuned"
 # Averaging and the update inside one mx.compile.
 COMPILED, UPSTREAM_COMPILED = "compiled", "upstream compiled"
@@ -72,12 +73,14 @@ def pairs(case: Case, contenders: Sequence[str]) -> list[tuple[str, str]]:
     if case.tensors != LORA:
         contenders = [name for name in contenders if not name.endswith(COMPILED)]
     if case.parameters > LARGE:
-        contenders = [name for name in contenders if name in (*MLXDIST, UPSTREAM)]
+        few = (*MLXDIST, EIGHT_BITS, UPSTREAM)
+        contenders = [name for name in contenders if name in few]
     others = {
         "sharded": (UPSTREAM, UPSTREAM_TUNED, *TORCH),
         "replicated native": (UPSTREAM, UPSTREAM_TUNED),
         "replicated host": (UPSTREAM, UPSTREAM_TUNED),
         COMPILED: (UPSTREAM_COMPILED,),
+        EIGHT_BITS: ("sharded",),
     }
     all_pairs = [(name, other) for name in others for other in others[name]]
     return [pair for pair in all_pairs if set(pair) <= set(contenders)]
@@ -89,7 +92,8 @@ def contenders(only: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a name is unknown.
     """
-    names = [*MLXDIST, UPSTREAM, UPSTREAM_TUNED, COMPILED, UPSTREAM_COMPILED]
+    names = [*MLXDIST, EIGHT_BITS, UPSTREAM, UPSTREAM_TUNED]
+    names += [COMPILED, UPSTREAM_COMPILED]
     if importlib.util.find_spec("torch"):
         names += TORCH
     if unknown := set(only) - set(names):
@@ -149,7 +153,9 @@ def job(name: str, case: Case, ranks: int, folder: Path) -> Job:
     if name in TORCH:
         return _torch_job(name, case, ranks, folder)
     arguments = (name, case.tensors, case.dtype)
-    environment = {} if name in (*MLXDIST, COMPILED) else upstream_environment()
+    environment = (
+        {} if name in (*MLXDIST, EIGHT_BITS, COMPILED) else upstream_environment()
+    )
     script = RANK_PROGRAMS / "step_rank.py"
     return mpi_job(name, ranks, script, *arguments, environment=environment)
 

@@ -17,6 +17,7 @@ from ranks.tensors import make_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "sharded": {"shard": True},
+    "sharded int8": {"shard": True, "state_dtype": "int8", "float32_state": ()},
     "replicated": {"shard": False},
     "replicated native": {"shard": False, "transport": "native"},
     "replicated host": {"shard": False, "transport": "host"},

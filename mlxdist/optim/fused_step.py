@@ -32,7 +32,9 @@ from .quantized_step import (
     State,
     leaf_at,
     leaf_keys,
+    leaves_at,
     put_leaf,
+    put_leaves,
 )
 from .weight_copies import WeightCopies
 
@@ -106,8 +108,7 @@ class FusedStep:
         self._flat = {key: leaf_at(state, key) for key in leaf_keys(state)}
         for key, flat in self._flat.items():
             views = self._views[key] = self._splits.get(key[-1], self._split)(flat)
-            for piece_state, view in zip(states, views, strict=True):
-                put_leaf(piece_state, key, view)
+            put_leaves(states, key, views)
         return Chunk(self._split, flat=stepped)
 
     def _blocks(self) -> Pieces:
@@ -118,7 +119,7 @@ class FusedStep:
 
     def _flat_state(self, key: Key, states: Sequence[State]) -> Array:
         """The flat state; joined again where a view was replaced."""
-        parts = [leaf_at(state, key) for state in states]
+        parts = leaves_at(states, key)
         views = self._views.get(key)
         if views is not None and all(map(is_, parts, views)):
             return self._flat[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
@@ -15,7 +15,7 @@ from ..arrays.blockwise import (
     quantize,
     widen,
 )
-from ..arrays.types import Array, Dtype, Tree
+from ..arrays.types import Array, Dtype, Pieces, Tree
 from .hyperparameters import Optimizer
 from .quantized_state import CODES, SCALES
 from .weight_copies import WeightCopies
@@ -119,3 +119,20 @@ def put_leaf(state: State, key: Key, array: Array) -> None:
         state[key[0]] = array
     else:
         state[key[0]] = {**state.get(key[0], {}), key[1]: array}
+
+
+def leaves_at(states: Sequence[State], key: Key) -> Pieces:
+    """Return the arrays at one key of many parameters' states."""
+    if len(key) == 1:
+        return [state[key[0]] for state in states]
+    return [state[key[0]][key[1]] for state in states]
+
+
+def put_leaves(states: Sequence[State], key: Key, arrays: Pieces) -> None:
+    """Replace the arrays at one key of many parameters' states."""
+    is_array = len(key) == 1  # a call for each of thousands of tensors takes time
+    for state, array in zip(states, arrays, strict=True):
+        if is_array:
+            state[key[0]] = array
+        else:
+            put_leaf(state, key, array)

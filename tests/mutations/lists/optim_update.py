@@ -84,7 +84,7 @@ MUTATIONS = [
         (*FUSED, *CHANGES),
         [
             ("start = self._bucket[0].start", "start = 0"),
-            ("put_leaf(piece_state, key, view)", "pass"),
+            ("put_leaves(states, key, views)", "pass"),
             (
                 "if views is not None and all(map(is_, parts, views)):",
                 "if views is not None:",

@@ -222,7 +222,7 @@ def show(console: Console, result: common.Result) -> None:
 def draw(path: Path, result: common.Result) -> None:
     """Draw the losses of each task, and below them the differences from float32."""
     tasks = result["tasks"]
-    title = "Training with optimizer state in 8 bits: loss, and difference from float32"
+    title = "Loss with optimizer state in 8 bits"
     size = (5.5 * len(tasks), 6.5)
     with plots.figure(path, title, size=size, columns=len(tasks), rows=2) as axes:
         columns = axes.reshape(2, len(tasks)).T

@@ -28,7 +28,7 @@ MEANINGS: dict[Change, str] = {
     "shard": "shard=True: each rank keeps 1/N of the state; the same results",
     "minimize": "optimizer.minimize() instead of update(); the same results",
     "sharded sums": "accumulate_sharded=True: gradients are sent K times a step",
-    "24bit": 'master_dtype="24bit": 8 bits beside each parameter, not float32',
+    "24bit": 'master_dtype="24bit": 8 bits more than a parameter, no float32',
     "int8": 'state_dtype="int8": moments are rounded, in blocks of 64',
     "unchecked": "check_finite=False: a step with nan or inf is taken",
 }

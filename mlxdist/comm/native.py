@@ -25,7 +25,7 @@ Group = mx.distributed.Group
 _INTEGERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 _HAVE_REDUCE_SCATTER = ("nccl", "jaccl")
 
-# Each step around the ring wakes several threads of MLX, beside others that poll. With
+# Each step around the ring wakes several threads of MLX, while others poll. With
 # 4 hosts on 2 cores at 10 Gbit/s, 32 MB take 300 ms in one bucket, 1060 ms in 2 MiB.
 _RING_BUCKET = 32 * 2**20
 

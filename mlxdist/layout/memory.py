@@ -44,7 +44,7 @@ _FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What changes the memory of a rank, beside the plan.
+    """What changes the memory of a rank, besides the plan.
 
     Attributes:
         minimize: whether steps are taken by `minimize`, which frees each gradient once

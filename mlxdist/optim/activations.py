@@ -40,7 +40,7 @@ def on_all_ranks(
 
 
 def measure(computation: Computation, buckets: Sequence[Bucket]) -> int:
-    """Return the bytes that a pass takes at its peak, beside what is in use before it.
+    """Return the bytes that a pass takes at its peak, above what is in use before it.
 
     Gradients are evaluated bucket by bucket and dropped, as `minimize` does. The model,
     its buffers and MLX's random numbers are put back as they were. MLX's count of its

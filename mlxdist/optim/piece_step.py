@@ -117,10 +117,12 @@ class PieceStep:
         if self._compiled is None:
             return self._apply(gradients, parameters, states, scale, blocks)
         scalars = {k: v for k, v in self._leaf.state.items() if isinstance(v, mx.array)}
-        wide = [
-            widened(state, self._around, gradient.shape)
-            for state, gradient in zip(states, gradients, strict=True)
-        ]
+        wide = states
+        if self._around:
+            wide = [
+                widened(state, self._around, gradient.shape)
+                for state, gradient in zip(states, gradients, strict=True)
+            ]
         stepped, new = self._compiled(
             gradients, parameters, wide, scalars, scale, blocks
         )

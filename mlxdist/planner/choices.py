@@ -5,32 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 from ..layout import Strategy
 from ..layout.memory import ELEMENTWISE, Memory, MemoryOptions
 from .memory_model import Model, memory
 from .time_model import imbalance
 
-Change = Literal[
-    "shard",
-    "minimize",
-    "sharded sums",
-    "24bit",
-    "int8",
-    "unchecked",
-]
-
 # The cheapest first. Results stay the same with the first two. The third sends more.
 # The next two round what is kept. The last gives up a check: a step of nan is taken.
-CHANGES: tuple[Change, ...] = (
-    "shard",
-    "minimize",
-    "sharded sums",
-    "24bit",
-    "int8",
-    "unchecked",
-)
+Change = Literal["shard", "minimize", "sharded sums", "24bit", "int8", "unchecked"]
+CHANGES: tuple[Change, ...] = get_args(Change)
 _FREE = frozenset({"shard", "minimize"})
 
 # A busiest host that sends this many times its share makes sharding slow.

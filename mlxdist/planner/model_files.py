@@ -18,7 +18,7 @@ def model_of_files(
     """Return the model in safetensors files. Reads only the files' headers.
 
     Args:
-        frozen: bytes of parameters that are not trained, beside those in the files
+        frozen: bytes of parameters that are not trained, besides those in the files
             that are not floating-point.
 
     Raises:

@@ -16,7 +16,13 @@ from mlxdist.arrays.blockwise import (
 from mlxdist.optim.grad_norm import NonFiniteError
 from mlxdist.optim.quantized_state import MOMENTS
 from tests.support.compiled import assert_as_eager
-from tests.support.examples import assert_same_bits, distributed, gradients, make
+from tests.support.examples import (
+    CASES,
+    assert_same_bits,
+    distributed,
+    gradients,
+    make,
+)
 
 pytestmark = pytest.mark.mpi
 # No number of ranks divides them all. "norm", "small" and "embed" keep float32 state.
@@ -29,14 +35,6 @@ SHAPES = {
     "small": (63,),
 }
 QUANTIZED = ("a", "b", "c")
-CASES = [
-    (False, "native"),
-    (False, "host"),
-    ("elements", "host"),
-    ("elements", "native"),
-    ("tensors", "host"),
-    ("tensors", "native"),
-]
 STEPS = range(3)
 
 

@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 import mlxdist
 from mlxdist import MismatchError
 from tests.support.examples import (
+    CASES,
     assert_same_bits,
     batch,
     bits,
@@ -23,14 +24,6 @@ INNER = {
         [optim.Muon(1e-2), optim.AdamW(1e-2)], [lambda path, x: x.ndim == 2]
     ),
 }
-CASES = [
-    (False, "native"),
-    (False, "host"),
-    ("elements", "host"),
-    ("elements", "native"),
-    ("tensors", "host"),
-    ("tensors", "native"),
-]
 
 
 class Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ import mlxdist
 
 SHARDS = [False, "elements", "tensors"]
 TRANSPORTS = ["native", "host"]
+CASES = list(product(SHARDS, TRANSPORTS))
 each_shard = pytest.mark.parametrize("shard", SHARDS)
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 

@@ -91,6 +91,18 @@ def test_memory_small_model_is_near_its_prediction(tmp_path):
     assert (tmp_path / "result.png").stat().st_size > 1000
 
 
+def test_minimize_small_case_is_compared_with_update(tmp_path):
+    arguments = ("--quick", "--cases", "2 ranks", "--contenders", "sharded")
+    result = bench(tmp_path, "minimize", *arguments)
+    (case,) = result["cases"].values()
+    for clock in ("wall", "processor"):
+        assert set(case[clock]["samples"]) == {"sharded minimize", "sharded update"}
+        for samples in case[clock]["samples"].values():
+            assert len(samples) == 2
+            assert all(0 < seconds < 10 for seconds in samples)
+        assert list(case[clock]["ratios"]) == ["sharded minimize / sharded update"]
+
+
 @pytest.mark.long
 def test_train_contenders_reach_the_same_loss(tmp_path):
     arguments = ("--quick", "--turns", "1", "--places", "one machine")

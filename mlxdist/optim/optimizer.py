@@ -49,8 +49,9 @@ class DistributedOptimizer(OptimizerWrapper):
         optimizer: the optimizer to wrap; not to be used on its own any more.
         shard: False, True, "elements" (flat slices) or "tensors" (an owner for each).
         world: what `mlxdist.init()` returned; None for the one that was joined.
-        options: the fields of `mlxdist.optim.Options`, which says what each does and
-            what it costs.
+
+    The other arguments are the fields of `mlxdist.optim.Options`, which says what each
+    does and what it costs.
 
     Bytes that a rank sends per step, for S bytes of gradients on N ranks: 2(N-1)/N S;
     sharded over "native" 3(N-1)/N S, since MLX has no reduce-scatter over MPI or its

@@ -1,0 +1,73 @@
+"""Hooks of mkdocs: pages from files outside of docs/, and links to the repository.
+
+Links are written relative to the file, so that they work in a checkout and on a host of
+repositories. Here a link to a file of the repository becomes one to its page, or, if it
+has none, to the file at REPOSITORY.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "launch/README.md": "first_cluster.md",
+    "benchmarks/results/README.md": "benchmarks.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+IMAGES = ("benchmarks/results/*.svg", "benchmarks/results/*.png")
+SOURCES = {page: source for source, page in PAGES.items()}
+REPOSITORY = "https://github.com/mlxdist/mlxdist/blob/main/"
+LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\"\s#]+)")
+CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages and images that are outside of docs/."""
+    images = [path for pattern in IMAGES for path in sorted(ROOT.glob(pattern))]
+    for path, uri in [
+        *((ROOT / source, page) for source, page in PAGES.items()),
+        *((path, path.relative_to(ROOT).as_posix()) for path in images),
+    ]:
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Return the page with links that work on the site."""
+    here = page.file.src_uri
+    source = SOURCES.get(here, f"docs/{here}")
+
+    def replace(match: re.Match[str]) -> str:
+        target = match["target"]
+        if ":" in target or target.startswith("/"):
+            return match[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        return match["before"] + site_link(path, here, files)
+
+    parts = CODE.split(markdown)
+    parts[::2] = [LINK.sub(replace, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def site_link(path: str, here: str, files: Files) -> str:
+    """Return the link from a page to a file of the repository.
+
+    Args:
+        path: relative to the root of the repository.
+        here: the page, relative to docs/.
+        files: of the site. What it lacks stays a link, and the build fails.
+    """
+    uri = PAGES.get(path, path.removeprefix("docs/"))
+    if files.get_file_from_path(uri) is None and not path.startswith("docs/"):
+        return REPOSITORY + path if (ROOT / path).exists() else path
+    return posixpath.relpath(uri, posixpath.dirname(here) or ".")

@@ -93,6 +93,16 @@ class Status:
         return f"in {self.call}{phase}, step {self.step}"
 
 
+@dataclass
+class Waits:
+    """Seconds that this rank has waited for other ranks: for slow ones, and the wire.
+
+    Waits of MLX's own, as of a collective inside `mx.compile`, are not in it.
+    """
+
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Span:
     """A time span of a timeline, in seconds since the epoch.
@@ -161,13 +171,14 @@ class Recorder:
 
     Args:
         parent: recorder of the world that this world was split from. Both share one
-            status, but only the parent numbers its collectives: the other parts of the
-            parent run different ones.
+            status and one sum of waits, but only the parent numbers its collectives:
+            the other parts of the parent run different ones.
     """
 
     def __init__(self, parent: Recorder | None = None) -> None:
         self._numbers_collectives = parent is None
         self.status: Status = Status() if parent is None else parent.status
+        self.waits: Waits = Waits() if parent is None else parent.waits
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.spans: deque[Span] | None = None  # only recorded for a timeline
         self._phase_start = 0.0
@@ -222,7 +233,9 @@ class Recorder:
             yield
         finally:
             self._add_span("waiting", _waiting_name(status), start)
-            status.waiting, status.since = False, time.monotonic()
+            end = time.monotonic()
+            self.waits.seconds += end - status.since
+            status.waiting, status.since = False, end
 
     @contextmanager
     def carrying(self, contents: str) -> Iterator[None]:

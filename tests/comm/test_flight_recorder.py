@@ -1,6 +1,7 @@
 """Recorder: the rank's status and its last collectives."""
 
 import json
+import time
 
 import pytest
 
@@ -60,6 +61,16 @@ def test_waiting_spans_name_the_phase():
         pass
     names = [span.name for span in recorder.spans if span.kind == "waiting"]
     assert names == ["waiting in exchange", "waiting in exchange", "waiting"]
+
+
+def test_waits_add_up_over_a_world_and_those_that_are_split_from_it():
+    recorder = Recorder()
+    part = Recorder(parent=recorder)
+    for each in (recorder, part):
+        with each.waiting():
+            time.sleep(0.01)
+    assert 0.02 <= recorder.waits.seconds < 0.2
+    assert part.waits.seconds == recorder.waits.seconds
 
 
 def test_text_has_a_line_on_the_rank_and_one_for_each_of_the_last_512():

@@ -63,6 +63,9 @@ def main() -> None:
     if args.json:
         with contextlib.suppress(ImportError):
             memory_plot.draw(args.json, result["measured"], args.tensors)
+            if {"float32", *memory_plot.PEAKS} <= {*args.dtypes, *args.modes}:
+                peaks = args.json.with_name(f"{args.json.stem}_peaks")
+                memory_plot.draw_peaks(peaks, result["measured"], args.tensors)
 
 
 def train_under_limit(console: Console, args: argparse.Namespace) -> None:

@@ -21,7 +21,21 @@ LINES = {
     "sharded update": plots.ORANGE,
     "sharded minimize": plots.LIGHT_BLUE,
     "minimize, 8-bit state": plots.BLUE,
-    "minimize, 8-bit state, unchecked": "#0d2f57",
+    "minimize, 8-bit state, unchecked": plots.NAVY,
+}
+PEAKS = {
+    UPSTREAM: plots.ORANGE,
+    "replicated update": plots.GRAY,
+    "sharded update": plots.LIGHT_BLUE,
+    "sharded minimize": plots.BLUE,
+    "minimize, 8-bit state": plots.NAVY,
+}
+PEAK_LABELS = {
+    UPSTREAM: "nn.average_gradients",
+    "replicated update": "mlxdist, replicated",
+    "sharded update": "sharded state",
+    "sharded minimize": "and minimize()",
+    "minimize, 8-bit state": "and 8-bit state",
 }
 NUDGES = {  # GB by which the labels of close lines are moved
     "sharded minimize": 3,
@@ -56,6 +70,33 @@ def draw(path: Path, measured: list[Result], tensors: str) -> None:
             each.set(xlabel="ranks", ylim=(0, None), xlim=(0.9, 8.9))
             each.minorticks_off()
         right.set_xlim(0.9, 45)
+
+
+def draw_peaks(path: Path, measured: list[Result], tensors: str) -> None:
+    """Draw what was measured in float32, with upstream's, at a size for a README.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    cases = [case for case in measured if case["dtype"] == "float32"]
+    title = f"Peak memory of a rank: {tensors} float32 parameters, AdamW"
+    below = float("inf")  # where the next label may be
+    with plots.figure(path, title, size=(7.2, 3.7), grid="y") as axes:
+        for name, color in PEAKS.items():
+            peaks = {
+                case["ranks"]: case["peak"] / 1e6
+                for case in cases
+                if case["mode"] == name
+            }
+            axes.plot([*peaks], [*peaks.values()], "o-", color=color, linewidth=2)
+            y = min(peaks[max(peaks)], below)
+            below = y - 50
+            place = {"va": "center", "fontsize": 11}
+            axes.annotate(PEAK_LABELS[name], (8.8, y), color=color, **place)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(*[RANKS] * 2)
+        axes.set(xlabel="ranks", ylabel="MB", ylim=(0, None), xlim=(0.9, 27))
+        axes.minorticks_off()
 
 
 def _draw_measured(axes: Any, measured: list[Result]) -> None:

@@ -8,7 +8,7 @@ import time
 
 import common
 import pytest
-from common import step_cases
+from common import plots, step_cases
 
 from tests.support.jobs import ROOT, clean_environment, start
 
@@ -46,7 +46,12 @@ def test_step_small_case_is_measured(tmp_path):
     phases = case["phases"]["sharded"]
     assert phases.pop("waiting") < sum(phases.values()) < 5
     assert (tmp_path / "result.png").stat().st_size > 1000
-    assert (tmp_path / "result.svg").read_text().startswith("<?xml")
+    drawing = (tmp_path / "result.svg").read_text()
+    assert drawing.startswith("<?xml")
+    dark = (tmp_path / "result_dark.svg").read_text()
+    used = [color for color in plots.DARK if color in drawing]
+    assert len(used) >= 4
+    assert [color for color in used if color in dark] == []
 
 
 @pytest.mark.long

@@ -2,7 +2,6 @@
 
 import pkgutil
 import re
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,11 @@ from tests.support.pages import pages
 
 PACKAGE = Path(mlxdist.__file__).parent
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROMISES = (ROOT / "docs" / "promises.md").read_text()
 ALL = "\n".join(page.text for page in pages())
-LAYOUT = README[README.index("## Code layout") :]
-LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)\"]+)")
-FIGURE = ROOT / "docs" / "step.svg"
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+LAYOUT = DESIGN[DESIGN.index("## Code layout") :]
 
 
 def quoted(text):
@@ -34,8 +31,7 @@ def paths():
     pattern = re.compile(r"[\w.-]+(/[\w.-]*)+|\w+\.(md|py|toml)")
     text = LAYOUT + CONTRIBUTING + PROMISES
     words = {word for word in quoted(text) if pattern.fullmatch(word)}
-    links = {link.partition("#")[0] for link in LINK.findall(README + CONTRIBUTING)}
-    return sorted(words - {"__init__.py"} | links)
+    return sorted(words - {"__init__.py"})
 
 
 def dotted_names():
@@ -79,11 +75,3 @@ def test_pages_have_every_command_of_mlxdist():
     found = re.findall(r"(?:^|`|/)mlxdist ([a-z]+)\b", ALL, re.MULTILINE)
     usage = cli.make_parser().format_help()
     assert set(found) >= set(re.findall(r"^    (\w+)", usage, re.MULTILINE))
-
-
-def test_figure_files_exist():
-    """The files are relative to the package, in the texts of class file."""
-    texts = ElementTree.parse(FIGURE).getroot().iter("{http://www.w3.org/2000/svg}text")
-    files = [f for t in texts if t.get("class") == "file" for f in t.text.split()]
-    assert len(files) > 10
-    assert [file for file in files if not (PACKAGE / file).exists()] == []

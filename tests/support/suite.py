@@ -28,7 +28,7 @@ from mlxdist.launcher.environment import PREFIX, without_mpi
 from .jobs import ROOT, mpirun
 
 BIN = Path(sys.executable).parent
-SOURCES = ("mlxdist", "launch", "tests", "benchmarks")  # not the code in README.md
+SOURCES = ("mlxdist", "launch", "tests", "benchmarks", "docs/figures", "docs/hooks.py")
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 RUNNING_TEST = "MLXDIST_RUNNING_TEST"  # a path: conftest.py keeps a test's name there
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .layout.wording import counted
+from .world.world import World
 
 Order = npt.NDArray[np.int64]
 
@@ -71,12 +72,14 @@ class ShardedSampler:
     A batch is an MLX array of int64. It indexes MLX arrays, NumPy arrays and, as in
     `[texts[i] for i in batch]`, lists.
 
-    Nothing is padded, repeated or dropped. The last global batch of an epoch is split
-    evenly: the parts differ by at most one example, and some may be EMPTY. All ranks
-    get the same number of batches, so that their collectives match: do not skip a step
-    because its batch is empty. Call `update` with `weight=len(batch)`; it is right for
-    every batch, and with weight 0 the gradients are ignored. The mean loss of an empty
-    batch is nan: `world.mean(loss, weight=len(batch))` ignores it too.
+    Nothing is padded, repeated or dropped, and all ranks get the same number of
+    batches, so that their collectives match. The last global batch of an epoch is split
+    evenly: the parts differ by at most one example. So call `update` and `world.mean`
+    with `weight=len(batch)`; a warning says where `update` has no weight and needs one.
+    Where fewer examples than ranks would be left for it, the batch before it takes
+    them, a rank one more: MLX fails on empty arrays in convolutions, `cross_entropy`
+    and others. Only where fewer examples than ranks are left in all (`n < size`) some
+    parts are EMPTY; they have weight 0, and no rank may skip the step.
 
     A batch counts as consumed once it has been yielded. A checkpoint saved in the body
     of the loop, after training on batch k, resumes with batch k + 1. The epoch ends
@@ -121,6 +124,7 @@ class ShardedSampler:
                 f"world.rank: found {self.rank} in a world of "
                 f"{counted(self.size, 'rank')}, wanted 0 to {self.size - 1}"
             )
+        self._world = world
         self._next = (0, 0)  # epoch and position of the next batch
         self._passes = 0
 
@@ -139,7 +143,9 @@ class ShardedSampler:
 
         The same on every rank.
         """
-        return -(-(self.n - self.position) // (self.batch_size * self.size))
+        left = self.n - self.position
+        full = (left - self.size) // (self.batch_size * self.size) + 1
+        return max(full, int(left > 0))
 
     def __iter__(self) -> Iterator[IndexBatch]:
         self._passes += 1
@@ -153,10 +159,14 @@ class ShardedSampler:
             self._next = (epoch + 1, 0)
         while start < self.n:
             self._check_current(this_pass)
-            stop = min(start + self.batch_size * self.size, self.n)
+            stop = start + self.batch_size * self.size
+            if self.n - stop < self.size:  # a rank would have none of the rest
+                stop = self.n
             # Before the yield, since a loop may end with the epoch's last batch.
             self._next = (epoch, stop) if stop < self.n else (epoch + 1, 0)
             first, last = _share(start, stop, self.rank, self.size)
+            if isinstance(self._world, World):
+                self._world.has_uneven_shares = (stop - start) % self.size > 0
             yield IndexBatch(
                 np.arange(first, last) if order is None else order[first:last]
             )

@@ -65,10 +65,12 @@ def add_parser(commands: Commands) -> None:
     _add_time(parser)
     parser.add_argument(
         "-n",
+        "--hosts",
+        dest="hosts",
         type=positive,
         action="append",
         metavar="N",
-        help="number of hosts; may be repeated (default: "
+        help="number of hosts, with a rank on each; may be repeated (default: "
         f"{', '.join(map(str, _DEFAULT_HOSTS))})",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -191,8 +193,8 @@ def _run(parsed: argparse.Namespace) -> int:
         raise ValueError(
             f"--update-time {update:g} is a part of --step-time, and that is {local:g}"
         )
-    if max(parsed.n or [1]) > _MAX_HOSTS:
-        raise ValueError(f"-n {max(parsed.n)}: wanted at most {_MAX_HOSTS}")
+    if max(parsed.hosts or [1]) > _MAX_HOSTS:
+        raise ValueError(f"--hosts {max(parsed.hosts)}: wanted at most {_MAX_HOSTS}")
     if options.state_dtype:
         model.require_known_state()
     links = _links(parsed)
@@ -206,7 +208,7 @@ def _run(parsed: argparse.Namespace) -> int:
             update=update,
             available=parsed.memory,
         )
-        for ranks in parsed.n or _DEFAULT_HOSTS
+        for ranks in parsed.hosts or _DEFAULT_HOSTS
     ]
     if parsed.json:
         rows = [plan_report.to_json(p, parsed.memory) for p in predictions]

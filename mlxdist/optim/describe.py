@@ -90,7 +90,7 @@ class Description:
         plan = self.plan
         lines = [
             f"{self.optimizer}, {plan.strategy}, {counted(plan.ranks, 'rank')}, "
-            f"{self.transport}, {self._update}",
+            f"transport {self.transport}, {self._update}",
             f"{self._parameters}, {counted(len(plan.buckets), 'bucket')}",
             f"rank {self.rank} sends {megabytes(self.traffic.bytes_sent)} MB a step in "
             f"{counted(self.traffic.collectives, 'collective')}",

@@ -19,7 +19,12 @@ from ..layout.entries import Entry
 from ..layout.sharding import Plan, make_plan
 from ..world.join import current
 from ..world.world import World
-from .step_checks import agree_on_weights, earlier_problem, traced_weights
+from .step_checks import (
+    agree_on_weights,
+    earlier_problem,
+    traced_weights,
+    warn_without_weight,
+)
 
 
 def average_gradients(
@@ -51,6 +56,7 @@ def average_gradients(
             them, and the next call raises MismatchError on all ranks.
     """
     world = current() if world is None else world
+    warn_without_weight(world, weight)
     entries, problem = result_or_problem(_floating_entries, gradients)
     if not isinstance(bucket_size, int | np.integer) or bucket_size < 1:
         problem = f"bucket_size is {bucket_size!r}; it must be 1 byte or more"

@@ -253,7 +253,8 @@ class InnerOptimizer:
     def _prefix(self, leaf: Leaf) -> str:
         if len(self.leaves) == 1:
             return ""
-        return f"optimizer {leaf.at.removeprefix('states.').rstrip('.')}: "
+        indices = leaf.at.split(".")[1::2]  # of "states.0.states.1."
+        return ".".join(f"optimizers[{index}]" for index in indices) + ": "
 
     def scalars(self) -> list[Array]:
         """Step, learning rate and the like, of all leaves."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from mlx.nn import Module
+
 from ..arrays.types import Tree
 from ..comm.agreement import agree, result_or_problem
 from ..layout.entries import fingerprint
@@ -33,7 +35,8 @@ class ManagedState:
 
     Attributes:
         name: of the optimizer, for errors: its number among those that all ranks have
-            initialized. A rank may make more of them than the others do.
+            initialized, its class and the model's. A rank may make more of them than
+            the others do.
         layout: of the state that `initialize` made; empty before.
     """
 
@@ -57,7 +60,8 @@ class ManagedState:
             self.settle("init")
         count, name = self._world.optimizer_count, self.name
         if name == NEW:
-            count, name = count + 1, f"{NEW} {count + 1}"
+            count += 1
+            name = f"{NEW} {count} ({_class_names(self._inner, parameters)})"
         traced: bool | None = False
         if problem is None:
             is_traced = partial(traced_setup.is_traced, self._inner)
@@ -181,3 +185,9 @@ class ManagedState:
 
 def _no_dict_text(value: object) -> str:
     return f"optimizer.state is set to a {type(value).__name__}; it must be a dict"
+
+
+def _class_names(inner: InnerOptimizer, parameters: Tree) -> str:
+    """Return "Adam of Generator", or "Adam" where the parameters are a plain tree."""
+    of_model = f" of {type(parameters).__name__}" * isinstance(parameters, Module)
+    return type(inner.optimizer).__name__ + of_model

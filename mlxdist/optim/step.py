@@ -32,7 +32,7 @@ from .pipeline import Pipeline, Pipelines
 from .resumable_state import ResumableState, StepCounts
 from .sharded_accumulation import add_share
 from .share_state import share_after_errors
-from .step_checks import call_name
+from .step_checks import call_name, warn_without_weight
 from .targets import Target
 
 
@@ -105,6 +105,7 @@ class DistributedStep:
         """Average the gradients over the ranks and take a step, phase by phase."""
         self.counts.refuse_broken()
         batch.problem = self.counts.torn or batch.problem
+        warn_without_weight(self._world, batch.weight)
         run = self._pipeline_for(batch, target)
         if batch.gradients and not self.micro_batches.sends_next:
             self._accumulate(batch)

@@ -22,6 +22,7 @@ from ..world.world import World
 from .accumulation import MicroBatches
 from .batch import Batch, batch_problem, missing_lines, missing_problem
 from .inner_optimizer import InnerOptimizer
+from .user_warning import warn_user
 
 _DRIFT_REMEDY = (
     "Set hyperparameters to the same values on all ranks. If parameters or state "
@@ -233,6 +234,19 @@ def agree_on_weights(
     if not math.fsum(every) + elsewhere:
         raise MismatchError(f"{call} refused: every rank has weight 0")
     return Weights.known(world.rank, every)
+
+
+def warn_without_weight(world: World, weight: float | None) -> None:
+    """Warn on rank 0 where ranks have more examples than others, and no weight.
+
+    Python shows a warning once for each line of the user's.
+    """
+    if weight is None and world.has_uneven_shares and world.is_root:
+        warn_user(
+            "the ranks have different numbers of examples in this batch, the last one "
+            "of the sampler's epoch, and no weight was given: the mean gradient counts "
+            "each rank alike. Pass weight=len(batch)."
+        )
 
 
 def traced_weights(world: World, weight: float | None) -> Weights:

@@ -42,8 +42,10 @@ class World:
             on several hosts, or where one of the ranks computes on an accelerator.
 
     Attributes:
-        rank: this process's number, from 0.
-        size: how many ranks there are.
+        rank: this process's number, from 0: an integer, and no method as in MLX.
+        size: how many ranks there are, an integer too.
+        has_uneven_shares: whether ranks have more examples than others in the last
+            batch of a `ShardedSampler`, so that `update` needs a weight.
         host: the name of this machine.
         backend: the data plane, which carries MLX's collectives: "mpi", "ring", "jaccl"
             or "nccl". Where MPI started the ranks, it is the control plane of each.
@@ -68,6 +70,7 @@ class World:
         self._mpi_group = mpi_group
         self.rank = group.rank()
         self.size = group.size()
+        self.has_uneven_shares = False
         self.host = visible(socket.gethostname())
         self.backend = backend
         self.recorder = recorder or Recorder()

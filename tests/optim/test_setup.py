@@ -80,7 +80,7 @@ def test_init_of_what_cannot_be_trained_is_refused(world):
         (
             lambda: optim.MultiOptimizer([optim.SGD(0.1), optim.Adam(0.1)], [bool]),
             lambda: optim.MultiOptimizer([optim.SGD(0.1), optim.Adam(0.3)], [bool]),
-            "optimizer 1: learning_rate",
+            r"optimizers\[1\]: learning_rate",
         ),
     ],
     ids=["class", "learning_rate", "betas", "schedule", "part of a MultiOptimizer"],

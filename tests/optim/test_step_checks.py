@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx import nn
 from mlx.utils import tree_map
 
 from mlxdist import MismatchError
@@ -271,3 +272,17 @@ def test_gradient_that_cannot_be_evaluated_on_one_rank_is_refused_on_all(world):
         optimizer.apply_gradients(lazy[0], tree)
     optimizer.apply_gradients(tree, tree)
     assert optimizer.step.item() == 1
+
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = mx.zeros(3)
+
+
+def test_error_names_the_optimizer_its_class_and_the_model(world):
+    optimizer = distributed(world, optim.Adam(0.1))
+    model = Generator()
+    optimizer.init(model)
+    with pytest.raises(MismatchError, match=r"optimizer \d+ \(Adam of Generator\)"):
+        optimizer.update(model, {"w": mx.zeros(4)})

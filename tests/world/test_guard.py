@@ -89,13 +89,13 @@ def test_guard_exception_is_printed_once_with_phase_and_traceback(tmp_path):
     assert f"rank 1 on {HOST} failed" in err
     assert err.count("Traceback") == 1
     assert err.count("KeyError: 'the dog ate it'") == 1
-    assert "optimizer 1.update, optimizer and parameter exchange, step 4" in err
+    assert "optimizer 1 (Adam).update, optimizer and parameter exchange, step 4" in err
 
 
 @pytest.mark.long
 def test_guard_exception_in_the_exchange_names_its_phase(tmp_path):
     err, _ = check_failure(tmp_path, FailingJob("raise", "exchange", 2, 0))
-    assert "failed in optimizer 1.update, gradient exchange, step 4" in err
+    assert "failed in optimizer 1 (Adam).update, gradient exchange, step 4" in err
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])

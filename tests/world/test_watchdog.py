@@ -40,7 +40,7 @@ def test_watchdog_hanging_rank_is_named_with_its_stack(tmp_path):
     records = postmortem_folder(tmp_path)
     assert len(list(records.iterdir())) == 3
     report = postmortem.report(records)
-    assert "in optimizer 1.update, gradient exchange, step 4" in report
+    assert "in optimizer 1 (Adam).update, gradient exchange, step 4" in report
     assert re.search(r"stack of rank 1:(?:\n  .*)*fail_first", report)
 
 

@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 SAMPLER = ("tests/test_data.py",)
 LOOPS = ("tests/test_data_loops.py",)
+WEIGHTS = ("tests/test_training_loop.py",)
 
 MUTATIONS = [
     Mutation("data.py", " + min(rank, extra)", "", SAMPLER),
@@ -14,16 +15,25 @@ MUTATIONS = [
     Mutation("data.py", "if stop < self.n else (epoch + 1, 0)", "", LOOPS),
     Mutation(
         "data.py",
-        "self.batch_size * self.size, self.n)",
-        "self.batch_size, self.n)",
+        "stop = start + self.batch_size * self.size",
+        "stop = start + self.batch_size",
         SAMPLER,
     ),
-    Mutation("data.py", "-(-(self.n - self.position)", "-(-self.n", SAMPLER),
+    Mutation("data.py", "if self.n - stop < self.size:", "if self.n < stop:", SAMPLER),
+    Mutation("data.py", "left = self.n - self.position", "left = self.n", SAMPLER),
+    Mutation("data.py", "(left - self.size) //", "left //", SAMPLER),
+    Mutation("data.py", "max(full, int(left > 0))", "full", SAMPLER),
     Mutation(
         "data.py",
-        "-(-(self.n - self.position) // (self.batch_size * self.size))",
-        "(self.n - self.position) // (self.batch_size * self.size)",
-        SAMPLER,
+        "(stop - start) % self.size > 0",
+        "(stop - start) % self.size == 0",
+        WEIGHTS,
+    ),
+    Mutation(
+        "optim/step_checks.py",
+        "if weight is None and world.has_uneven_shares",
+        "if world.has_uneven_shares",
+        WEIGHTS,
     ),
     Mutation(
         "data.py",

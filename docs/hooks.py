@@ -26,6 +26,10 @@ IMAGES = ("benchmarks/results/*.svg", "benchmarks/results/*.png")
 SOURCES = {page: source for source, page in PAGES.items()}
 REPOSITORY = "https://github.com/mlxdist/mlxdist/blob/main/"
 LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\"\s#]+)")
+PICTURE = re.compile(
+    r'<picture>\s*<source media="[^"]*" srcset="(?P<dark>[^"]+)">\s*'
+    r'<img src="(?P<light>[^"]+)"(?P<rest>[^>]*)>\s*</picture>'
+)
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 
 
@@ -55,8 +59,14 @@ def on_page_markdown(
         return match["before"] + site_link(path, here, files)
 
     parts = CODE.split(markdown)
-    parts[::2] = [LINK.sub(replace, part) for part in parts[::2]]
+    parts[::2] = [PICTURE.sub(both, LINK.sub(replace, part)) for part in parts[::2]]
     return "".join(parts)
+
+
+def both(picture: re.Match[str]) -> str:
+    """Return a picture for light and for dark pages, of which the theme hides one."""
+    light = f'<img src="{picture["light"]}#only-light"{picture["rest"]}>'
+    return light + f'<img src="{picture["dark"]}#only-dark"{picture["rest"]}>'
 
 
 def site_link(path: str, here: str, files: Files) -> str:

@@ -55,8 +55,6 @@ class HasRankAndSize(Protocol):
 class ShardedSampler:
     """Batches of indices for this rank; an epoch has every example exactly once.
 
-    ::
-
         sampler = ShardedSampler(len(data), world=world, batch_size=32)
         for epoch in range(sampler.epoch, epochs):
             for batch in sampler:

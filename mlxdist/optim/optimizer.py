@@ -38,9 +38,10 @@ class DistributedOptimizer(OptimizerWrapper):
     everywhere. With `shard`, each rank holds the state of its share of the parameters,
     updates that share, and all ranks exchange the results (ZeRO stage 1, Rajbhandari
     et al., SC 2020). Results do not depend on `shard`. A whole step may be compiled,
-    with sharded state too; over transport "native" or "auto"::
+    with sharded state too; over transport "native" or "auto":
 
         state = [model.state, optimizer.state]  # after optimizer.init(model)
+
         @partial(mx.compile, inputs=state, outputs=state)
         def step(x, y):
             return optimizer.minimize(loss_of, model, x, y)

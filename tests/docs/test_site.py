@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import mlxdist
+from mlxdist import trackers
 from tests.support.jobs import ROOT
 from tests.support.pages import pages
 
@@ -42,9 +43,11 @@ def test_site_has_every_page(site):
     assert [name for name in names if not (site / name).exists()] == []
 
 
-def test_site_documents_every_public_name(site):
+@pytest.mark.parametrize("module", [mlxdist, trackers], ids=lambda m: m.__name__)
+def test_site_documents_every_public_name(module, site):
     api = "".join(path.read_text() for path in (site / "api").glob("*.html"))
-    names = [f"mlxdist.{name}" for name in mlxdist.__all__ if name != "__version__"]
+    public = sorted(set(module.__all__) - {"__version__"})
+    names = [f"{module.__name__}.{name}" for name in public]
     assert [name for name in names if f'id="{name}"' not in api] == []
 
 

@@ -1,0 +1,246 @@
+"""`python -m mlxdist.integrations.mlx_lm lora`: mlx-lm's command on N ranks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial, wraps
+from typing import Any
+
+import mlx.core as mx
+from mlx.optimizers import Optimizer
+
+from ...comm.agreement import MismatchError, agree_on_success
+from ...optim.optimizer import DistributedOptimizer
+from ...world.join import init
+from ...world.world import World
+from .arguments import dataset_problem, rows_problem
+from .batches import Batches
+from .trainer import train
+from .upstream import evaluate, fitting_output, iterate_batches, lora, replaced
+
+Function = Callable[..., Any]  # one of mlx-lm's
+_SHARDS = {"auto": True, "none": False}
+_MASTERS = {"float32": mx.float32}
+DEFAULTS = {
+    "shard": "auto",
+    "state_dtype": None,
+    "master_dtype": None,
+    "compiled": None,
+    "checkpoint_every": 0,
+    "resume": False,
+}
+_USAGE = "mlxdist run -n N -m mlxdist.integrations.mlx_lm lora [--config FILE] ..."
+_WRONG_COMMAND_LINE = 2
+
+
+def main() -> None:
+    """Run `mlx_lm.lora` with the arguments of this process, on all ranks.
+
+    Exits with code 2 on all ranks where the arguments, the files or the data are wrong.
+    """
+    world = init()
+    with fitting_output(), _stopping_all(world):
+        read = partial(_read, world)
+        args = agree_on_success(world.control, "mlx_lm lora", read)
+        OnAllRanks(args, world).run()
+
+
+@contextmanager
+def _stopping_all(world: World) -> Iterator[None]:
+    """Print what all ranks have found wrong, once, and end all of them."""
+    try:
+        yield
+    except MismatchError as error:
+        if world.is_root:
+            print(f"mlx_lm lora: {error}", file=sys.stderr, flush=True)
+        world.barrier()  # mpirun ends the others as soon as one has exited
+        sys.exit(_WRONG_COMMAND_LINE)
+
+
+def _read(world: World) -> argparse.Namespace:
+    """Return the options: mlx-lm's and those of `add_options`, from flags and YAML."""
+    command = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
+    if command != "lora":
+        raise ValueError(f"found {command}, wanted lora: {_USAGE}")
+    read: list[argparse.Namespace] = []
+    with ExitStack() as stack:
+        if not world.is_root:  # rank 0 alone prints help and errors
+            devnull = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(devnull))
+            stack.enter_context(redirect_stderr(devnull))
+        stack.enter_context(
+            replaced(
+                lora,
+                build_parser=_with_options(lora.build_parser),
+                CONFIG_DEFAULTS={**lora.CONFIG_DEFAULTS, **DEFAULTS},
+                run=read.append,
+            )
+        )
+        try:
+            lora.main()
+        except SystemExit:
+            world.barrier()
+            raise
+    check(read[0], world.size)
+    return read[0]
+
+
+def _with_options(
+    build_parser: Callable[[], argparse.ArgumentParser],
+) -> Callable[[], argparse.ArgumentParser]:
+    """Return mlx-lm's function with our options added to what it returns."""
+
+    @wraps(build_parser)
+    def build() -> argparse.ArgumentParser:
+        parser = build_parser()
+        parser.prog = _USAGE.partition(" [")[0]
+        add_options(parser)
+        return parser
+
+    return build
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mlx-lm has not. Each may stand in the YAML file instead."""
+    group = parser.add_argument_group(
+        "mlxdist", "Over N ranks. --batch-size is the rows of all ranks together."
+    )
+    group.add_argument(
+        "--shard",
+        choices=("auto", "elements", "tensors", "none"),
+        help="how the optimizer's state is divided among the ranks (default: auto)",
+    )
+    group.add_argument(
+        "--state-dtype", choices=("int8",), help="of the optimizer's moments"
+    )
+    group.add_argument(
+        "--master-dtype",
+        choices=("float32", "24bit"),
+        help="keep master weights of 16-bit parameters",
+    )
+    group.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        help="compile the whole step (default: with LoRA and DoRA)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="ITERS",
+        help="save all that --resume needs to ADAPTER_PATH/mlxdist (default: never)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="continue from the last checkpoint, on any number of ranks",
+    )
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Raise ValueError on options that can't work."""
+    if isinstance(args.shard, bool):  # YAML
+        args.shard = "auto" if args.shard else "none"
+    wanted: dict[str, tuple[object, ...]] = {
+        "shard": ("auto", "elements", "tensors", "none"),
+        "state_dtype": (None, "int8"),
+        "master_dtype": (None, "float32", "24bit"),
+        "compiled": (None, True, False),
+        "resume": (True, False),
+    }
+    for name, values in wanted.items():
+        if getattr(args, name) not in values:
+            listed = ", ".join(map(str, values))
+            raise ValueError(f"{name}: found {getattr(args, name)}, wanted {listed}")
+    problem = rows_problem(args.batch_size, ranks)
+    if problem is not None:
+        raise ValueError(problem)
+    if args.resume and not args.train:
+        raise ValueError("--resume continues a training: add --train")
+
+
+def wrap_optimizer(
+    optimizer: Optimizer, args: argparse.Namespace, world: World
+) -> DistributedOptimizer:
+    """Return mlx-lm's optimizer with the options of the command."""
+    return DistributedOptimizer(
+        optimizer,
+        world=world,
+        shard=_SHARDS.get(args.shard, args.shard),
+        state_dtype=args.state_dtype,
+        master_dtype=_MASTERS.get(args.master_dtype, args.master_dtype),
+    )
+
+
+class OnAllRanks:
+    """mlx-lm's functions as its command calls them, on ranks that work together.
+
+    Args:
+        args: of the command.
+    """
+
+    def __init__(self, args: argparse.Namespace, world: World):
+        self._args, self._world = args, world
+
+    def run(self) -> None:
+        """Call mlx-lm's `run`."""
+        with replaced(
+            lora,
+            load=self._agreed(lora.load),
+            load_dataset=self._agreed(self._checked(lora.load_dataset)),
+            get_reporting_callbacks=self._on_root(lora.get_reporting_callbacks),
+            save_config=self._on_root(lora.save_config),
+            train=self._train,
+            evaluate=self._evaluate,
+        ):
+            lora.run(self._args)
+
+    def _agreed(self, function: Function) -> Function:
+        """A function that fails on all ranks where it fails on one."""
+
+        @wraps(function)
+        def call(*arguments: object, **keywords: object) -> object:
+            action = partial(function, *arguments, **keywords)
+            return agree_on_success(self._world.control, function.__name__, action)
+
+        return call
+
+    def _on_root(self, function: Function) -> Function:
+        """A function that writes files, or to a service: rank 0 alone calls it."""
+        return function if self._world.is_root else lambda *_, **__: None
+
+    def _checked(self, load_dataset: Function) -> Function:
+        """mlx-lm's function, which refuses sets that are smaller than a batch."""
+
+        @wraps(load_dataset)
+        def load(*arguments: object) -> object:
+            train, valid, test = sets = load_dataset(*arguments)
+            used = [("train", train), ("valid", valid)] if self._args.train else []
+            used += [("test", test)] if self._args.test else []
+            for name, rows in used:
+                problem = dataset_problem(name, len(rows), self._args.batch_size)
+                if rows and problem is not None:
+                    raise ValueError(problem)
+            return sets
+
+        return load
+
+    def _train(self, optimizer: Optimizer, **arguments: Any) -> None:
+        args, world = self._args, self._world
+        if not world.is_root:  # ranks draw dropout of their own
+            world.seed(args.seed)
+        train(
+            optimizer=wrap_optimizer(optimizer, args, world),
+            compiled=args.compiled,
+            checkpoint_every=args.checkpoint_every,
+            resume=args.resume,
+            **arguments,
+        )
+
+    def _evaluate(self, **arguments: Any) -> Any:
+        batches = Batches(iterate_batches, self._world)
+        return evaluate(iterate_batches=batches.evaluation, **arguments)

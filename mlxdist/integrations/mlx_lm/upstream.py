@@ -1,0 +1,84 @@
+"""What is used of mlx-lm, imported in one place, and replaced for a time.
+
+Tested with mlx-lm 0.32.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
+
+from ...launcher import environment
+
+TESTED = "0.32.2"
+_REMEDY = "Install it with pip install 'mlxdist[mlx-lm]'"
+
+try:
+    import mlx_lm
+except ImportError as error:
+    raise ImportError(f"this needs mlx-lm: {error}. {_REMEDY}") from error
+
+_FOUND = f"mlx-lm {mlx_lm.__version__} was found, {TESTED} was tested"
+
+try:
+    from mlx_lm import lora
+    from mlx_lm.cli_ui import TrainUI, rprint
+    from mlx_lm.tuner.trainer import (
+        TrainingArgs,
+        default_loss,
+        evaluate,
+        grad_checkpoint,
+        iterate_batches,
+    )
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+except ImportError as error:
+    raise ImportError(f"{error}: {_FOUND}. {_REMEDY}") from error
+
+__all__ = [
+    "TrainUI",
+    "TrainingArgs",
+    "default_loss",
+    "evaluate",
+    "fitting_output",
+    "grad_checkpoint",
+    "iterate_batches",
+    "lora",
+    "maybe_set_recommended_wired_limit",
+    "replaced",
+    "rprint",
+]
+
+
+def fitting_output() -> AbstractContextManager[None]:
+    """While in it, mlx-lm draws no progress bar where the output is no terminal.
+
+    A rank always writes to a terminal of mpirun's, of which its output is copied.
+    """
+    is_terminal = environment.get(environment.TERMINAL) == "1"
+    if is_terminal or not environment.started_by_mpirun():
+        return nullcontext()
+    return environment.temporary({"TTY_INTERACTIVE": "0"})  # of rich
+
+
+@contextmanager
+def replaced(module: ModuleType, **values: object) -> Iterator[None]:
+    """While in it, names of a module of mlx-lm have other values.
+
+    Raises:
+        ImportError: the module has no such name.
+    """
+    missing = [name for name in values if not hasattr(module, name)]
+    if missing:
+        raise ImportError(
+            f"{module.__name__} has no {missing[0]}, which mlxdist replaces: {_FOUND}. "
+            + _REMEDY
+        )
+    before = {name: getattr(module, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

@@ -1,4 +1,16 @@
-"""mlx-lm's `train` on N ranks."""
+"""mlx-lm's `train` on N ranks.
+
+`batch_size` counts the rows of all ranks. Their order depends on NumPy's random state
+alone, that of rank 0. Losses and gradients are means over the tokens of all ranks, so
+that N ranks train as one process does. Rank 0's trainable parameters are put on all
+ranks first; the frozen ones must be the same. Rank 0 saves, under mlx-lm's names.
+
+A step is compiled as mlx-lm's is, over the native transport, or taken by
+`optimizer.minimize`: then no rank has all gradients, and sharded state sends fewer
+bytes. Checkpoints are saved in the folder `mlxdist` beside `adapter_file`. They have
+the trained parameters, the optimizer's state, the random state and the position in the
+data, and any number of ranks resumes them.
+"""
 
 from __future__ import annotations
 
@@ -40,33 +52,19 @@ def train(
 ) -> None:
     """Train as `mlx_lm.tuner.trainer.train` does, on N ranks. Called by all ranks.
 
-    A batch has `args.batch_size` rows over all ranks, in an order that depends on
-    NumPy's random seed alone, of rank 0. Losses and gradients are means over the tokens
-    of all ranks, so that N ranks train as one process does. Rank 0's trainable
-    parameters are put on all ranks first; the frozen ones must be the same. Rank 0
-    saves, under mlx-lm's names. The other arguments are mlx-lm's.
-
     Args:
-        optimizer: is wrapped in `DistributedOptimizer(optimizer, shard=True)` if it
-            is none.
-        iterate_batches: yields batches of all ranks' rows: a tuple of arrays, of which
-            each rank takes its rows. It is called with `comm_group=None`.
-        training_callback: called on every rank, with means and sums over all ranks.
-        compiled: True runs a step in `mx.compile`, over the native transport, as mlx-lm
-            does. False takes it with `optimizer.minimize`: no rank has all gradients,
-            and sharded state sends fewer bytes. None compiles if at most a tenth
-            of the parameters are trained, as with LoRA.
-        checkpoint_every: iterations from one checkpoint to the next, in the folder
-            mlxdist beside `args.adapter_file`; 0 saves none. It has the trained
-            parameters, the optimizer's state, the random state and the position in the
-            data.
-        resume: continue from the last checkpoint there, which any number of ranks may
-            have saved.
+        optimizer: is wrapped in `DistributedOptimizer(optimizer, shard=True)` if need
+            be.
+        iterate_batches: yields tuples of arrays with the rows of all ranks.
+        training_callback: gets means and sums over all ranks, on every rank.
+        compiled: whether a step is compiled; None compiles that of LoRA and DoRA.
+        checkpoint_every: iterations from one checkpoint to the next; 0 saves none.
+        resume: continue from the last checkpoint.
 
     Raises:
         MismatchError: on all ranks, where the arguments differ or can't work.
-        CheckpointError: on all ranks, where there is no checkpoint to resume from, or
-            it is of another training.
+        CheckpointError: on all ranks, where there is no checkpoint, or it is of another
+            training.
     """
     if not isinstance(optimizer, DistributedOptimizer):
         optimizer = DistributedOptimizer(optimizer, shard=True, world=init())

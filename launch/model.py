@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+
+import mlxdist
 
 BYTES = 256
 LEARNING_RATES = {
@@ -134,6 +138,28 @@ def make_optimizer(
     scale = peak / LEARNING_RATES["muon"]
     others = make_optimizer("adamw", steps, scale * LEARNING_RATES["adamw"])
     return optim.MultiOptimizer([muon, others], [is_hidden_matrix])
+
+
+def wrap_optimizer(
+    args: argparse.Namespace, world: mlxdist.World
+) -> mlxdist.DistributedOptimizer:
+    return mlxdist.DistributedOptimizer(
+        make_optimizer(args.optimizer, args.steps, args.learning_rate),
+        shard={"none": False, "auto": True}.get(args.shard, args.shard),
+        transport=args.transport,
+        max_norm=1.0,
+        master_dtype=mx.float32
+        if args.master_dtype == "float32"
+        else args.master_dtype,
+        state_dtype=args.state_dtype,
+        accumulate=micro_batches_per_rank(args, world),
+        reproducible=args.reproducible,
+        world=world,
+    )
+
+
+def micro_batches_per_rank(args: argparse.Namespace, world: mlxdist.World) -> int:
+    return max(1, args.micro_batches // world.size)
 
 
 def loss_of(model: nn.Module, x: mx.array) -> mx.array:

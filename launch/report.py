@@ -1,51 +1,24 @@
-"""Report of a run by rank 0: on the screen, in metrics.jsonl and in loss.png."""
+"""End of a run on rank 0: a box of figures, and loss.png, both from metrics.jsonl."""
 
 import contextlib
 import json
-import os
-import time
 from pathlib import Path
 from statistics import mean
 
 from mlx.utils import tree_flatten
-from rich.console import Console, Group
-from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from run_folder import RunFolder
 
+from mlxdist.trackers import make_console
+
 
 class Report:
-    """The report of a run, which rank 0 makes.
+    """What to say of a run before and after it."""
 
-    Args:
-        folder: of the run.
-        done: steps that a loaded checkpoint had.
-    """
-
-    def __init__(self, args, folder: RunFolder, model, optimizer, done):
-        self.optimizer, self.steps, self.done = optimizer, args.steps, done
-        self.losses, self.rates, self.held_out = [], [], []
-        self.describe(args, model, optimizer)
+    def __init__(self, args, folder: RunFolder, model, optimizer):
         self.folder = folder
-        self.metrics = self.open_metrics(folder.metrics)
-        # A rank's output goes through mpirun; `mlxdist run` says if it has a terminal.
-        terminal = None
-        if "OMPI_COMM_WORLD_SIZE" in os.environ:
-            terminal = os.environ.get("MLXDIST_TERMINAL") == "1"
-        width = min(88, int(os.environ.get("MLXDIST_COLUMNS", 88)))
-        self.console = Console(force_terminal=terminal, width=width, highlight=False)
-        # Redrawn by show(): automatic refreshing would need a thread.
-        self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        if self.console.is_terminal:
-            self.live.start()
-        else:
-            self.console.print(f"{self.title}\noptimizer state: {self.state}")
-        self.began, self.shown = time.perf_counter(), 0.0
-
-    def describe(self, args, model, optimizer) -> None:
         description = optimizer.describe()
         sharded = description.state_bytes / 1e6
         unsharded = description.state_bytes_unsharded / 1e6
@@ -64,113 +37,64 @@ class Report:
         )
         self.title = f"{millions} · {self.ranks} · {names}, {split}"
 
-    def open_metrics(self, path: Path):
-        """Open the file of metrics; a resumed run keeps its earlier entries."""
-        lines = path.read_text().splitlines() if self.done and path.exists() else []
-        complete = [json.loads(line) for line in lines if line.endswith("}")]
-        entries = [entry for entry in complete if entry["step"] <= self.done]
-        for entry in entries:
-            if "val_loss" in entry:
-                self.held_out.append((entry["step"], entry["val_loss"]))
-            else:
-                self.losses.append(entry["loss"])
-                self.rates.append(entry["tokens_per_second"])
-        temporary = path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        with temporary.open("x") as file:  # not through a link that another user made
-            file.writelines(f"{json.dumps(entry)}\n" for entry in entries)
-        temporary.replace(path)
-        return path.open("a", buffering=1)
+    def finish(self, done: int, sample: str, identical: bool) -> None:
+        """Print the box and plot the losses.
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        self.losses.append(loss)
-        self.rates.append(tokens_per_second)
-        self.write(
-            step=step,
-            loss=loss,
-            tokens_per_second=tokens_per_second,
-            seconds=time.perf_counter() - self.began,
-            grad_norm=self.optimizer.grad_norm.item(),
-            learning_rate=self.optimizer.learning_rate.item(),
-        )
-        pause = 0.1 if self.live.is_started else 3
-        if step < self.steps and time.perf_counter() - self.shown > pause:
-            self.show(step)
-
-    def validation(self, step: int, loss: float) -> None:
-        self.held_out.append((step, loss))
-        self.write(step=step, val_loss=loss)
-        if self.live.is_started or step == self.steps:
-            self.show(step)
-
-    def write(self, **entry: float) -> None:
-        print(json.dumps(entry), file=self.metrics)
-
-    def show(self, step: int) -> None:
-        self.shown = time.perf_counter()
-        self.seconds = self.shown - self.began
-        rate = self.optimizer.learning_rate.item()
-        held_out = f"held-out {self.held_out[-1][1]:.3f}   " if self.held_out else ""
-        figures = (
-            f"loss {mean(self.losses[-10:]):.3f}   {held_out}"
-            f"{mean(self.rates[-10:]):,.0f} tokens/s   "
-            f"learning rate {rate:.1e}"
-        )
-        if not self.live.is_started:
-            self.console.print(f"step {step:>4}/{self.steps}   {figures}")
-            return
-        left = self.seconds / (step - self.done) * (self.steps - step)
-        bar = Table.grid(padding=(0, 2))
-        bar.add_row(
-            ProgressBar(self.steps, step, width=40),
-            f"step {step} of {self.steps}, {left:.0f} s left",
-        )
-        body = Group(bar, figures, Text(f"optimizer state {self.state}", style="dim"))
-        panel = Panel(body, title=self.title, title_align="left")
-        # mpirun forwards whole lines only, so an empty line must follow the panel.
-        self.live.update(Group(panel, ""), refresh=True)
-
-    def finish(self, sample: str, identical: bool) -> None:
-        self.live.stop()
+        Args:
+            done: steps that a loaded checkpoint had.
+        """
+        entries = read_entries(self.folder.metrics)
+        training = [entry for entry in entries if "train_loss" in entry]
+        held_out = [entry for entry in entries if "val_loss" in entry]
         written = [self.folder.metrics]
         with contextlib.suppress(ImportError):  # matplotlib comes with mlxdist[plot]
-            plot(self.folder.plot, self.title, self.losses, self.held_out)
+            plot(self.folder.plot, self.title, training, held_out)
             written.append(self.folder.plot)
+        last, here = training[-1], [e for e in training if e["step"] > done]
+        first = max((e["step"] for e in training[:-1]), default=0) + 1
+        before = max((e["time"] for e in entries if e["step"] <= done), default=0)
         rows = Table.grid(padding=(0, 3))
         for name, text in {
             "model": self.model,
-            "training": f"{self.steps - self.done} steps in {self.seconds:.0f} s on "
-            f"{self.ranks}" + f", after {self.done} before" * bool(self.done),
-            "training loss": f"{mean(self.losses[-20:]):.3f} nats a byte",
-            "held-out loss": f"{self.held_out[-1][1]:.3f} nats a byte",
-            "speed": f"{mean(self.rates):,.0f} tokens/s",
+            "training": f"{last['step'] - done} steps in {last['time'] - before:.0f} s "
+            f"on {self.ranks}" + f", after {done} before" * bool(done),
+            "train_loss": f"{last['train_loss']:.3f} nats a byte, mean of steps "
+            f"{max(done + 1, first)} to {last['step']}",
+            "val_loss": f"{held_out[-1]['val_loss']:.3f} nats a byte, held-out text",
+            "speed": f"{mean(e['tokens_per_second'] for e in here):,.0f} tokens/s",
             "optimizer state": self.state,
             "parameters": f"identical on all ranks: {'yes' if identical else 'NO'}",
             "written": ", ".join(map(str, written)),
         }.items():
             color = "bold red" if text.endswith("NO") else ""
             rows.add_row(Text(name, style="dim"), Text(text, style=color))
-        self.console.print(Panel(Text(sample), title="sample", title_align="left"))
-        self.console.print(Panel(rows, title=self.title, title_align="left"))
+        console = make_console()
+        console.print(Panel(Text(sample), title="sample", title_align="left"))
+        console.print(Panel(rows, title=self.title, title_align="left"))
 
 
-def plot(path: Path, title: str, losses: list, held_out: list) -> None:
+def read_entries(path: Path) -> list:
+    """Return the reports of a run, of all its jobs."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def plot(path: Path, title: str, training: list, held_out: list) -> None:
     """Plot the losses; replaces an older plot when the new one is complete."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    count = len(losses)
-    halves = [min(i, count // 30) for i in range(count)]
-    smooth = [mean(losses[i - half : i + half + 1]) for i, half in enumerate(halves)]
-    steps = range(1, count + 1)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    axes.plot(steps, losses, color="#a9cbee", linewidth=1, label="training, each step")
-    axes.plot(steps, smooth, color="#1f5fa8", linewidth=2, label="training, smoothed")
-    axes.plot(*zip(*held_out, strict=True), "o-", color="#d9632b", label="held out")
+    for entries, name, color, label in (
+        (training, "train_loss", "#1f5fa8", "training"),
+        (held_out, "val_loss", "#d9632b", "held out"),
+    ):
+        steps, losses = zip(*((e["step"], e[name]) for e in entries), strict=True)
+        axes.plot(steps, losses, "o-", color=color, markersize=4, label=label)
     above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"{held_out[-1][1]:.2f}", held_out[-1], color="#d9632b", **above)
+    last = steps[-1], losses[-1]
+    axes.annotate(f"{last[1]:.2f}", last, color="#d9632b", **above)
     axes.set(xlabel="optimizer step", ylabel="loss (nats a byte)", xlim=(0, None))
     axes.set_title(f"Byte-level transformer, {title}", loc="left", pad=12)
     axes.grid(color="#ececec")

@@ -16,12 +16,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from corpus import Rows, read_rows
-from model import LEARNING_RATES, Transformer, generate, loss_of, make_optimizer
+from model import (
+    LEARNING_RATES,
+    Transformer,
+    generate,
+    loss_of,
+    micro_batches_per_rank,
+    wrap_optimizer,
+)
 from report import Report
 from run_folder import RunFolder, exit_if
 
 import mlxdist
 from mlxdist.arrays import digest
+from mlxdist.trackers import NAMES, RunLog
 
 CONTEXT = 128  # bytes that the model sees
 VALIDATIONS = 6  # in a run
@@ -56,28 +64,6 @@ def main() -> None:
         world.print(f"nothing to do: the run has its {args.steps} steps; set --steps")
 
 
-def wrap_optimizer(
-    args: argparse.Namespace, world: mlxdist.World
-) -> mlxdist.DistributedOptimizer:
-    return mlxdist.DistributedOptimizer(
-        make_optimizer(args.optimizer, args.steps, args.learning_rate),
-        shard={"none": False, "auto": True}.get(args.shard, args.shard),
-        transport=args.transport,
-        max_norm=1.0,
-        master_dtype=mx.float32
-        if args.master_dtype == "float32"
-        else args.master_dtype,
-        state_dtype=args.state_dtype,
-        accumulate=micro_batches_per_rank(args, world),
-        reproducible=args.reproducible,
-        world=world,
-    )
-
-
-def micro_batches_per_rank(args: argparse.Namespace, world: mlxdist.World) -> int:
-    return max(1, args.micro_batches // world.size)
-
-
 class Training:
     """The training loop; `done` counts the steps that a loaded checkpoint had."""
 
@@ -98,33 +84,41 @@ class Training:
         self.loss_and_gradients = nn.value_and_grad(model, loss_of)
 
     def run(self) -> None:
-        """Take the steps that are left, and report them on rank 0."""
-        args, world = self.args, self.world
+        """Take the steps that are left, and report them."""
+        args, begun = self.args, self.done
+        report = Report(args, self.folder, self.model, self.optimizer)
+        with RunLog(
+            self.folder.path,
+            optimizer=self.optimizer,
+            trackers=args.track or (),
+            config=vars(args),
+            steps=args.steps,
+            done=begun,
+            progress="ranks" if args.rank_rows else "line",
+            title=f"{report.title}\noptimizer state {report.state}",
+        ) as log:
+            self.train(log)
+        self.finish(report, begun)
+
+    def train(self, log: RunLog) -> None:
+        """Take the steps, with validations and checkpoints between them."""
+        args = self.args
         if args.checkpoint_every and not self.done:
             self.save(0)
-        report = None
-        if world.is_root:
-            report = Report(args, self.folder, self.model, self.optimizer, self.done)
         epochs = itertools.chain.from_iterable(itertools.repeat(self.sampler))
         batches = itertools.islice(epochs, args.steps - self.done)
         for step, batch in enumerate(batches, self.done + 1):
-            began = time.perf_counter()
             loss = self.step(batch)
-            if report:
-                report.step(step, loss, self.tokens(time.perf_counter() - began))
-            if (
-                step * VALIDATIONS // args.steps
-                > (step - 1) * VALIDATIONS // args.steps
-            ):
-                held_out_loss = self.validate()
-                if report:
-                    report.validation(step, held_out_loss)
-            if args.checkpoint_every and step % args.checkpoint_every == 0:
-                self.save(step)
-        self.finish(report)
+            tokens = len(batch) * CONTEXT
+            log.step(loss, tokens=tokens, grad_norm=self.optimizer.grad_norm)
+            with log.paused():
+                if is_due(step, args.steps):
+                    self.validate(log)
+                if args.checkpoint_every and step % args.checkpoint_every == 0:
+                    self.save(step)
 
     def step(self, batch: mx.array) -> float:
-        """Take one step on this rank's rows and return the mean loss of all ranks."""
+        """Take one step on this rank's rows, and return their mean loss."""
         losses = []
         for part in np.array_split(batch, self.micro_batches):
             rows = mx.array(self.rows.train[part])
@@ -135,18 +129,15 @@ class Training:
         # evaluate a result of the ranks' communication: it would wait for the others.
         # Not the parameters, which may arrive behind the next forward pass.
         mx.eval(self.optimizer.state, self.optimizer.grad_norm)
-        total = sum(losses).item()
-        return self.world.mean(total / max(1, len(batch)), weight=len(batch))
+        return sum(losses).item() / max(1, len(batch))
 
-    def tokens(self, seconds: float) -> float:
-        """Return the tokens per second of a step, over all ranks."""
-        rows_per_step = -(-self.args.batch_size // self.world.size) * self.world.size
-        return rows_per_step * CONTEXT / seconds
-
-    def validate(self) -> float:
-        """Return the mean loss of the held-out rows, which the ranks share."""
+    def validate(self, log: RunLog) -> None:
+        """Report the mean loss of the held-out rows, which the ranks share."""
+        began = time.perf_counter()
         rows = self.rows.held_out[self.world.rank :: self.world.size]
-        return self.world.mean(loss_of(self.model, rows).item(), weight=len(rows))
+        loss = loss_of(self.model, rows).item()
+        seconds = time.perf_counter() - began
+        log.validation(loss, seconds=seconds, weight=len(rows))
 
     def save(self, step: int) -> None:
         mlxdist.save_checkpoint(
@@ -176,16 +167,21 @@ class Training:
             f"resumes after step {self.done}" if loaded else "there is no checkpoint"
         )
 
-    def finish(self, report: Report | None) -> None:
+    def finish(self, report: Report, begun: int) -> None:
         """Report the run; exit with code 1 if the ranks' parameters differ."""
         identical = self.world.identical(self.model)
-        if report:
+        if self.world.is_root:
             sample = generate(self.model, self.rows.prompt, context=CONTEXT)
-            report.finish(sample, identical)
+            report.finish(begun, sample, identical)
             print(f"sha256 of the parameters: {digest(self.model).tobytes().hex()}")
         self.world.barrier()  # a rank that exits with an error ends the others
         if not identical:
             sys.exit(1)
+
+
+def is_due(step: int, steps: int) -> bool:
+    """Return whether a validation follows this step."""
+    return step * VALIDATIONS // steps > (step - 1) * VALIDATIONS // steps
 
 
 def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
@@ -219,6 +215,8 @@ def parse_arguments(world: mlxdist.World) -> argparse.Namespace:
     add("--seed", type=seed, default=0, help="of the model and the order of the text")
     add("--checkpoint-every", type=positive, metavar="STEPS", help="save a checkpoint")
     add("--resume", action="store_true", help="continue from the last checkpoint")
+    add("--track", choices=NAMES, action="append", help="where reports go as well")
+    add("--rank-rows", action="store_true", help="show a row for each rank")
     add("--name", type=name_of_run, help="results go to runs/NAME (default: a new one)")
     with open(os.devnull, "w") as devnull, contextlib.ExitStack() as stack:
         if not world.is_root:  # rank 0 alone prints help and errors

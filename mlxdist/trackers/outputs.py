@@ -62,6 +62,8 @@ class Outputs:
                 self.trained_tokens = _number(tokens, self.trained_tokens)
         for tracker in trackers:
             self._add(tracker)
+        if progress is not None:
+            progress.start()
         self._began = time.monotonic() - seconds
 
     def write(self, report: Report) -> None:

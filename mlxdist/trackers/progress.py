@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rich.console import Console, Group
@@ -66,13 +66,19 @@ class Progress:
         self._hosts, self._kind, self._title = hosts, kind, title
         self._figures: dict[str, float] = {}
         self._report: Report | None = None
-        self._began = time.monotonic()
+        self._began = 0.0
         self._shown = -math.inf
         self._console = make_console()
         # Redrawn by `_show`: automatic refreshing would need a thread.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def start(self) -> None:
+        """Begin to show it; the time that is left is counted from here."""
+        self._began = time.monotonic()
         if self._console.is_terminal:
             self._live.start()
+        elif self._title:
+            self._console.print(self._title)
 
     def advance(self, step: int) -> None:
         """Show that a step was taken, where the line is a live one."""
@@ -83,31 +89,31 @@ class Progress:
     def show(self, report: Report) -> None:
         """Show a report: at once on a terminal, elsewhere every few seconds."""
         self._step = report.step
-        self._figures |= {k: v for k, v in report.values.items() if k in _FIGURES}
+        self._figures |= report.values
         if "step_time" in report.by_rank:
             self._report = report
         if self._live.is_started:
             self._redraw()
         elif self._is_due(_PLAIN) or report.step == self._steps:
-            self._print()
+            self._print(report.values)
 
     def close(self) -> None:
         """End the live line, and print the last figures in its place."""
         if self._live.is_started:
             self._live.stop()
-            self._print()
+            self._print(self._figures)
 
     def _is_due(self, seconds: float) -> bool:
         return time.monotonic() - self._shown > seconds
 
-    def _print(self) -> None:
+    def _print(self, figures: Mapping[str, float]) -> None:
         self._shown = time.monotonic()
         of = "" if self._steps is None else f"/{self._steps}"
-        parts = [f"step {self._step}{of}", *self._texts()]
+        parts = [f"step {self._step}{of}", *_texts(figures)]
         if time_left := self._time_left():
             parts.append(time_left)
         self._console.print("   ".join(parts), soft_wrap=True)
-        if self._kind == "ranks" and self._report is not None:
+        if self._kind == "ranks" and "step_time" in figures and self._report:
             self._console.print(self._rank_table(self._report))
 
     def _redraw(self) -> None:
@@ -122,15 +128,15 @@ class Progress:
         else:
             bar.add_row(f"step {self._step}")
         lines = [Text(self._title, style="dim")] if self._title else []
-        parts: list[Table | Text] = [*lines, bar, Text("   ".join(self._texts()))]
+        parts: list[Table | Text] = [
+            *lines,
+            bar,
+            Text("   ".join(_texts(self._figures))),
+        ]
         if self._kind == "ranks" and self._report is not None:
             parts.append(self._rank_table(self._report))
         # mpirun forwards whole lines only, so an empty line must follow.
         self._live.update(Group(*parts, ""), refresh=True)
-
-    def _texts(self) -> list[str]:
-        figures = self._figures
-        return [t.format(figures[n]) for n, t in _FIGURES.items() if n in figures]
 
     def _time_left(self) -> str:
         taken = self._step - self._first
@@ -151,6 +157,10 @@ class Progress:
             ]
             table.add_row(str(rank), Text(host), *cells)
         return table
+
+
+def _texts(figures: Mapping[str, float]) -> list[str]:
+    return [text.format(figures[n]) for n, text in _FIGURES.items() if n in figures]
 
 
 def _cell(value: float) -> str:

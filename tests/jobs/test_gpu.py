@@ -30,7 +30,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def train(device, folder, ranks, *arguments, steps):
-    """Run the main job on a device and return the loss of each step."""
+    """Run the main job on a device and return the losses that it reports."""
     (folder / "train.py").write_text(TRAIN_ON_DEVICE)
     name = f"{device}-{ranks}"
     text = str(jobs.ROOT / "mlxdist")  # no other test writes there meanwhile
@@ -40,8 +40,9 @@ def train(device, folder, ranks, *arguments, steps):
     ran = jobs.run(command, cwd=folder, env=exact, timeout=110)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
-    assert len(losses) == steps
+    key = "train_loss"
+    losses = [line[key] for line in map(json.loads, lines) if key in line]
+    assert len(losses) == -(-steps // 10)
     assert all(map(math.isfinite, losses))
     return losses
 

@@ -65,8 +65,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     common.add_rounds(parser)
     args = parser.parse_args()
-    args.rounds = args.rounds or (2 if args.quick else 12)
-    args.rows = args.rows or (1 if args.quick else 32)
+    args.rounds = args.rounds or (2 if args.quick else 8)
+    args.rows = args.rows or (1 if args.quick else 2)
     return args
 
 

@@ -26,8 +26,8 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "unchecked": {"shard": True, "check_finite": False},
 }
 CALLS = ("minimize", "update")
-STEPS = 4  # of a sample, in a row: parameters may arrive behind the next forward pass
-WARMUP = 2  # steps before each sample
+STEPS = 3  # of a sample, in a row: parameters may arrive behind the next forward pass
+WARMUP = 1  # steps before each sample
 
 
 class Steps:

@@ -56,13 +56,19 @@ class Split:
             parts = [flat[start:stop] for start, stop in pairwise(offsets)]
         else:
             parts = list(mx.split(flat, offsets[1:-1]))
-        return [part.reshape(s) for part, s in zip(parts, self._shapes, strict=True)]
+        return self.shaped(parts)
+
+    def shaped(self, parts: Pieces) -> Pieces:
+        """Return arrays, one for each view, in the shapes of the views."""
+        pairs = zip(parts, self._shapes, strict=True)
+        return [part if part.shape == s else part.reshape(s) for part, s in pairs]
 
 
 class Chunk:
     """A rank's part of one bucket: one flat vector, or the pieces that make it up.
 
-    Each consumer asks for the form that it works on; the other one is made then.
+    Pieces may have other shapes than the views of the vector, of as many elements. Each
+    consumer asks for the form that it works on; the other one is made then.
     """
 
     def __init__(
@@ -88,13 +94,16 @@ class Chunk:
         return self._flat if self._pieces is None else join(self._pieces)
 
     def give_up(self) -> bool:
-        """Drop a flat vector, whose memory its pieces may then reuse; False for pieces.
+        """Drop all arrays; return whether the caller may reuse the memory.
 
         A flat vector is the result of a collective; pieces may be a user's arrays.
         """
-        is_flat, self._flat = self._flat is not None, None
+        is_flat = self._pieces is None
+        self._flat, self._pieces = None, []
         return is_flat
 
     def pieces(self) -> Pieces:
         """Return the pieces in their shapes."""
-        return self._split(self._flat) if self._pieces is None else self._pieces
+        if self._pieces is None:
+            return self._split(self._flat)
+        return self._split.shaped(self._pieces)

@@ -30,6 +30,7 @@ MEANINGS: dict[Change, str] = {
     "sharded sums": "accumulate_sharded=True: gradients are sent K times a step",
     "24bit": 'master_dtype="24bit": 8 bits more than a parameter, no float32',
     "int8": 'state_dtype="int8": moments are rounded, in blocks of 64',
+    "means": "mean_dtype: mean gradients are rounded to 16 bits",
     "unchecked": "check_finite=False: a step with nan or inf is taken",
 }
 
@@ -86,6 +87,7 @@ def arguments(choice: Choice) -> list[str]:
         "shard": "True" if choice.strategy != "replicated" else None,
         "master_dtype": masters[options.master_dtype],
         "state_dtype": '"int8"' if options.state_dtype else None,
+        "mean_dtype": options.mean_dtype and f"mx.{options.mean_dtype}",
         "check_finite": None if options.check_finite else "False",
         "max_norm": "1.0" if options.scales_gradients else None,
         "accumulate": options.accumulate if options.accumulate > 1 else None,
@@ -144,6 +146,7 @@ def _buckets_text(term: Term, model: Model, ranks: int) -> str:
     largest = f"{gigabytes(max(sizes))}, the largest"
     texts = {
         IN_FLIGHT + max(sizes): f"{gigabytes(IN_FLIGHT)} + {largest}",
+        max(sizes): largest,
         2 * max(sizes): f"2 x {largest}",
         sum(sizes): "all of them",
     }

@@ -99,9 +99,16 @@ class Collectives(Protocol):
         """Return the root's array on every rank; shape and dtype agree. Not lazy."""
 
     def start_reduce_scatter(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+        self,
+        parts: Sequence[Array],
+        bucket: Bucket,
+        weights: Weights,
+        dtype: Dtype = None,
     ) -> Pending:
-        """Arrays of bucket.size elements -> this rank's span of the weighted mean."""
+        """Arrays of bucket.size elements -> this rank's span of the weighted mean.
+
+        A transport that adds by itself rounds it to `dtype`; None: to none.
+        """
 
     def start_all_gather(
         self, parts: Sequence[Array], bucket: Bucket, into: Array = None

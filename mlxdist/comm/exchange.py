@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..arrays.numpy_view import encode
+from ..arrays.numpy_view import NUMPY_DTYPES, encode
 from ..arrays.types import Dtype, Raw
 from ..layout.entries import split_counts
 from ..layout.sharding import Bucket
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROUND_BYTES = 4 * 2**20
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 64 * 1024
+_FLOAT32 = 4  # bytes
 
 
 class Endpoint(Protocol):
@@ -124,7 +125,8 @@ class ReduceScatter(Exchange):
 
     Args:
         source: this rank's numbers, of the whole bucket.
-        mean: of this rank's span, to be written.
+        mean: the bits of this rank's span, to be written.
+        dtype: of the mean: that in which numbers are added, or one it is rounded to.
         is_bfloat16: whether `source` has the bits of bfloat16.
     """
 
@@ -138,12 +140,17 @@ class ReduceScatter(Exchange):
         *,
         source: Raw,
         mean: Raw,
+        dtype: Dtype,
         weights: Weights,
         is_bfloat16: bool,
     ):
         super().__init__(endpoint, bucket, source.itemsize, record)
-        self.mean = mean
         self.squares = 0.0
+        self._dtype = dtype
+        self._sums: Raw | None = None  # of a block, before they are rounded
+        if mean.itemsize < _FLOAT32:
+            self._sums = np.empty(min(BLOCK, mean.size), np.float32)
+        self._mean = mean if self._sums is not None else mean.view(NUMPY_DTYPES[dtype])
         self._source = source
         self._weights = weights
         self._is_bfloat16 = is_bfloat16
@@ -177,7 +184,7 @@ class ReduceScatter(Exchange):
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
-                block = self.mean[arrived.start + start : arrived.start + stop]
+                block = self._mean[arrived.start + start : arrived.start + stop]
                 self._add([part[start:stop] for part in parts], block)
         for buffer in arrived.received.values():
             self.endpoint.return_buffer(buffer)
@@ -185,9 +192,12 @@ class ReduceScatter(Exchange):
 
     def _add(self, parts: list[Raw], out: Raw) -> None:
         assert self.squares is not None
+        sums = out if self._sums is None else self._sums[: out.size]
         self.squares += combine(
-            parts, self._weights, is_bfloat16=self._is_bfloat16, out=out
+            parts, self._weights, is_bfloat16=self._is_bfloat16, out=sums
         )
+        if self._sums is not None:
+            encode(sums, self._dtype, out=out)
 
 
 class AllGather(Exchange):
@@ -195,8 +205,8 @@ class AllGather(Exchange):
 
     Args:
         full: the whole bucket's bits, to be written; this rank's span is there.
-        reduction: has to be complete first; its mean becomes this rank's span, rounded
-            to `dtype`, and its squares those of the gathered mean.
+        reduction: has to be complete first; it writes this rank's span, and its squares
+            become those of the gathered mean.
     """
 
     name = "all_gather"
@@ -208,12 +218,10 @@ class AllGather(Exchange):
         record: Record,
         *,
         full: Raw,
-        dtype: Dtype,
         reduction: ReduceScatter | None = None,
     ):
         super().__init__(endpoint, bucket, full.itemsize, record)
         self._full = full
-        self._dtype = dtype
         self._reduction = reduction
 
     @property
@@ -222,8 +230,8 @@ class AllGather(Exchange):
 
     def post(self, start: int, stop: int) -> Round:
         if self._reduction is not None:
-            self._take_mean(self._reduction)
-            self._reduction = None  # and the mean's memory with it
+            self.squares = self._reduction.squares
+            self._reduction = None
         posted = Round(start, stop, (stop - start) * self._bytes_per_element, [])
         for peer in reversed(self.endpoint.peers()):
             first, last = self.clip(peer, start, stop)
@@ -236,9 +244,3 @@ class AllGather(Exchange):
                 part = self._full[first:last]
                 posted.requests.append(self.endpoint.send(part, peer))
         return posted
-
-    def _take_mean(self, reduction: ReduceScatter) -> None:
-        self.squares = reduction.squares
-        local = self._full[self.start : self.stop]
-        if not np.shares_memory(local, reduction.mean):
-            encode(reduction.mean, self._dtype, out=local)

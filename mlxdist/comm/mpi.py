@@ -143,14 +143,17 @@ class MpiTransport:
         return array
 
     def start_reduce_scatter(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+        self,
+        parts: Sequence[Array],
+        bucket: Bucket,
+        weights: Weights,
+        dtype: Dtype = None,
     ) -> Pending:
         self._flush()
-        dtype = _sum_dtype(parts)
+        dtype = _sum_dtype(parts) if dtype is None else dtype
         start, stop = bucket.span(self.rank)
         result, bits = self._means.allocate(stop - start, dtype)
-        mean = bits.view(NUMPY_DTYPES[dtype])
-        reduction = self._reduction(parts, bucket, weights, mean)
+        reduction = self._reduction(parts, bucket, weights, bits, dtype)
         self.traffic.add(0)
         self._progress.add(reduction)
         return InFlight(reduction, self._progress, result)
@@ -168,7 +171,7 @@ class MpiTransport:
             result, full = into.reshape(-1), raw(into, f"u{dtype.size}")
             local = full[start:stop]
         record = self._record(AllGather, bucket, dtype, local.nbytes)
-        gather = AllGather(self, bucket, record, full=full, dtype=dtype)
+        gather = AllGather(self, bucket, record, full=full)
         self.traffic.add(0)
         self._progress.add(gather)
         return InFlight(gather, self._progress, result)
@@ -178,19 +181,12 @@ class MpiTransport:
     ) -> Pending:
         self._flush()
         result, full, local = self._whole(bucket, dtype)
-        sum_dtype = _sum_dtype(parts)
-        in_place = dtype == sum_dtype  # else the mean has to be rounded
-        numpy_dtype = NUMPY_DTYPES[sum_dtype]
-        mean = (
-            local.view(numpy_dtype) if in_place else np.empty(local.size, numpy_dtype)
-        )
-        reduction = self._reduction(parts, bucket, weights, mean)
+        reduction = self._reduction(parts, bucket, weights, local, dtype)
         gather = AllGather(
             self,
             bucket,
             self._record(AllGather, bucket, dtype, local.nbytes),
             full=full,
-            dtype=dtype,
             reduction=reduction,
         )
         self.traffic.add(0, collectives=2)
@@ -243,7 +239,12 @@ class MpiTransport:
         self._buffers[buffer.nbytes].append(buffer)
 
     def _reduction(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights, mean: Raw
+        self,
+        parts: Sequence[Array],
+        bucket: Bucket,
+        weights: Weights,
+        mean: Raw,
+        mean_dtype: Dtype,
     ) -> ReduceScatter:
         dtype = parts[0].dtype
         nbytes = sum(part.nbytes for part in parts)
@@ -254,6 +255,7 @@ class MpiTransport:
             record,
             source=raw_all(list(parts), NUMPY_DTYPES[dtype]),
             mean=mean,
+            dtype=mean_dtype,
             weights=weights,
             is_bfloat16=dtype == mx.bfloat16,
         )

@@ -98,7 +98,11 @@ class NativeTransport:
         return self._mean(parts, bucket, weights)
 
     def start_reduce_scatter(
-        self, parts: Sequence[Array], bucket: Bucket, weights: Weights
+        self,
+        parts: Sequence[Array],
+        bucket: Bucket,
+        weights: Weights,
+        dtype: Dtype = None,
     ) -> Pending:
         start, stop = bucket.span(self.rank)
         ring = self._ring_of(bucket, pairwise=weights.pairwise)

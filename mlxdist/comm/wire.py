@@ -28,8 +28,8 @@ class Wire:
         plan: which bucket holds what.
         comm: the transport.
         wire_dtype: gradients travel as this dtype; as they are where it is None.
-        mean_dtype: means of replicated gradients come back as this dtype, over a
-            transport that adds by itself; the parameters' own where it is None.
+        mean_dtype: means are rounded to this dtype, over a transport that adds by
+            itself; to the parameters' own where it is None.
         deferred: gathers parameters behind the next forward pass; None gathers them at
             once.
 
@@ -134,10 +134,9 @@ class Wire:
 
     def local_chunk(self, index: int, gradients: Flat) -> Chunk:
         """This rank's pieces of a bucket, where there is no other rank."""
-        pieces = [
-            gradients.pop(p.entry.path).reshape(p.shape(self.plan.strategy))
-            for p in self.pieces[index]
-        ]
+        # As they are: a reshape copies the transposed gradient of a Linear layer, and
+        # until a norm is known all of them wait here.
+        pieces = [gradients.pop(p.entry.path) for p in self.pieces[index]]
         return Chunk(self._pieces[index], pieces=pieces)
 
     def stepped_chunk(self, index: int, pieces: Pieces) -> Chunk:
@@ -161,9 +160,9 @@ class Wire:
     def start_reduce(self, index: int, packed: Pieces, weights: Weights) -> Pending:
         bucket = self.plan.buckets[index]
         with self.comm.recorder.carrying(self._contents[index]):
-            if self.plan.sharded:
-                return self.comm.start_reduce_scatter(packed, bucket, weights)
             mean = dtype_of(_unless_wide(self._mean_dtype, bucket) or bucket.dtype)
+            if self.plan.sharded:
+                return self.comm.start_reduce_scatter(packed, bucket, weights, mean)
             return self.comm.start_all_reduce(packed, bucket, weights, mean)
 
     def queue_stepped(self, index: int, chunk: Chunk) -> Chunk:

@@ -7,8 +7,10 @@ itself with the same rules by which `mlxdist plan` predicts one that does not ex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from typing import Literal, NamedTuple
 
 from .buckets import IN_FLIGHT, IN_FLIGHT_IN_TURN
@@ -18,6 +20,7 @@ from .state_blocks import BLOCK, is_quantized
 
 StateDtype = Literal["int8"]
 MasterDtype = Literal["float32", "24bit"]
+MeanDtype = Literal["float32", "bfloat16", "float16"]
 
 # Arrays of a parameter's size that each MLX optimizer keeps. Adafactor keeps factored
 # second moments instead: a row and a column of each matrix.
@@ -57,6 +60,9 @@ class MemoryOptions:
         float32_state: see `state_blocks.is_quantized`.
         master_dtype: of the master weights of 16-bit parameters; "24bit" adds 8 bits to
             the parameter. None for no masters.
+        mean_dtype: what means of sharded gradients are rounded to; None for the dtype
+            that the optimizer steps with.
+        rounds_means: whether the transport rounds them. "host" does, "native" does not.
         accumulate: micro-batches of a step.
         accumulate_sharded: whether each rank keeps only its share of their sums.
         pairwise: whether they are added in pairs, which takes several sums at a time.
@@ -71,6 +77,8 @@ class MemoryOptions:
     state_dtype: StateDtype | None = None
     float32_state: tuple[str, ...] = ()
     master_dtype: MasterDtype | None = None
+    mean_dtype: MeanDtype | None = None
+    rounds_means: bool = True
     accumulate: int = 1
     accumulate_sharded: bool = False
     pairwise: bool = False
@@ -180,7 +188,7 @@ def rank_memory(
 
     def shared(name: str, nbytes: Callable[[Entry, int], int]) -> Term:
         """A term of which this rank has the shard's part."""
-        return Term(name, _total(shard, nbytes), _total(whole, nbytes))
+        return Term(name, sum(starmap(nbytes, shard)), sum(starmap(nbytes, whole)))
 
     def kept(name: str, nbytes: int) -> Term:
         """A term that every rank has."""
@@ -241,15 +249,20 @@ def _gradient_terms(
     if plan.ranks == 1 and not options.minimize:  # the gradients are the means
         return terms
     if options.keeps_means(plan):
-        # Ranks add in float32. A rank alone has its gradients, or scaled ones.
-        is_wide = plan.ranks > 1 or options.scales_gradients
-        means = _sum_bytes if is_wide else _own_bytes
+        means = partial(_mean_bytes, plan=plan, options=options)
         terms.append(shared("mean gradients", means))
     return terms
 
 
-def _total(parts: Collection[tuple[Entry, int]], nbytes: StateBytes) -> int:
-    return sum(nbytes(entry, elements) for entry, elements in parts)
+def _mean_bytes(entry: Entry, elements: int, plan: Plan, options: MemoryOptions) -> int:
+    """Bytes of a rank's own gradients, or of means, added in float32 and rounded."""
+    item = _item(entry)
+    if plan.ranks == 1 or item > _FLOAT32:
+        return elements * item
+    is_wide = options.state_dtype or options.pairwise or options.master_dtype
+    if is_wide or not (plan.sharded and options.rounds_means):
+        item = _FLOAT32
+    return elements * (ITEM_SIZES[options.mean_dtype] if options.mean_dtype else item)
 
 
 def _item(entry: Entry) -> int:
@@ -257,12 +270,8 @@ def _item(entry: Entry) -> int:
 
 
 def _sum_bytes(entry: Entry, elements: int) -> int:
-    """Bytes of sums of micro-batches, which are float32, or float64."""
+    """Bytes of sums of micro-batches: float32, or float64."""
     return elements * max(_FLOAT32, _item(entry))
-
-
-def _own_bytes(entry: Entry, elements: int) -> int:
-    return elements * _item(entry)
 
 
 def _has_master(entry: Entry, options: MemoryOptions) -> bool:
@@ -277,13 +286,15 @@ def _update_bytes(entry: Entry, options: MemoryOptions) -> int:
 def _bucket_bytes(plan: Plan, options: MemoryOptions) -> int:
     """Buckets in flight: two of them, or IN_FLIGHT and the one that exceeds it.
 
-    Where buckets are stepped as they arrive, gradients and new parameters are in flight
-    at the same time; otherwise these follow those.
+    Gradients and new parameters, at the same time where buckets are stepped as they
+    arrive. A rank alone has those of one bucket; `update` is given the gradients.
     """
-    if plan.ranks == 1 or not plan.buckets:
+    if not plan.buckets:
         return 0
     sizes = [bucket.nbytes for bucket in plan.buckets]
+    if plan.ranks == 1:
+        is_streamed = options.minimize and not options.keeps_means(plan)
+        return (1 + (is_streamed and not options.sums)) * max(sizes)
     most = IN_FLIGHT if options.overlaps else min(IN_FLIGHT, IN_FLIGHT_IN_TURN)
     one_way = min(sum(sizes), max(2 * max(sizes), most + max(sizes)))
-    is_streamed = not options.keeps_means(plan) and not options.sums
-    return (1 + is_streamed) * one_way
+    return (1 + (not options.keeps_means(plan) and not options.sums)) * one_way

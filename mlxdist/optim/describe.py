@@ -157,6 +157,7 @@ def describe(
         options,
         frozen=made.frozen_bytes,
         overlaps=wire.comm.overlaps,
+        rounds_means=wire.comm.adds_in_rank_order,
     )
     accumulate = max(options.accumulate, 1 + accumulates)
     return Description(

@@ -135,6 +135,9 @@ class BucketUpdate:
         self.shard.initialize(parameters)
         for leaf in self.shard.inner.leaves:
             leaf.tick()
+        for step in self.steps:
+            if step.parts is not None:  # state may have been loaded after an error
+                step.parts.is_incomplete = False
         return _BucketUpdateStep(self, parameters, self.shard.states(), scale)
 
 
@@ -210,7 +213,7 @@ class _BucketStep:
         ]
         self.is_compiled = all(step.is_compiled for _, step in self._steps)
         self._fused: FusedStep | None = None
-        self._parts: PartStep | None = None
+        self.parts: PartStep | None = None
         leaf, moments, _ = groups[0] if groups else (None, (), [])
         is_one = len(bucket) > 1 and len(groups) == 1
         if not traced and leaf is not None and is_one and can_be_fused(leaf):
@@ -218,7 +221,7 @@ class _BucketStep:
                 leaf, strategy, bucket, shard.copies, moments, compiled=compiled
             )
         if len(bucket) == 1 and in_parts(bucket[0]):
-            self._parts = PartStep(
+            self.parts = PartStep(
                 groups[0][0],
                 bucket[0],
                 strategy,
@@ -230,14 +233,14 @@ class _BucketStep:
     @property
     def is_incomplete(self) -> bool:
         """Whether an error has left a part of the bucket's state stepped."""
-        return self._parts is not None and self._parts.is_incomplete
+        return self.parts is not None and self.parts.is_incomplete
 
     def needs_undo(self, states: Sequence[State]) -> bool:
         """Whether an error before the new state is evaluated leaves it in `states`."""
         return not self.is_compiled and not self._steps_parts(states)
 
     def _steps_parts(self, states: Sequence[State]) -> bool:
-        return self._parts is not None and self._parts.applies_to(states[0])
+        return self.parts is not None and self.parts.applies_to(states[0])
 
     def __call__(
         self,
@@ -248,8 +251,8 @@ class _BucketStep:
     ) -> Chunk | Pieces:
         if self._fused is not None and self._fused.applies:
             return self._fused(mean, parameters, states, scale)
-        if self._parts is not None and self._steps_parts(states):
-            new = self._parts(mean, parameters[0], states[0], scale)
+        if self.parts is not None and self._steps_parts(states):
+            new = self.parts(mean, parameters[0], states[0], scale)
             if new is not None:
                 return [new]
         gradients = mean.pieces()

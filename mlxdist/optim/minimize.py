@@ -74,11 +74,23 @@ class Computation(NamedTuple):
         return (value if self.loss_scale is None else value[1]), gradients
 
 
+def nothing_trainable(model: Tree) -> str | None:
+    """Return why no gradients can be taken, where there are no parameters for them."""
+    if leaves_of(trainable(model)):
+        return None
+    return (
+        "the model has no trainable parameters: unfreeze those that `minimize` is to "
+        "step, as model.unfreeze() does with all of them"
+    )
+
+
 def failed(error: Exception, model: Tree, weight: float | None) -> Batch:
     """Return the batch of a rank whose loss function raised an error.
 
     Parameters stand for the gradients that it has not.
     """
     parameters = leaves_of(trainable(model))
-    problem = f"the loss function raised {error_text(error)}"
+    problem = nothing_trainable(model) or (
+        f"the loss function raised {error_text(error)}"
+    )
     return Batch(dict(parameters), parameters, weight, problem, call=CALL)

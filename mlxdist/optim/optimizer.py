@@ -69,6 +69,7 @@ class DistributedOptimizer(OptimizerWrapper):
         bucket_size: int = DEFAULT_BUCKET_SIZE,
         reduce_dtype: Dtype = mx.float32,
         wire_dtype: Dtype = None,
+        mean_dtype: Dtype = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         check_finite: bool = True,

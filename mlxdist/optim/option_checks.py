@@ -65,6 +65,8 @@ def untraceable(options: Options, *, accumulates: bool) -> str | None:
             "accumulate, no_sync(), sync_buffers and reproducible=True can't work "
             f"inside mx.compile: {_COMPILE_REMEDY}"
         )
+    if options.mean_dtype is not None:
+        return "mean_dtype can't work inside mx.compile; leave it out"
     if options.skip_nonfinite:
         return "skip_nonfinite=True can't work inside mx.compile; leave it out"
     if options.loss_scale == "dynamic":
@@ -119,6 +121,15 @@ def _check_transport(options: Options, world: World) -> None:
             f'wire_dtype={options.wire_dtype} needs transport="host": others would '
             "round the sum to it at every hop"
         )
+    if options.mean_dtype is not None and not (
+        options.is_sharded
+        and world.transport("auto", sharded=True).adds_in_rank_order
+        and options.transport != "native"
+    ):
+        raise ValueError(
+            f"mean_dtype={options.mean_dtype} rounds this rank's share of the means: "
+            'use shard=True, over MPI with transport="auto" or "host"'
+        )
     if options.transport == "host" and options.reduce_dtype != mx.float32:
         raise ValueError(
             f'transport="host" adds in float32, not in {options.reduce_dtype}; to '
@@ -152,6 +163,11 @@ def _sharded_sums_problem(options: Options) -> str | None:
             "micro-batches, and reproducible=True in pairs over all micro-batches: use "
             "one of them"
         )
+    if options.mean_dtype is not None:
+        return (
+            "accumulate_sharded=True adds means of micro-batches in float32, and "
+            "mean_dtype rounds them: use one of them"
+        )
     return None
 
 
@@ -174,7 +190,8 @@ def _unchecked_problem(options: Options) -> str | None:
 
 
 def _wire_dtypes(options: Options) -> dict[str, Dtype]:
-    return {"wire_dtype": options.wire_dtype, "reduce_dtype": options.reduce_dtype}
+    names = ("wire_dtype", "reduce_dtype", "mean_dtype")
+    return {name: getattr(options, name) for name in names}
 
 
 def _is_number(value: object) -> bool:

@@ -42,6 +42,12 @@ class Options:
         reduce_dtype: dtype in which "native" adds. "host" always adds in float32.
         wire_dtype: dtype of gradients on the wire, such as mx.bfloat16; needs
             transport="host", which adds them in float32 all the same.
+        mean_dtype: mx.bfloat16 or mx.float16 rounds this rank's share of the means to
+            it, once, after they were added in float32 and measured for `max_norm`, so
+            that they wait for the last of them in 2/N bytes a parameter and not in 4/N.
+            For sharded state over "host". None keeps the bits of the step: float32
+            where the optimizer updates in float32, with masters or state in 8 bits;
+            means of 16-bit parameters without them are in 16 bits already.
         max_norm: clips the averaged gradient to this global norm; None does not.
             math.inf measures `grad_norm` without clipping. `optim.clip_grad_norm`
             before an update would clip each rank's gradients by the norm of its own.
@@ -106,6 +112,7 @@ class Options:
     bucket_size: int
     reduce_dtype: Dtype
     wire_dtype: Dtype
+    mean_dtype: Dtype
     max_norm: float | None
     skip_nonfinite: bool
     check_finite: bool
@@ -160,12 +167,16 @@ class Options:
         return self.max_norm is not None or self.skip_nonfinite or dynamic
 
     @property
-    def mean_dtype(self) -> Dtype:
-        """The dtype in which replicated means are published; None for their own.
+    def rounded_mean(self) -> Dtype:
+        """The dtype to which "host" rounds means; None for the parameters' own.
 
-        In 16 bits replicated state would see another norm than sharded state does.
+        That is what the optimizer steps with, unless it updates 16-bit parameters in
+        float32. In 16 bits replicated state would see another norm than sharded state.
         """
-        return mx.float32 if self.reproducible else self.copies.masters.dtype
+        steps_in_float32 = self.is_sharded and self.state_dtype is not None
+        if self.reproducible or self.accumulate_sharded or steps_in_float32:
+            return self.mean_dtype or mx.float32
+        return self.mean_dtype or self.copies.masters.dtype
 
     def lines(self) -> list[str]:
         """The options as text, to be compared across ranks."""

@@ -17,7 +17,7 @@ from ..arrays import device
 from ..arrays.blockwise import numbers_of_blocks
 from ..arrays.concat import Chunk
 from ..arrays.in_place import InPlace
-from ..arrays.numpy_view import uninitialized
+from ..arrays.numpy_view import address, uninitialized
 from ..arrays.trees import cut
 from ..arrays.types import Array, Dtype, Named
 from ..layout.entries import Entry, split_counts
@@ -59,7 +59,8 @@ class PartStep:
     """A leaf optimizer's step on one piece, one part at a time.
 
     Attributes:
-        is_incomplete: whether an error has left a part of the state stepped.
+        is_incomplete: whether an error has left a part of the state stepped. The caller
+            sets it to False before the next step.
     """
 
     def __init__(
@@ -120,12 +121,14 @@ class PartStep:
         gradients = {"mean": gradient.reshape(-1)}
         inputs = gradients, local.reshape(-1), state, scale
         mx.eval(gradients, local, state)  # raises the errors of a user's computation
+        is_copy = address(mean.arrays[0]) is None  # of a transposed array
         del gradient
         waiting = deque([self._start(0, *inputs)])
         if _layout(waiting[0].state) != _layout(state):
             return None
         new = gradients
-        if gradients["mean"].dtype != local.dtype or not mean.give_up():
+        is_free = mean.give_up() or is_copy
+        if gradients["mean"].dtype != local.dtype or not is_free:
             new = {"mean": uninitialized(self._size, local.dtype)}
         outputs = {
             key: InPlace(container_of(state, key), key[-1]) for key in leaf_keys(state)

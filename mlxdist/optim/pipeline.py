@@ -136,7 +136,7 @@ class Pipelines:
             plan,
             comm,
             wire_dtype=dtype,
-            mean_dtype=options.mean_dtype,
+            mean_dtype=options.rounded_mean,
             deferred=self._deferred_gathers(comm),
         )
         agreement: StepAgreement = SingleRank(world, self.name, plan)

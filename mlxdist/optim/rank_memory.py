@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from ..arrays.dtypes import dtype_name
 from ..layout.entries import Entry
-from ..layout.memory import MasterDtype, Memory, MemoryOptions, rank_memory
+from ..layout.memory import (
+    MasterDtype,
+    MeanDtype,
+    Memory,
+    MemoryOptions,
+    rank_memory,
+)
 from ..layout.sharding import Plan
 from ..layout.state_blocks import BLOCK
 from . import masters, state
@@ -22,6 +31,7 @@ class RankMemory:
     Args:
         frozen: bytes of parameters that are not trained.
         overlaps: whether ranks compute while they communicate.
+        rounds_means: whether the transport rounds means.
     """
 
     def __init__(
@@ -33,9 +43,11 @@ class RankMemory:
         *,
         frozen: int,
         overlaps: bool,
+        rounds_means: bool,
     ):
         self._plan, self._rank, self._frozen = plan, rank, frozen
         self._inner, self._options, self._overlaps = inner, options, overlaps
+        self._rounds_means = rounds_means
         self._state = {
             path: {key: value for key, value in values.items() if key not in COPIES}
             for path, values in state.read(inner, plan.shard(rank)).items()
@@ -53,6 +65,7 @@ class RankMemory:
             minimize=minimize,
             accumulate=accumulate,
             overlaps=self._overlaps,
+            rounds_means=self._rounds_means,
         )
         return rank_memory(
             self._plan, self._rank, options, self._state_bytes, frozen=self._frozen
@@ -96,11 +109,13 @@ def memory_options(
     minimize: bool = False,
     accumulate: int = 1,
     overlaps: bool = True,
+    rounds_means: bool = True,
 ) -> MemoryOptions:
     """Return the options of an optimizer as the memory model has them."""
     master: MasterDtype | None = None
     if options.master_dtype is not None:
         master = "24bit" if options.master_dtype == masters.BITS24 else "float32"
+    mean = options.mean_dtype
     return MemoryOptions(
         minimize=minimize,
         check_finite=options.check_finite,
@@ -109,6 +124,8 @@ def memory_options(
         state_dtype=options.state_dtype,
         float32_state=options.float32_state,
         master_dtype=master,
+        mean_dtype=None if mean is None else cast(MeanDtype, dtype_name(mean)),
+        rounds_means=rounds_means,
         accumulate=accumulate,
         accumulate_sharded=options.accumulate_sharded,
         pairwise=options.reproducible,

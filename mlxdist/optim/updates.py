@@ -16,7 +16,7 @@ from .buffers import SyncedBuffers
 from .ema import EmaSwap
 from .inner_optimizer import InnerOptimizer
 from .managed_state import ManagedState
-from .minimize import Computation, LossFunction, failed
+from .minimize import Computation, LossFunction, failed, nothing_trainable
 from .options import Options
 from .resumable_state import ResumableState
 from .rollback import interrupts_wait
@@ -81,6 +81,8 @@ class Updates:
             value, owned = computation.run(self._steps.index, weight)
         except Exception as error:
             self._refuse(failed(error, model, weight), TreeTarget(model), error)
+            if (problem := nothing_trainable(model)) is not None:
+                raise ValueError(problem) from error
             raise
         if target is None:
             model.update(self._step_tree(owned, model))

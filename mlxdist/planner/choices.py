@@ -13,8 +13,16 @@ from .memory_model import Model, memory
 from .time_model import imbalance
 
 # The cheapest first. Results stay the same with the first two. The third sends more.
-# The next two round what is kept. The last gives up a check: a step of nan is taken.
-Change = Literal["shard", "minimize", "sharded sums", "24bit", "int8", "unchecked"]
+# The next three round what is kept. The last gives up a check: a step of nan is taken.
+Change = Literal[
+    "shard",
+    "minimize",
+    "sharded sums",
+    "24bit",
+    "int8",
+    "means",
+    "unchecked",
+]
 CHANGES: tuple[Change, ...] = get_args(Change)
 _FREE = frozenset({"shard", "minimize"})
 
@@ -88,6 +96,7 @@ def _changes(
     able = {
         "shard": ranks > 1,
         "24bit": model.has_16_bit_parameters,
+        "means": model.has_16_bit_parameters and ranks > 1,
         "sharded sums": options.accumulate > 1,
         "int8": model.optimizer in ELEMENTWISE,
     }
@@ -114,12 +123,20 @@ def _choice(
             options = replace(options, master_dtype="24bit")
         elif change == "int8":
             options = replace(options, state_dtype="int8")
+        elif change == "means" and _means_can_be_rounded(strategy, options):
+            options = replace(options, mean_dtype=model.dtype_of_16_bits)
         elif change == "unchecked":
             options = replace(options, check_finite=False)
         if options == before:
             return None
     size = memory(model, ranks, strategy, options)
     return Choice(changes, strategy, options, size, imbalance(model, ranks, strategy))
+
+
+def _means_can_be_rounded(strategy: Strategy, options: MemoryOptions) -> bool:
+    """Whether this rank's shares of the means wait in a dtype of more than 16 bits."""
+    is_wide = options.master_dtype is not None or options.state_dtype is not None
+    return strategy != "replicated" and is_wide and not options.accumulate_sharded
 
 
 def _cost(choice: Choice) -> int:

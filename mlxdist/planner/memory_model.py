@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..layout import ITEM_SIZES, Entry, KeyPath, Plan, Strategy, make_plan
+from ..layout import Entry, KeyPath, Plan, Strategy, make_plan
 from ..layout.memory import (
     ELEMENTWISE,
     PROCESS_BYTES,
     STATE_COPIES,
+    MeanDtype,
     Memory,
     MemoryOptions,
     largest_memory,
@@ -58,7 +59,14 @@ class Model:
 
     @property
     def has_16_bit_parameters(self) -> bool:
-        return any(ITEM_SIZES[entry.dtype] == 2 for entry in self.entries)
+        return self.dtype_of_16_bits is not None
+
+    @property
+    def dtype_of_16_bits(self) -> MeanDtype | None:
+        """The dtype of the first parameters that have 16 bits; None without any."""
+        dtypes = (entry.dtype for entry in self.entries)
+        names: tuple[MeanDtype, ...] = ("bfloat16", "float16")
+        return next((n for d in dtypes for n in names if n == d), None)
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:

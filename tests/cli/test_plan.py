@@ -80,9 +80,10 @@ def test_plan_with_step_time_prints_the_speed(step, text, capsys):
 @pytest.mark.parametrize(
     ("words", "rank_gigabytes"),
     [
-        # parameters + gradients + state / 2 + masters / 2, and means / 2 in float32
+        # parameters + gradients + state / 2 + masters / 2, and means / 2, in float32
+        # where there are masters
         ("--parameters 7B --dtype bfloat16 --master-dtype float32", 70 + 14),
-        ("--parameters 7e9 --dtype bfloat16", 14 + 14 + 14 + 14),
+        ("--parameters 7e9 --dtype bfloat16", 14 + 14 + 14 + 7),
         ("--parameters 1.5b", 6 + 6 + 6 + 3),
         ("--parameters 350M --ema", 1.4 + 1.4 + 1.4 + 0.7 + 0.7),
         ("--parameters 20M --frozen 8B --frozen-dtype 4bit", 4.5 + 4 * 0.08 - 0.04),

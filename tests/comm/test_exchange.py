@@ -11,9 +11,13 @@ pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("message_limits")]
 
 
 def reduce_scatter(world, array, bucket, weights=None):
+    return started(world, array, bucket, weights).finish()
+
+
+def started(world, array, bucket, weights=None, dtype=None):
     comm = world.host_transport
     weights = known_weights(world, weights)
-    return comm.start_reduce_scatter([array], bucket, weights).finish()
+    return comm.start_reduce_scatter([array], bucket, weights, dtype)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
@@ -37,6 +41,18 @@ def test_all_reduce_is_the_gathered_reduce_scatter_rounded_once(dtype, world):
         assert_same_bits(result, full)
         squares = np.square(np.array(shard).astype(np.float64)).sum()
         assert collective.squares == pytest.approx(squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("sent", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_reduce_scatter_rounds_the_mean_once_and_squares_it_before(dtype, sent, world):
+    bucket = flat_bucket(world, 333)
+    array = mx.random.normal((333,), key=mx.random.key(world.rank)).astype(sent)
+    wide, rounded = (started(world, array, bucket, None, d) for d in (None, dtype))
+    mean = wide.finish()
+    assert mean.dtype == mx.float32
+    assert_same_bits(rounded.finish(), mean.astype(dtype))
+    assert rounded.squares == wide.squares
 
 
 def test_reduce_scatter_of_float64_adds_in_float64(world):

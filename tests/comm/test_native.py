@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 import mlxdist
+from mlxdist.arrays import device
 from mlxdist.comm import chain
 from mlxdist.comm.chain import Chain
 from mlxdist.comm.native import NativeTransport
@@ -216,3 +217,25 @@ def test_all_gather_receives_no_more_than_the_limit_at_once(world, monkeypatch):
     assert_same_bits(full, whole)
     assert len(sizes) > 1
     assert max(sizes) * world.size <= 400
+
+
+def test_queue_after_an_error_of_earlier_work_goes_on_and_raises_it_at_the_wait(
+    world, monkeypatch
+):
+    """Queueing raises it once, and then what else is pending on the streams."""
+    comm = Chain(world.native.group, world.backend, world.recorder)
+    calls, async_eval = [], mx.async_eval
+
+    def queue(*arrays):
+        calls.append("queue")
+        if "settle" not in calls:
+            raise RuntimeError("of earlier work")
+        async_eval(*arrays)
+
+    monkeypatch.setattr(mx, "async_eval", queue)
+    monkeypatch.setattr(device, "settle", lambda *streams: calls.append("settle"))
+    comm.queue(mx.ones(3))
+    assert calls == ["queue", "settle", "queue"]
+    with pytest.raises(RuntimeError, match="of earlier work"):
+        comm.wait([], None)
+    comm.wait([], None)

@@ -45,11 +45,26 @@ HALF = (SIZE + VECTOR) // 2
             MemoryOptions(),
             {
                 "gradients": 2 * (SIZE + VECTOR),
-                "mean gradients": 4 * HALF,
+                "mean gradients": 2 * HALF,
                 "state": 4 * HALF,
             },
         ),
-        (MemoryOptions(minimize=True), {"mean gradients": 4 * HALF, "state": 4 * HALF}),
+        (MemoryOptions(minimize=True), {"mean gradients": 2 * HALF, "state": 4 * HALF}),
+        (
+            MemoryOptions(minimize=True, rounds_means=False),
+            {"mean gradients": 4 * HALF, "state": 4 * HALF},
+        ),
+        *(
+            (
+                MemoryOptions(minimize=True, master_dtype="24bit", mean_dtype=mean),
+                {
+                    "mean gradients": item * HALF,
+                    "state": 8 * HALF,
+                    "master weights": HALF,
+                },
+            )
+            for mean, item in {None: 4, "float32": 4, "float16": 2}.items()
+        ),
         (MemoryOptions(minimize=True, check_finite=False), {"state": 4 * HALF}),
         (
             MemoryOptions(check_finite=False),
@@ -98,20 +113,24 @@ def test_rank_memory_of_replicated_state_is_whole():
     assert all(term.whole == term.nbytes for term in memory.terms)
 
 
-def test_rank_memory_of_one_rank_has_no_buckets_and_no_means():
+def test_rank_memory_of_one_rank_has_a_bucket_and_no_means():
     memory = memory_of(MemoryOptions(), ranks=1)
     assert terms(memory) == {
         **PARAMETERS,
         "gradients": 2 * (SIZE + VECTOR),
         "state": 4 * (SIZE + VECTOR),
+        "buckets": 2 * SIZE,  # the largest one
     }
-    assert memory.total == 8 * (SIZE + VECTOR)
+    assert memory.total == 8 * (SIZE + VECTOR) + 2 * SIZE
 
 
 def test_rank_memory_of_one_rank_keeps_gradients_that_are_clipped():
     clipped = MemoryOptions(minimize=True, needs_norm=True, scales_gradients=True)
-    assert memory_of(clipped, ranks=1)["mean gradients"] == 4 * (SIZE + VECTOR)
-    assert memory_of(MemoryOptions(minimize=True), ranks=1)["mean gradients"] == 0
+    memory = memory_of(clipped, ranks=1)
+    assert memory["mean gradients"] == 2 * (SIZE + VECTOR)
+    assert memory["buckets"] == 2 * SIZE
+    streamed = memory_of(MemoryOptions(minimize=True), ranks=1)
+    assert (streamed["mean gradients"], streamed["buckets"]) == (0, 4 * SIZE)
 
 
 @pytest.mark.parametrize(

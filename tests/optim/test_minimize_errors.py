@@ -145,3 +145,15 @@ def test_minimize_and_update_at_once_are_refused_on_all_ranks(world):
 def test_check_finite_false_with_what_needs_the_check_is_refused(options, world):
     with pytest.raises(ValueError, match="check_finite=False looks at no gradient"):
         distributed(world, check_finite=False, **options)
+
+
+def test_minimize_with_nothing_to_train_is_refused_on_all_ranks(world):
+    model, optimizer = prepared(world)
+    model.freeze()
+    kind = mlxdist.MismatchError if world.size > 1 else ValueError
+    with pytest.raises(kind, match="has no trainable parameters: unfreeze"):
+        optimizer.minimize(loss, model, *rank_batch(world, 0))
+    model.unfreeze()
+    optimizer.init(model)
+    optimizer.minimize(loss, model, *rank_batch(world, 0))
+    assert optimizer.step.item() == 1

@@ -29,6 +29,20 @@ pytestmark = pytest.mark.mpi
         ({"transport": "host", "wire_dtype": mx.int8}, "wire_dtype is"),
         ({"transport": "host", "reduce_dtype": mx.bfloat16}, "adds in float32"),
         ({"reduce_dtype": mx.int32}, "reduce_dtype is"),
+        ({"shard": True, "mean_dtype": mx.int8}, "mean_dtype is"),
+        ({"mean_dtype": mx.bfloat16}, "share of the means: use shard=True"),
+        (
+            {"shard": True, "mean_dtype": mx.bfloat16, "transport": "native"},
+            'use shard=True, over MPI with transport="auto"',
+        ),
+        (
+            {"shard": True, "mean_dtype": mx.float16, "accumulate_sharded": True},
+            "mean_dtype rounds them",
+        ),
+        (
+            {"shard": True, "mean_dtype": mx.float16, "reproducible": True},
+            "sends in float32, and mean_dtype is",
+        ),
         ({"master_dtype": mx.bfloat16}, "master_dtype is"),
         ({"master_dtype": "16bit"}, 'must be mx.float32, "24bit" or None'),
         ({"loss_scale": 0}, "loss_scale is 0"),

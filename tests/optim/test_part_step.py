@@ -5,6 +5,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
 
+import mlxdist
 from mlxdist.arrays import device
 from mlxdist.arrays.in_place import InPlace
 from tests.support.compiled import assert_as_eager
@@ -167,3 +168,29 @@ def test_step_after_an_error_among_the_parts_is_refused(world, monkeypatch):
         apply_steps(optimizer, tree, [1])
     with pytest.raises(ValueError, match="some parameters are of that step"):
         apply_steps(optimizer, tree, [1])
+
+
+@pytest.mark.parametrize("shard", [False, "elements"])
+def test_step_broken_off_in_parts_is_forgotten_once_state_is_loaded(
+    shard, world, monkeypatch, shared_folder
+):
+    optimizer, tree = distributed(world, shard=shard), tree_of(0)
+    optimizer.init(tree)
+    mlxdist.save_checkpoint(shared_folder, 1, tree, optimizer)
+    before = [tree, optimizer.gather_state()]
+    for method in ("write", "__init__"):  # after a part, and before the first one
+        with monkeypatch.context() as patched:
+            patched.setattr(InPlace, method, no_memory)
+            with pytest.raises(MemoryError):
+                optimizer.apply_gradients(tree_of(1), tree)
+        if method == "write":
+            with pytest.raises(mlxdist.MismatchError, match="some parameters are of"):
+                optimizer.apply_gradients(tree_of(1), tree)
+            mlxdist.load_checkpoint(shared_folder, tree, optimizer)
+            assert_same_bits([tree, optimizer.gather_state()], before)
+    tree = optimizer.apply_gradients(tree_of(1), tree)
+    assert optimizer.step.item() == 1
+
+
+def no_memory(*arguments):
+    raise MemoryError

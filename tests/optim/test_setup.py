@@ -97,6 +97,7 @@ OTHER_OPTIONS = {
     "bucket_size": 77,
     "reduce_dtype": mx.bfloat16,
     "wire_dtype": mx.bfloat16,
+    "mean_dtype": mx.bfloat16,
     "max_norm": 1.0,
     "skip_nonfinite": True,
     "check_finite": False,
@@ -125,6 +126,7 @@ def test_init_with_one_other_option_on_one_rank_is_refused(name, world):
     """It differs in nothing else, except for what follows from the option."""
     needed = {
         "wire_dtype": {"transport": "host"},
+        "mean_dtype": {"shard": True},
         "accumulate_sharded": {"shard": True},
     }
     options = dict(needed.get(name, {}))

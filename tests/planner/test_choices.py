@@ -25,7 +25,7 @@ def test_choices_are_listed_by_cost_and_each_needs_less_memory():
         ("shard", "minimize", "24bit"),
         ("shard", "minimize", "int8"),
         ("shard", "minimize", "24bit", "int8"),
-        ("shard", "minimize", "int8", "unchecked"),
+        ("shard", "minimize", "24bit", "int8", "means"),
         ("shard", "minimize", "24bit", "int8", "unchecked"),
     ]
     totals = [choice.memory.total for choice in listed]
@@ -40,6 +40,8 @@ def test_choices_are_listed_by_cost_and_each_needs_less_memory():
         (2, "adamw", "bfloat16", MemoryOptions(), "24bit"),
         (2, "muon", "bfloat16", MASTERS, "int8"),
         (2, "adamw", "bfloat16", MASTERS, "sharded sums"),
+        (1, "adamw", "bfloat16", MASTERS, "means"),
+        (2, "adamw", "float32", MemoryOptions(state_dtype="int8"), "means"),
         (2, "adamw", "bfloat16", MemoryOptions(needs_norm=True), "unchecked"),
         (2, "adamw", "bfloat16", MemoryOptions(minimize=True), "minimize"),
         (2, "adamw", "bfloat16", MemoryOptions(state_dtype="int8"), "int8"),

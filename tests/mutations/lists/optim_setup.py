@@ -74,8 +74,8 @@ MUTATIONS = [
         ("tests/optim/test_reproducible.py", *COPIES),
         [
             (
-                "return mx.float32 if self.reproducible else self.copies.masters.dtype",
-                "return self.copies.masters.dtype",
+                "if self.reproducible or self.accumulate_sharded or steps_in_float32:",
+                "if self.accumulate_sharded or steps_in_float32:",
             )
         ],
         (2,),

@@ -1,6 +1,6 @@
 """Mistakes in the memory of a rank, in the choices by it, and in step times."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, mistakes
 
 MEMORY = ("tests/layout/test_memory.py",)
 CHOICES = ("tests/planner/test_choices.py",)
@@ -20,7 +20,17 @@ MUTATIONS = [
         "layout/memory.py", "if plan.ranks > 1:  # of the", "if False:  #", MEMORY
     ),
     Mutation("layout/memory.py", "// BLOCK * width_of_block", "", MEMORY),
-    Mutation("layout/memory.py", "is_wide = plan.ranks > 1 or", "is_wide =", MEMORY),
+    *mistakes(
+        "layout/memory.py",
+        MEMORY,
+        [
+            ("if plan.ranks == 1 or item >", "if item >"),
+            ("(plan.sharded and options.rounds", "(options.rounds"),
+            ("is_wide = options.state_dtype or", "is_wide ="),
+            ("return (1 + (is_streamed and", "return (1 + ("),
+            ("return (1 + (not options.keeps", "return (1 + (options.keeps"),
+        ],
+    ),
     Mutation("layout/memory.py", "most + max(sizes)", "most", MEMORY),
     Mutation(
         "layout/state_blocks.py",
@@ -28,7 +38,6 @@ MUTATIONS = [
         "True",
         ("tests/layout/test_state_blocks.py",),
     ),
-    Mutation("layout/memory.py", "is_streamed = not", "is_streamed =", MEMORY),
     Mutation("planner/choices.py", "key=_cost", "key=lambda c: 0", CHOICES),
     Mutation("planner/choices.py", "_FREE.issuperset(self.changes)", "True", CHOICES),
     Mutation("planner/choices.py", "order[0:2] = order[1::-1]", "pass", CHOICES),

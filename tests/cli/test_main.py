@@ -1,5 +1,6 @@
 """cli: the command as a whole, and which commands are installed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -62,3 +63,14 @@ def test_help_of_a_wheel_has_all_commands_but_bench(wheel_files, tmp_path):
     checkout = mlxdist_help(ROOT, tmp_path)
     benches = [x for x in checkout.stdout.splitlines() if x.startswith("    bench ")]
     assert len(benches) == 1
+
+
+def test_description_for_the_index_has_no_links_into_the_repository():
+    """An index shows it far from the files that README.md links to."""
+    metadata = pytest.importorskip("hatchling.metadata.core")
+    plugins = pytest.importorskip("hatchling.plugin.manager").PluginManager()
+    text = metadata.ProjectMetadata(str(ROOT), plugins).core.readme
+    links = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"", text)
+    targets = [markdown or html for markdown, html in links]
+    assert [t for t in targets if not t.startswith(("https://", "#"))] == []
+    assert text.startswith("# mlxdist\n")

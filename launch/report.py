@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from run_folder import RunFolder
 
-from mlxdist.trackers import make_console
+from mlxdist.trackers.progress import make_console
 
 
 class Report:

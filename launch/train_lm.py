@@ -29,7 +29,8 @@ from run_folder import RunFolder, exit_if
 
 import mlxdist
 from mlxdist.arrays import digest
-from mlxdist.trackers import NAMES, RunLog
+from mlxdist.trackers import RunLog
+from mlxdist.trackers.services import NAMES
 
 CONTEXT = 128  # bytes that the model sees
 VALIDATIONS = 6  # in a run

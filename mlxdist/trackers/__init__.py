@@ -4,10 +4,8 @@
 `outputs` writes them on rank 0. A new service belongs into `services.py`.
 """
 
-from .progress import make_console
 from .report import Report
 from .run_log import RunLog
-from .services import NAMES
 from .tracker import Tracker
 
-__all__ = ["NAMES", "Report", "RunLog", "Tracker", "make_console"]
+__all__ = ["Report", "RunLog", "Tracker"]

@@ -30,7 +30,10 @@ NOT_RUN = {
     "sudo scutil": "changes a Mac's name",
     "sudo systemsetup": "changes a Mac's settings",
     "sudo tests/support/virtual_cluster": "tests/jobs/test_launch_files.py has it",
+    "swanlab sync": "sends to a server",
+    "tensorboard": "serves until it is ended",
     "tests/support/virtual_cluster": "needs root; tests/harness has its tests",
+    "wandb sync": "sends to a server",
 }
 
 

@@ -2,7 +2,7 @@
 
 Links are written relative to the file, so that they work in a checkout and on a host of
 repositories. Here a link to a file of the repository becomes one to its page, or, if it
-has none, to the file at REPOSITORY.
+has none, to a copy of the file in the site.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGES = {
 }
 IMAGES = ("benchmarks/results/*.svg", "benchmarks/results/*.png")
 SOURCES = {page: source for source, page in PAGES.items()}
-REPOSITORY = "https://github.com/mlxdist/mlxdist/blob/main/"
+COPIES = "files/"  # the folder of the site with files that pages link to
 LINK = re.compile(r"(?P<before>\]\(|(?:src|srcset|href)=\")(?P<target>[^)\"\s#]+)")
 PICTURE = re.compile(
     r'<picture>\s*<source media="[^"]*" srcset="(?P<dark>[^"]+)">\s*'
@@ -56,7 +56,8 @@ def on_page_markdown(
         if ":" in target or target.startswith("/"):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        return match["before"] + site_link(path, here, files)
+        uri = uri_of(path, config, files)
+        return match["before"] + posixpath.relpath(uri, posixpath.dirname(here) or ".")
 
     parts = CODE.split(markdown)
     parts[::2] = [PICTURE.sub(both, LINK.sub(replace, part)) for part in parts[::2]]
@@ -69,15 +70,17 @@ def both(picture: re.Match[str]) -> str:
     return light + f'<img src="{picture["dark"]}#only-dark"{picture["rest"]}>'
 
 
-def site_link(path: str, here: str, files: Files) -> str:
-    """Return the link from a page to a file of the repository.
+def uri_of(path: str, config: MkDocsConfig, files: Files) -> str:
+    """Return where the site has a file of the repository; add a copy if it lacks it.
 
     Args:
-        path: relative to the root of the repository.
-        here: the page, relative to docs/.
-        files: of the site. What it lacks stays a link, and the build fails.
+        path: relative to the root of the repository. Where there is no such file, the
+            result isn't in the site either, and the build fails.
     """
     uri = PAGES.get(path, path.removeprefix("docs/"))
-    if files.get_file_from_path(uri) is None and not path.startswith("docs/"):
-        return REPOSITORY + path if (ROOT / path).exists() else path
-    return posixpath.relpath(uri, posixpath.dirname(here) or ".")
+    if files.get_file_from_path(uri) is not None or not (ROOT / path).is_file():
+        return uri
+    copy = COPIES + path
+    if files.get_file_from_path(copy) is None:
+        files.append(File.generated(config, copy, abs_src_path=str(ROOT / path)))
+    return copy

@@ -32,7 +32,6 @@ NOT_RUN = {
     "sudo tests/support/virtual_cluster": "tests/jobs/test_launch_files.py has it",
     "swanlab sync": "sends to a server",
     "tensorboard": "serves until it is ended",
-    "tests/support/virtual_cluster": "needs root; tests/harness has its tests",
     "wandb sync": "sends to a server",
 }
 

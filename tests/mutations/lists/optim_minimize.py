@@ -48,6 +48,23 @@ MUTATIONS = [
         ],
     ),
     *mistakes(
+        "optim/minimize.py",
+        ("tests/optim/test_minimize_errors.py",),
+        [("problem = nothing_trainable(model) or (", "problem = (")],
+        (2,),
+    ),
+    *mistakes(
+        "optim/local_update.py",
+        ("tests/optim/test_part_step.py",),
+        [
+            (
+                "                step.parts.is_incomplete = False\n",
+                "                pass\n",
+            )
+        ],
+        (1,),
+    ),
+    *mistakes(
         "optim/local_gradients.py",
         MINIMIZE,
         [("dict(unsent) if keeps else {}", "dict(unsent)")],

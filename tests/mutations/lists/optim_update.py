@@ -128,6 +128,7 @@ MUTATIONS = [
         ("tests/optim/test_part_step.py",),
         [
             ("        self.is_incomplete = True\n", ""),
+            ("is_copy = address(mean.arrays[0]) is None", "is_copy = True"),
             (
                 "outputs[key].write(start, leaf_at(part.state, key).reshape(-1))",
                 "pass",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -79,7 +80,8 @@ class JsonLines:
             if written < len(self._unwritten):  # the rest says why it can't be written
                 os.write(self._file, self._unwritten[written:])
         except OSError:
-            os.ftruncate(self._file, size)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
             raise
         self._unwritten = b""
 

@@ -45,13 +45,14 @@ class TensorBoardTracker:
     def __init__(self, run: Run):
         module = _module("tensorboardX", "tensorboard")
         self._writer = module.SummaryWriter(
-            str(run.folder / "tensorboard"), purge_step=run.done + 1
+            str(run.folder / "tensorboard"),
+            purge_step=run.done + 1,
+            flush_secs=1,  # a job that is killed has all reports but the last ones
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()
 
     def finish(self) -> None:
         self._writer.close()

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..launcher import standard_streams
 from ..launcher.visible_text import message_of
 from ..version import __version__
-from . import checkpoint, doctor, plan, run, test
+from . import checkpoint, doctor, plan, report, run, test
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ def _commands() -> list[ModuleType]:
     # Wheels have neither the benchmarks nor the modules that run them.
     if importlib.util.find_spec(".bench", __name__) is not None:
         modules.append(importlib.import_module(".bench", __name__))
-    return [*modules, checkpoint]
+    return [*modules, checkpoint, report]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

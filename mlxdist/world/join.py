@@ -197,8 +197,7 @@ def _join_launch(
     if comm is not None and guard:
         _install_guard(world, comm, timeout)
     if path and (comm is not None or world.size == 1):
-        timeline_comm = None if comm is None else comm.Dup()
-        timeline = Timeline(world.recorder, timeline_comm, world.host, path)
+        timeline = Timeline(world, None if comm is None else comm.Dup(), path)
         world.at_close.callback(timeline.close)
     return world
 

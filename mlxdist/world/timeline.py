@@ -1,8 +1,6 @@
 """Timeline of all ranks as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
 
-Each rank has four rows: its calls, their phases, its waits for other ranks, and its
-collectives, which may overlap and name their bucket. A collective of the native
-transport is finished by MLX, so only its start is known.
+`trace_events` says what is in it. `mlxdist report` sums it up.
 """
 
 from __future__ import annotations
@@ -13,28 +11,27 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comm.flight_recorder import Record, Recorder, Span
+from ..comm.flight_recorder import MAX_TIMELINE_RECORDS
 from ..launcher.private_files import make_folder, read_text, write_atomically
+from .clocks import Alignment, first_ranks, measure, same_clock
 from .hooks import ExceptionHook
+from .trace_events import Event, Process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-Event = dict[str, object]
+    from .world import World
 
 _START, _END = '{"traceEvents": [', "]}\n"
 # Spans, and records, that a rank writes when the job fails: mpirun gives it 0.25 s.
 _LAST = 2000
 _LOCK_TIMEOUT = 1.0  # seconds
-_ROWS = ("call", "phase", "waiting", "collectives")
 
 
 class Timeline:
@@ -48,18 +45,24 @@ class Timeline:
         path: of the file.
     """
 
-    def __init__(
-        self, recorder: Recorder, comm: MPI.Intracomm | None, host: str, path: str
-    ):
+    def __init__(self, world: World, comm: MPI.Intracomm | None, path: str):
+        recorder, transport = world.recorder, world.host_transport
         self._recorder = recorder
         self._comm = comm
-        self._rank = 0 if comm is None else comm.Get_rank()
-        self._host = host
+        self._rank, self._host = world.rank, world.host
+        self._overlaps = transport is not None and transport.overlaps
         self._path = Path(path)
         self._pid = os.getpid()
         recorder.keep_timeline()
         self._path.unlink(missing_ok=True)  # of an earlier job
-        self._clock_offset = 0.0 if comm is None else _clock_offset(comm)
+        self._start = time.time()
+        self._origin = self._start
+        self._alignment = Alignment(same_clock(), same_clock())
+        if comm is not None:
+            self._readers = first_ranks(comm)
+            first = measure(comm, self._readers)
+            self._alignment = Alignment(first, first)
+            self._origin = _least(comm, self._alignment.on_rank_0(self._start))
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)
         # No guard calls on_failure in a world of one.
@@ -69,7 +72,11 @@ class Timeline:
         if os.getpid() != self._pid:  # a forked child
             return
         self._recorder.status.leaving = True
-        local = np.frombuffer(json.dumps(self._events()).encode(), np.uint8)
+        end = time.time()
+        if self._comm is not None:
+            last = measure(self._comm, self._readers)
+            self._alignment = Alignment(self._alignment.first, last)
+        local = np.frombuffer(json.dumps(self._events(end)).encode(), np.uint8)
         parts = [local.tobytes()] if self._comm is None else _gather(self._comm, local)
         if self._rank == 0:
             # Each part is a JSON list; join their contents.
@@ -86,24 +93,37 @@ class Timeline:
         if self._comm is not None:
             self._comm.Free()
 
-    def _events(self, most: int | None = None) -> list[Event]:
+    def _events(self, end: float, most: int | None = None) -> list[Event]:
         """Return this rank's events: of all spans and records, or of the last ones."""
         spans, records = list(self._recorder.spans or ()), list(self._recorder.records)
-        return events(
+        is_short = max(len(spans), len(records)) < MAX_TIMELINE_RECORDS
+        process = Process(
             self._rank,
             self._host,
-            spans if most is None else spans[-most:],
-            records if most is None else records[-most:],
-            clock_offset=self._clock_offset,
+            self._start,
+            end,
+            self._origin,
+            self._alignment,
+            overlaps=self._overlaps,
+            is_complete=most is None and is_short,
         )
+        kept = slice(None) if most is None else slice(-most, None)
+        return process.events(spans[kept], records[kept])
 
     def _add_last_events(self) -> None:
-        add_events(self._path, self._events(_LAST))
+        add_events(self._path, self._events(time.time(), _LAST))
 
     def _on_exception(self, error: BaseException, is_reported: bool) -> None:
         self._add_last_events()
         if not is_reported:
             sys.__excepthook__(type(error), error, error.__traceback__)
+
+
+def _least(comm: MPI.Intracomm, local: float) -> float:
+    """Return the least number of all ranks."""
+    every = np.empty(comm.Get_size())
+    comm.Allgather(np.array([local]), every)
+    return float(every.min())
 
 
 def _gather(comm: MPI.Intracomm, local: NDArray[np.uint8]) -> list[bytes]:
@@ -153,78 +173,3 @@ def _lock(descriptor: int) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.002)
-
-
-def _clock_offset(comm: MPI.Intracomm) -> float:
-    """Return the seconds by which this rank's clock is ahead of rank 0's.
-
-    Clocks of hosts differ, but all ranks leave a barrier at nearly the same time.
-    """
-    comm.Barrier()
-    local = np.array([time.time()])
-    clocks = np.empty(comm.Get_size())
-    comm.Allgather(local, clocks)
-    return float(local[0] - clocks[0])
-
-
-def events(
-    rank: int,
-    host: str,
-    spans: Iterable[Span],
-    records: Iterable[Record],
-    *,
-    clock_offset: float = 0.0,
-) -> list[Event]:
-    """Return one rank's events in Chrome's trace format, with times in microseconds.
-
-    Args:
-        clock_offset: seconds by which this rank's clock is ahead of rank 0's.
-    """
-    result: list[Event] = [_metadata(rank, "process_name", f"rank {rank} on {host}")]
-    result += [
-        _metadata(rank, "thread_name", name, row=row) for row, name in enumerate(_ROWS)
-    ]
-    for span in spans:
-        result.append(_span_event(rank, span, clock_offset))
-    for record in records:
-        result += _record_events(rank, record, clock_offset)
-    return result
-
-
-def _metadata(rank: int, kind: str, name: str, row: int | None = None) -> Event:
-    thread = {} if row is None else {"tid": row}
-    return {"name": kind, "ph": "M", "pid": rank, **thread, "args": {"name": name}}
-
-
-def _span_event(rank: int, span: Span, clock_offset: float) -> Event:
-    return {
-        "name": span.name,
-        "cat": span.kind,
-        "pid": rank,
-        "tid": _ROWS.index(span.kind),
-        "ph": "X",
-        "ts": _microseconds(span.start - clock_offset),
-        "dur": _microseconds(span.end - span.start),
-        "args": {"step": span.step},
-    }
-
-
-def _record_events(rank: int, record: Record, clock_offset: float) -> list[Event]:
-    """Return the start and the end of a collective, or its start alone."""
-    common: Event = {
-        "name": f"{record.name}, {record.contents}".removesuffix(", "),
-        "cat": "collectives",
-        "pid": rank,
-        "tid": _ROWS.index("collectives"),
-    }
-    start = _microseconds(record.start - clock_offset)
-    begin = {**common, "ts": start, "args": asdict(record)}
-    if record.end is None:
-        return [{**begin, "ph": "i", "s": "t"}]
-    common["id"] = begin["id"] = f"{rank}.{record.sequence}"
-    end = _microseconds(record.end - clock_offset)
-    return [{**begin, "ph": "b"}, {**common, "ph": "e", "ts": end}]
-
-
-def _microseconds(seconds: float) -> float:
-    return round(seconds * 1e6, 1)

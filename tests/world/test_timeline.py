@@ -3,11 +3,14 @@
 import itertools
 import json
 import threading
+import time
 
 import pytest
 
-from mlxdist.comm.flight_recorder import Recorder
-from mlxdist.world.timeline import add_events, events
+from mlxdist.comm.flight_recorder import Recorder, Span
+from mlxdist.world.clocks import Alignment, Offset, same_clock
+from mlxdist.world.timeline import add_events
+from mlxdist.world.trace_events import Process
 from tests.support import jobs
 
 TRAIN = """
@@ -116,14 +119,31 @@ def test_add_events_of_several_processes_makes_one_trace(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
 
 
-def test_events_are_corrected_by_the_clock_offset():
+def test_events_are_times_of_rank_0_since_the_start():
     recorder = Recorder()
     assert recorder.spans is None
     recorder.keep_timeline()
     with recorder.call("update", 1):
         recorder.phase("exchange")
-        recorder.started("all_sum").end = 5.0
-    local = events(0, "h", recorder.spans, recorder.records)
-    shifted = events(0, "h", recorder.spans, recorder.records, clock_offset=2.0)
-    for event, corrected in zip(local, shifted, strict=True):
-        assert event.get("ts", 2e6) - 2e6 == corrected.get("ts", 0)
+        recorder.started("all_sum").end = time.time() + 1
+    alignment = Alignment(Offset(0.0, 2.0, 1e-5), Offset(0.0, 2.0, 2e-5))
+    (span, call), (record,) = recorder.spans, recorder.records
+    process = Process(
+        1, "h", span.start, call.end, span.start - 3, alignment, False, True
+    )
+    name, *_, phase, update, begin, end = process.events([span, call], [record])
+    assert (phase["ts"], phase["cat"]) == (1e6, "phase")
+    assert update["ts"] == pytest.approx(1e6 + (call.start - span.start) * 1e6, abs=0.1)
+    assert update["dur"] == pytest.approx((call.end - call.start) * 1e6, abs=0.1)
+    assert end["ts"] - begin["ts"] == pytest.approx(
+        (record.end - record.start) * 1e6, abs=0.1
+    )
+    args = {"rank": 1, "host": "h", "start": 1e6, "clock_error": 20.0}
+    assert args.items() <= name["args"].items()
+
+
+def test_call_during_which_the_clock_is_set_back_has_no_duration():
+    same = Alignment(same_clock(), same_clock())
+    process = Process(0, "h", 0.0, 9.0, 0.0, same, False, True)
+    span = Span("call", "update", 1, start=5.0, end=4.0)
+    assert process.events([span], [])[-1]["dur"] == 0.0

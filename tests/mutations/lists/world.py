@@ -2,6 +2,7 @@
 
 from tests.mutations.mutation import Mutation
 
+CLOCKS = ("tests/world/test_clocks.py",)
 CLOSE = ("tests/world/test_close.py",)
 FINALIZE = ("tests/world/test_finalize.py",)
 HEARTBEAT = ("tests/world/test_heartbeat.py",)
@@ -13,7 +14,7 @@ PROCESS = ("tests/world/test_process.py",)
 WORLD = ("tests/world/test_world.py",)
 CHILDREN = ("tests/world/test_identity.py::test_children_of_a_rank_get_a_world_of_one",)
 EVENTS = (
-    "tests/world/test_timeline.py::test_events_are_corrected_by_the_clock_offset",
+    "tests/world/test_timeline.py::test_events_are_times_of_rank_0_since_the_start",
 )
 CLAIMED = (
     "tests/world/test_identity.py"
@@ -187,12 +188,17 @@ MUTATIONS = [
     ),
     # Timelines and records
     Mutation(
-        "world/timeline.py",
-        "span.start - clock_offset",
-        "span.start + clock_offset",
+        "world/trace_events.py",
+        "on_rank_0(local) - self.origin",
+        "on_rank_0(local) + self.origin",
         EVENTS,
     ),
-    Mutation("world/timeline.py", "record.end - clock_offset", "record.end", EVENTS),
+    Mutation("world/clocks.py", "local - first.ahead -", "local -", CLOCKS),
+    Mutation("world/clocks.py", "part * (last.ahead", "part / (last.ahead", CLOCKS),
+    Mutation("world/clocks.py", "(sent + received) / 2", "sent", CLOCKS, (2,)),
+    Mutation(
+        "world/clocks.py", "offsets[readers[rank]]", "offsets[rank]", CLOCKS, (3,)
+    ),
     Mutation(
         "world/timeline.py",
         "_lock(folder)",

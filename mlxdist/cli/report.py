@@ -19,8 +19,8 @@ Print where the time of a run went, and write an HTML page with its losses, spee
 memory, what each rank waited for, how the job ended, and its configuration.
 
 RUN is a folder. Each of its files may be missing:
-  metrics.jsonl  of mlxdist.trackers
-  run.json       of mlxdist.trackers
+  metrics.jsonl  of mlxdist.trackers.RunLog
+  run.json       of mlxdist.trackers.RunLog
   timeline.json  of `mlxdist run --timeline RUN/timeline.json`
   failure.json   of `mlxdist run --report RUN/failure.json`
 """

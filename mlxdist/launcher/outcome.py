@@ -45,6 +45,7 @@ from typing import Literal
 
 from . import marks
 from .mpirun_log import MpirunLog
+from .private_files import make_folder
 
 State = Literal["finished", "failed", "ended", "killed"]
 
@@ -79,9 +80,12 @@ class Outcome:
     def write(self, path: Path) -> None:
         """Write the outcome as JSON, so that `path` never holds a part of it.
 
+        Makes its folder.
+
         Raises:
             OSError: the file can't be written.
         """
+        make_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(
             prefix=f".{path.name}-", dir=path.parent
         )

@@ -110,8 +110,6 @@ def check_report(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--report {path} is a folder; name a file")
     _check_no_device("--report", path)
-    if not path.parent.is_dir():
-        raise ValueError(f"--report {path}: there is no folder {path.parent}")
     check_writable("--report", path.parent)
 
 

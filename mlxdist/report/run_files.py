@@ -24,8 +24,8 @@ METRICS, CONFIG, TIMELINE, FAILURE, PAGE = (
 )
 
 _REMEDIES = {
-    METRICS: "no metrics: log them with mlxdist.trackers",
-    CONFIG: "no configuration: mlxdist.trackers writes it with the metrics",
+    METRICS: "no metrics: log them with mlxdist.trackers.RunLog",
+    CONFIG: "no configuration: mlxdist.trackers.RunLog writes it",
     TIMELINE: "no timeline: run with `mlxdist run --timeline {folder}/timeline.json`",
     FAILURE: "no outcome: run with `mlxdist run --report {folder}/failure.json`",
 }

@@ -131,3 +131,8 @@ def test_write_replaces_a_report_as_a_whole(tmp_path):
     assert report["exit_code"] == 3
     assert report["ranks"][0]["reason"] == "exit 3"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_write_makes_the_folder(tmp_path):
+    Outcome(0, ()).write(tmp_path / "runs" / "a" / "failure.json")
+    assert json.loads((tmp_path / "runs/a/failure.json").read_text())["ranks"] == []

@@ -49,7 +49,7 @@ from mlxdist.launcher import mpirun_command
         ("-n 1 --report /dev/none --dry-run {script}", "is a device or a pipe"),
         ("-n 1 --timeline /dev/null {script}", "is a device or a pipe; name a file"),
         ("-H a --timeline /dev/null --dry-run {script}", "is a device or a pipe"),
-        ("-n 1 --report {folder}/a/b {script}", "there is no folder {folder}/a"),
+        ("-n 1 --report {script}/b {script}", "no file can be made in {script}"),
         ("-n 1 --python no-such-python {script}", "no such program"),
         ("-n 1 --python ./none {script}", "no such program"),
         ("-n 1 --python {folder} {script}", "there is no such program here"),

@@ -14,7 +14,7 @@ from .types import Array, Dtype, Raw
 # Bytes of a block. It lives as long as any array that was cut from it. So an arena is
 # for arrays that live equally long, and larger ones have memory of their own.
 BLOCK_BYTES = 4 * 2**20
-ALONE_FROM = 2**20  # bytes
+ALONE_FROM = 2**19  # bytes
 _ALIGNMENT = 64  # elements
 
 

@@ -53,7 +53,7 @@ def peak_of_step(world, take_step=minimize, **options):
 
 @pytest.mark.parametrize("transport", ["host"])
 def test_minimize_holds_this_ranks_share_of_the_means(transport, world):
-    most = 0.2 + 1 / world.size + (0.1 if world.size == 3 else 0)  # measured: 0.06
+    most = 0.2 + 1 / world.size
     assert peak_of_step(world, shard=True, transport=transport) <= most
 
 

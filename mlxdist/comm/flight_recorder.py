@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -98,9 +98,17 @@ class Waits:
     """Seconds that this rank has waited for other ranks: for slow ones, and the wire.
 
     Waits of MLX's own, as of a collective inside `mx.compile`, are not in it.
+
+    Attributes:
+        by_call: by the mlxdist call, such as "update"; "" outside of one.
     """
 
-    seconds: float = 0.0
+    by_call: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def seconds(self, without: Collection[str] = ()) -> float:
+        """Return the sum over all calls, but for some."""
+        calls = list(self.by_call.items())  # another thread may add one meanwhile
+        return sum(seconds for call, seconds in calls if call not in without)
 
 
 @dataclass(frozen=True)
@@ -234,7 +242,7 @@ class Recorder:
         finally:
             self._add_span("waiting", _waiting_name(status), start)
             end = time.monotonic()
-            self.waits.seconds += end - status.since
+            self.waits.by_call[status.call] += end - status.since
             status.waiting, status.since = False, end
 
     @contextmanager

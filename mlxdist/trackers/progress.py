@@ -30,6 +30,13 @@ _FIGURES = {  # of a report, in this order, and how they are shown
 _OF_A_RANK = {"step_time": 1e3, "wait_time": 1e3, "peak_memory": 1.0}
 
 
+class _Console(Console):
+    """A console that leaves the cursor alone: a job that is killed can't restore it."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 def make_console() -> Console:
     """Return a console that is a terminal where the user has one.
 
@@ -39,7 +46,7 @@ def make_console() -> Console:
     if environment.started_by_mpirun():
         is_terminal = environment.get(environment.TERMINAL) == "1"
     width = min(_WIDEST, int(environment.get(environment.COLUMNS) or _WIDEST))
-    return Console(force_terminal=is_terminal, width=width, highlight=False)
+    return _Console(force_terminal=is_terminal, width=width, highlight=False)
 
 
 class Progress:

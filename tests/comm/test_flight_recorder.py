@@ -67,10 +67,14 @@ def test_waits_add_up_over_a_world_and_those_that_are_split_from_it():
     recorder = Recorder()
     part = Recorder(parent=recorder)
     for each in (recorder, part):
-        with each.waiting():
+        with each.call("update"), each.waiting():
             time.sleep(0.01)
-    assert 0.02 <= recorder.waits.seconds < 0.2
-    assert part.waits.seconds == recorder.waits.seconds
+    with part.call("save_checkpoint"), part.waiting():
+        time.sleep(0.1)
+    waits = recorder.waits
+    assert 0.02 <= waits.seconds(without=["save_checkpoint"]) < 0.1
+    assert list(waits.by_call) == ["update", "save_checkpoint"]
+    assert part.waits.seconds() == waits.seconds() > 0.12
 
 
 def test_text_has_a_line_on_the_rank_and_one_for_each_of_the_last_512():

@@ -70,6 +70,7 @@ def test_terminal_gets_a_live_line_and_a_plain_one_at_the_end(on_terminal, capsy
     show()
     out = capsys.readouterr().out
     assert out.count("a title") >= 3
+    assert "\x1b[?25l" not in out  # the cursor is not hidden: a kill would leave it so
     assert "step 3 of 4" not in out  # a tenth of a second has not passed
     assert "step 4 of 4" in out
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out).splitlines()[-1]

@@ -82,13 +82,14 @@ def test_report_of_mlx_lm_names_the_ranks_of_the_spread(make, world):
 
 
 def test_wait_time_is_that_of_steps_alone(make, world):
-    waits = world.recorder.waits
+    waits = world.recorder.waits.by_call
     with make(every=4) as log:
         for _ in range(3):
-            waits.seconds += 2.0 * (1 + world.rank)
+            waits["update"] += 2.0 * (1 + world.rank)
             log.step(1.0)
         with log.paused():
-            waits.seconds += 1000
+            waits[""] += 1000
+        waits["save_checkpoint"] += 1000
         log.validation(1.0)
         first = log.step(1.0).values
         for _ in range(4):

@@ -32,7 +32,7 @@ MUTATIONS = [
     Mutation("trackers/report.py", "fingerprint(step),", "0,", LOG, (2,)),
     Mutation(
         "trackers/interval.py",
-        "self._waited_before += self._waits.seconds - waited",
+        "self._waited_before += self._total() - waited",
         "pass",
         LOG,
         (2,),

@@ -27,6 +27,9 @@ from rich.console import Console
 import mlxdist
 from mlxdist.checkpoint import async_save
 
+LEGEND = """\
+median ms: of a window of steps alone, of one beside a background save, and of the call
+of save_checkpoint; lower is better. In brackets: 95% interval over the rounds."""
 RANKS = 2
 ROWS, CONTEXT = 6, 128
 ALONE, WITH_SAVE, CALL = "alone", "beside a save", "the call"
@@ -129,9 +132,8 @@ def measure(training: Training, rounds: int, console: Console | None) -> common.
 def show(console: Console, result: common.Result) -> None:
     rows = [(n, f"{1e3 * s['median']:.1f}") for n, s in result["summary"].items()]
     title = f"{result['steps in a window']} steps, {result['bytes'] / 1e6:.0f} MB saved"
-    common.print_table(console, title, ["", "median ms"], rows)
-    for pair, ratio in result["ratios"].items():
-        console.print(f"{pair}: {common.format_ratio(ratio)}")
+    common.print_table(console, title, ["", "median ms"], rows, LEGEND)
+    common.print_verdicts(console, result["ratios"])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ from rich.console import Console
 import mlxdist
 from mlxdist.launcher.environment import without_mpi
 
+LEGEND = """\
+median s: seconds for all ranks, lower is better; GB/s: bytes of the checkpoint over it,
+higher is better. Disk: as many bytes without mlxdist, the limit. In brackets: 95%
+interval over the rounds."""
 RANKS = 2
 BLOCK = 4 * 2**20  # bytes
 WIDTH = 1024
@@ -216,9 +220,8 @@ def show(console: Console, result: common.Result) -> None:
         for name, summary in result["summary"].items()
     ]
     title = f"{result['parameters'] / 1e6:.0f}M parameters, {gigabytes:.2f} GB"
-    common.print_table(console, title, ["", "median s", "GB/s"], rows)
-    for pair, ratio in result["ratios"].items():
-        console.print(f"{pair}: {common.format_ratio(ratio)}")
+    common.print_table(console, title, ["", "median s", "GB/s"], rows, LEGEND)
+    common.print_verdicts(console, result["ratios"])
     for name, nbytes in result["memory"].items():
         console.print(f"memory of {name}: {nbytes / 1e6:.0f} MB more")
     largest, share = result["largest array"] / 1e6, result["share of a rank"] / 1e6

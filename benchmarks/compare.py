@@ -27,6 +27,9 @@ from common.jobs import mpi_job, running
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "compare_rank.py"
+LEGEND = """\
+ms: median of the slowest rank's step; after / before: below 1 is faster now, with its
+95% interval; same bits: whether both checkouts came to the same parameters."""
 CONTENDERS = ("before", "after")
 WARMUP = 1  # steps before the samples of each round
 
@@ -165,7 +168,10 @@ def show(console: Console, measured: common.Result) -> None:
         same = "yes" if case["identical"] else "NO"
         rows.append([name, *medians, f"{ratio['ratio']:.3f}", interval, same])
     columns = ["case", "before ms", "after ms", "after / before", "19 in 20"]
-    common.print_table(console, "two checkouts", [*columns, "same bits"], rows)
+    common.print_table(console, "two checkouts", [*columns, "same bits"], rows, LEGEND)
+    for name, case in measured.items():
+        for pair, ratio in case["ratios"].items():
+            common.print_verdict(console, f"{name}: {common.verdict_of(pair, ratio)}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ import mlxdist
 from mlxdist.comm.flight_recorder import Record, Recorder
 from mlxdist.optim import grad_norm, step_checks
 
+LEGEND = """\
+median: ms of a call on the slowest rank; lower is better. The last row is the checks,
+their checksums and the watchdog over a whole step without them."""
+BOUND = 1  # percent of a step
 RANKS = 2
 ROWS, CONTEXT = 6, 128
 GUARDED, UNGUARDED = "with", "without"
@@ -211,7 +215,10 @@ def show(console: Console, result: common.Result, check_every: int) -> None:
         ("watchdog, of a core", f"{result['watchdog_share_of_a_core']:.3%}"),
         ("the guard adds in all", f"{result['added_share']:.2%}"),
     ]
-    common.print_table(console, "cost of the guard", ["", "median"], rows)
+    common.print_table(console, "cost of the guard", ["", "median"], rows, LEGEND)
+    share = 100 * result["added_share"]
+    text = common.bound_text("the guard adds", share, BOUND, "% to a step")
+    common.print_verdict(console, text)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ SCRIPTS = {
 }
 MLXDIST, MPIRUN = "mlxdist run", "mpirun"
 BOUND = 0.3  # seconds
+LEGEND = """\
+s: median of the seconds from the command to its exit, and quartiles; lower is better.
+nothing, sum: scripts that end at once, and that sum a number over the ranks."""
 
 
 def main() -> None:
@@ -103,9 +106,10 @@ def show(console: Console, result: common.Result) -> None:
         for name, each in result["summary"].items()
     ]
     title = f"{result['ranks']} ranks, from the command to its exit"
-    common.print_table(console, title, ["command", "s", "quartiles"], rows)
+    common.print_table(console, title, ["command", "s", "quartiles"], rows, LEGEND)
     for script, added in result["added_seconds"].items():
-        console.print(f"mlxdist run adds {added:.3f} s to {script} (bound {BOUND} s)")
+        text = f"mlxdist run adds to the script `{script}`"
+        common.print_verdict(console, common.bound_text(text, added, BOUND, "s"))
 
 
 if __name__ == "__main__":

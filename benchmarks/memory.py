@@ -38,6 +38,12 @@ from ranks.shapes import shapes_of
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "memory_rank.py"
+LEGEND = """\
+peak: most memory of any rank in a step, MB, less that of the process without a model;
+lower is better. peak / predicted: 1 is exact, above 1 is more than predicted. state B:
+bytes of optimizer state for each parameter, on the rank that holds most."""
+LEGEND_OF_LIMIT = """\
+peak, predicted: MB of the rank that needs most; killed: by the kernel, at the limit."""
 DTYPES = ("float32", "bfloat16")
 
 
@@ -85,7 +91,8 @@ def train_under_limit(console: Console, args: argparse.Namespace) -> None:
         for case in results
     ]
     title = f"{args.limit} MB a rank"
-    common.print_table(console, title, ["MB a rank", "peak", "predicted", ""], rows)
+    columns = ["MB a rank", "peak", "predicted", ""]
+    common.print_table(console, title, columns, rows, LEGEND_OF_LIMIT)
     result = {"limit MB": args.limit, "dtype": memory_limit.DTYPE, "jobs": results}
     common.write_json(args.json, __doc__, result)
 
@@ -142,7 +149,10 @@ def show(console: Console, measured: list[common.Result]) -> None:
         for case in measured
     ]
     columns = ["MB a rank", "peak", "predicted", "peak / predicted", "state B"]
-    common.print_table(console, "memory", columns, rows)
+    common.print_table(console, "memory", columns, rows, LEGEND)
+    ratios = [case["peak / predicted"] for case in measured]
+    text = f"measured peaks are {min(ratios):.2f} to {max(ratios):.2f} of the predicted"
+    common.print_verdict(console, text)
 
 
 if __name__ == "__main__":

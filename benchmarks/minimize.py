@@ -27,6 +27,10 @@ from ranks.minimize_rank import CALLS, CONTENDERS
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "minimize_rank.py"
+LEGEND = """\
+Medians; lower is better. The first two columns and their ratio are wall time of the
+slowest rank, CPU is processor time of all ranks. A ratio below 1 is faster with
+`minimize`; in brackets its 95% interval over the rounds."""
 ON_ONE_MACHINE = {"1 rank": 1, "2 ranks": 2}
 HOSTS = "2 hosts"
 JOB = "mlxdist"
@@ -113,8 +117,8 @@ def show(console: Console, title: str, case: common.Result) -> None:
             row.append(common.format_ratio(record["ratios"][pair]))
         rows.append(row)
     columns = ["AdamW", "minimize", "update", "ratio", "CPU", "CPU", "ratio"]
-    title = f"{title}: ms a step, wall and processor time"
-    common.print_table(console, title, columns, rows)
+    common.print_table(console, f"{title}, ms a step", columns, rows, LEGEND)
+    common.print_verdicts(console, case["wall"]["ratios"])
 
 
 if __name__ == "__main__":

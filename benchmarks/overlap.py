@@ -41,6 +41,10 @@ from common.jobs import RunningJobs, running
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "overlap_rank.py"
+LEGEND = """\
+ms, medians of the slowest rank; lower is better. step /: a whole step in units of the
+longer of compute and wire. 1 hides all of the shorter one behind it; possible / is what
+steps that don't overlap one another can reach, in a row / nothing overlapped."""
 JOBS = {  # of each contender
     "sharded": "mlxdist",
     "replicated": "mlxdist",
@@ -175,10 +179,10 @@ def show(console: Console, name: str, case: common.Result) -> None:
     title = f"{name}, {case['rows']} rows: ms, and in units of max(compute, wire)"
     parts = [part.replace("_", " ") for part in PARTS]
     columns = ["contender", *parts, "step /", "in a row /", "possible /"]
-    common.print_table(console, title, columns, rows)
+    common.print_table(console, title, columns, rows, LEGEND)
     for pair, ratio in case["ratios"].items():
         if pair.count("step") == 2:
-            console.print(f"{pair}: {common.format_ratio(ratio)}")
+            common.print_verdict(console, common.verdict_of(pair, ratio))
     console.print()
 
 

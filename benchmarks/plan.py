@@ -37,6 +37,9 @@ from ranks.overlap_rank import make_model
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "overlap_rank.py"
+LEGEND = """\
+Medians over the rounds, ms a step. predicted / measured: 1 is exact, below 1 promises
+too much. link measured: with the links that doctor measured; else by their name."""
 JOB = "mlxdist"
 MLXDIST = (sys.executable, "-m", "mlxdist.cli")
 PARTS = (  # contenders of overlap_rank.py, and what is timed of each
@@ -203,7 +206,13 @@ def show(console: Console, name: str, case: common.Result) -> None:
             figures = f"{1e3 * measured:.0f}", f"{1e3 * predicted:.0f}", f"{ratio:.3f}"
             rows.append([f"{strategy}, link {link}", *figures])
     columns = ["state", "measured ms", "predicted ms", "predicted / measured"]
-    common.print_table(console, name, columns, rows)
+    common.print_table(console, name, columns, rows, LEGEND)
+    ratios = [
+        r for each in case["predicted_by_measured"].values() for r in each.values()
+    ]
+    furthest = max(ratios, key=lambda ratio: abs(ratio - 1))
+    text = f"the prediction that is furthest off is {furthest:.2f} of what was measured"
+    common.print_verdict(console, text)
     console.print()
 
 

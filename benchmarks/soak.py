@@ -34,6 +34,9 @@ from rich.console import Console
 import mlxdist
 from mlxdist.checkpoint import async_save
 
+LEGEND = """\
+Growth a step by least squares, after the warm-up: resident memory in bytes, and counts;
+0 is flat, lower is better. Then the least and the most of each count."""
 RANKS = 2
 SAMPLE_EVERY, SAVE_EVERY, KEEP = 50, 500, 3  # steps, steps, checkpoints
 EXAMPLES, INPUTS, CLASSES, BATCH = 1003, 33, 7, 8
@@ -228,7 +231,10 @@ def show(console: Console, result: common.Result) -> None:
     ]
     title = f"{result['steps']} steps, {result['epochs']} epochs: growth a step, range"
     columns = ["", "resident B", *COUNTS, *COUNTS]
-    common.print_table(console, title, columns, rows)
+    common.print_table(console, title, columns, rows, LEGEND)
+    growth = max(summary["resident slope"] for summary in result["ranks"])
+    text = common.bound_text("memory grows by at most", growth, BOUND, "bytes a step")
+    common.print_verdict(console, text)
 
 
 def draw(path: Path, every_rank: Sequence[Samples], warmup: int) -> None:

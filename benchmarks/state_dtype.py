@@ -44,6 +44,11 @@ from rich.console import Console
 
 from mlxdist.launcher.environment import without_mpi
 
+LEGEND = """\
+Mean loss over that of float32 state, less 1: 0 is equal, above 0 is worse. last tenth:
+of the run; drift: how much that changed from the tenth before; held-out: of the text
+that was not trained on. It passes up to 0.3% with a drift of up to 0.1%."""
+
 SCRIPT = common.RANK_PROGRAMS / "state_dtype_rank.py"
 REFERENCE = "float32"
 STEPS = {"main": 600, "small": 20_000}
@@ -215,7 +220,9 @@ def show(console: Console, result: common.Result) -> None:
                 verdict = "passes" if each["passes"] else "fails"
                 rows.append([f"{variant}, seed {each['seed']}", *percent, verdict])
         columns = ["loss / float32's - 1", "last tenth", "drift", "held-out", ""]
-        common.print_table(console, f"{name}, {task['steps']} steps", columns, rows)
+        common.print_table(
+            console, f"{name}, {task['steps']} steps", columns, rows, LEGEND
+        )
         console.print()
 
 

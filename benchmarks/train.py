@@ -31,6 +31,10 @@ from common.jobs import Job, RunningJobs, mpi_job, running, upstream_environment
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "train_rank.py"
+LEGEND = """\
+tokens/s: of all ranks, higher is better; ms a step: median of the slowest rank; than
+...: tokens/s over those of that contender, above 1 is faster; last loss: equal for all,
+so that they did the same work."""
 COLORS = {
     "ours": plots.BLUE,
     "ours replicated": plots.LIGHT_BLUE,
@@ -193,13 +197,15 @@ def show(console: Console, place: str, case: common.Result) -> None:
             ]
         )
     columns = ["contender", "tokens/s", "ms a step", *(f"than {o}" for o in others)]
-    common.print_table(console, place, [*columns, "last loss"], rows)
+    common.print_table(console, place, [*columns, "last loss"], rows, LEGEND)
     wire = case["wire_seconds_at_least"]
     text = "" if wire is None else f", communication at least {wire * 1e3:.0f} ms"
     console.print(
         f"a step's compute {case['compute_seconds'] * 1e3:.0f} ms{text}, "
-        f"gradients {case['gradient_bytes'] / 1e6:.1f} MB\n"
+        f"gradients {case['gradient_bytes'] / 1e6:.1f} MB"
     )
+    common.print_verdicts(console, case["ratios"])
+    console.print()
 
 
 def draw(path: Path, places: common.Result) -> None:

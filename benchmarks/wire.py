@@ -41,6 +41,10 @@ from ranks.shapes import shapes_of
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "wire_rank.py"
+LEGEND = """\
+ms: median of the slowest rank, lower is better. / bound: over 2(N-1)/N of the bytes at
+the line rate; 1 is the limit. CPU ms: processor time of a rank, waiting included. In
+brackets: 95% interval over the rounds."""
 TENSORS = "8M"
 UPSTREAM = ("all_sum", "average_gradients", "step")
 JOBS = {  # of each contender
@@ -165,9 +169,8 @@ def show(console: Console, name: str, case: common.Result) -> None:
         )
     title = f"{name}: the bound is {1e3 * case['bound_seconds']:.0f} ms"
     columns = ["contender", "ms", "quartiles", "/ bound", "CPU ms"]
-    common.print_table(console, title, columns, rows)
-    for pair, ratio in case["ratios"].items():
-        console.print(f"{pair}: {common.format_ratio(ratio)}")
+    common.print_table(console, title, columns, rows, LEGEND)
+    common.print_verdicts(console, case["ratios"])
     console.print()
 
 

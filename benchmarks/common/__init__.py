@@ -29,6 +29,7 @@ from .record import (
 from .sampling import interleave, round_order, shared_folder, slowest
 from .summary import Ratio, Summary, ratio_of, summarize
 from .system import available_memory, other_load
+from .verdict import bound_text, print_verdict, print_verdicts, verdict_of
 
 __all__ = [
     "BENCHMARKS",
@@ -43,6 +44,7 @@ __all__ = [
     "add_rates",
     "add_rounds",
     "available_memory",
+    "bound_text",
     "command",
     "environment",
     "format_ratio",
@@ -52,6 +54,8 @@ __all__ = [
     "other_load",
     "positive",
     "print_table",
+    "print_verdict",
+    "print_verdicts",
     "ratio_of",
     "record",
     "round_order",
@@ -59,5 +63,6 @@ __all__ = [
     "show_progress",
     "slowest",
     "summarize",
+    "verdict_of",
     "write_json",
 ]

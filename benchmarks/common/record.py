@@ -40,14 +40,20 @@ def print_table(
     title: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
+    legend: str,
 ) -> None:
-    """Print a table whose first column is text and whose other columns are numbers."""
+    """Print a table whose first column is text and whose other columns are numbers.
+
+    Args:
+        legend: what the columns are, in which units, and whether low or high is better.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    console.print(legend, style="dim")
 
 
 def format_ratio(ratio: Mapping[str, Any]) -> str:

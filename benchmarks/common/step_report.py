@@ -14,10 +14,18 @@ from rich.console import Console
 from . import plots
 from .record import Result, print_table
 from .step_cases import MLXDIST, TORCH, UPSTREAM, UPSTREAM_COMPILED, UPSTREAM_TUNED
+from .verdict import print_verdicts
 
 # Bytes that an ideal step moves for each byte of gradients: see step.py.
 BYTES_MOVED = 6.5
 BYTES_MOVED_CACHED = 4.5
+
+LEGEND = """\
+ms: median of the slowest rank from gradients ready to parameters ready, and quartiles;
+lower is better. / x: over the median of x, below 1 is faster."""
+LEGEND_OF_ONE = """\
+One rank: ms with mlxdist and with MLX's optimizer alone; ratio 1 costs nothing. 19 in
+20: its 95% interval."""
 
 COLORS = {
     "sharded": plots.BLUE,
@@ -76,7 +84,9 @@ def print_case(console: Console, name: str, case: Result) -> None:
         median = milliseconds(summary["median"])
         rows.append([contender, median, f"{low} to {high}", *ratios])
     columns = ["contender", "ms", "quartiles", *(f"/ {other}" for other in others)]
-    print_table(console, name, columns, rows)
+    print_table(console, name, columns, rows, LEGEND)
+    best = {f"sharded / {other}" for other in others}
+    print_verdicts(console, {p: r for p, r in case["ratios"].items() if p in best})
     if memory := case.get("memory"):
         _print_memory(console, memory)
     for contender, phases in case["phases"].items():
@@ -107,7 +117,7 @@ def print_world_of_one(console: Console, tensors: str, result: Result) -> None:
         low, high = ratio["interval"]
         rows.append([pair, *medians, _ratio(ratio), f"{low:.3f} to {high:.3f}"])
     columns = ["world of one", "ms", "bare ms", "ratio", "19 in 20"]
-    print_table(console, f"{tensors} float32", columns, rows)
+    print_table(console, f"{tensors} float32", columns, rows, LEGEND_OF_ONE)
     console.print()
 
 

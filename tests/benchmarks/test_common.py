@@ -5,6 +5,7 @@ import sys
 
 import common
 import numpy as np
+import pytest
 
 import mlxdist
 from tests.support.jobs import ROOT
@@ -67,3 +68,29 @@ def test_write_json_has_command_and_environment_without_absolute_paths(
     assert written["summary"]["a"]["median"] == 2.0
     assert written["environment"]["versions"]["mlx"]
     assert [path.name for path in target.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [
+        (common.Ratio(0.94, (0.9, 0.97)), "0.94 of the time of b (0.90 to 0.97): fast"),
+        (common.Ratio(1.2, (1.1, 1.3)), "1.20 of the time of b (1.10 to 1.30): slower"),
+        (common.Ratio(0.97, (0.9, 1.1)), "(0.90 to 1.10): no clear difference"),
+    ],
+)
+def test_verdict_of_a_ratio_says_which_is_faster_or_that_it_is_open(ratio, word):
+    assert word in common.verdict_of("a / b", ratio._asdict())
+
+
+def test_bound_text_says_whether_the_bound_is_kept():
+    assert "0.2 s, within the bound of 0.3 s" in common.bound_text("a", 0.2, 0.3, "s")
+    assert "0.4 s, ABOVE the bound of 0.3 s" in common.bound_text("a", 0.4, 0.3, "s")
+
+
+def test_table_has_a_legend_below_it(capsys):
+    console = common.make_console()
+    common.print_table(console, "t", ["a", "b"], [("x", "1")], "lower is better")
+    common.print_verdicts(console, {"x / y": common.Ratio(1, (0.5, 2))._asdict()})
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2] == "lower is better"
+    assert lines[-1].startswith("-> x takes 1.00 of the time of y")

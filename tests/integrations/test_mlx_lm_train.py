@@ -1,5 +1,8 @@
 """mlx-lm's training on N ranks: as in one process with the same rows."""
 
+from dataclasses import dataclass
+
+import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -9,43 +12,149 @@ from mlxdist.integrations.mlx_lm import train
 from tests.support.fine_tuning import (
     Reports,
     arguments,
+    difference,
     rows,
     tiny_model,
     train_alone,
 )
 
 pytestmark = pytest.mark.mpi
+# The kernels of a compiled step take half a minute to compile on a CPU.
+COMPILED = [
+    pytest.param(True, marks=pytest.mark.long, id="compiled"),
+    pytest.param(False, id="eager"),
+]
+SAME = 1e-5  # of losses: sums over ranks are rounded in another order
 
 
-def train_together(world, kind, args, *, optimizer=None, model=None, **options):
-    """Train on the ranks of the world, with other random numbers on each."""
-    reports = Reports()
-    model = model or tiny_model(kind)
+class Stopped(Exception):
+    """Ends a training, as a kill does."""
+
+
+@dataclass
+class StopsAt(Reports):
+    """Reports of a training that ends in the middle."""
+
+    iteration: int
+
+    def __post_init__(self):
+        super().__init__()
+
+    def on_train_loss_report(self, info):
+        super().on_train_loss_report(info)
+        if info["iteration"] == self.iteration:
+            raise Stopped
+
+
+def train_together(world, args, kind="full", *, dropout=0.0, reports=None, **options):
+    """Train on the ranks of a world, with other random numbers and weights on each."""
+    reports = reports or Reports()
+    model = tiny_model(kind, dropout=dropout)
     np.random.seed(world.rank)
-    train(
-        model,
-        optimizer or optim.AdamW(1e-3),
-        rows(30),
-        rows(15, seed=1),
-        args,
-        training_callback=reports,
-        **options,
-    )
+    mx.random.seed(world.rank)
+    options.setdefault("optimizer", optim.AdamW(1e-3))
+    if not isinstance(options["optimizer"], mlxdist.DistributedOptimizer):
+        options["optimizer"] = mlxdist.DistributedOptimizer(
+            options["optimizer"], shard=True, world=world
+        )
+    sets = (rows(30), rows(15, seed=1))
+    optimizer = options.pop("optimizer")
+    train(model, optimizer, *sets, args, training_callback=reports, **options)
     return model, reports
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
-@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
-@pytest.mark.parametrize("kind", ["lora", "full"])
+def assert_same_losses(reports, expected):
+    assert reports.losses == pytest.approx(expected.losses, rel=0, abs=SAME)
+    assert reports.val_losses == pytest.approx(expected.val_losses, rel=0, abs=SAME)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shard", "compiled"),
+    [
+        ("lora", True, True),
+        ("full", True, False),
+        ("full", False, False),
+        pytest.param("lora", False, True, marks=pytest.mark.long),
+        pytest.param("lora", False, False, marks=pytest.mark.long),
+        pytest.param("lora", True, False, marks=pytest.mark.long),
+        pytest.param("dora", True, True, marks=pytest.mark.long),
+        pytest.param("full", True, True, marks=pytest.mark.long),
+        pytest.param("full", False, True, marks=pytest.mark.long),
+    ],
+)
 def test_train_on_ranks_gives_the_losses_of_one_process(
     world, shared_folder, kind, shard, compiled
 ):
-    _, alone = train_alone(kind, arguments(shared_folder))
-    optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-3), shard=shard)
     args = arguments(shared_folder)
+    _, alone = train_alone(kind, args)
+    optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-3), shard=shard)
     model, reports = train_together(
-        world, kind, args, optimizer=optimizer, compiled=compiled
+        world, args, kind, optimizer=optimizer, compiled=compiled
     )
-    assert reports.losses == pytest.approx(alone.losses, rel=0, abs=1e-5)
-    assert reports.val_losses == pytest.approx(alone.val_losses, rel=0, abs=1e-5)
+    assert_same_losses(reports, alone)
     assert world.identical(model)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize(
+    ("optimizer", "changes"),
+    [
+        (optim.SGD, {"grad_accumulation_steps": 2, "iters": 7}),
+        (optim.SGD, {"grad_checkpoint": True}),
+        pytest.param(optim.Muon, {}, marks=pytest.mark.long),
+        pytest.param(optim.Adafactor, {}, marks=pytest.mark.long),
+    ],
+    ids=["accumulated", "checkpointed", "Muon", "Adafactor"],
+)
+def test_train_with_options_gives_the_model_of_one_process(
+    world, shared_folder, optimizer, changes, compiled
+):
+    args = arguments(shared_folder, **changes)
+    expected, alone = train_alone("full", args, optimizer=optimizer(1e-2))
+    model, reports = train_together(
+        world, args, optimizer=optimizer(1e-2), compiled=compiled
+    )
+    assert_same_losses(reports, alone)
+    assert difference(model, expected) < SAME
+    assert world.identical(model)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["", "accumulated"])
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
+    world, shared_folder, compiled, count
+):
+    changes = {"iters": 8, "steps_per_report": 2, "grad_accumulation_steps": count}
+    args = arguments(shared_folder, **changes)
+    _, alone = train_alone("full", args)
+    reports = StopsAt(6)
+    options = {"compiled": compiled, "checkpoint_every": 3}
+    with pytest.raises(Stopped):
+        train_together(world, args, reports=reports, **options)
+    one = world.split(world.rank)
+    _, resumed = train_together(one, args, compiled=compiled, resume=True)
+    one.close()
+    assert resumed.train[0]["iteration"] == (4 if count == 1 else 6)
+    done = len(alone.losses) - len(resumed.losses)
+    assert resumed.losses == pytest.approx(alone.losses[done:], rel=0, abs=SAME)
+    assert resumed.val_losses[-1] == pytest.approx(alone.val_losses[-1], abs=SAME)
+    tokens = [info["trained_tokens"] for info in resumed.train]
+    assert tokens[: len(reports.train) - done] == [
+        info["trained_tokens"] for info in reports.train[done:]
+    ]
+
+
+def test_train_resumed_draws_the_dropout_of_an_undisturbed_run(world, shared_folder):
+    args = arguments(shared_folder, iters=5)
+    _, undisturbed = train_together(world, args, "lora", dropout=0.5)
+    with pytest.raises(Stopped):
+        train_together(
+            world,
+            args,
+            "lora",
+            dropout=0.5,
+            reports=StopsAt(3),
+            checkpoint_every=2,
+        )
+    _, resumed = train_together(world, args, "lora", dropout=0.5, resume=True)
+    assert resumed.losses == undisturbed.losses[-3:]

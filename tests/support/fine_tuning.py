@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -106,17 +105,20 @@ def train_alone(kind: str, args, *, optimizer=None) -> tuple[Model, Reports]:
         return trainer.iterate_batches(**{**keywords, "comm_group": None})
 
     np.random.seed(0)
-    keep = partial(replaced, trainer, average_gradients=lambda gradients: gradients)
-    with keep():
-        trainer.train(
-            model,
-            optimizer or optim.AdamW(1e-3),
-            rows(30),
-            rows(15, seed=1),
-            args,
-            iterate_batches=whole_batches,
-            training_callback=reports,
-        )
+    mx.disable_compile()  # kernels of a CPU take seconds to compile
+    try:
+        with replaced(trainer, average_gradients=lambda gradients: gradients):
+            trainer.train(
+                model,
+                optimizer or optim.AdamW(1e-3),
+                rows(30),
+                rows(15, seed=1),
+                args,
+                iterate_batches=whole_batches,
+                training_callback=reports,
+            )
+    finally:
+        mx.enable_compile()
     return model, reports
 
 

@@ -72,8 +72,10 @@ class Arguments:
             MismatchError: on all ranks, where they differ or can't work.
         """
         problem = next(self._problems(world, optimizer), None)
-        given = vars(self.upstream).items()
-        lines = [f"{name} = {value}" for name, value in given]
+        given = dict(vars(self.upstream))
+        if not (self.checkpoint_every or self.resume):
+            del given["adapter_file"]  # which rank 0 alone writes
+        lines = [f"{name} = {value}" for name, value in given.items()]
         lines += [f"{self.training} training rows", f"{self.validation} to validate"]
         lines += [f"checkpoint_every = {self.checkpoint_every}, {self.resume=}"]
         lines += [

@@ -66,7 +66,7 @@ class Saved:
                     mx.save_safetensors(str(part), weights)
                     os.replace(part, path)
 
-        agree_on_success(self._world.control, f"saving {path}", write)
+        agree_on_success(self._world.control, "mlx_lm.train: saving", write)
         return paths[-1]
 
     def save(self, at: Position) -> None:

@@ -1,0 +1,115 @@
+"""`python -m mlxdist.integrations.mlx_lm lora`, called on the ranks of the test."""
+
+import contextlib
+import json
+import sys
+
+import mlx.core as mx
+import pytest
+import yaml
+from examples.tiny_mlx_lm import write_data, write_model
+from mlx_lm import generate, load
+from mlx_lm import lora as upstream
+
+from mlxdist.integrations.mlx_lm import command
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def config(world, shared_folder):
+    """Options for a training of the tiny model; its files are in the shared folder."""
+    if world.is_root:
+        write_model(shared_folder / "model", width=16, layers=1)
+        write_data(shared_folder / "data", rows=24)
+    world.barrier()
+    return {
+        "model": str(shared_folder / "model"),
+        "data": str(shared_folder / "data"),
+        "adapter_path": str(shared_folder / "adapters"),
+        "train": True,
+        "batch_size": 12,
+        "iters": 3,
+        "num_layers": 1,
+        "val_batches": 1,
+        "steps_per_eval": 2,
+        "steps_per_report": 1,
+        "learning_rate": 1e-3,
+    }
+
+
+@pytest.fixture
+def lora(world, shared_folder, monkeypatch):
+    """Call the command with a YAML file and flags."""
+
+    def run(config, *flags):
+        path = shared_folder / "config.yaml"
+        text = config if isinstance(config, str) else yaml.safe_dump(config)
+        if world.is_root:
+            path.write_text(text)
+        world.barrier()
+        monkeypatch.setattr(sys, "argv", ["x", "lora", "--config", str(path), *flags])
+        command.main()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_command_saves_an_adapter_that_mlx_lm_generates_with(
+    world, lora, config, shared_folder, kind
+):
+    names = vars(upstream).copy()
+    lora({**config, "fine_tune_type": kind, "shard": True}, "--test")
+    assert {name: vars(upstream)[name] for name in names} == names
+    world.barrier()
+    model, tokenizer = load(config["model"], adapter_path=config["adapter_path"])
+    assert generate(model, tokenizer, "1+1=", max_tokens=2) is not None
+    saved = json.loads((shared_folder / "adapters/adapter_config.json").read_text())
+    assert saved["fine_tune_type"] == kind
+
+
+def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder):
+    lora(config, "--checkpoint-every", "2")
+    weights = mx.load(str(shared_folder / "adapters/adapters.safetensors"))
+    lora(config, "--resume", "--no-compiled", "--shard", "none")
+    world.barrier()
+    again = mx.load(str(shared_folder / "adapters/adapters.safetensors"))
+    assert all(mx.allclose(weights[name], again[name], atol=1e-5) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("config_of", "message"),
+    [
+        (lambda c: {**c, "shard": "rows"}, "shard: found rows, wanted auto"),
+        (lambda c: {**c, "batch_size": 0}, "batch_size=0 is the rows of all ranks"),
+        (lambda c: {**c, "batch_size": 120}, "the train dataset has 24 rows"),
+        (lambda c: {**c, "data": c["model"]}, "Training set not found or empty"),
+        (lambda c: {**c, "train": False, "resume": True}, "add --train"),
+        (lambda _: "a: [", "while parsing a flow node"),
+    ],
+    ids=["shard", "rows", "few rows", "no data", "resume", "YAML"],
+)
+def test_command_with_a_mistake_ends_all_ranks_with_one_message(
+    world, lora, config, capsys, config_of, message
+):
+    with pytest.raises(SystemExit) as exit_info:
+        lora(config_of(config))
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr().err
+    assert (message in printed) == world.is_root
+
+
+def test_command_other_than_lora_is_refused(world, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "generate"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert ("found generate, wanted lora" in capsys.readouterr().err) == world.is_root
+
+
+def test_command_help_has_the_options_of_both(world, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "lora", "--help"])
+    with contextlib.suppress(SystemExit):
+        command.main()
+    printed = capsys.readouterr().out
+    assert ("--grad-checkpoint" in printed) == world.is_root
+    assert ("--checkpoint-every" in printed) == world.is_root

@@ -54,6 +54,10 @@ def conclude(
         return replace(outcome, exit_code=0, message=message)
     if finished and code == 0:
         return outcome
+    if finished and lost_hosts:  # as mpirun's daemons ended, too
+        names = " and ".join(lost_hosts)
+        message = f"{summary}; mpirun lost touch with {names} after that."
+        return replace(outcome, exit_code=0, message=visible(message))
     exit_code = (128 - code if code < 0 else code) or 1
     end = "mpirun was stopped (SIGSTOP)" if was_stopped else _describe_code(code)
     message = f"{summary}; {end}."

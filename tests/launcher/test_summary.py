@@ -93,3 +93,18 @@ def test_conclude_gives_the_exit_code_and_its_cause(code, options, exit_code, me
     outcome = conclude(code, outcomes(EXIT, "finished"), **options)
     assert outcome.exit_code == exit_code
     assert outcome.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "message"),
+    [
+        ("finished", 0, "all ranks finished; mpirun lost touch with h1 after that."),
+        ("killed", 213, "lost touch with h1; rank 1 of 2 did not finish; exit code 21"),
+    ],
+)
+def test_conclude_of_a_lost_host_succeeds_if_its_ranks_had_finished(
+    state, exit_code, message
+):
+    outcome = conclude(213, outcomes("finished", state), lost_hosts=["h1"])
+    assert outcome.exit_code == exit_code
+    assert outcome.message.startswith(message)

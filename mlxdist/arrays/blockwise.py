@@ -15,7 +15,7 @@ and a float32 scale, 1.0625 bytes an element.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -30,16 +30,19 @@ BYTES_PER_ELEMENT = 1 + 4 / BLOCK
 Kind = Literal["signed", "root"]
 
 DTYPES: dict[Kind, Dtype] = {"signed": mx.int8, "root": mx.uint8}
-_LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
+LARGEST: dict[Kind, int] = {"signed": 127, "root": 255}
+# What is added to a root in units of its scale, at phase 0, before its fraction is cut
+# off. Signed codes are cut off as unsigned numbers, 128 more.
+LEAST_LIMITS: dict[Kind, float] = {"signed": 128 + 1 / 512, "root": 1 / 512}
 # A block without a larger root becomes 0: its scale would have fewer bits than float32
 # has.
-_SMALLEST = 1e-30
+SMALLEST = 1e-30
 # In units of 2^-32: the golden ratio for a step; for a moment 0.2113, at which two
 # phases are uncorrelated. For blocks and elements in them odd multipliers of a
 # multiplicative hash (Knuth, "The Art of Computer Programming" 3, section 6.4), primes
 # of xxHash.
 _STEPS, _MOMENTS, _BLOCKS, _PLACES = 2654435769, 907633385, 2246822519, 3266489917
-_COLUMNS = ((np.arange(BLOCK) * _PLACES % 2**32) >> 24).astype(np.uint8)
+COLUMNS = ((np.arange(BLOCK) * _PLACES % 2**32) >> 24).astype(np.uint8)
 
 
 class Blocks(NamedTuple):
@@ -59,30 +62,14 @@ def kind_of(codes: Array) -> Kind:
     return "root" if codes.dtype == mx.uint8 else "signed"
 
 
-def _signed_codes(scaled: Array, phases: Array) -> Array:
-    """Return codes + 128, in uint8."""
-    limits = phases.astype(mx.float32) * (1 / 256) + (128 + 1 / 512)
-    return (scaled + limits).astype(mx.uint8)  # cuts off the fraction
+def _codes(scaled: Array, phases: Array, kind: Kind) -> Array:
+    """Return codes, those of signed ones + 128, in uint8."""
+    limits = phases.astype(mx.float32) * (1 / 256) + LEAST_LIMITS[kind]
+    codes = (scaled + limits).astype(mx.uint8)  # cuts off the fraction
+    return mx.maximum(codes, mx.array(1, mx.uint8)) if kind == "root" else codes
 
 
-def _root_codes(scaled: Array, phases: Array) -> Array:
-    limits = phases.astype(mx.float32) * (1 / 256) + 1 / 512
-    return mx.maximum((scaled + limits).astype(mx.uint8), mx.array(1, mx.uint8))
-
-
-Rounding = Mapping[Kind, Callable[[Array, Array], Array]]
-
-ROUNDING: Rounding = {"signed": _signed_codes, "root": _root_codes}
-# In one kernel each: one that has few arrays, all of one shape, is vectorized on a CPU.
-FUSED_ROUNDING: Rounding = {kind: mx.compile(ROUNDING[kind]) for kind in ROUNDING}
-
-
-def quantize(
-    values: Array,
-    kind: Kind,
-    phases: Array | None = None,
-    rounding: Rounding = ROUNDING,
-) -> Blocks:
+def quantize(values: Array, kind: Kind, phases: Array | None = None) -> Blocks:
     """Return values in 8 bits.
 
     Args:
@@ -95,13 +82,13 @@ def quantize(
     blocks = values.reshape(-1, BLOCK).astype(mx.float32)
     roots = mx.sqrt(mx.abs(blocks) if kind == "signed" else mx.sqrt(blocks))
     largest = _largest(roots)
-    limit = _LARGEST[kind]
-    is_zero = largest < _SMALLEST
+    limit = LARGEST[kind]
+    is_zero = largest < SMALLEST
     scales = mx.where(is_zero, 0.0, largest / limit)
     scaled = roots * mx.where(is_zero, 0.0, limit / largest)
     if kind == "signed":
         scaled = mx.where(blocks < 0, -scaled, scaled)
-    codes = rounding[kind](scaled, mx.array(127.5) if phases is None else phases)
+    codes = _codes(scaled, mx.array(127.5) if phases is None else phases, kind)
     if kind == "signed":
         codes = (codes - mx.array(128, mx.uint8)).view(mx.int8)
     return Blocks(codes, scales.reshape(-1))
@@ -146,11 +133,16 @@ def phases_at(step: Array, blocks: Array, number: int) -> Array:
     Returns:
         uint8, shape (B, 64), in units of 1/256.
     """
+    return rows_at(step, blocks, number)[:, None] + mx.array(COLUMNS)  # modulo 256
+
+
+def rows_at(step: Array, blocks: Array, number: int) -> Array:
+    """Return the phases of blocks, to which those of places are added: uint8, (B,)."""
     shift = mx.array(24, mx.uint32)
     passed = step.astype(mx.uint32) * mx.array(_STEPS, mx.uint32)
     salt = passed + mx.array(_MOMENTS * number, mx.uint32)
     rows = (blocks * mx.array(_BLOCKS, mx.uint32) + salt) >> shift
-    return rows.astype(mx.uint8)[:, None] + mx.array(_COLUMNS)  # modulo 256
+    return rows.astype(mx.uint8)
 
 
 def widen(codes: Array, scales: Array) -> Array:

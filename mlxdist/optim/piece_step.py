@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from ..arrays import device
-from ..arrays.blockwise import FUSED_ROUNDING, ROUNDING, numbers_of_blocks
+from ..arrays.blockwise import numbers_of_blocks
 from ..arrays.dtypes import dtype_of
 from ..arrays.trees import cut
 from ..arrays.types import Array, Dtype, Pieces
@@ -20,8 +20,10 @@ from .quantized_step import (
     State,
     apply_wide,
     quantized,
+    quantized_by_host,
     update_dtype,
     widened,
+    widened_by_host,
 )
 from .weight_copies import WeightCopies
 
@@ -88,7 +90,7 @@ class PieceStep:
             and device.fits_one_kernel(self._dtypes[0])
         ):
             self._compiled = mx.compile(self._pure)
-        # Those that are widened and quantized around the compiled kernel.
+        # Those that the host widens and quantizes around the compiled kernel.
         is_around = self._compiled is not None and not device.fuses_blocks()
         self._around = moments if is_around else ()
 
@@ -120,7 +122,7 @@ class PieceStep:
         wide = states
         if self._around:
             wide = [
-                widened(state, self._around, gradient.shape)
+                widened_by_host(state, self._around, gradient.shape)
                 for state, gradient in zip(states, gradients, strict=True)
             ]
         stepped, new = self._compiled(
@@ -181,9 +183,9 @@ class PieceStep:
     ) -> tuple[Pieces, list[State]]:
         """New parameters and states, with moments in 8 bits."""
         step = self._leaf.state["step"]
-        rounding = FUSED_ROUNDING if self._around else ROUNDING
+        quantize = quantized_by_host if self._around else quantized
         pairs = [
-            quantized(new, wide, self._moments, step, numbers, rounding)
+            quantize(new, wide, self._moments, step, numbers)
             for new, wide, numbers in zip(stepped, states, blocks, strict=True)
         ]
         return [new for new, _ in pairs], [state for _, state in pairs]

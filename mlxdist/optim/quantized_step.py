@@ -6,15 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
-from ..arrays.blockwise import (
-    ROUNDING,
-    Blocks,
-    Kind,
-    Rounding,
-    phases_at,
-    quantize,
-    widen,
-)
+from ..arrays import host_blocks
+from ..arrays.blockwise import Blocks, Kind, phases_at, quantize, widen
 from ..arrays.types import Array, Dtype, Pieces, Tree
 from .hyperparameters import Optimizer
 from .quantized_state import CODES, SCALES
@@ -66,7 +59,6 @@ def quantized(
     moments: Moments,
     step: Array,
     blocks: Array,
-    rounding: Rounding = ROUNDING,
 ) -> tuple[Array, State]:
     """Return a new parameter and its state, with moments in 8 bits.
 
@@ -79,9 +71,27 @@ def quantized(
     state = dict(wide)
     for number, (key, kind) in enumerate(moments):
         phases = phases_at(step, blocks, number)
-        state[key] = _as_dict(quantize(wide[key], kind, phases, rounding))
+        state[key] = _as_dict(quantize(wide[key], kind, phases))
     codes = [array for key, _ in moments for array in state[key].values()]
     return mx.depends([stepped], codes)[0], state
+
+
+def widened_by_host(state: State, moments: Moments, shape: tuple[int, ...]) -> State:
+    """Return what `widened` does, computed by the host."""
+    wide = {key: host_blocks.widen(**state[key], shape=shape) for key, _ in moments}
+    return {**state, **wide}
+
+
+def quantized_by_host(
+    stepped: Array, wide: State, moments: Moments, step: Array, blocks: Array
+) -> tuple[Array, State]:
+    """Return what `quantized` does, computed by the host, all evaluated."""
+    state = dict(wide)
+    mx.eval(stepped, wide)
+    for number, (key, kind) in enumerate(moments):
+        rows = host_blocks.phase_rows(step, blocks, number)
+        state[key] = _as_dict(host_blocks.quantize(wide[key], kind, rows))
+    return stepped, state
 
 
 def _as_dict(blocks: Blocks) -> dict[str, Array]:

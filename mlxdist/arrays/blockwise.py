@@ -11,6 +11,8 @@ moment by epsilon.
 
 Blocks are counted from the first element of the flattened array: 64 codes of a byte
 and a float32 scale, 1.0625 bytes an element.
+
+`host_blocks.py` makes the same bits where MLX computes on a CPU.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def quantize(values: Array, kind: Kind, phases: Array | None = None) -> Blocks:
     scales = mx.where(is_zero, 0.0, largest / limit)
     scaled = roots * mx.where(is_zero, 0.0, limit / largest)
     if kind == "signed":
-        scaled = mx.where(blocks < 0, -scaled, scaled)
+        scaled = scaled * mx.sign(blocks)  # on a CPU mx.where branches
     codes = _codes(scaled, mx.array(127.5) if phases is None else phases, kind)
     if kind == "signed":
         codes = (codes - mx.array(128, mx.uint8)).view(mx.int8)

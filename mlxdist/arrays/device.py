@@ -173,7 +173,7 @@ def fits_one_kernel(dtype: Dtype) -> bool:
 def fuses_blocks() -> bool:
     """Return whether one fused kernel is fast where blocks have a scale each.
 
-    On a CPU it computes an index for each array of another shape at each element, and
-    takes twice as long as MLX's own kernels around one with arrays of one shape.
+    On a CPU it computes an index for each array of another shape at each element. There
+    the host widens and quantizes blocks, around a kernel with arrays of one shape.
     """
     return not on_cpu()

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..layout.state_blocks import BLOCK as BLOCK
 from . import device
-from .types import Array, Dtype
+from .types import Array, Dtype, Raw
 
 BYTES_PER_ELEMENT = 1 + 4 / BLOCK
 # With x = scale * code: "signed" is x |x|, int8; "root" is x^4, uint8, from 0 up.
@@ -135,16 +135,22 @@ def phases_at(step: Array, blocks: Array, number: int) -> Array:
     Returns:
         uint8, shape (B, 64), in units of 1/256.
     """
-    return rows_at(step, blocks, number)[:, None] + mx.array(COLUMNS)  # modulo 256
-
-
-def rows_at(step: Array, blocks: Array, number: int) -> Array:
-    """Return the phases of blocks, to which those of places are added: uint8, (B,)."""
     shift = mx.array(24, mx.uint32)
     passed = step.astype(mx.uint32) * mx.array(_STEPS, mx.uint32)
     salt = passed + mx.array(_MOMENTS * number, mx.uint32)
     rows = (blocks * mx.array(_BLOCKS, mx.uint32) + salt) >> shift
-    return rows.astype(mx.uint8)
+    return rows.astype(mx.uint8)[:, None] + mx.array(COLUMNS)  # modulo 256
+
+
+def rows_at(step: int, blocks: Raw, number: int) -> Raw:
+    """Return the phases of blocks, to which those of places are added: uint8, (B,).
+
+    As `phases_at` does, for the host.
+    """
+    salt = np.uint32((step * _STEPS + _MOMENTS * number) % 2**32)
+    rows = (blocks * np.uint32(_BLOCKS) + salt) >> np.uint32(24)
+    phases: Raw = rows.astype(np.uint8)
+    return phases
 
 
 def widen(codes: Array, scales: Array) -> Array:

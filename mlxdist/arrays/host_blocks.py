@@ -23,7 +23,6 @@ from .blockwise import (
     Blocks,
     Kind,
     kind_of,
-    rows_at,
 )
 from .numpy_view import raw, uninitialized
 from .types import Array, Raw
@@ -84,11 +83,6 @@ def quantize(values: Array, kind: Kind, rows: Raw) -> Blocks:
             np.add(roots, other, out=roots)
             _cut_off(roots, kind, codes[part])
     return Blocks(blocks.codes.reshape(-1, BLOCK), blocks.scales)
-
-
-def phase_rows(step: Array, blocks: Array, number: int) -> Raw:
-    """Return the blocks' share of the phases, as `quantize` wants it."""
-    return raw(rows_at(step, blocks, number), np.uint8)
 
 
 def _parts(count: int) -> list[slice]:

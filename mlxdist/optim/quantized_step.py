@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from ..arrays import host_blocks
-from ..arrays.blockwise import Blocks, Kind, phases_at, quantize, widen
+from ..arrays.blockwise import (
+    Blocks,
+    Kind,
+    phases_at,
+    quantize,
+    rows_at,
+    widen,
+)
+from ..arrays.numpy_view import raw
 from ..arrays.types import Array, Dtype, Pieces, Tree
 from .hyperparameters import Optimizer
 from .quantized_state import CODES, SCALES
@@ -77,7 +86,12 @@ def quantized(
 
 
 def widened_by_host(state: State, moments: Moments, shape: tuple[int, ...]) -> State:
-    """Return what `widened` does, computed by the host."""
+    """Return what `widened` does, computed by the host.
+
+    Each evaluation waits for MLX's thread, as long as a part's kernel where cores are
+    busy. So all arrays are evaluated at once.
+    """
+    mx.eval([state[key] for key, _ in moments])
     wide = {key: host_blocks.widen(**state[key], shape=shape) for key, _ in moments}
     return {**state, **wide}
 
@@ -87,9 +101,10 @@ def quantized_by_host(
 ) -> tuple[Array, State]:
     """Return what `quantized` does, computed by the host, all evaluated."""
     state = dict(wide)
-    mx.eval(stepped, wide)
+    mx.eval(stepped, wide, step)
+    numbers = raw(blocks, np.uint32)
     for number, (key, kind) in enumerate(moments):
-        rows = host_blocks.phase_rows(step, blocks, number)
+        rows = rows_at(step.item(), numbers, number)
         state[key] = _as_dict(host_blocks.quantize(wide[key], kind, rows))
     return stepped, state
 

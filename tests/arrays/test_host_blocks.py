@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlxdist.arrays import blockwise, host_blocks
-from mlxdist.arrays.blockwise import BLOCK, numbers_of_blocks, phases_at
+from mlxdist.arrays.blockwise import BLOCK, numbers_of_blocks, phases_at, rows_at
 
 KINDS = ("signed", "root")
 COUNT = 2 * 512 + 77  # blocks: more than are computed at once, and not a multiple
@@ -29,9 +29,10 @@ def _values(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_host_quantizes_and_widens_as_mlx_does(kind):
     values, blocks = _values(kind), numbers_of_blocks([(640, 640 + COUNT * BLOCK)])
-    step = mx.array(5, mx.uint64)
-    wanted = blockwise.quantize(values, kind, phases_at(step, blocks, 1))
-    made = host_blocks.quantize(values, kind, host_blocks.phase_rows(step, blocks, 1))
+    wanted = blockwise.quantize(
+        values, kind, phases_at(mx.array(5, mx.uint64), blocks, 1)
+    )
+    made = host_blocks.quantize(values, kind, rows_at(5, np.array(blocks), 1))
     finite = mx.isfinite(wanted.scales)  # other codes are arbitrary
     assert made.codes.dtype == wanted.codes.dtype
     assert made.codes.shape == wanted.codes.shape

@@ -54,7 +54,7 @@ MUTATIONS = [
             ("mx.float32 if moments and dtype.size < mx.float32.size", "dtype if True"),
             ("phases_at(step, blocks, number)", "None"),
             ("phases_at(step, blocks, number)", "phases_at(step, blocks, 0)"),
-            ("phase_rows(step, blocks, number)", "phase_rows(step, blocks, 0)"),
+            ("rows_at(step.item(), numbers, number)", "rows_at(0, numbers, number)"),
             ("current = parameter.astype(gradient.dtype)", "pass"),
             ("{**state.get(key[0], {}), key[1]: array}", "{key[1]: array}"),
         ],

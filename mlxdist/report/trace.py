@@ -117,8 +117,10 @@ def _problem(event: object) -> str:
     if not isinstance(event.get("name"), str):
         return "has no name"
     phase = event.get("ph")
-    if phase not in _PHASES:
+    if not isinstance(phase, str) or phase not in _PHASES:
         return f"has ph {phase!r}, wanted one of {', '.join(sorted(_PHASES))}"
+    if not isinstance(event.get("cat", ""), str):
+        return "has a cat that is no text"
     if not isinstance(event.get("args", {}), Mapping):
         return "has args that are no object"
     if not _is_integer(event.get("pid")):
@@ -143,7 +145,8 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and -1e18 < value < 1e18
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -1e18 < value < 1e18  # type: ignore[operator]
 
 
 def _number(value: object) -> float:

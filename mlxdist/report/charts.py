@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 20, 12, 40
 _MOST_POINTS = 300  # of a line; of more, neighbors are averaged
 
+_LARGEST = 1e100
+
 Band = Sequence[tuple[float, float, float]]  # x, least and largest y
 
 
@@ -69,11 +71,11 @@ def line_chart(
         from_zero: whether the vertical axis begins at 0.
     """
     lines = [_thinned(line) for line in lines]
-    finite = [p for line in lines for p in line.points if math.isfinite(p[1])]
+    finite = [p for line in lines for p in line.points if drawable(p[1])]
     if not finite:
         return Markup("")
     bounds = [y for line in lines for _, *ys in line.band for y in ys]
-    ys = [y for _, y in finite] + [y for y in bounds if math.isfinite(y)]
+    ys = [y for _, y in finite] + [y for y in bounds if drawable(y)]
     x = _scale([p[0] for p in finite], _LEFT, WIDTH - _RIGHT, pad=0.0)
     y = _scale([*ys, *([0.0] * from_zero)], HEIGHT - _BOTTOM, _TOP, pad=0.05)
     if from_zero and min(ys) >= 0:
@@ -83,6 +85,11 @@ def line_chart(
     name = f"{title}. {' '.join(map(_description, lines))}"
     chart = _svg(name, HEIGHT, join(drawn))
     return join([chart, _legend(lines)] if len(lines) > 1 else [chart])
+
+
+def drawable(value: float) -> bool:
+    """Return whether a number can be drawn: it is finite, and so are differences."""
+    return abs(value) < _LARGEST
 
 
 def _tick_step(span: float, most: int) -> float:
@@ -118,7 +125,7 @@ def _thinned(line: Line) -> Line:
 
 
 def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if drawable(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
@@ -159,19 +166,19 @@ def _text(text: str, x: float, y: float, *, anchor: str, transform: str = "") ->
 
 def _line(index: int, line: Line, x: _Scale, y: _Scale) -> Markup:
     parts: list[Markup] = []
-    band = [p for p in line.band if all(map(math.isfinite, p))]
+    band = [p for p in line.band if all(map(drawable, p))]
     if len(band) > 1:
         there = [f"{x(p[0])} {y(p[2])}" for p in band]
         back = [f"{x(p[0])} {y(p[1])}" for p in reversed(band)]
         parts.append(_path(f"b{index}", f"M{'L'.join(there + back)}Z"))
     path, pen = [], "M"
     for px, py in line.points:
-        if math.isfinite(py):
+        if drawable(py):
             path.append(f"{pen}{x(px)} {y(py)}")
-        pen = "L" if math.isfinite(py) else "M"
+        pen = "L" if drawable(py) else "M"
     parts.append(_path(f"s{index}", "".join(path)))
     if line.dots or len(line.points) == 1:
-        finite = [p for p in line.points if math.isfinite(p[1])]
+        finite = [p for p in line.points if drawable(p[1])]
         parts += [_dot(index, x(px), y(py)) for px, py in finite]
     return join(parts)
 
@@ -182,7 +189,7 @@ def _dot(index: int, x: float, y: float) -> Markup:
 
 def _description(line: Line) -> str:
     """Return a line in words, for who can't see it."""
-    finite = [p for p in line.points if math.isfinite(p[1])]
+    finite = [p for p in line.points if drawable(p[1])]
     if not finite:
         return f"{line.name}: no finite value."
     least, most = min(p[1] for p in finite), max(p[1] for p in finite)

@@ -7,9 +7,9 @@ Any of them may be missing, torn or made by others. What can't be read is named 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 
 from ..launcher.private_files import read_text
@@ -30,6 +30,7 @@ _REMEDIES = {
     FAILURE: "no outcome: run with `mlxdist run --report {folder}/failure.json`",
 }
 _LARGEST = 2**28  # bytes of a file of metrics or of a configuration
+_LAST_STEP = 2**53  # larger integers are no exact floats
 _DEEPEST = 8  # levels of a configuration that are shown
 
 Row = Mapping[str, float]
@@ -58,7 +59,7 @@ class Metrics:
 
     def last(self, name: str) -> float | None:
         """Return the last finite value of a metric."""
-        values = [y for _, y in self.points(name) if isfinite(y)]
+        values = [y for _, y in self.points(name) if math.isfinite(y)]
         return values[-1] if values else None
 
 
@@ -186,7 +187,7 @@ def _row(line: str) -> Row | None:
     if not isinstance(entry, dict):
         return None
     row = {name: float(x) for name, x in entry.items() if _is_number(x)}
-    return row if isfinite(row.get("step", float("nan"))) else None
+    return row if abs(row.get("step", math.nan)) < _LAST_STEP else None
 
 
 def _is_number(value: object) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
 
 from .breakdown import PARTS, Breakdown
-from .charts import Band, Line, bar_chart, line_chart, number
-from .markup import Markup, element
+from .charts import Band, Line, bar_chart, drawable, line_chart, number
+from .markup import Markup, element, text
 from .run_files import CONFIG, METRICS, Metrics, Run, flat
 from .words import MEANINGS, duration, sentences, share
 
@@ -92,7 +91,7 @@ def _figure(
     chart = line_chart(title, lines, x_label="step", y_label=y_label, from_zero=zero)
     if not chart:
         return chart
-    lost = sum(not isfinite(y) for line in lines for _, y in line.points)
+    lost = sum(not drawable(y) for line in lines for _, y in line.points)
     note = f"Not finite, and so not drawn: {lost:,} of the values."
     notes = [element("p", note, cls="note")] if lost else []
     return element("figure", element("figcaption", title), chart, *notes)
@@ -143,7 +142,7 @@ def outcome(run: Run) -> Markup:
     ]
     for key in ("stopped_by", "lost_hosts", "restarts", "record"):
         if seen.get(key):
-            facts += [(key.replace("_", " "), text) for _, text in flat(seen[key])]
+            facts += [(key.replace("_", " "), value) for _, value in flat(seen[key])]
     seconds = seen.get("seconds")
     if isinstance(seconds, int | float) and 0 <= seconds < 1e12:
         facts.append(("time", duration(float(seconds))))
@@ -166,7 +165,8 @@ def config(run: Run) -> Markup:
     if run.config is None:
         return Markup("")
     pairs = [(name, _short(value)) for name, value in flat(run.config)]
-    return _section("Configuration", _facts(pairs) if pairs else f"{CONFIG} is empty.")
+    content = _facts(pairs) if run.config else text(f"{CONFIG} is empty.")
+    return _section("Configuration", content)
 
 
 def missing(run: Run) -> Markup:

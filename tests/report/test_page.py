@@ -12,7 +12,8 @@ from mlxdist import cli
 from mlxdist.report import page_of, read_run
 from tests.support.traces import chrome_events
 
-HOSTILE = "\"'><script>fetch('http://127.0.0.1:9/evil/a')</script><img src=//127.0.0.1:9/evil/b>"
+EVIL = "127.0.0.1:9/evil"
+HOSTILE = f"\"'><script>fetch('http://{EVIL}')</script><img src=//{EVIL}>"
 VOID = {"meta"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

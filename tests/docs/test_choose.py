@@ -1,5 +1,7 @@
 """docs/choose.md: its predictions are those of `mlxdist plan`."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -23,11 +25,12 @@ ROW = re.compile(r"^\| `([^`]+)`.*\| 2 \+ (.+?) \| ([\d.]+) GB \|", re.MULTILINE
 ROWS = ROW.findall(PAGE)
 
 
-@pytest.fixture
-def totals(capsys):
+@pytest.fixture(scope="module")
+def totals():
     """The GB of each choice, by its changes."""
-    assert cli.main([*COMMAND.split(), "--json"]) == 0
-    (hosts,) = json.loads(capsys.readouterr().out)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert cli.main([*COMMAND.split(), "--json"]) == 0
+    (hosts,) = json.loads(output.getvalue())
     choices = hosts["choices"]
     return {frozenset(each["changes"]): each["total"] / 1e9 for each in choices}
 

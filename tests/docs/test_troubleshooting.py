@@ -26,17 +26,21 @@ def literal(node):
     return "\0"
 
 
-def texts_of(path):
-    kinds = (ast.Constant, ast.JoinedStr, ast.BinOp)
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return {literal(node) for node in nodes if isinstance(node, kinds)}
+def texts_of(node):
+    """Yield the strings in a tree of code, whole where they consist of several."""
+    if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+        yield literal(node)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from texts_of(child)
 
 
 @pytest.fixture(scope="module")
 def texts():
     """All strings of the package, with "\1" between them."""
     files = Path(mlxdist.__file__).parent.rglob("*.py")
-    return "\1".join(set().union(*map(texts_of, files)))
+    trees = (ast.parse(path.read_text()) for path in files)
+    return "\1".join(text for tree in trees for text in texts_of(tree))
 
 
 def is_in(message, texts):

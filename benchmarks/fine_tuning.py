@@ -2,11 +2,11 @@
 
     mlxdist bench fine_tuning --json fine_tuning.json
 
-Fine-tunes a Llama with AdamW on two ranks of this machine, with batches of four rows
-of 32 tokens: all parameters ("full"), or adapters ("lora"). The contenders are mlx-lm's
+Fine-tunes a Llama with AdamW on two ranks of this machine, with a row of 8 tokens on
+each: all parameters ("full"), or adapters ("lora"). The contenders are mlx-lm's
 own `train` in its distributed mode, and `mlxdist.integrations.mlx_lm.train` with
 sharded state, whose steps are compiled, or taken by `minimize`. Each is a job by
-itself; samples are interleaved. A sample is four steps in a row, as `train` itself
+itself; samples are interleaved. A sample is two steps in a row, as `train` itself
 reports them.
 
 "peak" is MLX's own figure of its most memory, and "resident" what Linux counted for the

@@ -26,9 +26,9 @@ from ranks.protocol import serve_requests
 OPTIONS = {"compiled": {"compiled": True}, "minimize": {"compiled": False}}
 UPSTREAM = "mlx-lm"
 CONTENDERS = (UPSTREAM, *OPTIONS)
-STEPS = 4  # of a sample; as many come before it
-ROWS = 4  # of a batch, on all ranks together
-TOKENS = 33
+STEPS = 2  # of a sample; as many come before it
+ROWS = 2  # of a batch, on all ranks together
+TOKENS = 9  # so that state takes most of the memory
 VOCABULARY = 8192
 
 
@@ -106,6 +106,7 @@ def main() -> None:
             iters=2 * STEPS,
             steps_per_report=STEPS,
             steps_per_save=10**9,
+            max_seq_length=TOKENS,
             adapter_file=str(Path(folder.name, "adapters.safetensors")),
         )
         np.random.seed(0)

@@ -73,6 +73,9 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
     weights = mx.load(str(shared_folder / "adapters/adapters.safetensors"))
     lora(config, "--resume", "--no-compiled", "--shard", "none")
     world.barrier()
+    lines = (shared_folder / "adapters/mlxdist/metrics.jsonl").read_text().splitlines()
+    reports = [json.loads(line) for line in lines]
+    assert [r["step"] for r in reports if "train_loss" in r] == [1, 2, 3]
     again = mx.load(str(shared_folder / "adapters/adapters.safetensors"))
     assert all(mx.allclose(weights[name], again[name], atol=1e-5) for name in weights)
 

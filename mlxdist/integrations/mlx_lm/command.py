@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from ...world.join import init
 from ...world.world import World
 from .arguments import dataset_problem, rows_problem
 from .batches import Batches
+from .callbacks import Callback, Logged
 from .trainer import train
 from .upstream import evaluate, fitting_output, iterate_batches, lora, replaced
 
@@ -229,17 +231,29 @@ class OnAllRanks:
 
         return load
 
-    def _train(self, optimizer: Optimizer, **arguments: Any) -> None:
+    def _train(
+        self,
+        optimizer: Optimizer,
+        training_callback: Callback | None,
+        **arguments: Any,
+    ) -> None:
         args, world = self._args, self._world
         if not world.is_root:  # ranks draw dropout of their own
             world.seed(args.seed)
-        train(
-            optimizer=wrap_optimizer(optimizer, args, world),
-            compiled=args.compiled,
-            checkpoint_every=args.checkpoint_every,
-            resume=args.resume,
-            **arguments,
-        )
+        wrapped = wrap_optimizer(optimizer, args, world)
+        folder = Path(args.adapter_path) / "mlxdist"
+        logged = Logged(folder, wrapped, vars(args), training_callback)
+        try:
+            train(
+                optimizer=wrapped,
+                training_callback=logged,
+                compiled=args.compiled,
+                checkpoint_every=args.checkpoint_every,
+                resume=args.resume,
+                **arguments,
+            )
+        finally:
+            logged.finish()
 
     def _evaluate(self, **arguments: Any) -> Any:
         batches = Batches(iterate_batches, self._world)

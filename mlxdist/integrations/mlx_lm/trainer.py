@@ -24,8 +24,9 @@ from ...optim.optimizer import DistributedOptimizer
 from ...world.join import init
 from .arguments import Arguments
 from .batches import Batches, Iterate
+from .callbacks import Callback
 from .step import Loss
-from .training import Callback, Training
+from .training import Training
 from .upstream import (
     TrainingArgs,
     default_loss,

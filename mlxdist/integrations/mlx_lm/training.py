@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
-from typing import Protocol
 
 import mlx.core as mx
 from mlx import nn
@@ -13,20 +12,13 @@ from mlx.utils import tree_flatten
 from ...optim.optimizer import DistributedOptimizer
 from .arguments import Arguments
 from .batches import Batch, Batches
+from .callbacks import Callback
 from .saved import Position, Saved
 from .step import CompiledStep, EagerStep, Loss, Measured, Step
 from .upstream import TrainUI, evaluate
 from .window import Window, peak_gigabytes
 
 _COMPILED_UP_TO = 0.1  # of the parameters are trained
-
-
-class Callback(Protocol):
-    """mlx-lm's `TrainingCallback`."""
-
-    def on_train_loss_report(self, train_info: dict[str, float], /) -> object: ...
-
-    def on_val_loss_report(self, val_info: dict[str, float], /) -> object: ...
 
 
 class Training:

@@ -26,6 +26,10 @@ from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "fine_tuning_rank.py"
 RANKS = 2
+LEGEND = (
+    "ms: wall time of a step of the slowest rank, CPU ms: processor time of both ranks; "
+    "peak: MLX's own, resident: of the process; low is better"
+)
 MEMORY = ("peak_memory", "resident")
 
 
@@ -90,7 +94,12 @@ def measure(console: Console, kind: str, args: argparse.Namespace) -> common.Res
     return {**timed, **last, "loss": samples["loss"]}
 
 
-def add(samples, name: str, replies: list[dict[str, float]]) -> None:
+def add(
+    samples: dict[str, dict[str, list[float]]],
+    name: str,
+    replies: list[dict[str, float]],
+) -> None:
+    """Add the figures of all ranks."""
     combine = {"processor": sum, "loss": min}
     for figure in replies[0]:
         value = combine.get(figure, max)(reply[figure] for reply in replies)
@@ -114,7 +123,8 @@ def show(console: Console, kind: str, case: common.Result) -> None:
         rows.append(row)
     columns = ["", "ms", "ratio", "CPU ms", "ratio", "peak MB", "ratio"]
     columns += ["resident MB", "ratio"]
-    common.print_table(console, f"{kind}: a step", columns, rows)
+    common.print_table(console, f"{kind}: a step", columns, rows, LEGEND)
+    common.print_verdicts(console, wall["ratios"])
 
 
 if __name__ == "__main__":

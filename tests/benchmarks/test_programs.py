@@ -109,6 +109,16 @@ def test_minimize_small_case_is_compared_with_update(tmp_path):
 
 
 @pytest.mark.long
+def test_fine_tuning_contenders_reach_the_same_loss(tmp_path):
+    result = bench(tmp_path, "fine_tuning", "--quick", "--kinds", "full")
+    case = result["cases"]["full"]
+    upstream = case["loss"].pop("mlx-lm")
+    for losses in case["loss"].values():
+        assert losses == pytest.approx(upstream, 1e-3)
+    assert all(figure > 0 for figure in case["resident"].values())
+
+
+@pytest.mark.long
 def test_train_contenders_reach_the_same_loss(tmp_path):
     arguments = ("--quick", "--turns", "1", "--places", "one machine")
     result = bench(tmp_path, "train", *arguments, "--contenders", "ours", "upstream")

@@ -27,7 +27,7 @@ from rich.console import Console
 SCRIPT = common.RANK_PROGRAMS / "fine_tuning_rank.py"
 RANKS = 2
 LEGEND = (
-    "ms: wall time of a step of the slowest rank, CPU ms: processor time of both ranks; "
+    "ms: a step of the slowest rank, CPU ms: processor time of both ranks; "
     "peak: MLX's own, resident: of the process; low is better"
 )
 MEMORY = ("peak_memory", "resident")

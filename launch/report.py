@@ -44,8 +44,9 @@ class Report:
             done: steps that a loaded checkpoint had.
         """
         entries = read_entries(self.folder.metrics)
-        training = [entry for entry in entries if "train_loss" in entry]
-        held_out = [entry for entry in entries if "val_loss" in entry]
+        # A loss that is nan on all ranks is null in the file.
+        training = [e for e in entries if e.get("train_loss") is not None]
+        held_out = [e for e in entries if e.get("val_loss") is not None]
         written = [self.folder.metrics]
         with contextlib.suppress(ImportError):  # matplotlib comes with mlxdist[plot]
             plot(self.folder.plot, self.title, training, held_out)
@@ -87,8 +88,8 @@ def plot(path: Path, title: str, training: list, held_out: list) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for entries, name, color, label in (
-        (training, "train_loss", "#1f5fa8", "training"),
-        (held_out, "val_loss", "#d9632b", "held out"),
+        (training, "train_loss", "#1f5fa8", "train_loss"),
+        (held_out, "val_loss", "#d9632b", "val_loss, held-out text"),
     ):
         steps, losses = zip(*((e["step"], e[name]) for e in entries), strict=True)
         axes.plot(steps, losses, "o-", color=color, markersize=4, label=label)

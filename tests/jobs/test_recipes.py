@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -85,3 +88,32 @@ def test_image_copies_what_exists_and_makes_the_program_of_the_job():
     names = [name for line in copied for name in line.split()]
     assert [name for name in names if not (ROOT / name).exists()] == []
     assert "python3 -m venv /opt/mlxdist" in text
+
+
+def test_mpirun_in_a_slurm_job_starts_its_daemon_by_srun(tmp_path):
+    """srun notes how it was called, and which prted it would start on the node."""
+    srun = tmp_path / "srun"
+    srun.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in --version) echo slurm 23.02.7; exit 0 ;; esac\n'
+        f'echo "$@" >{tmp_path}/words; command -v prted >{tmp_path}/prted; exit 1\n'
+    )
+    srun.chmod(0o755)
+    names = ("SLURM_NODELIST", "SLURM_JOB_NODELIST")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOBID": "1",
+        "SLURM_TASKS_PER_NODE": "1(x2)",
+        "SLURM_NNODES": "2",
+        **dict.fromkeys(names, f"{os.uname().nodename},n2"),
+    }
+    folder = Path(sys.executable).parent
+    subprocess.run(
+        [folder / "mlxdist", "run", "-H", f"{os.uname().nodename},n2", __file__],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert "--nodelist=n2" in (tmp_path / "words").read_text()
+    assert Path((tmp_path / "prted").read_text().strip()) == folder / "prted"

@@ -20,10 +20,15 @@ def peaks():
     }
 
 
-def step(case):
-    """Return the summary and the ratios of a case of bench step."""
-    cases = json.loads((RESULTS / "step.json").read_text())["cases"]
-    return cases[case]["summary"], cases[case]["ratios"]
+def cases(file):
+    """Return the cases of a file of bench step."""
+    return json.loads((RESULTS / file).read_text())["cases"]
+
+
+def milliseconds(file):
+    """Return the median times of a step with 50M float32 parameters."""
+    summary = cases(file)["50M float32"]["summary"]
+    return {name: f"{each['median'] * 1e3:.0f}" for name, each in summary.items()}
 
 
 def test_readme_has_the_memory_that_was_measured():
@@ -36,13 +41,14 @@ def test_readme_has_the_memory_that_was_measured():
 
 
 def test_readme_has_the_times_that_were_measured():
-    ms = {
-        name: f"{s['median'] * 1e3:.0f}" for name, s in step("50M float32")[0].items()
-    }
+    ms = milliseconds("step.json")
     usual = f"{ms['upstream']} ms; {ms['upstream tuned']} if it keeps freed memory"
     assert f"| {usual} | {ms['sharded']} ms |" in README
-    ratio = step("1M float32")[1]["sharded / upstream"]["ratio"]
+    ratio = cases("step.json")["1M float32"]["ratios"]["sharded / upstream"]["ratio"]
     assert f"| {ratio:.2f} times as long |" in README
+    ms = milliseconds("step_torch.json")
+    torch = f"take {ms['torch']} and {ms['torch zero']} ms"
+    assert f"{torch} where mlxdist takes {ms['sharded']}" in README
 
 
 def test_readme_is_short():

@@ -47,7 +47,7 @@ def test_readme_has_the_times_that_were_measured():
     ratio = cases("step.json")["1M float32"]["ratios"]["sharded / upstream"]["ratio"]
     assert f"| {ratio:.2f} times as long |" in README
     ms = milliseconds("step_torch.json")
-    torch = f"take {ms['torch']} and {ms['torch zero']} ms"
+    torch = f"takes {ms['torch']} and {ms['torch zero']} ms"
     assert f"{torch} where mlxdist takes {ms['sharded']}" in README
 
 

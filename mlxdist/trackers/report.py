@@ -77,7 +77,7 @@ def exchange(
     names = sorted(numbers)
     of_ranks = agree(
         comm,
-        "RunLog",
+        "RunLog report",
         fingerprint(step),
         lambda: [f"step {step}"],
         number=float(fingerprint(names) % _MOST_NAMES),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..comm.agreement import agree_on_success
+from ..comm.agreement import agree, agree_on_success
+from ..layout.entries import fingerprint
 from ..optim.optimizer import DistributedOptimizer
 from ..world.join import current
 from ..world.world import World
@@ -56,9 +57,9 @@ class RunLog:
         title: of the progress line.
 
     Raises:
-        MismatchError: on all ranks, where rank 0 can't write to the folder, or has not
-            the package of a tracker. A tracker that can't start for another reason is
-            left out, with a warning.
+        MismatchError: on all ranks, where `steps`, `every` or `done` differ, or rank 0
+            can't write to the folder, or has not the package of a tracker. A tracker
+            that can't start for another reason is left out, with a warning.
     """
 
     def __init__(
@@ -80,10 +81,7 @@ class RunLog:
         self._world, self._optimizer = world, optimizer
         self._steps, self._every, self._done = steps, every, done
         self._config = dict(config or {})
-        self._hosts = [
-            name.decode()
-            for name in world.control.all_gather_bytes(world.host.encode())
-        ]
+        self._hosts = self._agree_on_reports()
         self._outputs = agree_on_success(
             world.control,
             "RunLog",
@@ -206,6 +204,16 @@ class RunLog:
 
     def __exit__(self, *error: object) -> None:
         self.finish()
+
+    def _agree_on_reports(self) -> list[str]:
+        """Compare over the ranks when reports are due; return the ranks' hosts."""
+        lines = [f"steps {self._steps}, every {self._every}, done {self._done}"]
+        is_number = isinstance(self._every, int) and self._every > 0
+        problem = None if is_number else f"every must be positive: {self._every!r}"
+        control = self._world.control
+        agree(control, "RunLog", fingerprint(lines), lambda: lines, problem=problem)
+        hosts = control.all_gather_bytes(self._world.host.encode())
+        return [host.decode() for host in hosts]
 
     def _open(
         self,

@@ -143,6 +143,18 @@ def test_reports_of_different_steps_are_refused_on_all_ranks(make, world):
         log.on_train_loss_report({"iteration": world.rank, "train_loss": 1.0})
 
 
+@pytest.mark.mpi(min_size=2)
+def test_logs_that_report_at_different_steps_are_refused_on_all_ranks(make, world):
+    with pytest.raises(mlxdist.MismatchError, match="rank 0: steps None, every 10, "):
+        make(done=world.rank)
+
+
+def test_reports_of_no_steps_are_refused_on_all_ranks(make, world):
+    is_last = world.rank == world.size - 1
+    with pytest.raises(mlxdist.MismatchError, match="every must be positive: 0"):
+        make(every=0 if is_last else 5)
+
+
 def test_lines_have_step_time_and_what_was_validated(make, world, tmp_path):
     with make(every=2, steps=3) as log:
         for loss in (4.0, 2.0, 1.0):

@@ -54,6 +54,17 @@ def test_job_names_the_runtime_that_is_here():
     }
 
 
+def test_job_of_the_page_is_the_one_of_the_file_in_short():
+    page = (ROOT / "docs" / "recipes" / "kubeflow.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    shown, job = yaml.safe_load(block), load("kubeflow_job.yaml")
+    jsonschema.validate(shown, SCHEMAS["TrainJob"])
+    arguments = shown["spec"]["trainer"].pop("args")
+    assert job["spec"]["trainer"].pop("args")[: len(arguments)] == arguments
+    del job["spec"]["trainer"]["resourcesPerNode"]
+    assert shown == job
+
+
 def test_runtime_has_the_image_on_all_pods_and_labels_the_launcher():
     jobs = load("kubeflow_runtime.yaml")["spec"]["template"]["spec"]["replicatedJobs"]
     pods = {job["name"]: job["template"]["spec"]["template"]["spec"] for job in jobs}

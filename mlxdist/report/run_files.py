@@ -186,7 +186,12 @@ def _row(line: str) -> Row | None:
         return None
     if not isinstance(entry, dict):
         return None
-    row = {name: float(x) for name, x in entry.items() if _is_number(x)}
+    # JSON has no nan: null stands for it, and for infinity.
+    row = {
+        name: math.nan if x is None else float(x)
+        for name, x in entry.items()
+        if x is None or _is_number(x)
+    }
     return row if abs(row.get("step", math.nan)) < _LAST_STEP else None
 
 
@@ -206,6 +211,8 @@ def flat(value: object, name: str = "", depth: int = 0) -> list[tuple[str, str]]
         ]
     if isinstance(value, str):
         return [(name, value)]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [(name, f"{value:,}")]
     if isinstance(value, list) and all(isinstance(x, str | int | float) for x in value):
         return [(name, ", ".join(map(str, value)))]
     return [(name, json.dumps(value))]

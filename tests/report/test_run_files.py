@@ -40,8 +40,15 @@ def test_line_that_is_no_report_is_skipped_and_counted(line):
 
 
 def test_values_that_are_no_numbers_are_left_out():
-    (row,) = parse_metrics('{"step": 1, "a": "x", "b": Infinity, "c": null}').rows
+    (row,) = parse_metrics('{"step": 1, "a": "x", "b": Infinity, "c": []}').rows
     assert row == {"step": 1, "b": inf}
+
+
+def test_null_stands_for_a_value_that_is_not_finite():
+    metrics = parse_metrics('{"step": 1, "loss": 2}\n{"step": 2, "loss": null}')
+    (_, first), (_, second) = metrics.points("loss")
+    assert (first, second != second) == (2, True)
+    assert metrics.last("loss") == 2
 
 
 def test_run_has_what_is_there_and_says_what_is_missing(tmp_path):
@@ -108,4 +115,6 @@ def test_configuration_is_shown_by_paths():
         ("options.betas", "0.9, 0.999"),
         ("x", "null"),
         ("e", "{}"),
+        ("n", "12,345"),
+        ("t", "true"),
     ]

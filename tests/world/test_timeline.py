@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mlxdist.comm.flight_recorder import Recorder, Span
+from mlxdist.report import summarize
 from mlxdist.world.clocks import Alignment, Offset, same_clock
 from mlxdist.world.timeline import add_events
 from mlxdist.world.trace_events import Process
@@ -70,6 +71,11 @@ def test_timeline_of_a_job_has_the_calls_of_all_ranks(tmp_path):
     assert {event["pid"] for event in trace} == {0, 1}
     for rank in (0, 1):
         check_rank([event for event in trace if event["pid"] == rank])
+    found = summarize(path)  # refuses a trace that is not valid
+    assert (found.steps, found.clock_error, found.starts_only) == (3, 0.0, 0)
+    for each in found.ranks:
+        assert sum(each.parts.values()) == pytest.approx(each.wall)
+        assert each.is_complete
 
 
 def pids(path):

@@ -109,6 +109,8 @@ def test_configuration_is_shown_by_paths():
         "options": {"shard": "elements", "betas": [0.9, 0.999]},
         "x": None,
         "e": {},
+        "n": 12345,
+        "t": True,
     }
     assert flat(value) == [
         ("options.shard", "elements"),

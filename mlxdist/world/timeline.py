@@ -55,13 +55,13 @@ class Timeline:
         self._pid = os.getpid()
         recorder.keep_timeline()
         self._path.unlink(missing_ok=True)  # of an earlier job
-        self._start = time.time()
-        self._origin = self._start
         self._alignment = Alignment(same_clock(), same_clock())
         if comm is not None:
             self._readers = first_ranks(comm)
             first = measure(comm, self._readers)
             self._alignment = Alignment(first, first)
+        self._start = self._origin = time.time()
+        if comm is not None:
             self._origin = _least(comm, self._alignment.on_rank_0(self._start))
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)

@@ -31,6 +31,13 @@ def test_parts_of_one_rank():
     assert found.overlapped == 1.5 + 1
 
 
+def test_time_in_which_two_collectives_are_under_way_counts_once():
+    collectives = [(1, 1, 8), (2, 2, 3), (3, 9, 10)]
+    rank = rank_trace(calls=[(0, 10)], collectives=collectives, waits=[(7, 9.5)])
+    (found,) = break_down([rank]).ranks
+    assert found.overlapped == 6.5
+
+
 def test_calls_that_are_no_steps_are_other():
     rank = rank_trace(calls=[(1, 2), (3, 5, "save_checkpoint"), (6, 7)])
     (parts,) = parts_of(rank)

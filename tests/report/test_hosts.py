@@ -52,9 +52,8 @@ def test_parts_of_a_job_over_hosts_add_up_and_name_the_straggler(
     found = summarize(tmp_path / "t.json")  # refuses a trace that is not valid
     assert [rank.host for rank in found.ranks] == ["node1", "node2"]
     for rank in found.ranks:
-        assert sum(rank.parts.values()) == pytest.approx(
-            float(walls[str(rank.rank)]), 0.02
-        )
+        wall = float(walls[str(rank.rank)])
+        assert sum(rank.parts.values()) == pytest.approx(wall, rel=0.02)
     assert found.steps == 8
     assert found.straggler.rank == 1
     assert found.straggler.per_step == pytest.approx(PAUSE, rel=0.25)

@@ -62,3 +62,10 @@ def test_rank_that_has_no_event_of_the_collective_is_not_late():
 def test_waits_that_overlap_count_once():
     rank = rank_trace(0, waits=[(1, 4), (2, 3), (3, 6)])
     assert parts(rank) == [(1, 4, None), (4, 6, None)]
+
+
+def test_rank_that_is_late_longest_is_named():
+    first = rank_trace(0, waits=[(1, 5)])
+    third = rank_trace(2, waits=[(0, 2), (3, 6)])
+    expected = [(1, 2, 1), (2, 3, 1), (3, 5, 1)]
+    assert parts(first, rank_trace(1), third) == expected

@@ -1,0 +1,71 @@
+"""Mistakes in the report of a run: where its time went, and its page."""
+
+from tests.mutations.mutation import Mutation
+
+BREAKDOWN = ("tests/report/test_breakdown.py",)
+CHARTS = ("tests/report/test_charts.py",)
+FILES = ("tests/report/test_run_files.py",)
+PAGE = ("tests/report/test_markup.py",)
+TRACE = ("tests/report/test_trace.py",)
+WAITING = ("tests/report/test_waiting.py",)
+
+MUTATIONS = [
+    # What a rank waits for
+    Mutation("report/waiting.py", "if theirs.start > start:", "if False:", WAITING),
+    Mutation(
+        "report/waiting.py",
+        "if current.is_complete and rank.overlaps:",
+        "if rank.overlaps:",
+        WAITING,
+    ),
+    Mutation(
+        "report/waiting.py",
+        "until = min(end, theirs.end) if current.is_complete else end",
+        "until = end",
+        WAITING,
+    ),
+    Mutation("report/waiting.py", "if each.end > now:", "if True:", WAITING),
+    Mutation("report/waiting.py", "key=lambda x: x.end, default", "default", WAITING),
+    Mutation(
+        "report/waiting.py", "max(wait.start, result[-1].end)", "wait.start", WAITING
+    ),
+    # The parts of the time
+    Mutation(
+        "report/breakdown.py", 'parts["other"] = first - trace.start', "pass", BREAKDOWN
+    ),
+    Mutation(
+        "report/breakdown.py", "now = max(now, waits[position].end)", "pass", BREAKDOWN
+    ),
+    Mutation(
+        "report/breakdown.py",
+        "others = max(1, len(traces) - 1)",
+        "others = 1",
+        BREAKDOWN,
+    ),
+    Mutation(
+        "report/breakdown.py", "end = max(end, each.end)", "end = each.end", BREAKDOWN
+    ),
+    Mutation(
+        "report/breakdown.py",
+        '"computing" if _is_step(call) else "other"',
+        '"computing"',
+        BREAKDOWN,
+    ),
+    # Files of others
+    Mutation("report/trace.py", '_number(event["dur"]) >= 0', "True", TRACE),
+    Mutation(
+        "report/trace.py",
+        "is_number = isinstance(value, int | float) and not isinstance(value, bool)",
+        "is_number = isinstance(value, int | float)",
+        TRACE,
+    ),
+    Mutation("report/run_files.py", "skipped += 1", "pass", FILES),
+    Mutation("report/run_files.py", "rows.sort(key", "sorted(rows, key", FILES),
+    # The page
+    Mutation("report/markup.py", "else text(x) for x", "else x for x", PAGE),
+    Mutation("report/markup.py", '="{text(str(value))}"', '="{value}"', PAGE),
+    Mutation("report/charts.py", "return abs(value) < _LARGEST", "return True", CHARTS),
+    Mutation(
+        "report/charts.py", 'pen = "L" if drawable(py) else "M"', 'pen = "L"', CHARTS
+    ),
+]

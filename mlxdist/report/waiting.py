@@ -127,14 +127,15 @@ def _with_ends(rank: RankTrace) -> list[_Known]:
 def _oldest(
     collectives: Sequence[_Known], first: int, now: float
 ) -> tuple[_Known | None, float]:
-    """Return the oldest collective under way, and until when it is that one."""
-    for index in range(first, len(collectives)):
-        each = collectives[index]
-        if each.start > now:
-            return None, each.start
-        if each.end > now:
-            return each, each.end
-    return None, float("inf")
+    """Return the oldest collective under way, and until when it is that one.
+
+    Args:
+        first: the first one that is not complete.
+    """
+    if first == len(collectives):
+        return None, float("inf")
+    oldest = collectives[first]
+    return (None, oldest.start) if oldest.start > now else (oldest, oldest.end)
 
 
 def _without_overlaps(waits: Sequence[Interval]) -> list[Interval]:

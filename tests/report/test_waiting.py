@@ -48,9 +48,11 @@ def test_wait_without_a_collective_is_for_ranks_that_do_not_wait():
     assert parts(first, second) == [(1, 2, None), (2, 4, 1), (4, 5, None)]
 
 
-def test_collective_without_an_end_counts_until_the_next_one():
-    first = rank_trace(0, waits=[(1, 6)], collectives=[(1, 0, None), (2, 4, 6)])
-    second = rank_trace(1, waits=[(3, 6)], collectives=[(1, 0, None), (2, 4, 6)])
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_collective_without_an_end_counts_until_the_next_one(overlaps):
+    options = {"collectives": [(1, 0, None), (2, 4, 6)], "overlaps": overlaps}
+    first = rank_trace(0, waits=[(1, 6)], **options)
+    second = rank_trace(1, waits=[(3, 6)], **options)
     assert parts(first, second) == [(1, 3, 1), (3, 4, None), (4, 6, None)]
 
 

@@ -24,7 +24,7 @@ MUTATIONS = [
         "until = end",
         WAITING,
     ),
-    Mutation("report/waiting.py", "if each.end > now:", "if True:", WAITING),
+    Mutation("report/waiting.py", "if oldest.start > now", "if False", WAITING),
     Mutation("report/waiting.py", "key=lambda x: x.end, default", "default", WAITING),
     Mutation(
         "report/waiting.py", "max(wait.start, result[-1].end)", "wait.start", WAITING

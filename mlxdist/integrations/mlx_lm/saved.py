@@ -74,7 +74,7 @@ class Saved:
         extra = {
             "tokens": at.tokens,
             "window": self._window.rows(),
-            "seconds": self._window.seconds if self._world.size == 1 else 0.0,
+            "seconds": self._world.mean(self._window.seconds),
             "order": self._arguments.order,
             "batches": self._batches.state_dict(),
         }

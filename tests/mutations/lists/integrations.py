@@ -1,0 +1,71 @@
+"""Mistakes in the training of mlx-lm's models on N ranks."""
+
+from tests.mutations.mutation import Mutation
+
+TRAIN = ("tests/integrations/test_mlx_lm_train.py",)
+COMMAND = ("tests/integrations/test_mlx_lm_command.py",)
+FOLDER = "integrations/mlx_lm/"
+
+MUTATIONS = [
+    Mutation(FOLDER + "step.py", "weight = tokens", "weight = None", TRAIN, (2,)),
+    Mutation(
+        FOLDER + "step.py",
+        "weight = self._share(tokens) if self._count > 1 else tokens",
+        "weight = None",
+        TRAIN,
+        (2,),
+    ),
+    Mutation(
+        FOLDER + "step.py",
+        "weight = self._share(tokens) if self._count > 1 else tokens",
+        "weight = tokens",
+        TRAIN,
+        (2,),
+    ),
+    Mutation(
+        FOLDER + "batches.py",
+        "array[world.rank :: world.size]",
+        "array[:: world.size]",
+        TRAIN,
+        (2,),
+    ),
+    Mutation(FOLDER + "batches.py", "self._state = later", "pass", TRAIN, (1,)),
+    Mutation(
+        FOLDER + "batches.py",
+        "position > skipped:",
+        "position >= skipped:",
+        TRAIN,
+        (1,),
+    ),
+    Mutation(
+        FOLDER + "saved.py",
+        'self._window.resume(rows, float(loaded.extra["seconds"]))',
+        "pass",
+        TRAIN,
+        (1,),
+    ),
+    Mutation(
+        FOLDER + "saved.py", "self._model.update(parameters)", "pass", TRAIN, (1,)
+    ),
+    Mutation(
+        FOLDER + "arguments.py",
+        "return -(-self.checkpoint_every // count) * count",
+        "return self.checkpoint_every",
+        TRAIN,
+        (1,),
+    ),
+    Mutation(
+        FOLDER + "callbacks.py",
+        'int(train_info["iteration"]) - 1',
+        'int(train_info["iteration"])',
+        COMMAND,
+        (1,),
+    ),
+    Mutation(
+        FOLDER + "command.py",
+        'args.shard = "auto" if args.shard else "none"',
+        "pass",
+        COMMAND,
+        (1,),
+    ),
+]

@@ -81,11 +81,13 @@ class RunningTest:
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Import no file without SPMD tests where only those run."""
-    if not config.getoption("markexpr").startswith("mpi"):
+    """Import no file without tests of the mark that the expression begins with."""
+    mark = config.getoption("markexpr").partition(" ")[0]
+    if mark not in ("mpi", "alone"):
         return None
     is_test = collection_path.match("test_*.py")
-    return (is_test and "pytest.mark.mpi" not in collection_path.read_text()) or None
+    has_mark = is_test and f"pytest.mark.{mark}" in collection_path.read_text()
+    return (is_test and not has_mark) or None
 
 
 @pytest.hookimpl(trylast=True)

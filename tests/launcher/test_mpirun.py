@@ -63,6 +63,7 @@ def start_ranks(tmp_path):
     return start
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dead", [1, 2])
 def test_mpirun_that_outlives_its_ranks_is_killed(
     dead, wait_for, mark, start_ranks, ended, monkeypatch
@@ -87,6 +88,7 @@ def test_mpirun_that_goes_on_after_a_failure_is_ended(
     assert seconds < 5
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("limit", "signs", "expected"),
     [

@@ -1,11 +1,12 @@
 """Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
 
-The serial tests run first, then the tests that are marked mpi, under mpirun on 1, 2, 3
-and 4 ranks. Of a test's cases, half run on 3 ranks and half on 4, and with --long all
-on both. Goes on after a failure. A run that ends without a report, as one does when
-a test exceeds its time, is repeated once without the test in which it ended. The last
-line counts the tests of all runs; a check that fails, or a run that ends without a
-report, counts as one failed test. The exit code is 1 if anything failed.
+The serial tests run first, in a process for each core. Then come the tests that are
+marked mpi, under mpirun on 1, 2, 3 and 4 ranks. Of a test's cases, half run on 3 ranks
+and half on 4, and with --long all on both. Goes on after a failure. A run that ends
+without a report, as one does when a test exceeds its time, is repeated once without the
+test in which it ended. The last line counts the tests of all runs; a check that fails,
+or a run that ends without a report, counts as one failed test. The exit code is 1 if
+anything failed.
 """
 
 from __future__ import annotations
@@ -106,6 +107,19 @@ class Suite:
         self._add(stage_of(name, report, code, seconds, unfinished))
         return unfinished
 
+    def serial_tests(self, marks: str) -> None:
+        """Run the tests that are not marked mpi, on all cores, and then those alone.
+
+        A process takes consecutive tests, so that it makes the fixtures of few files. A
+        test that ends its process is a failure, and another process goes on.
+        """
+        # Jobs have up to 4 ranks: more of them at a time would wait for one another.
+        # Many of the long tests use all cores by themselves.
+        processes = min(usable_cores(), 4) if marks else 1
+        spread = ("-n", str(processes), "--dist", "worksteal") if processes > 1 else ()
+        self.pytest("serial tests", "-m", f"not mpi and not alone{marks}", *spread)
+        self.pytest("tests alone", "-m", f"alone and not mpi{marks}")
+
     def mpi_tests(self, ranks: int, marks: str, *arguments: str) -> None:
         """Run the tests that are marked mpi under mpirun."""
         threads = str(max(1, usable_cores() // ranks))
@@ -189,7 +203,7 @@ def main(arguments: Sequence[str]) -> int:
         suite.check("mypy", f"{BIN}/mypy")
         suite.check("import-linter", f"{BIN}/lint-imports", "--no-logo")
         marks = "" if options.long else " and not long"
-        suite.pytest("serial tests", "-m", f"not mpi{marks}")
+        suite.serial_tests(marks)
         for ranks in (2,) if options.fast else (1, 2, 3, 4):
             # Of a test's cases, half run on 3 ranks and half on 4.
             part = () if ranks < 3 or options.long else ("--part", str(ranks - 3), "2")

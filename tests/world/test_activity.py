@@ -10,6 +10,8 @@ import pytest
 
 from mlxdist.world.activity import Activity
 
+pytestmark = pytest.mark.alone  # it is told from waiting by its processor time
+
 SECONDS = 0.3
 stop = threading.Event()
 

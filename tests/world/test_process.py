@@ -18,6 +18,7 @@ print(os.environ.get("OMPI_MCA_btl"), os.environ.get("OMPI_MCA_btl_tcp_flags"))
 """
 
 
+@pytest.mark.alone
 def test_prepare_mpi_by_default_skips_the_search_for_a_fabric(mpi_job, tmp_path):
     """Open MPI's wheel sleeps for a second in it, whenever a rank starts."""
     result = mpi_job(1, REPORT_START_UP, env={"HOME": str(tmp_path)})

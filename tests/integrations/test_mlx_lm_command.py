@@ -88,9 +88,10 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
         (lambda c: {**c, "batch_size": 120}, "the train dataset has 24 rows"),
         (lambda c: {**c, "data": c["model"]}, "Training set not found or empty"),
         (lambda c: {**c, "train": False, "resume": True}, "add --train"),
+        (lambda c: {**c, "resume": True}, "there is no checkpoint in"),
         (lambda _: "a: [", "while parsing a flow node"),
     ],
-    ids=["shard", "rows", "few rows", "no data", "resume", "YAML"],
+    ids=["shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"],
 )
 def test_command_with_a_mistake_ends_all_ranks_with_one_message(
     world, lora, config, capsys, config_of, message

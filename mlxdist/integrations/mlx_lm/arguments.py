@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...arrays.trees import all_parameters
 from ...arrays.types import Tree
-from ...comm.agreement import agree
+from ...comm.agreement import MismatchError, agree
 from ...layout.entries import fingerprint
 from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .upstream import TrainingArgs
+
+
+class RefusedError(MismatchError):
+    """Options, files or data can't work. Raised on all ranks, before training."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """While in it, what the ranks can't agree on is a `RefusedError`."""
+    try:
+        yield
+    except MismatchError as error:
+        raise RefusedError(str(error)) from error.__cause__
 
 
 @dataclass(frozen=True)

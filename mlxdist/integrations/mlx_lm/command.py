@@ -14,11 +14,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.optimizers import Optimizer
 
-from ...comm.agreement import MismatchError, agree_on_success
+from ...checkpoint import CheckpointError
+from ...comm.agreement import agree_on_success
 from ...optim.optimizer import DistributedOptimizer
 from ...world.join import init
 from ...world.world import World
-from .arguments import dataset_problem, rows_problem
+from .arguments import RefusedError, dataset_problem, refusing, rows_problem
 from .batches import Batches
 from .callbacks import Callback, Logged
 from .trainer import train
@@ -47,16 +48,20 @@ def main() -> None:
     world = init()
     with fitting_output(), _stopping_all(world):
         read = partial(_read, world)
-        args = agree_on_success(world.control, "mlx_lm lora", read)
+        with refusing():
+            args = agree_on_success(world.control, "mlx_lm lora", read)
         OnAllRanks(args, world).run()
 
 
 @contextmanager
 def _stopping_all(world: World) -> Iterator[None]:
-    """Print what all ranks have found wrong, once, and end all of them."""
+    """Print what all ranks have found wrong, once, and end all of them.
+
+    Errors of the training itself are raised, so that the job may be started again.
+    """
     try:
         yield
-    except MismatchError as error:
+    except (RefusedError, CheckpointError) as error:
         if world.is_root:
             print(f"mlx_lm lora: {error}", file=sys.stderr, flush=True)
         world.barrier()  # mpirun ends the others as soon as one has exited
@@ -207,7 +212,8 @@ class OnAllRanks:
         @wraps(function)
         def call(*arguments: object, **keywords: object) -> object:
             action = partial(function, *arguments, **keywords)
-            return agree_on_success(self._world.control, function.__name__, action)
+            with refusing():
+                return agree_on_success(self._world.control, function.__name__, action)
 
         return call
 

@@ -22,7 +22,7 @@ from mlx.optimizers import Optimizer
 
 from ...optim.optimizer import DistributedOptimizer
 from ...world.join import init
-from .arguments import Arguments
+from .arguments import Arguments, refusing
 from .batches import Batches, Iterate
 from .callbacks import Callback
 from .step import Loss
@@ -73,7 +73,8 @@ def train(
     arguments = Arguments.of(args, train_dataset, val_dataset, checkpoint_every, resume)
     maybe_set_recommended_wired_limit()
     with fitting_output(), checkpointed(model, is_on=args.grad_checkpoint):
-        arguments.agree(optimizer.world, model, optimizer)
+        with refusing():
+            arguments.agree(optimizer.world, model, optimizer)
         batches = Batches(iterate_batches, optimizer.world)
         training = Training(
             arguments, model, optimizer, loss, batches, training_callback

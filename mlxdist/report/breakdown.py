@@ -44,7 +44,7 @@ class RankBreakdown:
         wall: from joining the world to leaving it: the sum of `parts`.
         parts: by the names of `PARTS`.
         before_first_step: a part of "other".
-        overlapped: in which collectives were under way while the rank did not wait.
+        overlapped: in which collectives proceeded while the rank did not wait.
         late: for which it waited, by rank: the sum is the part "waiting".
         is_complete: whether the trace has all of the rank's time.
     """
@@ -201,13 +201,14 @@ def _rank(
     for span in _without(_spans(trace, first), inside):
         parts[span.part] += span.end - span.start
     under_way = list(_clip(_under_way(trace), first, trace.end))
+    overlapped = sum(x.end - x.start for x in _without(under_way, inside))
     return RankBreakdown(
         trace.rank,
         trace.host,
         trace.end - trace.start,
         parts,
         first - trace.start,
-        sum(span.end - span.start for span in _without(under_way, inside)),
+        overlapped if trace.overlaps else 0.0,
         dict(late),
         trace.is_complete,
     )

@@ -54,8 +54,8 @@ class _Scale:
         part = (value - self.low) / (self.high - self.low)
         return round(self.start + part * (self.stop - self.start), 2)
 
-    def ticks(self, most: int) -> list[float]:
-        step = _tick_step(self.high - self.low, most)
+    def ticks(self, most: int, least: float = 0.0) -> list[float]:
+        step = max(least, _tick_step(self.high - self.low, most))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [index * step for index in range(first, last + 1)]
@@ -76,7 +76,7 @@ def line_chart(
         return Markup("")
     bounds = [y for line in lines for _, *ys in line.band for y in ys]
     ys = [y for _, y in finite] + [y for y in bounds if drawable(y)]
-    x = _scale([p[0] for p in finite], _LEFT, WIDTH - _RIGHT, pad=0.0)
+    x = _steps([p[0] for p in finite])
     y = _scale([*ys, *([0.0] * from_zero)], HEIGHT - _BOTTOM, _TOP, pad=0.05)
     if from_zero and min(ys) >= 0:
         y = _Scale(0.0, y.high, y.start, y.stop)
@@ -105,6 +105,13 @@ def _scale(values: Sequence[float], start: float, stop: float, *, pad: float) ->
         low, high = low - margin, high + margin
     margin = pad * (high - low)
     return _Scale(low - margin, high + margin, start, stop)
+
+
+def _steps(values: Sequence[float]) -> _Scale:
+    """Return the horizontal scale: from 0, unless a run went on from a late step."""
+    low, high = min(values), max(values)
+    low = low if low > high / 2 and high > low else min(0.0, low)
+    return _Scale(low, max(high, low + 1), _LEFT, WIDTH - _RIGHT)
 
 
 def _thinned(line: Line) -> Line:
@@ -145,7 +152,7 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> Markup:
     for tick in y.ticks(5):
         parts.append(_path("grid", f"M{_LEFT} {y(tick)}H{right}"))
         parts.append(_text(number(tick), _LEFT - 6, y(tick) + 4, anchor="end"))
-    for tick in x.ticks(5):
+    for tick in x.ticks(5, least=1.0):
         parts.append(_path("tick", f"M{x(tick)} {bottom}v4"))
         parts.append(_text(number(tick), x(tick), bottom + 17, anchor="middle"))
     parts.append(_path("axis", f"M{_LEFT} {bottom}H{right}"))

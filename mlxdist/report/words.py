@@ -41,21 +41,23 @@ def sentences(breakdown: Breakdown) -> list[str]:
     overlapped = max(rank.overlapped for rank in breakdown.ranks)
     if overlapped:
         result.append(
-            "Collectives were under way while a rank did not wait, for up to "
+            "Collectives proceeded while a rank did not wait, for up to "
             f"{duration(overlapped)}; that cost no time, and is in no part."
         )
     if breakdown.starts_only:
         result.append(
             f"Of {breakdown.starts_only:,} collectives only the start is known: MLX "
             "runs them (native transport, or parameters that arrive behind the next "
-            "forward pass). What MLX waits for them inside its evaluation counts as "
-            "computing. A step inside mx.compile is recorded once, when it is traced."
+            "forward pass), or the job ended during them. What MLX waits for inside "
+            "its evaluation counts as computing. A step inside mx.compile is recorded "
+            "once, when it is traced."
         )
     cut = [str(rank.rank) for rank in breakdown.ranks if not rank.is_complete]
     if cut:
         result.append(
-            f"The trace lacks the beginning or the end of rank {', '.join(cut)}: a job "
-            "that fails writes its last events, and the last 200,000 are kept."
+            "The trace lacks the beginning or the end of these ranks: "
+            f"{', '.join(cut)}. A job that fails writes its last events, and the last "
+            "200,000 are kept."
         )
     return result
 

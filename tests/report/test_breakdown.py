@@ -18,6 +18,7 @@ def test_parts_of_one_rank():
         phases=[(4, 5), (8, 9)],
         waits=[(3, 3.5), (8.5, 9.5)],
         collectives=[(1, 1, 4), (2, 8, 10)],
+        overlaps=True,
     )
     (found,) = break_down([rank]).ranks
     assert found.parts == {
@@ -33,9 +34,11 @@ def test_parts_of_one_rank():
 
 def test_time_in_which_two_collectives_are_under_way_counts_once():
     collectives = [(1, 1, 8), (2, 2, 3), (3, 9, 10)]
-    rank = rank_trace(calls=[(0, 10)], collectives=collectives, waits=[(7, 9.5)])
-    (found,) = break_down([rank]).ranks
-    assert found.overlapped == 6.5
+    options = {"collectives": collectives, "waits": [(7, 9.5)]}
+    for overlaps, expected in ((True, 6.5), (False, 0)):
+        rank = rank_trace(calls=[(0, 10)], overlaps=overlaps, **options)
+        (found,) = break_down([rank]).ranks
+        assert found.overlapped == expected
 
 
 def test_calls_that_are_no_steps_are_other():

@@ -109,3 +109,19 @@ def test_bars_share_the_width_by_their_parts():
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "ticks"),
+    [
+        ([7], ["0", "2", "4", "6"]),
+        ([0], ["0", "1"]),
+        ([1, 2], ["0", "1", "2"]),
+        ([900, 1000], ["900", "920", "940", "960", "980", "1,000"]),
+    ],
+)
+def test_steps_are_counted_from_0_unless_a_run_went_on(steps, ticks):
+    lines = [Line("a", [(step, 3.0) for step in steps])]
+    svg = svg_of(line_chart("t", lines, **LABELS))
+    middle = [x.text for x in svg.iter("text") if x.get("text-anchor") == "middle"]
+    assert middle[:-2] == ticks

@@ -49,19 +49,23 @@ def conclude(
         message = f"ended after --timeout {time_limit:g} s; {summary}."
         return replace(outcome, exit_code=TIMED_OUT, message=message, timed_out=True)
     finished = all(rank.state == "finished" for rank in ranks)
-    if finished and has_leftover:
-        message = f"{summary}; a process that one of them started still runs."
+    remark = _remark(code, lost_hosts, has_leftover=has_leftover)
+    if finished and (remark or code == 0):
+        message = visible(f"{summary}; {remark}.") if remark else ""
         return replace(outcome, exit_code=0, message=message)
-    if finished and code == 0:
-        return outcome
-    if finished and lost_hosts:  # as mpirun's daemons ended, too
-        names = " and ".join(lost_hosts)
-        message = f"{summary}; mpirun lost touch with {names} after that."
-        return replace(outcome, exit_code=0, message=visible(message))
     exit_code = (128 - code if code < 0 else code) or 1
     end = "mpirun was stopped (SIGSTOP)" if was_stopped else _describe_code(code)
     message = f"{summary}; {end}."
     return replace(outcome, exit_code=exit_code, message=message)
+
+
+def _remark(code: int, lost_hosts: Sequence[str], *, has_leftover: bool) -> str:
+    """Return what went wrong after all ranks had finished, "" for nothing."""
+    if has_leftover:
+        return "a process that one of them started still runs"
+    if code and lost_hosts:
+        return f"mpirun lost touch with {' and '.join(lost_hosts)} after that"
+    return ""
 
 
 def describe(

@@ -108,3 +108,7 @@ def test_conclude_of_a_lost_host_succeeds_if_its_ranks_had_finished(
     outcome = conclude(213, outcomes("finished", state), lost_hosts=["h1"])
     assert outcome.exit_code == exit_code
     assert outcome.message.startswith(message)
+
+
+def test_conclude_of_finished_ranks_has_nothing_to_say_of_a_host_if_mpirun_has_not():
+    assert conclude(0, outcomes("finished"), lost_hosts=["h0"]).message == ""

@@ -122,12 +122,12 @@ def test_restarted_main_job_ends_with_the_losses_of_an_uninterrupted_one(
         (data / f"{index}.py").write_text(f"text = {index}\n" * 200)
     script = str(jobs.LAUNCH / "train_lm.py")
     # Checkpoints at reports, whose means then are over the same steps.
-    options = ["--batch-size", "2", "--steps", "30", "--checkpoint-every", "10"]
+    options = ["--batch-size", "2", "--steps", "20", "--checkpoint-every", "10"]
     options += ["--data", str(data)]
     done = start(script, *options, folder=whole, timeout=100)
     assert done.returncode == 0, done.stderr
     draw = random.Random()
-    steps = draw.randint(1, 15), draw.randint(16, 30)
+    steps = draw.randint(1, 10), draw.randint(11, 20)
     _, report = start_with_two_kills(start, script, options, steps, killed, timeout=200)
     assert losses(killed) == losses(whole), report
 

@@ -7,7 +7,7 @@ import pytest
 
 from mlxdist.world.clocks import Alignment, Offset, first_ranks, measure
 
-LIMIT = 1e-4  # seconds: what the clocks of one host are aligned to
+LIMIT = 1e-4  # seconds
 
 
 def test_times_between_two_measurements_are_interpolated():
@@ -40,8 +40,8 @@ def test_clock_that_is_ahead_is_measured_within_its_error(comm):
     rank, size = comm.Get_rank(), comm.Get_size()
     ahead = 7.25 * rank
     offset = measure(comm, np.arange(size), lambda: time.time() + ahead)
-    assert abs(offset.ahead - ahead) <= offset.error + 1e-6
-    assert offset.error <= LIMIT or rank == 0
+    assert abs(offset.ahead - ahead) <= min(offset.error + 1e-6, LIMIT)
+    assert offset.error < 1e-3
 
 
 @pytest.mark.mpi(min_size=3)

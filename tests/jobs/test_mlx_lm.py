@@ -70,7 +70,7 @@ def test_job_killed_in_the_middle_resumes_on_one_rank_with_the_same_losses(folde
     command = [*MLXDIST_RUN, "-n", "2", *options, *killed, "--checkpoint-every", "5"]
     with start(command, cwd=folder) as job:
         saved = folder / "killed/mlxdist/checkpoints"
-        assert wait_until(lambda: len(list(saved.glob("step*"))) > 1, 100)
+        assert wait_until(lambda: len(list(saved.glob("save-*"))) > 1, 100)
         end_session(job.pid)
     assert max(losses(folder / "killed")) < 40
     resumed = ["mlxdist", "run", "-n", "1", *options, *killed, "--resume"]

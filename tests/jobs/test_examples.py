@@ -1,6 +1,7 @@
 """The trainings of launch/examples, on 2 ranks and as users start them, but shorter."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_language_model_learns_and_is_identical_on_all_ranks(tmp_path):
 def test_gan_draws_eight_images(tmp_path):
     output = output_of("gan.py", "--epochs", 1, folder=tmp_path)
     assert [len(line) for line in output.splitlines()] == 8 * [128]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("mlx_vlm") is None, reason="needs mlx-vlm")
+def test_vision_language_model_learns_and_is_identical_on_all_ranks(tmp_path):
+    script = EXAMPLES / "vision_language.py"
+    result = mpi_job(2, script, "--steps", 100, folder=tmp_path, env=ONE_THREAD)
+    assert result.returncode == 0, result.stderr  # mlx-vlm draws its progress there
+    loss = re.search(r"test loss ([\d.]+), .*: True", result.stdout)
+    assert float(loss[1]) < 1.5  # ln 10 is 2.3
+    assert (tmp_path / "runs/vision_language/adapters.safetensors").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)

@@ -14,10 +14,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 SET_UP = """
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
-data = np.random.default_rng(1).normal(size=(129, 4)).astype("float32")
+data = mx.random.normal((129, 4), key=mx.random.key(1))
 model = nn.Linear(4, 1)
 loss_and_grad = nn.value_and_grad(model, lambda model, x: model(x).square().mean())
 """

@@ -25,7 +25,7 @@ from ranks.fine_tuning_rank import CONTENDERS, UPSTREAM
 from rich.console import Console
 
 SCRIPT = common.RANK_PROGRAMS / "fine_tuning_rank.py"
-RANKS = 2
+JOB_RANKS = 2
 LEGEND = (
     "ms: a step of the slowest rank, CPU ms: processor time of both ranks; "
     "peak: MLX's own, resident: of the process; low is better"
@@ -72,7 +72,7 @@ def measure(console: Console, kind: str, args: argparse.Namespace) -> common.Res
     jobs = [
         mpi_job(
             name,
-            RANKS,
+            JOB_RANKS,
             SCRIPT,
             name,
             *model,

@@ -2,10 +2,10 @@
 
 The blocks are those of `blockwise.widen` and `blockwise.quantize`, bit for bit: roots,
 products and quotients are rounded as IEEE 754 says in NumPy and in MLX, and numbers
-that are not negative have the order of their bits. A step takes 0.8 of the time. NumPy's
-loops use the vector instructions of the processor that they run on, MLX's those that
-each processor has. What is computed on the way stays in the second-level cache; MLX
-writes it to arrays of the whole size. An accelerator runs `blockwise`.
+that are not negative have the order of their bits. A step takes 0.8 of the time: NumPy
+uses the vector instructions of the processor that it runs on, MLX those that each
+processor has, and what is computed on the way stays in the second-level cache, where
+MLX writes it to arrays of the whole size. An accelerator runs `blockwise`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Outputs:
     Raises:
         OSError: the folder can't be written.
         MissingPackageError: a tracker's package is not installed.
-        ValueError: there is no tracker of a name, or it needs a folder.
+        ValueError: there is no tracker of a name, or it needs a folder, or an object
+            lacks a method.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Outputs:
                 seconds = _number(entry.get("time"), seconds)
                 tokens = entry.get("trained_tokens")
                 self.trained_tokens = _number(tokens, self.trained_tokens)
-        for tracker in trackers:
+        for tracker in [trackers] if isinstance(trackers, str) else trackers:
             self._add(tracker)
         if progress is not None:
             progress.start()
@@ -97,12 +98,16 @@ class Outputs:
 
     def _add(self, tracker: str | Tracker) -> None:
         if not isinstance(tracker, str):
-            self._trackers.append(Guarded(tracker))
+            self._trackers.append(Guarded(_checked(tracker)))
             return
-        if self._folder is None or tracker not in services.NAMES:
+        if tracker not in services.NAMES:
             raise ValueError(
                 f"found the tracker {tracker!r}, wanted one of "
-                f"{', '.join(services.NAMES)}, with a folder for the run"
+                f"{', '.join(services.NAMES)}"
+            )
+        if self._folder is None:
+            raise ValueError(
+                f"the tracker {tracker!r} needs a folder for the run; found none"
             )
         run = services.Run(self._folder, self._info, self._done)
         try:
@@ -134,6 +139,16 @@ class Outputs:
             if name not in self._warned:
                 self._warned.add(name)
                 warn_user(problem)
+
+
+def _checked(tracker: Tracker) -> Tracker:
+    methods = (getattr(tracker, name, None) for name in ("log", "finish"))
+    if isinstance(tracker, type) or not all(map(callable, methods)):
+        raise ValueError(
+            f"found the tracker {tracker!r}, wanted a name or an object with the "
+            "methods log(step, values) and finish()"
+        )
+    return tracker
 
 
 def _number(value: object, default: float) -> float:

@@ -85,7 +85,7 @@ class Progress:
         if self._console.is_terminal:
             self._live.start()
         elif self._title:
-            self._console.print(self._title)
+            self._console.print(Text(self._title))
 
     def advance(self, step: int) -> None:
         """Show that a step was taken, where the line is a live one."""

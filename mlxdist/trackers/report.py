@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from ..layout.entries import fingerprint
 
 # Their minimum and maximum over the ranks show a straggler.
 SPREAD = ("step_time", "wait_time", "peak_memory")
+_RESERVED = ("step", "time", "left_out")  # of a line, and not of the user
 _MOST_NAMES = 2**52  # fingerprints that a float64 tells apart
 
 
@@ -55,7 +58,7 @@ def exchange(
     step: int,
     values: Mapping[str, object],
     *,
-    weight: float,
+    weight: float | mx.array,
     sums: Collection[str] = (),
 ) -> Report:
     """Combine the values of all ranks, on all of them.
@@ -66,14 +69,15 @@ def exchange(
         step: the same on all ranks.
         values: this rank's numbers. Where ranks have different names the report has
             all of them, for which the names are sent as well.
-        weight: how much this rank counts in a mean. 0 leaves its means out.
+        weight: how much this rank counts in a mean, finite. 0 leaves its means out.
         sums: names of values that are added, and not averaged.
 
     Raises:
-        MismatchError: on all ranks, where a value is no number or the steps differ.
+        MismatchError: on all ranks, where a value is no number, a name is one of the
+            report's own, a weight is negative or not finite, or the steps differ.
     """
-    numbers, problem = result_or_problem(_numbers, values)
-    numbers = numbers or {}
+    checked, problem = result_or_problem(partial(_numbers, weight), values)
+    own_weight, numbers = checked or (0.0, {})
     names = sorted(numbers)
     of_ranks = agree(
         comm,
@@ -86,13 +90,22 @@ def exchange(
     if len(set(of_ranks)) > 1:
         every = comm.all_gather_bytes("\0".join(names).encode())
         names = sorted({n for each in every for n in each.decode().split("\0") if n})
-    local = np.array([weight, *(numbers.get(name, math.nan) for name in names)])
+    local = np.array([own_weight, *(numbers.get(name, math.nan) for name in names)])
     words = comm.all_gather_words(local.view(np.uint64)).view(np.float64)
     return combine(step, names, words[:, 1:], words[:, 0], sums)
 
 
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    return {name: _number(name, value) for name, value in values.items()}
+def _numbers(
+    weight: float | mx.array, values: Mapping[str, object]
+) -> tuple[float, dict[str, float]]:
+    numbers = {name: _number(name, value) for name, value in values.items()}
+    for name in _RESERVED:
+        if name in numbers:
+            raise ValueError(f"{name!r} is a name of the report's own; choose another")
+    counts = _number("weight", weight)
+    if not 0 <= counts < math.inf:
+        raise ValueError(f"weight must be finite, and 0 or more; found {counts}")
+    return counts, numbers
 
 
 def _number(name: str, value: object) -> float:

@@ -85,7 +85,7 @@ class RunLog:
         self._outputs = agree_on_success(
             world.control,
             "RunLog",
-            partial(self._open, folder, tuple(trackers), progress, title),
+            partial(self._open, folder, trackers, progress, title),
         )
         # Ranks add their tokens up. Rank 0 begins with those of earlier jobs.
         tokens = self._outputs.trained_tokens if self._outputs else 0.0
@@ -96,8 +96,8 @@ class RunLog:
         self,
         loss: float | mx.array,
         *,
-        tokens: float | None = None,
-        weight: float | None = None,
+        tokens: float | mx.array | None = None,
+        weight: float | mx.array | None = None,
         **values: float | mx.array,
     ) -> Report | None:
         """Count an optimizer step; report each `every` of them, and the last one.
@@ -110,17 +110,19 @@ class RunLog:
         and so has "peak_memory" in GB.
 
         Args:
-            loss: the mean over this rank's rows. An array is evaluated.
+            loss: the mean over this rank's rows. Arrays are evaluated.
             tokens: that this rank has trained on in this step.
             weight: how much `loss` counts: `tokens`, or else 1, where it is None. 0
                 leaves it out, even nan.
-            values: others, the last ones of which are averaged over the ranks.
+            values: others, the last ones of which are averaged over the ranks. "step",
+                "time" and "left_out" are the report's own.
 
         Returns:
             A report, the same on all ranks, or None where none was due.
 
         Raises:
-            MismatchError: on all ranks, if one has a value that is no number.
+            MismatchError: on all ranks, if one has a value that is no number, or
+                weights that are negative or not finite.
         """
         self._done += 1
         self._window.add(loss, tokens, weight, values)
@@ -140,7 +142,7 @@ class RunLog:
         loss: float | mx.array,
         *,
         seconds: float | None = None,
-        weight: float | None = None,
+        weight: float | mx.array | None = None,
         **values: float | mx.array,
     ) -> Report:
         """Report a validation, after the last step.
@@ -208,8 +210,11 @@ class RunLog:
     def _agree_on_reports(self) -> list[str]:
         """Compare over the ranks when reports are due; return the ranks' hosts."""
         lines = [f"steps {self._steps}, every {self._every}, done {self._done}"]
-        is_number = isinstance(self._every, int) and self._every > 0
-        problem = None if is_number else f"every must be positive: {self._every!r}"
+        problem = None
+        if not isinstance(self._every, int) or self._every < 1:
+            problem = f"every must be positive: {self._every!r}"
+        if not isinstance(self._done, int) or self._done < 0:
+            problem = f"done must be the steps taken, 0 or more: {self._done!r}"
         control = self._world.control
         agree(control, "RunLog", fingerprint(lines), lambda: lines, problem=problem)
         hosts = control.all_gather_bytes(self._world.host.encode())
@@ -218,7 +223,7 @@ class RunLog:
     def _open(
         self,
         folder: str | Path | None,
-        trackers: tuple[str | Tracker, ...],
+        trackers: Iterable[str | Tracker],
         progress: Kind | None,
         title: str,
     ) -> Outputs | None:
@@ -257,7 +262,7 @@ class RunLog:
         step: int,
         local: Mapping[str, object],
         *,
-        weight: float = 1.0,
+        weight: float | mx.array = 1.0,
         sums: tuple[str, ...] = (),
     ) -> Report:
         control = self._world.control

@@ -23,34 +23,37 @@ class Window:
     def _restart(self) -> None:
         self.steps = 0
         self.weight = self.tokens = self._loss = 0.0
-        self._no_number: object = None
+        self._no_numbers: dict[str, object] = {}
         self._values: Mapping[str, object] = {}
 
     def add(
         self,
         loss: float | mx.array,
-        tokens: float | None,
-        weight: float | None,
+        tokens: float | mx.array | None,
+        weight: float | mx.array | None,
         values: Mapping[str, object],
     ) -> None:
         """Add a step. Of `values` a report has those of its last step."""
         if weight is None:
             weight = 1.0 if tokens is None else tokens
-        if weight:  # without one it may be nan: a mean of nothing
-            self._add_loss(loss, weight)
+        counts = self._number("weight", weight)
+        if counts:  # without one the loss may be nan: a mean of nothing
+            self._loss += counts * self._number("train_loss", loss)
+        self.weight += counts
         self._counts_tokens |= tokens is not None  # a rank without rows has 0
-        self.tokens += tokens or 0
-        self.trained_tokens += tokens or 0
+        trained = 0.0 if tokens is None else self._number("tokens", tokens)
+        self.tokens += trained
+        self.trained_tokens += trained
         self.steps += 1
         self._values = values
 
-    def _add_loss(self, loss: float | mx.array, weight: float) -> None:
+    def _number(self, name: str, value: float | mx.array) -> float:
         try:
-            self._loss += weight * float(loss)
+            return float(value)
         except (TypeError, ValueError, RuntimeError):
             # The report refuses it on all ranks, and not this one alone.
-            self._no_number = loss
-        self.weight += weight
+            self._no_numbers[name] = value
+            return 0.0
 
     def take(self, elapsed: float) -> tuple[dict[str, object], float]:
         """Return the values of a report, and this rank's weight; begin anew.
@@ -62,9 +65,8 @@ class Window:
             "train_loss": self._loss / self.weight if self.weight else math.nan,
             "iterations_per_second": self.steps / elapsed,
             **self._values,
+            **self._no_numbers,
         }
-        if self._no_number is not None:
-            values["train_loss"] = self._no_number
         if self._counts_tokens:
             values["tokens_per_second"] = self.tokens / elapsed
             values["trained_tokens"] = self.trained_tokens

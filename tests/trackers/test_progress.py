@@ -32,7 +32,7 @@ def on_terminal(monkeypatch):
 
 
 def show(kind="line", steps=4):
-    progress = Progress(steps=steps, done=1, hosts=HOSTS, kind=kind, title="a title")
+    progress = Progress(steps=steps, done=1, hosts=HOSTS, kind=kind, title="a [/title]")
     progress.start()
     progress.advance(2)
     progress.show(report(2, train_loss=1.5, tokens_per_second=1234.0))
@@ -46,7 +46,7 @@ def test_output_that_is_no_terminal_gets_plain_lines(on_terminal, capsys):
     on_terminal(is_terminal=False)
     show()
     title, first, *others = capsys.readouterr().out.splitlines()
-    assert title == "a title"
+    assert title == "a [/title]"
     assert re.fullmatch(
         r"step 2/4   train_loss 1.500   1,234 tokens/s   \d+ s left", first
     )
@@ -69,7 +69,7 @@ def test_terminal_gets_a_live_line_and_a_plain_one_at_the_end(on_terminal, capsy
     on_terminal(is_terminal=True)
     show()
     out = capsys.readouterr().out
-    assert out.count("a title") >= 3
+    assert out.count("a [/title]") >= 3
     assert "\x1b[?25l" not in out  # the cursor is not hidden: a kill would leave it so
     assert "step 3 of 4" not in out  # a tenth of a second has not passed
     assert "step 4 of 4" in out

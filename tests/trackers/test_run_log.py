@@ -137,6 +137,33 @@ def test_value_that_is_no_number_on_one_rank_is_refused_on_all(make, world):
             log.step(mx.ones(3) if is_last else 1.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": math.nan}, "weight must be finite, and 0 or more; found nan"),
+        ({"weight": -1}, "weight must be finite, and 0 or more; found -1"),
+        ({"weight": "few"}, "weight must be a number"),
+        ({"tokens": "few"}, "tokens must be a number|weight must be a number"),
+        ({"step": 3}, "'step' is a name of the report's own"),
+        ({"time": 3}, "'time' is a name of the report's own"),
+    ],
+)
+def test_values_that_make_no_report_are_refused_on_all_ranks(
+    make, world, options, message
+):
+    is_last = world.rank == world.size - 1
+    with make(every=1) as log, pytest.raises(mlxdist.MismatchError, match=message):
+        log.step(1.0, **(options if is_last else {}))
+
+
+def test_tokens_in_arrays_are_counted_exactly(make, world):
+    many = 2**24 + 1  # not exact as a float32
+    with make(every=3) as log:
+        for _ in range(3):
+            report = log.step(1.0, tokens=mx.array(many))
+    assert report.values["trained_tokens"] == 3 * many * world.size
+
+
 @pytest.mark.mpi(min_size=2)
 def test_reports_of_different_steps_are_refused_on_all_ranks(make, world):
     with make() as log, pytest.raises(mlxdist.MismatchError, match="step 1"):
@@ -153,6 +180,12 @@ def test_reports_of_no_steps_are_refused_on_all_ranks(make, world):
     is_last = world.rank == world.size - 1
     with pytest.raises(mlxdist.MismatchError, match="every must be positive: 0"):
         make(every=0 if is_last else 5)
+
+
+@pytest.mark.parametrize("done", [None, -1, 2.0])
+def test_steps_that_no_run_has_taken_are_refused_on_all_ranks(make, done):
+    with pytest.raises(mlxdist.MismatchError, match="done must be the steps taken"):
+        make(done=done)
 
 
 def test_lines_have_step_time_and_what_was_validated(make, world, tmp_path):
@@ -221,7 +254,13 @@ def test_tracker_that_fails_warns_once_and_training_goes_on(make, world, recwarn
 
 def test_unknown_tracker_is_refused_on_all_ranks(make):
     with pytest.raises(mlxdist.MismatchError, match="wanted one of tensorboard, wandb"):
-        make(trackers=["tensorbored"])
+        make(trackers="tensorbored")
+
+
+@pytest.mark.parametrize("tracker", [Kept, object()])
+def test_tracker_without_methods_is_refused_on_all_ranks(make, tracker):
+    with pytest.raises(mlxdist.MismatchError, match="object with the methods log"):
+        make(trackers=[tracker])
 
 
 def test_folder_that_rank_0_cannot_write_is_refused_on_all_ranks(make, world, tmp_path):

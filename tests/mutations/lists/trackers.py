@@ -46,10 +46,20 @@ MUTATIONS = [
     ),
     Mutation(
         "trackers/window.py",
-        "            self._no_number = loss",
+        "            self._no_numbers[name] = value",
         "            raise",
         LOG,
         (2,),
+    ),
+    Mutation(
+        "trackers/report.py", "if not 0 <= counts < math.inf:", "if False:", LOG, (2,)
+    ),
+    Mutation("trackers/report.py", "if name in numbers:", "if False:", LOG, (1,)),
+    Mutation(
+        "trackers/progress.py",
+        "print(Text(self._title))",
+        "print(self._title)",
+        PROGRESS,
     ),
     Mutation(
         "trackers/run_log.py",

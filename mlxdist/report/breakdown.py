@@ -87,6 +87,7 @@ class Breakdown:
         straggler: None where no rank waits for another.
         clock_error: seconds by which times of two hosts may be off.
         starts_only: how many collectives have no end in the trace, on all ranks.
+        lost: how many ranks are not in the trace.
     """
 
     ranks: tuple[RankBreakdown, ...]
@@ -95,6 +96,7 @@ class Breakdown:
     straggler: Straggler | None
     clock_error: float
     starts_only: int
+    lost: int
 
     @property
     def wall(self) -> float:
@@ -137,6 +139,7 @@ def break_down(traces: Sequence[RankTrace]) -> Breakdown:
         late.straggler(traces, steps, sum(rank.wall for rank in ranks)),
         max(trace.clock_error for trace in traces),
         sum(each.end is None for trace in traces for each in trace.collectives),
+        max(0, traces[0].size - len(traces)),
     )
 
 

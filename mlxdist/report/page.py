@@ -114,5 +114,5 @@ def _banner(run: Run) -> Markup:
     code = None if run.outcome is None else run.outcome.get("exit_code")
     if run.outcome is None or code in (0, None):
         return Markup("")
-    message = str(run.outcome.get("message") or "it did not finish")
-    return element("p", f"The job failed, exit code {code}: {message}", cls="banner")
+    message = str(run.outcome.get("message") or f"exit code {code}")
+    return element("p", f"The job failed: {message}", cls="banner")

@@ -36,7 +36,9 @@ def figures(run: Run) -> Markup:
                 pairs.append((label, f"{number(value)}{unit}"))
     breakdown = run.breakdown
     if breakdown is not None:
-        pairs.append(("ranks", str(len(breakdown.ranks))))
+        known = len(breakdown.ranks)
+        of = f" of {known + breakdown.lost}" if breakdown.lost else ""
+        pairs.append(("ranks", f"{known}{of}"))
         waiting = share(breakdown.parts["waiting"], breakdown.wall)
         pairs.append(("waiting for a late rank", waiting))
     items = [

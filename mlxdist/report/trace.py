@@ -46,6 +46,7 @@ class RankTrace:
     """The events of one rank, in the order of their starts.
 
     Attributes:
+        size: of the world.
         start, end: when the rank joined the world and left it.
         clock_error: what its times may be off by, against rank 0's.
         overlaps: whether collectives proceed while the rank computes.
@@ -53,6 +54,7 @@ class RankTrace:
     """
 
     rank: int
+    size: int
     host: str
     start: float
     end: float
@@ -218,11 +220,12 @@ def _ranks(events: Iterable[Event]) -> list[RankTrace]:
 
 
 def _rank(args: Mapping[str, object]) -> RankTrace:
-    if not _is_integer(args["rank"]):
+    if not all(_is_integer(args[name]) for name in ("rank", "size")):
         raise ValueError("a rank")
     start, end = _seconds(args["start"]), _seconds(args["end"])
     return RankTrace(
         rank=int(str(args["rank"])),
+        size=int(str(args["size"])),
         host=str(args["host"]),
         start=start,
         end=max(start, end),

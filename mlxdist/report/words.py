@@ -35,8 +35,11 @@ def share(part: float, whole: float) -> str:
 def sentences(breakdown: Breakdown) -> list[str]:
     """Return what the parts don't say: the straggler, and what is not known."""
     result = [_steps(breakdown)]
-    if len(breakdown.ranks) > 1:
+    if breakdown.lost:
+        result.append(_lost(breakdown))
+    elif len(breakdown.ranks) > 1:
         result.append(_straggler(breakdown.straggler, breakdown.steps))
+    if len(breakdown.ranks) > 1:
         result.append(_clocks(breakdown))
     overlapped = max(rank.overlapped for rank in breakdown.ranks)
     if overlapped:
@@ -77,6 +80,17 @@ def _straggler(straggler: Straggler | None, steps: int) -> str:
         f"Rank {straggler.rank} on {straggler.host} is waited for longest: each other "
         f"rank waits {duration(straggler.per_step)} a step for it, on average. In "
         f"{straggler.steps:,} of {steps:,} steps it is the one waited for most."
+    )
+
+
+def _lost(breakdown: Breakdown) -> str:
+    known = ", ".join(str(rank.rank) for rank in breakdown.ranks)
+    size = len(breakdown.ranks) + breakdown.lost
+    return (
+        f"Of {size:,} ranks only these are in the trace: {known}. A rank that is "
+        "killed writes nothing, and in a job that fails each host has a file of its "
+        "own. Waiting for such a rank counts as wire, so that the rank waited for "
+        "longest is not known."
     )
 
 

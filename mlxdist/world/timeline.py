@@ -49,7 +49,7 @@ class Timeline:
         recorder, transport = world.recorder, world.host_transport
         self._recorder = recorder
         self._comm = comm
-        self._rank, self._host = world.rank, world.host
+        self._rank, self._size, self._host = world.rank, world.size, world.host
         self._overlaps = transport is not None and transport.overlaps
         self._path = Path(path)
         self._pid = os.getpid()
@@ -99,6 +99,7 @@ class Timeline:
         is_short = max(len(spans), len(records)) < MAX_TIMELINE_RECORDS
         process = Process(
             self._rank,
+            self._size,
             self._host,
             self._start,
             end,

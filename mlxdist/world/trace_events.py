@@ -26,6 +26,7 @@ class Process:
     """What a trace says of a rank as a whole, in the `args` of its process_name.
 
     Attributes:
+        size: of the world.
         start, end: when the rank joined the world and left it, in seconds since the
             epoch on its own clock.
         origin: when the first rank joined, in seconds since the epoch on rank 0's
@@ -35,6 +36,7 @@ class Process:
     """
 
     rank: int
+    size: int
     host: str
     start: float
     end: float
@@ -63,6 +65,7 @@ class Process:
         return {
             "name": f"rank {self.rank} on {self.host}",
             "rank": self.rank,
+            "size": self.size,
             "host": self.host,
             "start": self.microseconds(self.start),
             "end": self.microseconds(self.end),

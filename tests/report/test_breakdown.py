@@ -5,6 +5,7 @@ import random
 import pytest
 
 from mlxdist.report.breakdown import break_down
+from mlxdist.report.words import sentences
 from tests.support.traces import rank_trace
 
 
@@ -72,6 +73,18 @@ def test_straggler_is_the_rank_for_which_others_wait_longest():
     assert late[2][1] + late[2][0] == 8.0
     per_step = (late[0][1] + late[2][1]) / 2 / 2
     assert straggler.per_step == pytest.approx(per_step)
+
+
+def test_trace_without_a_killed_rank_names_no_straggler():
+    ranks = [
+        rank_trace(rank, size=3, calls=[(0, 10)], waits=[(1 + rank, 9)])
+        for rank in (0, 2)
+    ]
+    found = break_down(ranks)
+    assert (found.straggler.rank, found.lost) == (2, 1)
+    text = " ".join(sentences(found))
+    assert "Of 3 ranks only these are in the trace: 0, 2." in text
+    assert "is waited for longest" not in text
 
 
 def random_rank(rank, generator):

@@ -24,7 +24,7 @@ def write(path, events):
 def test_trace_that_mlxdist_writes_is_valid_and_read_back(tmp_path):
     late = Offset(0.0, 2.0, 5e-5)
     process = Process(
-        1, "h", 12.0, 19.0, 10.0, Alignment(late, late), True, is_complete=False
+        1, 2, "h", 12.0, 19.0, 10.0, Alignment(late, late), True, is_complete=False
     )
     spans = [Span("call", "update", 3, 13.0, 15.0), Span("waiting", "w", 3, 13.5, 14.0)]
     records = [
@@ -32,12 +32,13 @@ def test_trace_that_mlxdist_writes_is_valid_and_read_back(tmp_path):
         Record(8, "all_sum", "update", 3, 4, "float32", 16, 14.0),
     ]
     root = Process(
-        0, "r", 10.0, 20.0, 10.0, Alignment(same_clock(), same_clock()), False, True
+        0, 2, "r", 10.0, 20.0, 10.0, Alignment(same_clock(), same_clock()), False, True
     )
     events = process.events(spans, records) + root.events([], [])
     assert list(problems(events)) == []
     first, second = read_trace(write(tmp_path / "t.json", events))
     assert (first.rank, first.start, first.end) == (0, 0.0, 10.0)
+    assert (first.size, second.size) == (2, 2)
     assert (second.rank, second.host, second.overlaps) == (1, "h", True)
     assert second.calls == [Interval(1.0, 3.0, "update", 3)]
     assert second.waits == [Interval(1.5, 2.0, "w", 3)]
@@ -111,7 +112,7 @@ def test_file_that_is_no_trace_is_refused(text, problem, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["x", None, True, [], float("nan")])
-@pytest.mark.parametrize("key", ["rank", "start", "end", "clock_error"])
+@pytest.mark.parametrize("key", ["rank", "size", "start", "end", "clock_error"])
 def test_rank_with_a_wrong_value_is_refused(key, value, tmp_path):
     events = chrome_events()
     events[0]["args"][key] = value

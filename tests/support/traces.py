@@ -6,6 +6,7 @@ from mlxdist.report.trace import Collective, Interval, RankTrace
 def rank_trace(
     rank=0,
     *,
+    size=1,
     end=10.0,
     calls=(),
     phases=(),
@@ -32,6 +33,7 @@ def rank_trace(
     update = "optimizer and parameter exchange"
     return RankTrace(
         rank=rank,
+        size=size,
         host=f"h{rank}",
         start=0.0,
         end=end,
@@ -45,13 +47,13 @@ def rank_trace(
     )
 
 
-def chrome_events(rank=0, *events):
+def chrome_events(rank=0, *events, size=2):
     """Return a rank's events in Chrome's format, of a job of 10 seconds.
 
     Args:
         events: what is added to those that name the rank.
     """
-    args = {"rank": rank, "host": f"h{rank}", "start": 0.0, "end": 1e7}
+    args = {"rank": rank, "size": size, "host": f"h{rank}", "start": 0.0, "end": 1e7}
     args |= {"clock_error": 0.0, "overlaps": False, "is_complete": True}
     name = {"name": "process_name", "ph": "M", "pid": rank, "args": args}
     return [name, *({"pid": rank, "tid": 0, "ts": 0.0, **event} for event in events)]

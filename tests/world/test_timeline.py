@@ -135,7 +135,7 @@ def test_events_are_times_of_rank_0_since_the_start():
     alignment = Alignment(Offset(0.0, 2.0, 1e-5), Offset(0.0, 2.0, 2e-5))
     (span, call), (record,) = recorder.spans, recorder.records
     process = Process(
-        1, "h", span.start, call.end, span.start - 3, alignment, False, True
+        1, 2, "h", span.start, call.end, span.start - 3, alignment, False, True
     )
     name, *_, phase, update, begin, end = process.events([span, call], [record])
     assert (phase["ts"], phase["cat"]) == (1e6, "phase")
@@ -150,6 +150,6 @@ def test_events_are_times_of_rank_0_since_the_start():
 
 def test_call_during_which_the_clock_is_set_back_has_no_duration():
     same = Alignment(same_clock(), same_clock())
-    process = Process(0, "h", 0.0, 9.0, 0.0, same, False, True)
+    process = Process(0, 1, "h", 0.0, 9.0, 0.0, same, False, True)
     span = Span("call", "update", 1, start=5.0, end=4.0)
     assert process.events([span], [])[-1]["dur"] == 0.0

@@ -52,6 +52,9 @@ MUTATIONS = [
         BREAKDOWN,
     ),
     # Files of others
+    Mutation(
+        "report/breakdown.py", "max(0, traces[0].size - len(traces))", "0", BREAKDOWN
+    ),
     Mutation("report/trace.py", '_number(event["dur"]) >= 0', "True", TRACE),
     Mutation(
         "report/trace.py",

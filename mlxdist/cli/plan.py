@@ -12,7 +12,7 @@ from .. import planner
 from ..layout import DEFAULT_BUCKET_SIZE
 from ..layout.memory import STATE_COPIES, MemoryOptions
 from ..planner import LINKS, Link, Model
-from . import plan_report, plan_table, plan_values
+from . import plan_chart, plan_report, plan_table, plan_values
 from .options import Commands, add_command, opening, positive
 
 _DESCRIPTION = """\
@@ -30,6 +30,7 @@ examples:
   mlxdist plan --parameters 20M --frozen 8B --frozen-dtype 4bit --dtype bfloat16
   mlxdist plan --model model.safetensors --optimizer muon -n 8 --memory 64GB
   mlxdist plan --parameters 350M --link thunderbolt4 --step-time 0.8
+  mlxdist plan --parameters 8B --dtype bfloat16 --memory 64GB --chart plan.svg
   mlxdist doctor -H mac1,mac2 --json >links.json
   mlxdist plan --parameters 350M --step-time 0.8 --measured links.json
 
@@ -74,6 +75,12 @@ def add_parser(commands: Commands) -> None:
         f"{', '.join(map(str, _DEFAULT_HOSTS))})",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "--chart",
+        type=plan_chart.target,
+        metavar="FILE",
+        help="draw it, too: FILE.png; or FILE.svg, and FILE_dark.svg for dark pages",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -210,11 +217,19 @@ def _run(parsed: argparse.Namespace) -> int:
         )
         for ranks in parsed.hosts or _DEFAULT_HOSTS
     ]
+    drawn = []
+    if parsed.chart is not None:  # before the page: there may be no matplotlib
+        with opening("--chart", "a file in a folder that can be written"):
+            drawn = plan_chart.draw(
+                parsed.chart, model, predictions, links, local or None, parsed.memory
+            )
     if parsed.json:
         rows = [plan_report.to_json(p, parsed.memory) for p in predictions]
         print(json.dumps(rows, indent=1))
     else:
         plan_table.show(model, predictions, links, local or None, parsed.memory)
+        for path in drawn:
+            print(f"Chart: {path}")
     return 0
 
 

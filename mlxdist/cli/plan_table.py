@@ -43,12 +43,7 @@ def show(
 
     width = max(_LEAST_WIDTH, Console().width)
     console = Console(highlight=False, width=width)
-    console.print(
-        f"{counted(model.elements, 'parameter')} in "
-        f"{', '.join(sorted({entry.dtype for entry in model.entries}))}, "
-        f"{gigabytes(model.parameter_bytes)}, "
-        f"{plan_report.CLASSES[model.optimizer]}"
-    )
+    console.print(model_text(model))
     shown = shown_in_full(predictions)
     _show_recommended(console, model, shown, available)
     _show_choices(console, shown, available)
@@ -58,6 +53,15 @@ def show(
     if several:
         plan_time.show(console, model, several, links, local)
     _show_not_counted(console, model, shown, local)
+
+
+def model_text(model: Model) -> str:
+    """Return the size of a model, and its optimizer."""
+    dtypes = ", ".join(sorted({entry.dtype for entry in model.entries}))
+    return (
+        f"{counted(model.elements, 'parameter')} in {dtypes}, "
+        f"{gigabytes(model.parameter_bytes)}, {plan_report.CLASSES[model.optimizer]}"
+    )
 
 
 def shown_in_full(predictions: Sequence[Prediction]) -> Prediction:

@@ -50,3 +50,18 @@ def test_prediction_of_a_row_is_that_of_plan(row, totals):
     assert float(gigabytes) == pytest.approx(totals[frozenset(changes)], abs=0.6)
     bytes_each = 2 + eval(terms, {"N": 2})
     assert float(gigabytes) == pytest.approx(8 * bytes_each, abs=0.6)
+
+
+def test_picture_of_the_page_is_what_its_command_draws(tmp_path):
+    """In its texts: the rest depends on the version of matplotlib."""
+    (command,) = re.findall(r"^mlxdist (plan .*) --chart plan.svg$", PAGE, re.MULTILINE)
+    drawn = tmp_path / "plan.svg"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main([*command.split(), "--chart", str(drawn)]) == 0
+    for path in (drawn, tmp_path / "plan_dark.svg"):
+        texts, wanted = (
+            re.findall("<!-- (.*?) -->", file.read_text())
+            for file in (ROOT / "docs" / "figures" / path.name, path)
+        )
+        assert texts == wanted
+        assert "64 GB a rank" in texts

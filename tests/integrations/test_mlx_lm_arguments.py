@@ -20,6 +20,7 @@ pytestmark = pytest.mark.mpi
         ({"batch_size": 36}, "the train dataset has 30 rows, fewer than one batch"),
         ({"batch_size": 0}, "batch_size=0 is the rows of all ranks together"),
         ({"grad_accumulation_steps": 0}, "grad_accumulation_steps=0, wanted 1 or more"),
+        ({"steps_per_report": 0}, "steps_per_report=0, wanted 1 or more"),
     ],
 )
 def test_train_with_wrong_arguments_is_refused_on_all_ranks(

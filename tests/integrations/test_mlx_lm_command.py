@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -54,7 +55,7 @@ def lora(world, shared_folder, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_command_saves_an_adapter_that_mlx_lm_generates_with(
     world, lora, config, shared_folder, kind
 ):
@@ -90,8 +91,22 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
         (lambda c: {**c, "train": False, "resume": True}, "add --train"),
         (lambda c: {**c, "resume": True}, "there is no checkpoint in"),
         (lambda _: "a: [", "while parsing a flow node"),
+        (lambda _: "- a", "the file of --config has no lines such as"),
+        (lambda c: {**c, "batch-size": 4}, "did you mean batch_size?"),
+        (lambda c: {**c, "checkpoint_every": "9"}, "found '9', wanted a whole number"),
+        (lambda c: {**c, "train": False}, "nothing to do: add --train, --test"),
+        (lambda c: {**c, "num_layers": 9}, "the model only has 1 layers"),
+        (lambda c: {**c, "adapter_path": c["data"] + "/train.jsonl"}, "File exists"),
+        (lambda c: {**c, "optimizer": "muon", "shard": "elements"}, "need them whole"),
+        (
+            lambda c: {**c, "train": False, "test": True},
+            "The adapter path does not exist",
+        ),
     ],
-    ids=["shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"],
+    ids=[
+        *("shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"),
+        *("list", "dashes", "text", "nothing", "layers", "path", "Muon", "untrained"),
+    ],
 )
 def test_command_with_a_mistake_ends_all_ranks_with_one_message(
     world, lora, config, capsys, config_of, message
@@ -101,6 +116,19 @@ def test_command_with_a_mistake_ends_all_ranks_with_one_message(
     assert exit_info.value.code == 2
     printed = capsys.readouterr().err
     assert (message in printed) == world.is_root
+
+
+@pytest.mark.mpi(min_size=2)
+def test_command_with_a_mistake_on_one_rank_ends_all_ranks(
+    world, lora, config, capsys, monkeypatch
+):
+    if world.is_root:
+        missing = Path("/none/file")
+        monkeypatch.setattr(upstream, "save_config", lambda *_: missing.read_text())
+    with pytest.raises(SystemExit) as exit_info:
+        lora(config)
+    assert exit_info.value.code == 2
+    assert ("rank 0: FileNotFoundError" in capsys.readouterr().err) == world.is_root
 
 
 def test_command_other_than_lora_is_refused(world, monkeypatch, capsys):

@@ -6,11 +6,13 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx_lm.tuner.datasets import CacheDataset
 
 import mlxdist
 from mlxdist.integrations.mlx_lm import train
 from tests.support.fine_tuning import (
     Reports,
+    Rows,
     arguments,
     difference,
     rows,
@@ -57,7 +59,7 @@ def train_together(world, args, kind="full", *, dropout=0.0, reports=None, **opt
         options["optimizer"] = mlxdist.DistributedOptimizer(
             options["optimizer"], shard=True, world=world
         )
-    sets = (rows(30), rows(15, seed=1))
+    sets = options.pop("sets", None) or (rows(30), rows(15, seed=1))
     optimizer = options.pop("optimizer")
     train(model, optimizer, *sets, args, training_callback=reports, **options)
     return model, reports
@@ -73,7 +75,7 @@ def assert_same_losses(reports, expected):
     [
         ("lora", True, True),
         ("full", True, False),
-        ("full", False, False),
+        pytest.param("full", False, False, marks=pytest.mark.long),
         pytest.param("lora", False, True, marks=pytest.mark.long),
         pytest.param("lora", False, False, marks=pytest.mark.long),
         pytest.param("lora", True, False, marks=pytest.mark.long),
@@ -119,7 +121,28 @@ def test_train_with_options_gives_the_model_of_one_process(
     assert world.identical(model)
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["", "accumulated"])
+class MostlyPrompts(Rows):
+    """Rows of which the longest alone has tokens that count."""
+
+    def process(self, row):
+        is_longest = len(row) == max(map(len, self))
+        return row, 0 if is_longest else len(row) + 1
+
+
+def test_train_with_ranks_whose_rows_have_no_tokens_gives_the_losses_of_one_process(
+    world, shared_folder
+):
+    args = arguments(shared_folder, batch_size=world.size, iters=2)
+    data = CacheDataset(MostlyPrompts(world.size))
+    _, alone = train_alone("full", args, sets=(data, data))
+    _, reports = train_together(world, args, compiled=False, sets=(data, data))
+    assert_same_losses(reports, alone)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(1, marks=pytest.mark.long, id="plain"), 2],
+)
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     world, shared_folder, compiled, count

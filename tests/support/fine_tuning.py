@@ -97,7 +97,7 @@ def arguments(folder, **changes) -> trainer.TrainingArgs:
     )
 
 
-def train_alone(kind: str, args, *, optimizer=None) -> tuple[Model, Reports]:
+def train_alone(kind: str, args, *, optimizer=None, sets=None) -> tuple[Model, Reports]:
     """Train as mlx-lm does in one process. On several ranks each does all of it."""
     model, reports = tiny_model(kind), Reports()
 
@@ -111,8 +111,7 @@ def train_alone(kind: str, args, *, optimizer=None) -> tuple[Model, Reports]:
             trainer.train(
                 model,
                 optimizer or optim.AdamW(1e-3),
-                rows(30),
-                rows(15, seed=1),
+                *(sets or (rows(30), rows(15, seed=1))),
                 args,
                 iterate_batches=whole_batches,
                 training_callback=reports,

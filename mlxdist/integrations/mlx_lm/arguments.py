@@ -15,6 +15,13 @@ from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .upstream import TrainingArgs
 
+_COUNTS = (
+    "grad_accumulation_steps",
+    "steps_per_report",
+    "steps_per_eval",
+    "steps_per_save",
+)
+
 
 class RefusedError(MismatchError):
     """Options, files or data can't work. Raised on all ranks, before training."""
@@ -114,11 +121,9 @@ class Arguments:
         ):
             if problem is not None:
                 yield problem
-        if args.grad_accumulation_steps < 1:
-            yield (
-                f"grad_accumulation_steps={args.grad_accumulation_steps}, wanted 1 or "
-                "more"
-            )
+        for name in _COUNTS:
+            if getattr(args, name) < 1:
+                yield f"{name}={getattr(args, name)}, wanted 1 or more"
         if self.checkpoint_every < 0:
             yield f"checkpoint_every={self.checkpoint_every}, wanted 0 or more"
         if self.checkpoint_every and not self.resume and any_files(self.checkpoints):

@@ -11,31 +11,28 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from mlx.optimizers import Optimizer
 
 from ...checkpoint import CheckpointError
 from ...comm.agreement import agree_on_success
-from ...optim.optimizer import DistributedOptimizer
 from ...world.join import init
 from ...world.world import World
-from .arguments import RefusedError, dataset_problem, refusing, rows_problem
+from .arguments import RefusedError, dataset_problem, refusing
 from .batches import Batches
 from .callbacks import Callback, Logged
+from .options import DEFAULTS, add_options, check, wrap_optimizer
+from .step import finite
 from .trainer import train
-from .upstream import evaluate, fitting_output, iterate_batches, lora, replaced
+from .upstream import (
+    default_loss,
+    evaluate,
+    fitting_output,
+    iterate_batches,
+    lora,
+    replaced,
+)
 
 Function = Callable[..., Any]  # one of mlx-lm's
-_SHARDS = {"auto": True, "none": False}
-_MASTERS = {"float32": mx.float32}
-DEFAULTS = {
-    "shard": "auto",
-    "state_dtype": None,
-    "master_dtype": None,
-    "compiled": None,
-    "checkpoint_every": 0,
-    "resume": False,
-}
 _USAGE = "mlxdist run -n N -m mlxdist.integrations.mlx_lm lora [--config FILE] ..."
 _WRONG_COMMAND_LINE = 2
 
@@ -92,6 +89,10 @@ def _read(world: World) -> argparse.Namespace:
         except SystemExit:
             world.barrier()
             raise
+        except AttributeError as error:
+            raise ValueError(
+                "the file of --config has no lines such as batch_size: 8"
+            ) from error
     check(read[0], world.size)
     return read[0]
 
@@ -111,78 +112,6 @@ def _with_options(
     return build
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that mlx-lm has not. Each may stand in the YAML file instead."""
-    group = parser.add_argument_group(
-        "mlxdist", "Over N ranks. --batch-size is the rows of all ranks together."
-    )
-    group.add_argument(
-        "--shard",
-        choices=("auto", "elements", "tensors", "none"),
-        help="how the optimizer's state is divided among the ranks (default: auto)",
-    )
-    group.add_argument(
-        "--state-dtype", choices=("int8",), help="of the optimizer's moments"
-    )
-    group.add_argument(
-        "--master-dtype",
-        choices=("float32", "24bit"),
-        help="keep master weights of 16-bit parameters",
-    )
-    group.add_argument(
-        "--compiled",
-        action=argparse.BooleanOptionalAction,
-        help="compile the whole step (default: with LoRA and DoRA)",
-    )
-    group.add_argument(
-        "--checkpoint-every",
-        type=int,
-        metavar="ITERS",
-        help="save all that --resume needs to ADAPTER_PATH/mlxdist (default: never)",
-    )
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        default=None,
-        help="continue from the last checkpoint, on any number of ranks",
-    )
-
-
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Raise ValueError on options that can't work."""
-    if isinstance(args.shard, bool):  # YAML
-        args.shard = "auto" if args.shard else "none"
-    wanted: dict[str, tuple[object, ...]] = {
-        "shard": ("auto", "elements", "tensors", "none"),
-        "state_dtype": (None, "int8"),
-        "master_dtype": (None, "float32", "24bit"),
-        "compiled": (None, True, False),
-        "resume": (True, False),
-    }
-    for name, values in wanted.items():
-        if getattr(args, name) not in values:
-            listed = ", ".join(map(str, values))
-            raise ValueError(f"{name}: found {getattr(args, name)}, wanted {listed}")
-    problem = rows_problem(args.batch_size, ranks)
-    if problem is not None:
-        raise ValueError(problem)
-    if args.resume and not args.train:
-        raise ValueError("--resume continues a training: add --train")
-
-
-def wrap_optimizer(
-    optimizer: Optimizer, args: argparse.Namespace, world: World
-) -> DistributedOptimizer:
-    """Return mlx-lm's optimizer with the options of the command."""
-    return DistributedOptimizer(
-        optimizer,
-        world=world,
-        shard=_SHARDS.get(args.shard, args.shard),
-        state_dtype=args.state_dtype,
-        master_dtype=_MASTERS.get(args.master_dtype, args.master_dtype),
-    )
-
-
 class OnAllRanks:
     """mlx-lm's functions as its command calls them, on ranks that work together.
 
@@ -199,9 +128,12 @@ class OnAllRanks:
             lora,
             load=self._agreed(lora.load),
             load_dataset=self._agreed(self._checked(lora.load_dataset)),
-            get_reporting_callbacks=self._on_root(lora.get_reporting_callbacks),
+            load_adapters=self._agreed(lora.load_adapters),
+            get_reporting_callbacks=self._agreed(
+                self._on_root(lora.get_reporting_callbacks)
+            ),
             save_config=self._on_root(lora.save_config),
-            train=self._train,
+            train_model=partial(self._train_model, lora.train_model),
             evaluate=self._evaluate,
         ):
             lora.run(self._args)
@@ -219,7 +151,12 @@ class OnAllRanks:
 
     def _on_root(self, function: Function) -> Function:
         """A function that writes files, or to a service: rank 0 alone calls it."""
-        return function if self._world.is_root else lambda *_, **__: None
+
+        @wraps(function)
+        def call(*arguments: object, **keywords: object) -> object:
+            return function(*arguments, **keywords) if self._world.is_root else None
+
+        return call
 
     def _checked(self, load_dataset: Function) -> Function:
         """mlx-lm's function, which refuses sets that are smaller than a batch."""
@@ -237,6 +174,13 @@ class OnAllRanks:
 
         return load
 
+    def _train_model(self, prepare: Function, *arguments: object) -> None:
+        """Call mlx-lm's function up to its call of `train`, and train then."""
+        given: dict[str, Any] = {}
+        with replaced(lora, train=given.update):
+            self._agreed(prepare)(*arguments)
+        self._train(**given)
+
     def _train(
         self,
         optimizer: Optimizer,
@@ -246,7 +190,7 @@ class OnAllRanks:
         args, world = self._args, self._world
         if not world.is_root:  # ranks draw dropout of their own
             world.seed(args.seed)
-        wrapped = wrap_optimizer(optimizer, args, world)
+        wrapped = self._agreed(wrap_optimizer)(optimizer, args, world)
         folder = Path(args.adapter_path) / "mlxdist"
         logged = Logged(folder, wrapped, vars(args), training_callback)
         try:
@@ -263,4 +207,6 @@ class OnAllRanks:
 
     def _evaluate(self, **arguments: Any) -> Any:
         batches = Batches(iterate_batches, self._world)
-        return evaluate(iterate_batches=batches.evaluation, **arguments)
+        return evaluate(
+            loss=finite(default_loss), iterate_batches=batches.evaluation, **arguments
+        )

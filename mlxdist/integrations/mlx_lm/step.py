@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 from mlx import nn
@@ -41,6 +41,16 @@ class Measured(NamedTuple):
         """Of a mean, which is nan where there are no tokens."""
         total = mx.where(tokens > 0, mean.astype(mx.float32) * tokens, 0.0)
         return cls(total, tokens.astype(mx.float32))
+
+
+def finite(loss: Loss) -> Loss:
+    """Return a loss that is 0 of a rank's rows without tokens, in place of nan."""
+
+    def of(*arguments: Any) -> tuple[Array, Array]:
+        mean, tokens = loss(*arguments)
+        return mx.where(tokens > 0, mean, 0.0), tokens
+
+    return of
 
 
 class Step(Protocol):

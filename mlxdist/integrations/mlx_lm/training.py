@@ -14,7 +14,7 @@ from .arguments import Arguments
 from .batches import Batch, Batches
 from .callbacks import Callback
 from .saved import Position, Saved
-from .step import CompiledStep, EagerStep, Loss, Measured, Step
+from .step import CompiledStep, EagerStep, Loss, Measured, Step, finite
 from .upstream import TrainUI, evaluate
 from .window import Window, peak_gigabytes
 
@@ -76,7 +76,7 @@ class Training:
                 self._window.add(measured, time.perf_counter() - start)
                 self._ui.advance()
                 self._report_and_save(iteration)
-        self._saved.save_weights()
+        self._world.print(f"saved {self._saved.save_weights()}")
         self._batches.leave_random_state()
 
     def _resume(self) -> int:
@@ -121,7 +121,7 @@ class Training:
             loss = evaluate(
                 model=self._model,
                 dataset=dataset,
-                loss=self._loss,
+                loss=finite(self._loss),
                 batch_size=args.batch_size,
                 num_batches=args.val_batches,
                 max_seq_length=args.max_seq_length,

@@ -12,7 +12,15 @@ from types import ModuleType
 from ...launcher import environment
 
 TESTED = "0.32.2"
-_REMEDY = "Install it with pip install 'mlxdist[mlx-lm]'"
+# Options of the YAML file without a default.
+FEATURES = (
+    "hf_dataset",
+    "prompt_feature",
+    "text_feature",
+    "completion_feature",
+    "chat_feature",
+)
+_REMEDY = f"pip install mlx-lm=={TESTED}"
 
 try:
     import mlx_lm
@@ -36,6 +44,7 @@ except ImportError as error:
     raise ImportError(f"{error}: {_FOUND}. {_REMEDY}") from error
 
 __all__ = [
+    "FEATURES",
     "TrainUI",
     "TrainingArgs",
     "default_loss",

@@ -62,10 +62,24 @@ MUTATIONS = [
         (1,),
     ),
     Mutation(
-        FOLDER + "command.py",
+        FOLDER + "options.py",
         'args.shard = "auto" if args.shard else "none"',
         "pass",
         COMMAND,
         (1,),
+    ),
+    Mutation(
+        FOLDER + "step.py",
+        "return mx.where(tokens > 0, mean, 0.0), tokens",
+        "return mean, tokens",
+        TRAIN,
+        (2,),
+    ),
+    Mutation(
+        FOLDER + "command.py",
+        "self._agreed(prepare)(*arguments)",
+        "prepare(*arguments)",
+        COMMAND,
+        (2,),
     ),
 ]

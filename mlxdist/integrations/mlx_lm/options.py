@@ -1,0 +1,128 @@
+"""The options of the command: those that mlx-lm has not, and what is wrong with any."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.optimizers import Optimizer
+
+from ...optim.optimizer import DistributedOptimizer
+from ...world.world import World
+from .arguments import rows_problem
+from .upstream import FEATURES, lora
+
+_SHARDS = {"auto": True, "none": False}
+_MASTERS = {"float32": mx.float32}
+DEFAULTS = {
+    "shard": "auto",
+    "state_dtype": None,
+    "master_dtype": None,
+    "compiled": None,
+    "checkpoint_every": 0,
+    "resume": False,
+}
+_VALUES: dict[str, tuple[object, ...]] = {
+    "shard": ("auto", "elements", "tensors", "none"),
+    "state_dtype": (None, "int8"),
+    "master_dtype": (None, "float32", "24bit"),
+    "compiled": (None, True, False),
+    "resume": (True, False),
+}
+_ALIKE = 0.8  # of two names, of 1: one or two letters differ
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mlx-lm has not. Each may stand in the YAML file instead."""
+    group = parser.add_argument_group(
+        "mlxdist", "Over N ranks. --batch-size is the rows of all ranks together."
+    )
+    group.add_argument(
+        "--shard",
+        choices=("auto", "elements", "tensors", "none"),
+        help="how the optimizer's state is divided among the ranks (default: auto)",
+    )
+    group.add_argument(
+        "--state-dtype", choices=("int8",), help="of the optimizer's moments"
+    )
+    group.add_argument(
+        "--master-dtype",
+        choices=("float32", "24bit"),
+        help="keep master weights of 16-bit parameters",
+    )
+    group.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        help="compile the whole step (default: with LoRA and DoRA)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="ITERS",
+        help="save all that --resume needs to ADAPTER_PATH/mlxdist (default: never)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="continue from the last checkpoint, on any number of ranks",
+    )
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Raise ValueError on options that can't work."""
+    if isinstance(args.shard, bool):  # YAML
+        args.shard = "auto" if args.shard else "none"
+    problem = next(_problems(args, ranks), None)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
+    known = {**lora.CONFIG_DEFAULTS, **DEFAULTS}
+    yield from _misspelled(vars(args), {*known, *FEATURES})
+    for name, default in known.items():
+        value = getattr(args, name)
+        if type(default) is int and type(value) is not int:
+            yield f"{name}: found {value!r}, wanted a whole number"
+    for name, values in _VALUES.items():
+        if getattr(args, name) not in values:
+            listed = ", ".join(map(str, values))
+            yield f"{name}: found {getattr(args, name)}, wanted {listed}"
+    problem = rows_problem(args.batch_size, ranks)
+    if problem is not None:
+        yield problem
+    if not (args.train or args.test):
+        yield "nothing to do: add --train, --test or both"
+    if args.resume and not args.train:
+        yield "--resume continues a training: add --train"
+    if not Path(args.data).exists() and find_spec("datasets") is None:
+        yield (
+            f"data: there is no folder {args.data}. If it is the name of a dataset on "
+            "Hugging Face, pip install datasets"
+        )
+
+
+def _misspelled(given: Iterable[str], known: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with names of the YAML file, of which mlx-lm ignores any."""
+    for name in given:
+        meant = difflib.get_close_matches(name, known, 1, cutoff=_ALIKE)
+        if meant and name not in known:
+            yield f"there is no option {name}: did you mean {meant[0]}?"
+
+
+def wrap_optimizer(
+    optimizer: Optimizer, args: argparse.Namespace, world: World
+) -> DistributedOptimizer:
+    """Return mlx-lm's optimizer with the options of the command."""
+    return DistributedOptimizer(
+        optimizer,
+        world=world,
+        shard=_SHARDS.get(args.shard, args.shard),
+        state_dtype=args.state_dtype,
+        master_dtype=_MASTERS.get(args.master_dtype, args.master_dtype),
+    )

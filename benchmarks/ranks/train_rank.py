@@ -1,4 +1,4 @@
-"""One rank of `train`: trains the quickstart's transformer on text.
+"""One rank of `train` or `scaling`: trains the quickstart's transformer on text.
 
 train_rank.py CONTENDER WIDTH LAYERS TABLE ROWS CONTEXT, under mpirun.
 """
@@ -33,7 +33,12 @@ def main() -> None:
     model = Transformer(width=width, heads=heads, layers=layers, table_sizes=tables)
     mx.eval(model.parameters())
     value_and_grad = nn.value_and_grad(model, loss_of)
-    update = upstream_update(name, model) if upstream else mlxdist_update(name, model)
+    optimizer: Any = optim.AdamW(1e-3)
+    if not upstream:
+        sharded = name != "ours replicated"
+        optimizer = mlxdist.DistributedOptimizer(optimizer, shard=sharded)
+    make_update = upstream_update if upstream else mlxdist_update
+    update = make_update(name, model, optimizer)
     text = windows(read_corpus().train, context, "to train on")
     random = np.random.default_rng(group.rank())
 
@@ -57,23 +62,24 @@ def main() -> None:
         run = {"train": train, "compute": compute}[part]
         run()  # the first step after a pause is slow
         group_barrier(group)
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         losses = [run() for _ in range(steps)]
         mx.eval(model.parameters())
         seconds = (time.perf_counter() - began) / steps
         return {
             "seconds": seconds,
+            "processor": (time.process_time() - processor) / steps,
             "loss": sum(losses) / steps,
-            "bytes": nbytes_of(model),
+            "bytes": nbytes_of(model.trainable_parameters()),
+            "state": nbytes_of(optimizer.state),
         }
 
     serve_requests(group.rank(), handle)
 
 
-def mlxdist_update(name: str, model: nn.Module) -> Callable[[Any], None]:
-    optimizer = mlxdist.DistributedOptimizer(
-        optim.AdamW(1e-3), shard=name != "ours replicated"
-    )
+def mlxdist_update(
+    name: str, model: nn.Module, optimizer: Any
+) -> Callable[[Any], None]:
     optimizer.init(model)
 
     def update(gradients: Any) -> None:
@@ -83,8 +89,9 @@ def mlxdist_update(name: str, model: nn.Module) -> Callable[[Any], None]:
     return update
 
 
-def upstream_update(name: str, model: nn.Module) -> Callable[[Any], None]:
-    optimizer = optim.AdamW(1e-3)
+def upstream_update(
+    name: str, model: nn.Module, optimizer: Any
+) -> Callable[[Any], None]:
     optimizer.init(model.trainable_parameters())
     state = [model.state, optimizer.state]
 
@@ -101,8 +108,8 @@ def upstream_update(name: str, model: nn.Module) -> Callable[[Any], None]:
     return update
 
 
-def nbytes_of(model: nn.Module) -> int:
-    return sum(leaf.nbytes for _, leaf in tree_flatten(model.trainable_parameters()))
+def nbytes_of(tree: Any) -> int:
+    return sum(leaf.nbytes for _, leaf in tree_flatten(tree) if hasattr(leaf, "nbytes"))
 
 
 if __name__ == "__main__":

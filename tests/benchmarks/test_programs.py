@@ -10,6 +10,7 @@ import common
 import pytest
 from common import plots, step_cases
 
+from mlxdist.launcher.cores import usable_cores
 from tests.support.jobs import ROOT, clean_environment, start
 
 
@@ -128,6 +129,30 @@ def test_train_contenders_reach_the_same_loss(tmp_path):
     for name, seconds in case["samples"].items():
         assert case["tokens_per_second"][name] == pytest.approx(tokens / seconds[0])
         assert seconds[0] > 0.2 * case["compute_seconds"]
+
+
+@pytest.mark.long
+def test_scaling_state_is_divided_and_ranks_above_cores_are_apart(tmp_path):
+    ranks = [1, 2, usable_cores() + 1]
+    numbers = ("--ranks", *map(str, ranks[1:]))
+    sizes = ("--width", "64", "--layers", "1", "--table", "256", "--context", "16")
+    arguments = (*numbers, *sizes, "--steps", "1", "--rounds", "2")
+    result = bench(tmp_path, "scaling", *arguments)
+    assert result["settings"]["ranks"] == sorted(set(ranks))
+    whole = max(result["state_bytes"]["1 rank"])
+    assert whole == pytest.approx(2 * result["parameter_bytes"], 1e-3)
+    for name, states in result["state_bytes"].items():
+        number = int(name.split()[0])
+        assert max(states) == pytest.approx(whole / number, 0.02)
+        assert sum(states) == pytest.approx(whole, 1e-3)
+        tokens = number * result["settings"]["rows"] * 16
+        median = result["summary"][name]["median"]
+        assert result["tokens_per_second"][name] == pytest.approx(tokens / median)
+        assert len(result["samples"][name]) == 2
+        assert all(len(each) == number for each in result["processor_samples"][name])
+    drawing = (tmp_path / "result_dark.svg").read_text()
+    assert "<!-- more ranks than cores: shows no speed -->" in drawing
+    assert "<!-- ideal -->" in drawing
 
 
 @pytest.mark.long

@@ -77,6 +77,7 @@ def sent_bytes(cluster, host):
     return int(wire.split()[9])
 
 
+@pytest.mark.alone
 @needs_hosts
 @pytest.mark.parametrize("hosts", [2, pytest.param(3, marks=pytest.mark.long), 4])
 def test_cluster_wires_carry_their_rate_in_both_directions_at_once(hosts):

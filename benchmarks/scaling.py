@@ -186,9 +186,9 @@ def draw(path: Path, result: common.Result) -> None:
         state, step, speed = panels
         draw_panel(state, ranks, megabytes, "o", plots.BLUE)
         draw_ideal(state, ranks, [megabytes[0] / number for number in ranks])
-        draw_timed(step, ranks, times, within)
+        draw_timed(step, ranks, times, within, 7)
         draw_ideal(step, within, [times[0]] * len(within))
-        draw_timed(speed, ranks, rates, within)
+        draw_timed(speed, ranks, rates, within, -16)
         draw_ideal(speed, within, [rates[0] * number for number in within])
         units = ("MB of state a rank", "ms a step", "tokens/s of all ranks")
         for axes, unit in zip(panels, units, strict=True):
@@ -202,22 +202,32 @@ def draw(path: Path, result: common.Result) -> None:
 
 
 def draw_timed(
-    axes: Any, ranks: list[int], values: list[float], within: list[int]
+    axes: Any, ranks: list[int], values: list[float], within: list[int], offset: int
 ) -> None:
-    """Draw figures of time; those of more ranks than cores apart."""
-    draw_panel(axes, within, values[: len(within)], "o", plots.BLUE)
-    if beyond := ranks[len(within) :]:
-        draw_panel(axes, beyond, values[len(within) :], "x", plots.GRAY)
+    """Draw figures of time; those of more ranks than cores apart.
+
+    Args:
+        offset: of their labels, upwards in points, away from the ideal.
+    """
+    count = len(within)
+    draw_panel(axes, within, values[:count], "o", plots.BLUE, offset)
+    if beyond := ranks[count:]:
+        draw_panel(axes, beyond, values[count:], "x", plots.GRAY, offset)
 
 
 def draw_panel(
-    axes: Any, ranks: list[int], values: list[float], marker: str, color: str
+    axes: Any,
+    ranks: list[int],
+    values: list[float],
+    marker: str,
+    color: str,
+    offset: int = 7,
 ) -> None:
     names = {"o": "measured", "x": "more ranks than cores: shows no speed"}
     line = "-" if marker == "o" else ""
     axes.plot(ranks, values, marker + line, color=color, label=names[marker])
+    place = {"textcoords": "offset points", "xytext": (0, offset), "ha": "center"}
     for number, value in zip(ranks, values, strict=True):
-        place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
         axes.annotate(short(value), (number, value), color=color, **place)
 
 

@@ -65,8 +65,9 @@ def test_chart_marks_the_recommended_choice_and_writes_each_sum(chart):
 
 def test_chart_for_dark_pages_has_other_colors(chart):
     light, dark = chart
-    used = [color for color in figures.DARK if color in light]
+    used = {*re.findall(r"(?:fill|stroke): (#\w+)", light)}
     assert len(used) >= 8
+    assert used <= figures.DARK.keys()
     assert [color for color in used if color in dark] == []
     assert all(figures.DARK[color] in dark for color in used)
 

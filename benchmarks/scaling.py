@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", 256, "of the model, a multiple of 64")
     add("--layers", 2, "of the model")
     add("--table", 4096, "rows of its larger embedding tables")
-    add("--rows", 4, "of text that a rank takes a step")
+    add("--rows", 1, "of text that a rank takes a step")
     add("--context", 128, "bytes in a row")
     add("--steps", 2, "in a round")
     common.add_rounds(parser, default=6)

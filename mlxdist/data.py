@@ -163,12 +163,18 @@ class ShardedSampler:
             # Before the yield, since a loop may end with the epoch's last batch.
             self._next = (epoch, stop) if stop < self.n else (epoch + 1, 0)
             first, last = _share(start, stop, self.rank, self.size)
-            if isinstance(self._world, World):
-                self._world.has_uneven_shares = (stop - start) % self.size > 0
-            yield IndexBatch(
-                np.arange(first, last) if order is None else order[first:last]
-            )
+            self._mark_uneven(is_uneven=(stop - start) % self.size > 0)
+            try:
+                yield IndexBatch(
+                    np.arange(first, last) if order is None else order[first:last]
+                )
+            finally:  # the batch was used, or the loop was left
+                self._mark_uneven(is_uneven=False)
             start = stop
+
+    def _mark_uneven(self, *, is_uneven: bool) -> None:
+        if isinstance(self._world, World):
+            self._world.has_uneven_shares = is_uneven
 
     def _check_current(self, this_pass: int) -> None:
         if this_pass != self._passes:

@@ -1,5 +1,6 @@
 """mlx-lm's training on N ranks: as in one process with the same rows."""
 
+import shutil
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -154,6 +155,9 @@ def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     options = {"compiled": compiled, "checkpoint_every": 3}
     with pytest.raises(Stopped):
         train_together(world, args, reports=reports, **options)
+    folder = shared_folder.with_name(f"{shared_folder.name}-{world.rank}")
+    shutil.copytree(shared_folder, folder)  # each rank goes on alone in its own
+    args = arguments(folder, **changes)
     one = world.split(world.rank)
     _, resumed = train_together(one, args, compiled=compiled, resume=True)
     one.close()

@@ -22,7 +22,7 @@ DEFAULTS = {
     "shard": "auto",
     "state_dtype": None,
     "master_dtype": None,
-    "compiled": None,
+    "compiled": False,
     "checkpoint_every": 0,
     "resume": False,
 }
@@ -30,7 +30,7 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "shard": ("auto", "elements", "tensors", "none"),
     "state_dtype": (None, "int8"),
     "master_dtype": (None, "float32", "24bit"),
-    "compiled": (None, True, False),
+    "compiled": (True, False),
     "resume": (True, False),
 }
 _ALIKE = 0.8  # of two names, of 1: one or two letters differ
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
-        help="compile the whole step (default: with LoRA and DoRA)",
+        help="compile the whole step, as mlx-lm does (default: no)",
     )
     group.add_argument(
         "--checkpoint-every",

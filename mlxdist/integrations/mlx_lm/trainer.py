@@ -47,7 +47,7 @@ def train(
     iterate_batches: Iterate = iterate_batches,
     training_callback: Callback | None = None,
     *,
-    compiled: bool | None = None,
+    compiled: bool = False,
     checkpoint_every: int = 0,
     resume: bool = False,
 ) -> None:
@@ -58,7 +58,7 @@ def train(
             be.
         iterate_batches: yields tuples of arrays with the rows of all ranks.
         training_callback: gets means and sums over all ranks, on every rank.
-        compiled: whether a step is compiled; None compiles that of LoRA and DoRA.
+        compiled: whether the whole step is compiled, as mlx-lm's is.
         checkpoint_every: iterations from one checkpoint to the next; 0 saves none.
         resume: continue from the last checkpoint.
 

@@ -7,7 +7,6 @@ from collections.abc import Sized
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from ...optim.optimizer import DistributedOptimizer
 from .arguments import Arguments
@@ -17,8 +16,6 @@ from .saved import Position, Saved
 from .step import CompiledStep, EagerStep, Loss, Measured, Step, finite
 from .upstream import TrainUI, evaluate
 from .window import Window, peak_gigabytes
-
-_COMPILED_UP_TO = 0.1  # of the parameters are trained
 
 
 class Training:
@@ -55,11 +52,11 @@ class Training:
         self._optimizer.init(parameters)
 
     def run(
-        self, train_dataset: Sized, val_dataset: Sized | None, *, compiled: bool | None
+        self, train_dataset: Sized, val_dataset: Sized | None, *, compiled: bool
     ) -> None:
         """Train, from the beginning or from a checkpoint on."""
         done = self._resume()
-        step = self._make_step(compiled)
+        step = self._make_step(compiled=compiled)
         self._model.train()
         with self._ui:
             for _ in range(done):
@@ -90,10 +87,7 @@ class Training:
         self._tokens = at.tokens
         return at.iteration
 
-    def _make_step(self, compiled: bool | None) -> Step:
-        if compiled is None:
-            trained = _size(self._model.trainable_parameters())
-            compiled = trained <= _COMPILED_UP_TO * _size(self._model.parameters())
+    def _make_step(self, *, compiled: bool) -> Step:
         kind = CompiledStep if compiled else EagerStep
         count = self._args.grad_accumulation_steps
         return kind(self._model, self._optimizer, self._loss, count)
@@ -160,7 +154,3 @@ class Training:
                 "peak_memory": peak_gigabytes(),
             }
             self._callback.on_train_loss_report(info)
-
-
-def _size(tree: object) -> int:
-    return sum(array.size for _, array in tree_flatten(tree))

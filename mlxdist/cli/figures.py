@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -74,8 +72,10 @@ def figure(
         _set_style()
         plot = pyplot.figure(figsize=size, layout="constrained")
         try:
-            panels = plot.subplots(len(heights), columns, height_ratios=heights)
-            every = list(np.ravel(panels))
+            panels = plot.subplots(
+                len(heights), columns, height_ratios=heights, squeeze=False
+            )
+            every: list[Axes] = list(panels.flat)
             yield every
             plot.suptitle(title, x=0.01, ha="left", fontsize=12)
             for axes in every:

@@ -113,14 +113,12 @@ def _save(plot: Figure, path: Path) -> None:
     content = io.BytesIO()
     if path.suffix == ".png":
         plot.savefig(content, format="png", dpi=150)
-        _write(path, content.getvalue())
-        return
-    # Without a date, equal figures give equal files.
-    plot.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    else:  # without a date, equal figures give equal files
+        plot.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+        drawing = content.getvalue().decode()
+        dark = re.sub("|".join(DARK), lambda color: DARK[color[0]], drawing)
+        _write(dark_path(path), dark.encode())
     _write(path, content.getvalue())
-    drawing = content.getvalue().decode()
-    dark = re.sub("|".join(DARK), lambda color: DARK[color[0]], drawing)
-    _write(dark_path(path), dark.encode())
 
 
 def _write(path: Path, content: bytes) -> None:

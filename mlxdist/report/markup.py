@@ -1,4 +1,4 @@
-"""HTML and SVG from text that may be hostile: everything is escaped in one place."""
+"""HTML and SVG from text that may be hostile: this module alone writes it, escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is used of mlx-lm, imported in one place, and replaced for a time.
+"""The parts of mlx-lm that are used, with replacements for the time of a call.
 
 Tested with mlx-lm 0.32.2.
 """

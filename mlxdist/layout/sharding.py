@@ -103,13 +103,10 @@ class Bucket:
     @cached_property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """Each rank's share of the flat vector: elements [start, stop)."""
-        return tuple(map(self._span, range(self.ranks)))
+        return tuple(map(self.span, range(self.ranks)))
 
     def span(self, rank: int) -> tuple[int, int]:
         """Return the rank's share of the flat vector: elements [start, stop)."""
-        return self.spans[rank]
-
-    def _span(self, rank: int) -> tuple[int, int]:
         if self.owners is None:
             chunk = self._equal
             cuts = min(rank * chunk, self.size), min((rank + 1) * chunk, self.size)

@@ -1,4 +1,4 @@
-"""Does training with optimizer state in 8 bits reach the loss of float32 state?
+"""Does training with state in 8 bits, or means in 16, reach the loss without?
 
     mlxdist bench state_dtype --folder runs/state_dtype --json state_dtype.json
 
@@ -15,16 +15,22 @@ can be compared step by step:
 - per-tensor affine: the negative control, which has to fail. Its second moment itself
   has 8 bits, affine, one range for each tensor, instead of roots in blocks.
 
-The difference over a tenth of the run is mean loss / mean loss of float32 - 1. A
+- bfloat16: parameters of 16 bits with float32 masters, on two ranks that share out the
+  batch. A reference as well.
+- bfloat16, means too: `mean_dtype=mx.bfloat16` rounds the means of these gradients.
+
+The difference over a tenth of the run is mean loss / mean loss of the reference - 1. A
 variant passes if the difference over the last tenth is at most 0.3%, and at most 0.1%
-from that over the tenth before: it doesn't drift apart. Each run is a process on one
-core. Finished runs are kept in --folder, and a later call adds those that are missing.
+from that over the tenth before: it doesn't drift apart. A run takes a core for
+each rank. Finished runs are kept in --folder, and a later call adds those that are
+missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -34,34 +40,25 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import common
-import numpy as np
-from common import plots
-from ranks.state_dtype_rank import AFFINE, OPTIONS, PERTURBED
+from common import jobs, loss_plot
+from ranks.state_dtype_rank import VARIANTS
 from rich.console import Console
 
 from mlxdist.launcher.environment import without_mpi
 
 LEGEND = """\
-Mean loss over that of float32 state, less 1: 0 is equal, above 0 is worse. last tenth:
+Mean loss over that of the reference, less 1: 0 is equal, above 0 is worse. last tenth:
 of the run; drift: how much that changed from the tenth before; held-out: of the text
 that was not trained on. It passes up to 0.3% with a drift of up to 0.1%."""
 
 SCRIPT = common.RANK_PROGRAMS / "state_dtype_rank.py"
-REFERENCE = "float32"
 STEPS = {"main": 600, "small": 20_000}
 POINTS = 200  # of a curve in the result, each the mean of as many steps
 MOST_DIFFERENCE = 0.003  # over the last tenth
 MOST_DRIFT = 0.001  # from the tenth before to the last one
-COLORS = {
-    REFERENCE: plots.BLACK,
-    PERTURBED: plots.GRAY,
-    "int8": plots.BLUE,
-    "int8, embeddings too": plots.LIGHT_BLUE,
-    AFFINE: plots.ORANGE,
-}
 
 
 class Run(NamedTuple):
@@ -126,14 +123,18 @@ def main() -> None:
     common.write_json(args.json, __doc__, result)
     if args.json:
         with contextlib.suppress(ImportError):
-            draw(args.json, result)
+            loss_plot.draw(args.json, result, MOST_DIFFERENCE)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument(
-        "--variants", nargs="+", choices=OPTIONS, default=list(OPTIONS), metavar="NAME"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
     )
     parser.add_argument("--seeds", type=common.positive, metavar="N", help="number")
     parser.add_argument("--steps", type=common.positive, metavar="N", help="of a run")
@@ -142,10 +143,16 @@ def parse_arguments() -> argparse.Namespace:
         "--parallel", type=common.positive, default=2, metavar="N", help="runs at once"
     )
     args = parser.parse_args()
-    args.variants = list(dict.fromkeys([REFERENCE, *args.variants]))
+    args.variants = _with_references(args.variants)
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.steps = args.steps or (200 if args.quick else None)
     return args
+
+
+def _with_references(variants: Sequence[str]) -> list[str]:
+    """Return variants, each after its reference."""
+    pairs = [(VARIANTS[name].reference, name) for name in variants]
+    return list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
 
 
 def train_all(
@@ -163,25 +170,31 @@ def train_all(
 
 
 def train(run: Run, folder: Path) -> None:
-    """Train in a process of one rank and one thread.
+    """Train, in a process of one thread for each rank.
 
     Raises:
         RuntimeError: it failed, with its output.
     """
     path = os.pathsep.join(map(os.fspath, (common.ROOT, common.BENCHMARKS)))
-    one_rank = {**without_mpi(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, SCRIPT, *map(str, run), run.file(folder)]
-    done = subprocess.run(command, env=one_rank, capture_output=True, text=True)
+    environment = {
+        **without_mpi(os.environ),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }
+    ranks = VARIANTS[run.variant].ranks
+    launcher = jobs.mpirun(ranks) if ranks > 1 else []
+    command = [*launcher, sys.executable, SCRIPT, *map(str, run), run.file(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{run}: {done.stdout}{done.stderr}")
 
 
 def summarize(runs: Sequence[Run], folder: Path) -> common.Result:
-    """Return each task's curves, and each variant's difference from float32."""
+    """Return each task's curves, and each variant's difference from its reference."""
     result: common.Result = {"bounds": {"end": MOST_DIFFERENCE, "drift": MOST_DRIFT}}
     for run in runs:
         losses, held_out = _read(run, folder)
-        reference, held_out_reference = _read(run._replace(variant=REFERENCE), folder)
+        reference, held_out_reference = _read(_reference(run), folder)
         compared = difference(losses, reference)
         task = result.setdefault("tasks", {}).setdefault(run.task, {"steps": run.steps})
         seeds = task.setdefault("variants", {}).setdefault(run.variant, [])
@@ -196,6 +209,10 @@ def summarize(runs: Sequence[Run], folder: Path) -> common.Result:
             }
         )
     return result
+
+
+def _reference(run: Run) -> Run:
+    return run._replace(variant=VARIANTS[run.variant].reference)
 
 
 def _read(run: Run, folder: Path) -> tuple[list[float], list[float]]:
@@ -219,55 +236,11 @@ def show(console: Console, result: common.Result) -> None:
                 percent = [f"{100 * share:+.3f}%" for share in shares]
                 verdict = "passes" if each["passes"] else "fails"
                 rows.append([f"{variant}, seed {each['seed']}", *percent, verdict])
-        columns = ["loss / float32's - 1", "last tenth", "drift", "held-out", ""]
+        columns = ["loss / reference's - 1", "last tenth", "drift", "held-out", ""]
         common.print_table(
             console, f"{name}, {task['steps']} steps", columns, rows, LEGEND
         )
         console.print()
-
-
-def draw(path: Path, result: common.Result) -> None:
-    """Draw the losses of each task, and below them the differences from float32."""
-    tasks = result["tasks"]
-    title = "Loss with optimizer state in 8 bits"
-    size = (5.5 * len(tasks), 6.5)
-    with plots.figure(path, title, size=size, columns=len(tasks), rows=2) as axes:
-        columns = axes.reshape(2, len(tasks)).T
-        for (name, task), (above, below) in zip(tasks.items(), columns, strict=True):
-            above.set_title(f"{name}, {task['steps']:,} steps", loc="left", fontsize=10)
-            _draw_losses(above, task)
-            _draw_differences(below, task)
-        columns[0][0].set_ylabel("training loss, nats a byte")
-        columns[0][1].set_ylabel("loss / float32's - 1, %")
-        columns[0][0].legend(frameon=False)
-
-
-def _draw_losses(axes: Any, task: common.Result) -> None:
-    for variant, seeds in task["variants"].items():
-        for number, run in enumerate(seeds):
-            steps = np.linspace(0, task["steps"], len(run["curve"]))
-            label = variant if number == 0 else None
-            style = "--" if variant == PERTURBED else "-"
-            color = COLORS[variant]
-            axes.plot(steps, run["curve"], style, color=color, lw=1, label=label)
-    references = [run["curve"] for run in task["variants"][REFERENCE]]
-    axes.set_ylim(0.9 * np.min(references), 1.1 * np.max(references))
-
-
-def _draw_differences(axes: Any, task: common.Result) -> None:
-    """Draw the differences over a twentieth of the run, on a scale that fits all."""
-    percent = 100 * MOST_DIFFERENCE
-    axes.axhspan(-percent, percent, color="#e3edf7", label=f"within {percent:g}%")
-    for variant, seeds in task["variants"].items():
-        references = task["variants"][REFERENCE]
-        for run, reference in zip(seeds, references, strict=True):
-            window = np.ones(max(1, len(run["curve"]) // 20))
-            losses = np.convolve(run["curve"], window, "valid")
-            others = np.convolve(reference["curve"], window, "valid")
-            steps = np.linspace(task["steps"] / 20, task["steps"], len(losses))
-            axes.plot(steps, 100 * (losses / others - 1), color=COLORS[variant], lw=1)
-    axes.set_yscale("symlog", linthresh=2 * percent)
-    axes.set_xlabel("steps")
 
 
 if __name__ == "__main__":

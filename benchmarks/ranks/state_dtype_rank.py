@@ -1,6 +1,6 @@
-"""One run of `state_dtype`: trains a model with one kind of optimizer state.
+"""One run of `state_dtype`: trains a model with one variant of the optimizer.
 
-state_dtype_rank.py TASK VARIANT SEED STEPS FILE, in a world of one rank.
+state_dtype_rank.py TASK VARIANT SEED STEPS FILE, on as many ranks as the variant has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +19,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 import mlxdist
+from mlxdist.arrays.types import Dtype
 from ranks.transformer import (
     Transformer,
     loss_of,
@@ -28,15 +29,40 @@ from ranks.transformer import (
 )
 
 HELD_OUTS = 20  # in a run
-AFFINE = "per-tensor affine"
+FLOAT32 = "float32"
 PERTURBED = "float32, perturbed"
-# Options of DistributedOptimizer. Embeddings keep float32 state by default.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    PERTURBED: {},
-    "int8": {"state_dtype": "int8"},
-    "int8, embeddings too": {"state_dtype": "int8", "float32_state": ()},
-    AFFINE: {"shard": "tensors"},
+AFFINE = "per-tensor affine"
+BFLOAT16 = "bfloat16"
+MEANS = "bfloat16, means too"
+
+
+class Variant(NamedTuple):
+    """What a run trains with.
+
+    Attributes:
+        options: of DistributedOptimizer.
+        reference: the variant that its losses are compared with.
+        ranks: that share out each batch.
+        dtype: of the parameters.
+    """
+
+    options: dict[str, Any]
+    reference: str = FLOAT32
+    ranks: int = 1
+    dtype: Dtype = mx.float32
+
+
+# One rank's mean gradient has 16 bits anyway.
+_MIXED: dict[str, Any] = {"shard": True, "master_dtype": mx.float32}
+# Embeddings keep float32 state by default.
+VARIANTS = {
+    FLOAT32: Variant({}),
+    PERTURBED: Variant({}),
+    "int8": Variant({"state_dtype": "int8"}),
+    "int8, embeddings too": Variant({"state_dtype": "int8", "float32_state": ()}),
+    AFFINE: Variant({"shard": "tensors"}),
+    BFLOAT16: Variant(_MIXED, BFLOAT16, 2, mx.bfloat16),
+    MEANS: Variant({**_MIXED, "mean_dtype": mx.bfloat16}, BFLOAT16, 2, mx.bfloat16),
 }
 
 
@@ -82,7 +108,8 @@ class BytePredictor(nn.Module):
 
 def loss_of_bytes(model: nn.Module, x: mx.array) -> mx.array:
     """Return the mean cross-entropy of the last byte of each row, in nats."""
-    return nn.losses.cross_entropy(model(x[:, :-1]), x[:, -1], reduction="mean")
+    logits = model(x[:, :-1]).astype(mx.float32)
+    return nn.losses.cross_entropy(logits, x[:, -1], reduction="mean")
 
 
 class Task:
@@ -117,8 +144,10 @@ def train(
     task: Task, variant: str, seed: int, steps: int
 ) -> tuple[list[float], list[float]]:
     """Return the training loss of each step, and HELD_OUTS held-out losses."""
+    world = mlxdist.init()
     mx.random.seed(seed)
     model = task.make_model()
+    model.set_dtype(VARIANTS[variant].dtype)
     if variant == PERTURBED:
         model.update(_perturbed(model.parameters()))
     optimizer = wrap(task.make_optimizer(), variant)
@@ -128,10 +157,10 @@ def train(
     losses, held_out = [], []
     for step in range(1, steps + 1):
         batch = mx.array(task.text[random.integers(0, len(task.text), task.rows)])
-        loss, gradients = value_and_grad(model, batch)
+        loss, gradients = value_and_grad(model, batch[world.rank :: world.size])
         optimizer.update(model, gradients)
         mx.eval(loss, model.state, optimizer.state)
-        losses.append(loss.item())
+        losses.append(world.mean(loss.item()))
         if step * HELD_OUTS % steps < HELD_OUTS:
             held_out.append(task.loss_of(model, task.held_out).item())
     return losses, held_out
@@ -140,7 +169,9 @@ def train(
 def wrap(optimizer: optim.Optimizer, variant: str) -> mlxdist.DistributedOptimizer:
     if variant == AFFINE:
         optimizer.__class__ = AffineAdamW
-    return mlxdist.DistributedOptimizer(optimizer, max_norm=1.0, **OPTIONS[variant])
+    return mlxdist.DistributedOptimizer(
+        optimizer, max_norm=1.0, **VARIANTS[variant].options
+    )
 
 
 def _perturbed(parameters: Any) -> Any:
@@ -151,6 +182,8 @@ def _perturbed(parameters: Any) -> Any:
 def main() -> None:
     name, variant, seed, steps, file = sys.argv[1:]
     losses, held_out = train(Task(name, int(steps)), variant, int(seed), int(steps))
+    if mlxdist.init().rank != 0:
+        return
     result = {"losses": losses, "held_out": held_out}
     temporary = Path(f"{file}.{os.getpid()}")
     temporary.write_text(json.dumps(result))

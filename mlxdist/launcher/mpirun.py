@@ -29,7 +29,7 @@ LEAVING_TIMEOUT = 30.0
 JOIN_TIMEOUT = 5.0  # seconds for a rank that waits for ranks that can't join any more
 STOPPED_TIMEOUT = 60.0  # seconds for which mpirun may be stopped by SIGSTOP
 _TERMINAL_DELAY = 1.0  # seconds for a terminal's own Ctrl-C signal to end mpirun
-_STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
+STOP_TIMEOUT = 10.0  # seconds for mpirun to end its ranks
 _START_TIMEOUT = 1.0  # seconds for mpirun to be able to forward a signal
 _SUSPEND_TIMEOUT = 4.0  # seconds for mpirun to stop its ranks
 _OUTPUT_TIMEOUT = 5.0  # seconds for the job's output to be read after its end
@@ -203,7 +203,7 @@ class Mpirun:
 
     def _end(self, number: int, since: float) -> None:
         waited = time.monotonic() - since
-        if self._signals.repeated or waited > _STOP_TIMEOUT:
+        if self._signals.repeated or waited > STOP_TIMEOUT:
             self._process.kill()
         # Ctrl-C in a terminal reaches mpirun as well. A second signal would make it
         # exit at once, before its ranks have ended.

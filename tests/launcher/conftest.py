@@ -18,7 +18,7 @@ def run_command():
 def run(tmp_path, run_command):
     """Runs a script's source with `mlxdist run`; `ranks` are those of this machine."""
 
-    def start(source, *arguments, ranks=None, options=(), env=None, timeout=60.0):
+    def start(source, *arguments, ranks=None, options=(), env=None, timeout=100.0):
         (tmp_path / "script.py").write_text(source)
         numbers = [] if ranks is None else ["-n", str(ranks)]
         command = [*run_command, *numbers, *options, "script.py", *arguments]

@@ -14,7 +14,7 @@ from tests.support import jobs
 WAITS = """
 import ctypes
 from mlxdist.launcher import join_deadline
-join_deadline.LEAST_TIMEOUT = 0.3
+join_deadline.LEAST_TIMEOUT = {limit}
 deadline = join_deadline.JoinDeadline(0.1, title="mlxdist: rank 1 on mac1"{options})
 {act}
 ctypes.PyDLL(None).{wait}
@@ -25,10 +25,14 @@ MESSAGE = (
 )
 
 
-def wait(folder, *, options="", act="", seconds=20):
+def waiting(*, options="", act="", limit=0.3, seconds=300):
+    """Return the source of a process that waits for so long in a call."""
     call = f"usleep({int(seconds * 1e6)})"
-    source = WAITS.format(options=options, act=act, wait=call)
-    return jobs.run([sys.executable, "-c", source], cwd=folder, timeout=10)
+    return WAITS.format(options=options, act=act, limit=limit, wait=call)
+
+
+def wait(folder, **options):
+    return jobs.run([sys.executable, "-c", waiting(**options)], cwd=folder)
 
 
 def test_join_deadline_prints_the_reason_and_kills_the_process(tmp_path):
@@ -54,25 +58,25 @@ def test_join_deadline_with_mark_lines_writes_them_to_the_stream(tmp_path):
     ["import os; os.close(2)", "import os; os.dup2(os.open('/dev/full', 1), 2)"],
 )
 def test_join_deadline_without_standard_error_kills_the_process(close, tmp_path):
-    source = f"import os; {close}" + WAITS.format(options="", act="", wait="sleep(20)")
-    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path, timeout=10)
+    source = f"import os; {close}" + waiting()
+    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL
 
 
 def test_join_deadline_whose_reader_is_paused_kills_the_process(tmp_path):
     fill = "import os; os.set_blocking(2, False)\nwhile 1:\n  try: os.write(2, b'x')\n"
     fill += "  except BlockingIOError: break\nos.set_blocking(2, True)"
-    source = fill + WAITS.format(options="", act="", wait="sleep(20)")
+    source = fill + waiting()
     process = jobs.start([sys.executable, "-c", source], cwd=tmp_path)
     try:
-        assert process.wait(timeout=10) == -signal.SIGKILL
+        assert process.wait(timeout=100) == -signal.SIGKILL
     finally:
         jobs.end_session(process.pid)
         process.communicate()
 
 
 def test_join_deadline_that_is_stopped_ends_nothing(tmp_path):
-    done = wait(tmp_path, act="deadline.stop()", seconds=0.6)
+    done = wait(tmp_path, act="deadline.stop()", limit=0.8, seconds=1.1)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -86,7 +90,7 @@ def test_join_deadline_ends_with_its_process(tmp_path):
 def claims(tmp_path):
     """Files of two ranks: one is this process, one is stopped."""
     files = [tmp_path / "0", tmp_path / "1"]
-    with subprocess.Popen(["sleep", "20"]) as child:
+    with subprocess.Popen(["sleep", "600"]) as child:
         os.kill(child.pid, signal.SIGSTOP)
         assert jobs.wait_until(lambda: jobs.state_of(child.pid) == "T")
         for file, pid in zip(files, (os.getpid(), child.pid), strict=True):
@@ -125,14 +129,12 @@ def test_join_deadline_of_a_job_that_was_suspended_goes_on(tmp_path):
     """It is in the process group of the rank, as it was when SIGSTOP stopped both."""
     act = f"""{READY}
 os.kill(helper, signal.SIGSTOP)
-time.sleep(0.7)
+time.sleep(1.1)
 os.kill(helper, signal.SIGCONT)
 time.sleep(0.1)
 print("goes on", flush=True)
 """
-    source = WAITS.format(options="", act=act, wait="usleep(20000000)")
-    source = source.replace("TIMEOUT = 0.3", "TIMEOUT = 0.6")
-    done = jobs.run([sys.executable, "-c", source], cwd=tmp_path, timeout=10)
+    done = wait(tmp_path, act=act, limit=0.9)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "goes on\n")
 
 
@@ -145,7 +147,7 @@ def test_join_deadline_is_not_ended_by_the_interrupt_of_a_terminal(tmp_path):
 
 
 def test_join_deadline_whose_process_left_a_fork_leaves_no_mark(tmp_path):
-    act = "import os, time\nif os.fork(): os._exit(0)\ntime.sleep(0.6); os._exit(0)"
-    done = wait(tmp_path, options=", mark_file='failed'", act=act)
+    act = "import os, time\nif os.fork(): os._exit(0)\ntime.sleep(1.1); os._exit(0)"
+    done = wait(tmp_path, options=", mark_file='failed'", act=act, limit=0.8)
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "failed").exists()

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -13,11 +12,10 @@ from mlxdist.launcher.signals import Signals
 
 @pytest.fixture
 def wait_for(tmp_path):
-    """Runs a program as mpirun; returns it, its exit code, and how long it took."""
+    """Runs a program as mpirun; returns it and its exit code, 1 if it was killed."""
 
     def wait(*command):
         output = Output(run_dir=str(tmp_path), ranks=2)
-        start = time.monotonic()
         with Signals() as signals:
             process = mpirun.Mpirun(
                 command,
@@ -28,7 +26,7 @@ def wait_for(tmp_path):
                 signals=signals,
             )
             code = process.wait()
-        return process, code, time.monotonic() - start
+        return process, code
 
     return wait
 
@@ -63,17 +61,16 @@ def start_ranks(tmp_path):
     return start
 
 
-@pytest.mark.alone
-@pytest.mark.parametrize("dead", [1, 2])
+@pytest.mark.parametrize(("dead", "seconds", "expected"), [(1, 0.6, 0), (2, 30, 1)])
 def test_mpirun_that_outlives_its_ranks_is_killed(
-    dead, wait_for, mark, start_ranks, ended, monkeypatch
+    dead, seconds, expected, wait_for, mark, start_ranks, ended, monkeypatch
 ):
     """Open MPI 5's may hang where a rank fails while another one starts MPI."""
     monkeypatch.setattr(mpirun, "GONE_TIMEOUT", 0.2)
     start_ranks(*[ended] * dead + [os.getpid()] * (2 - dead))
     mark(0, "failed")
-    _, code, seconds = wait_for("sleep", "1")
-    assert (code, seconds < 0.9) == ((1, True) if dead == 2 else (0, False))
+    _, code = wait_for("sleep", str(seconds))
+    assert code == expected
 
 
 @pytest.mark.parametrize("sign", ["failed", "ended"])
@@ -83,29 +80,27 @@ def test_mpirun_that_goes_on_after_a_failure_is_ended(
     """As where a host is out of reach, whose ranks can't be seen from here."""
     monkeypatch.setattr(mpirun, "FAILED_TIMEOUT", 0.2)
     mark(1, sign)
-    _, code, seconds = wait_for("sleep", "20")
+    _, code = wait_for("sleep", "30")
     assert code == 1
-    assert seconds < 5
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
-    ("limit", "signs", "expected"),
+    ("limit", "signs", "seconds", "expected"),
     [
-        ("0.1", ["done"], (1, True)),
-        ("60.0", ["done"], (0, False)),
-        ("0.1", [], (0, False)),  # its exit handlers run
+        ("0.1", ["done"], 30, 1),
+        ("60.0", ["done"], 0.6, 0),
+        ("0.1", [], 0.6, 0),  # its exit handlers run
     ],
 )
 def test_mpirun_that_outlasts_the_limit_of_mpi_finalize_is_ended(
-    limit, signs, expected, wait_for, mark, tmp_path, monkeypatch
+    limit, signs, seconds, expected, wait_for, mark, tmp_path, monkeypatch
 ):
     """As where a daemon on another host is stopped while the job finishes."""
     monkeypatch.setattr(mpirun, "LEAVING_TIMEOUT", 0.1)
     marks.mark_file(str(tmp_path), "leaving", 1).write_text(limit)
     mark(1, *signs)
-    _, code, seconds = wait_for("sleep", "0.7")
-    assert (code, seconds < 0.6) == expected
+    _, code = wait_for("sleep", str(seconds))
+    assert code == expected
 
 
 @pytest.mark.parametrize("sign", ["done", "failed", "gone"])
@@ -116,9 +111,8 @@ def test_mpirun_with_a_rank_that_can_never_join_is_ended(
     start_ranks(os.getpid(), ended if sign == "gone" else os.getpid())
     mark(0, "joining")
     mark(1, *([] if sign == "gone" else [sign]))
-    _, code, seconds = wait_for("sleep", "20")
+    _, code = wait_for("sleep", "30")
     assert code == 1
-    assert seconds < 5
     assert marks.read(str(tmp_path), "failed", 0) == (
         "it waits in mlxdist.init() for rank 1, which ended without a call of it"
     )
@@ -140,16 +134,14 @@ def test_mpirun_whose_ranks_can_still_join_goes_on(
     start_ranks(os.getpid(), os.getpid())
     mark(0, *first)
     mark(1, *second)
-    _, code, _ = wait_for("sleep", "0.6")
+    _, code = wait_for("sleep", "0.6")
     assert code == 0
 
 
-STOPS = "(sleep {}; kill -CONT $$) & kill -{} $$; wait"
-
-
+@pytest.mark.timeout(60)
 def test_mpirun_that_stays_stopped_is_killed(wait_for, monkeypatch):
     monkeypatch.setattr(mpirun, "STOPPED_TIMEOUT", 0.2)
-    process, code, _ = wait_for("sh", "-c", STOPS.format(1, "STOP"))
+    process, code = wait_for("sh", "-c", "kill -STOP $$")
     assert (code, process.was_stopped) == (1, True)
 
 
@@ -159,5 +151,6 @@ def test_mpirun_that_is_stopped_for_a_while_goes_on(
 ):
     """A terminal stops what reads from it in the background, until `fg`."""
     monkeypatch.setattr(mpirun, "STOPPED_TIMEOUT", limit)
-    process, code, _ = wait_for("sh", "-c", STOPS.format(0.5, signal))
+    stop = f"(sleep 0.5; kill -CONT $$) & kill -{signal} $$; wait"
+    process, code = wait_for("sh", "-c", stop)
     assert (code, process.was_stopped) == (0, False)

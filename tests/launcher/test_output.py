@@ -85,7 +85,7 @@ BAR_AND_PROMPT = """
 import os, pathlib, sys, time
 sys.stderr.write("\\r 10%")
 sys.stdout.write("yes? ")
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 90
 while not pathlib.Path("seen").exists():
     assert time.monotonic() < deadline, "nobody has seen the bar and the prompt"
     time.sleep(0.01)
@@ -105,7 +105,7 @@ def test_lines_without_an_end_are_shown_as_they_come(ranks, run_command, tmp_pat
     ) as job:
         shown = job.stdout.read(ranks * len("yes? ")), job.stderr.read(ranks * 5)
         (tmp_path / "seen").touch()
-        rest = job.communicate(timeout=30)
+        rest = job.communicate(timeout=100)
     assert shown == (ranks * b"yes? ", ranks * b"\r 10%")
     assert (*rest, job.returncode) == (ranks * b"done\n", ranks * b"100%\n", 0)
 
@@ -117,7 +117,7 @@ def test_lines_without_an_end_stay_whole_in_a_file(run_command, tmp_path):
     (tmp_path / "script.py").write_text(source)
     with (tmp_path / "log").open("wb") as log:
         command = [*run_command, "-n", "2", "script.py"]
-        subprocess.run(command, cwd=tmp_path, stdout=log, check=True, timeout=30)
+        subprocess.run(command, cwd=tmp_path, stdout=log, check=True, timeout=100)
     assert (tmp_path / "log").read_bytes() == b"012\n012\n"
 
 

@@ -99,7 +99,7 @@ os._exit(3)
 def test_output_that_nobody_reads_does_not_keep_the_launcher(target, tmp_path):
     with jobs.start([sys.executable, "-c", COPY, target], cwd=tmp_path) as process:
         try:
-            assert process.wait(timeout=20) == 3
+            assert process.wait(timeout=100) == 3
         finally:
             jobs.end_session(process.pid)
 
@@ -113,7 +113,7 @@ def test_run_whose_outputs_are_paused_ends_after_its_timeout(option, tmp_path):
     options = ["-n", "2", "--timeout", "3", *filter(None, [option]), "script.py"]
     process = jobs.start([*jobs.MLXDIST_RUN, *options], cwd=tmp_path)
     try:
-        assert process.wait(timeout=40) == 124
+        assert process.wait(timeout=100) == 124
     except subprocess.TimeoutExpired:
         pytest.fail("it waits for its reader")
     finally:

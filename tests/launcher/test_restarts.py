@@ -68,14 +68,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def start(run_command):
     """Runs a command line of `mlxdist run` on two ranks in a folder."""
 
-    def start(*arguments, folder, timeout=60.0):
+    def start(*arguments, folder, timeout=100.0):
         command = [*run_command, "-n", "2", *arguments]
         return jobs.run(command, cwd=folder, timeout=timeout)
 
     return start
 
 
-def start_with_two_kills(start, script, options, steps, folder, timeout=60.0):
+def start_with_two_kills(start, script, options, steps, folder, timeout=100.0):
     """Run a script that is killed in two steps, and started again each time."""
     (folder / "killer.py").write_text(KILLER)
     killer = ["--max-restarts", "2", "killer.py", f"{steps[0]},{steps[1]}"]

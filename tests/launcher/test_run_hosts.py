@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 
 import pytest
 
@@ -103,15 +102,13 @@ def test_run_over_hosts_with_threads_sets_them_on_each(run_on_hosts):
     ],
 )
 def test_run_with_a_rank_that_fails_names_its_host(run_on_hosts, act, code, message):
-    wait = "" if "_exit" in act else "time.sleep(60)"
-    began = time.monotonic()
+    wait = "" if "_exit" in act else "time.sleep(600)"
     done = run_on_hosts(
         "import os, sys, time\n"
         f"if os.environ['OMPI_COMM_WORLD_RANK'] == '2':\n    {act}\n{wait}"
     )
     assert done.returncode == code, done.stderr
     assert f"mlxdist run: {message}" in done.stderr
-    assert time.monotonic() - began < 20
 
 
 def test_run_tells_the_rank_that_failed_from_those_ended_with_it(run_on_hosts):
@@ -141,11 +138,9 @@ def test_run_with_a_missing_folder_names_it(run_on_hosts):
 
 
 def test_run_with_a_timeout_ends_all_hosts(run_on_hosts):
-    began = time.monotonic()
-    done = run_on_hosts("import time; time.sleep(60)", options=["--timeout", "2"])
+    done = run_on_hosts("import time; time.sleep(600)", options=["--timeout", "2"])
     assert done.returncode == 124
     assert "ended after --timeout 2 s; ranks 0 and 1 of 3 on h1, rank" in done.stderr
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("options", [(), ("--label",)])
@@ -198,7 +193,7 @@ os.write(2, b"\\x1e control byte of the job, and no end")
 
 
 def test_run_that_is_killed_ends_its_ranks_on_each_host(run_command, hosts, tmp_path):
-    source = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    source = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     (tmp_path / "script.py").write_text(source)
     (tmp_path / "tmp").mkdir()
     env = {**hosts, "TMPDIR": str(tmp_path / "tmp")}

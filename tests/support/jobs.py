@@ -33,7 +33,7 @@ def mpi_job(
     *arguments: object,
     folder: Path,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 100.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python script on n ranks with mpirun, without `mlxdist run`.
 
@@ -91,7 +91,7 @@ def run(
     command: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 100.0,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; at its timeout, kill it and every process that it started."""
@@ -161,7 +161,7 @@ def is_alive(pid: int) -> bool:
     return state_of(pid) not in ("", "Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Wait for a condition, at most some seconds. Return whether it holds."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:

@@ -135,7 +135,7 @@ def test_watchdog_orphans_exit_when_mpirun_is_killed(tmp_path):
     assert len(processes(job.pid)) >= 3
     job.send_signal(signal.SIGKILL)
     job.wait()
-    assert wait_until(lambda: not processes(job.pid), seconds=5)
+    assert wait_until(lambda: not processes(job.pid))
     assert list(session.iterdir()) == []  # mpirun's own files
     records = sorted(path.name for path in postmortem_folder(tmp_path).iterdir())
     assert records == ["rank-0.jsonl", "rank-1.jsonl"]

@@ -20,9 +20,17 @@ RANK_FOLDER = pytest.StashKey()
 
 # All ranks must try the same examples, else their collectives do not match.
 hypothesis.settings.register_profile(
-    "spmd", derandomize=True, database=None, deadline=None
+    "spmd",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.register_profile("serial", deadline=None)
+hypothesis.settings.register_profile(
+    "serial",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 
 
 def pytest_addoption(parser):

@@ -43,13 +43,15 @@ def test_phase_clock_phases_add_up_to_the_step():
     began = time.perf_counter()
     with clock.running(), recorder.call("update", 1):
         recorder.phase("exchange")
+        inside = time.perf_counter()
         with recorder.waiting():
             time.sleep(0.02)
-    total = time.perf_counter() - began
+        least = time.perf_counter() - inside
+    most = time.perf_counter() - began
     (phases,) = clock.take()
     assert 0.02 <= phases.pop("waiting") <= phases["exchange"]
     assert END in phases
-    assert sum(phases.values()) == pytest.approx(total, abs=0.01)
+    assert least <= sum(phases.values()) <= most
     recorder.phase("afterwards")
     assert clock.take() == []
 

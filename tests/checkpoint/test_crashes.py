@@ -87,7 +87,7 @@ def kill_while_saving(tmp_path, draw, size, ranks=2):
         pids = [pid for pid in processes(job.pid) if is_rank(pid)]
         os.kill(draw.choice([job.pid, *pids]), signal.SIGKILL)
         lines += job.stdout.read().splitlines()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while processes(job.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not processes(job.pid)

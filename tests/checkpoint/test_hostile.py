@@ -119,7 +119,7 @@ def test_unique_names_of_many_equal_ones_take_linear_time():
     tensors = [Tensor("w", "float32", (1,), 4)] * 20_000
     start = time.process_time()
     names = [tensor.name for tensor in with_unique_names(tensors)]
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 6  # 0.05, and 60 if it were quadratic
     assert names[:3] == ["w", "w (2)", "w (3)"]
     assert len(set(names)) == len(names)
 

@@ -64,7 +64,7 @@ def test_doctor_slow_link_is_no_failure():
     assert failures == {}
     (link,) = [x["found"] for x in findings if x["check"] == "link"]
     assert " 1 MB/s in both directions" in link
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 100
 
 
 def test_doctor_equal_host_names_are_a_failure():

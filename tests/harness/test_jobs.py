@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -10,11 +9,9 @@ from tests.support import jobs
 
 
 def test_mpi_job_timeout_kills_all_processes_of_the_job(tmp_path):
-    source = "import os, time; print(os.getsid(0), flush=True); time.sleep(60)"
-    began = time.monotonic()
+    source = "import os, time; print(os.getsid(0), flush=True); time.sleep(600)"
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         jobs.mpi_job(2, source, folder=tmp_path, timeout=2)
-    assert time.monotonic() - began < 40
     sessions = {int(line) for line in caught.value.output.split()}
     assert len(sessions) == 1
     assert jobs.processes(sessions.pop()) == []

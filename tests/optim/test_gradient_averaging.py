@@ -9,6 +9,7 @@ import pytest
 
 import mlxdist
 from mlxdist import MismatchError
+from tests.support.attempts import agreed, any_of
 from tests.support.examples import gradients_of_ranks, largest_difference, parameters
 
 pytestmark = pytest.mark.mpi
@@ -174,13 +175,19 @@ def test_average_gradients_of_a_slow_rank_keep_no_other_rank_waiting(compiled, w
         mx.eval(slow_scalar(10, matrix))
         durations.append(time.perf_counter() - started)
     operations = max(40, round(10 * 0.35 / min(durations)))
-    grads = {"w": ones * world.rank}
-    if world.rank == world.size - 1:
-        grads["w"] += 0 * slow_scalar(operations, matrix)
-    world.barrier()
-    started = time.perf_counter()
-    mean = (mx.compile(average) if compiled else average)(grads)
-    mx.eval(ones + 1)
-    seconds = time.perf_counter() - started
-    assert mean["w"][0, 0].item() == (world.size - 1) / 2
-    assert seconds < 0.15 or world.rank == world.size - 1
+    is_slow = world.rank == world.size - 1
+
+    def no_other_rank_waits():
+        grads = {"w": ones * world.rank}
+        if is_slow:
+            grads["w"] += 0 * slow_scalar(operations, matrix)
+        world.barrier()
+        started = time.perf_counter()
+        mean = (mx.compile(average) if compiled else average)(grads)
+        mx.eval(ones + 1)
+        computed = time.perf_counter() - started
+        assert mean["w"][0, 0].item() == (world.size - 1) / 2
+        averaged = time.perf_counter() - started  # it has waited for the slow rank
+        return agreed(is_slow or computed < averaged / 2, world)
+
+    assert any_of(6, no_other_rank_waits)

@@ -22,10 +22,9 @@ from tests.support.examples import (
     seeded_net,
     update,
 )
+from tests.support.jobs import wait_until
 
 pytestmark = pytest.mark.mpi(min_size=2)
-LATE = 0.6  # seconds
-SHORTLY = 0.1
 OPTIONS = {"shard": "elements", "bucket_size": 64}
 
 
@@ -39,19 +38,23 @@ def apart(world, mpi_group):
 
 @pytest.fixture
 def hold_back(apart, monkeypatch):
-    """A function: the last rank sends all groups but the first one so late."""
+    """A function: the last rank waits before it sends the second group and the rest."""
     exchange, sent = apart.peer_streams.exchange, []
 
-    def hold(seconds):
+    def hold(wait):
         def late(row, sizes):
             sent.append(row.size)
             if len(sent) == 2 and apart.rank == apart.size - 1:
-                time.sleep(seconds)
+                wait()
             return exchange(row, sizes)
 
         monkeypatch.setattr(apart.peer_streams, "exchange", late)
 
     return hold
+
+
+def shortly():
+    time.sleep(0.1)
 
 
 def twins(world, **options):
@@ -101,23 +104,27 @@ def test_training_has_the_losses_of_a_step_that_waits(apart):
 
 
 def test_first_layers_do_not_wait_for_a_rank_that_sends_the_others_late(
-    apart, hold_back
+    apart, hold_back, shared_folder
 ):
     model, (optimizer, _) = linear_layers(), twins(apart)
     optimizer.init(model)
     assert len(optimizer.pipelines.eager.wire.order) > 1
     gradients = model.trainable_parameters()
-    hold_back(LATE)
+    others_went_on = []
+
+    def wait_for_the_others():
+        others = apart.size - 1
+        went_on = wait_until(lambda: len(list(shared_folder.iterdir())) == others)
+        others_went_on.append(went_on)
+
+    hold_back(wait_for_the_others)
     apart.barrier()
-    began = time.perf_counter()
     optimizer.update(model, gradients)
     mx.eval(model.layers[0].bias)
-    first = time.perf_counter() - began
-    mx.eval(model.parameters())
-    last = time.perf_counter() - began
-    assert last > 0.9 * LATE
     if apart.rank < apart.size - 1:
-        assert first < 0.5 * LATE
+        (shared_folder / str(apart.rank)).touch()
+    mx.eval(model.parameters())
+    assert others_went_on == [True] * (apart.rank == apart.size - 1)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_first_layers_do_not_wait_for_a_rank_that_sends_the_others_late(
     ids=["save", "save_weights", "clear_cache", "array"],
 )
 def test_whatever_reads_a_parameter_waits_for_it(read, apart, hold_back, tmp_path):
-    hold_back(SHORTLY)
+    hold_back(shortly)
     model, (optimizer, waiting) = linear_layers(), twins(apart)
     twin = linear_layers()
     optimizer.init(model)
@@ -145,7 +152,7 @@ def test_whatever_reads_a_parameter_waits_for_it(read, apart, hold_back, tmp_pat
 def test_checkpoint_of_parameters_that_have_not_arrived_has_them(
     apart, hold_back, shared_folder
 ):
-    hold_back(SHORTLY)
+    hold_back(shortly)
     model, (optimizer, _) = linear_layers(), twins(apart)
     optimizer.init(model)
     optimizer.update(model, model.trainable_parameters())
@@ -157,7 +164,7 @@ def test_checkpoint_of_parameters_that_have_not_arrived_has_them(
 
 
 def test_two_optimizers_and_init_again_share_the_streams(apart, hold_back):
-    hold_back(SHORTLY)
+    hold_back(shortly)
     models = [linear_layers(), linear_layers()]
     optimizers = twins(apart)[0], twins(apart, shard="tensors")[0]
     for _ in range(2):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mlxdist.world.activity import Activity
-
-pytestmark = pytest.mark.alone  # it is told from waiting by its processor time
+from tests.support.attempts import any_of
 
 SECONDS = 0.3
 stop = threading.Event()
@@ -57,17 +56,22 @@ def idle_after(work, *, in_main_thread, children_after=10.0):
         start()
     else:
         threading.Thread(target=start).start()
-        assert ready.wait(10)
+        assert ready.wait(60)
     return idle[-1]
+
+
+def has_progress(work, **options):
+    """Return whether some work is progress. It has none while others use its core."""
+    return any_of(8, lambda: idle_after(work, **options) < SECONDS / 2)
 
 
 @pytest.mark.parametrize("work", [run_python, run_one_line])
 def test_activity_of_a_thread_that_works_is_progress(work):
-    assert idle_after(work, in_main_thread=True) < SECONDS / 2
+    assert has_progress(work, in_main_thread=True)
 
 
 def test_activity_of_another_thread_than_the_main_one_is_progress():
-    assert idle_after(run_python, in_main_thread=False) < SECONDS / 2
+    assert has_progress(run_python, in_main_thread=False)
 
 
 @pytest.mark.parametrize("in_main_thread", [True, False])
@@ -78,18 +82,21 @@ def test_activity_in_one_call_is_no_progress(in_main_thread):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("command", "works"), [("while :; do :; done", True), ("sleep 1", False)]
+    ("command", "works"), [("while :; do :; done", True), ("exec sleep 600", False)]
 )
 def test_activity_of_a_program_that_it_waits_for_is_progress(command, works):
     """As of an evaluation or an upload that rank 0 starts."""
 
     def wait_for_child():
-        with subprocess.Popen(["sh", "-c", f"{command}; true"]) as child:
+        with subprocess.Popen(["sh", "-c", command]) as child:
             time.sleep(SECONDS + 0.2)
             child.kill()
 
-    idle = idle_after(wait_for_child, in_main_thread=True, children_after=0.05)
-    assert (idle < SECONDS / 2) == works
+    options = {"in_main_thread": True, "children_after": 0.05}
+    if works:
+        assert has_progress(wait_for_child, **options)
+    else:
+        assert idle_after(wait_for_child, **options) > SECONDS / 2
 
 
 def test_activity_forgives_time_without_samples(monkeypatch):

@@ -11,7 +11,6 @@ import os
 import random
 import socket
 import sys
-import time
 
 import pytest
 
@@ -142,14 +141,12 @@ def test_abort_that_hangs_with_pythons_lock_ends_the_process():
 
     class Comm:
         def Abort(self, code):
-            ctypes.PyDLL(None).sleep(20)
+            ctypes.PyDLL(None).sleep(600)
 
-    start = time.monotonic()
     pid = os.fork()
     if pid == 0:
         abort(Comm(), 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    assert time.monotonic() - start < 10
 
 
 def test_abort_where_no_thread_can_start_still_calls_mpi(monkeypatch):

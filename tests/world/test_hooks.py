@@ -211,7 +211,7 @@ def save(*arguments):
 signal.signal(signal.SIGTERM, save)
 world.barrier()
 os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(5)
+time.sleep(60)
 print("goes on", flush=True)
 """
     result = mpi_job(2, script, folder=tmp_path)
@@ -228,7 +228,7 @@ def test_sigterm_handlers_of_a_loop_that_runs_stay_alive():
         reader, writer = os.pipe()
         hook = hooks.SigtermHook(event.clear, writer)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(event.wait(), 5)
+        await asyncio.wait_for(event.wait(), 60)
         hook.remove()
         os.close(reader)
         os.close(writer)

@@ -82,11 +82,12 @@ def test_rank_whose_child_has_joined_first_is_refused(tmp_path):
 import subprocess, sys, time
 import mlxdist
 if len(sys.argv) == 1:
-    child = subprocess.Popen([sys.executable, *sys.argv, "child"])
-    time.sleep(1.5)
+    command = [sys.executable, *sys.argv, "child"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "joined 2\\n"
 world = mlxdist.init(timeout=20)
 print("joined", world.size, flush=True)
-time.sleep(20)
+time.sleep(600)
 """
     result = mpi_job(2, script, folder=tmp_path)
     assert result.returncode == 1
@@ -152,7 +153,7 @@ print(world.backend, world.size, mean, flush=True)
 """
     jobs = started_by_mlx(tmp_path, script)
     for job in jobs:
-        assert job.communicate(timeout=40)[0] == "child of ring 1\nring 2 0.5\n"
+        assert job.communicate(timeout=100)[0] == "child of ring 1\nring 2 0.5\n"
 
 
 def test_init_mpi_under_mlx_launch_raises(tmp_path):

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlxdist.world import process
+from tests.support.attempts import any_of
 
 REPORT_START_UP = """
 import os, time
@@ -21,10 +22,14 @@ print(os.environ.get("OMPI_MCA_btl"), os.environ.get("OMPI_MCA_btl_tcp_flags"))
 @pytest.mark.alone
 def test_prepare_mpi_by_default_skips_the_search_for_a_fabric(mpi_job, tmp_path):
     """Open MPI's wheel sleeps for a second in it, whenever a rank starts."""
-    result = mpi_job(1, REPORT_START_UP, env={"HOME": str(tmp_path)})
-    seconds, settings = result.stdout.splitlines()
-    assert settings == "^ofi 1"
-    assert float(seconds) < 0.8  # 0.1, and more where cores are busy
+
+    def is_fast():
+        result = mpi_job(1, REPORT_START_UP, env={"HOME": str(tmp_path)})
+        seconds, settings = result.stdout.splitlines()
+        assert settings == "^ofi 1"
+        return float(seconds) < 1.0  # 0.1 on a quiet machine
+
+    assert any_of(6, is_fast)
 
 
 def test_prepare_mpi_keeps_the_values_of_the_users_parameter_file(mpi_job, tmp_path):

@@ -34,15 +34,16 @@ def test_rank_of_weight_0_may_have_no_loss():
 
 
 def test_values_that_are_not_finite_are_left_out_and_named():
-    rows = [[math.nan, 1], [2, math.inf], [4, 3], [math.inf, 2]]
+    rows = [[math.nan, math.inf], [2, 1], [4, 3], [math.inf, 2]]
     report = report_of(["train_loss", "step_time"], rows)
     assert report.values["train_loss"] == 3
+    assert report.values["step_time_min_rank"] == 1
     assert report.values["step_time_max_rank"] == 2
-    assert report.left_out == {"train_loss": [0, 3], "step_time": [1]}
+    assert report.left_out == {"train_loss": [0, 3], "step_time": [0]}
     assert report.problems() == {
         "train_loss": "step 7: train_loss is inf or nan on ranks 0, 3, and left out of "
         "the mean over the ranks",
-        "step_time": "step 7: step_time is inf on rank 1, and left out of the mean "
+        "step_time": "step 7: step_time is inf on rank 0, and left out of the mean "
         "over the ranks",
     }
 

@@ -1,6 +1,6 @@
 """Mistakes in the way of the heartbeats, and in what ranks decide by them."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, mistakes
 
 DIGEST = ("tests/world/test_digest.py",)
 STALL = ("tests/world/test_stall.py",)
@@ -40,5 +40,28 @@ MUTATIONS = [
     Mutation("world/stall.py", "and self.idle < limit", "", STALL),
     Mutation(
         "world/stall.py", "return at_work or self.peers", "return self.peers", STALL
+    ),
+    *mistakes(
+        "world/activity.py",
+        ("tests/world/test_activity.py",),
+        [
+            ("        if now - self._sampled > _STOPPED:", "        if False:"),
+            ("ctypes.pythonapi.Py_AddPendingCall(self._callback, None)", "pass"),
+            ("            self._cpu, self._progress = cpu, now", "            pass"),
+        ],
+        ranks=(),
+    ),
+    *mistakes(
+        "world/channel.py",
+        ("tests/world/test_channel.py",),
+        [
+            ("if rank != local)", "if rank > local)"),
+            (
+                "            self._receiving = self._comm.Irecv",
+                "            self._comm.Irecv",
+            ),
+            ("if earlier is None or earlier[0].Test():", "if earlier is None:"),
+        ],
+        ranks=(3,),
     ),
 ]

@@ -1,6 +1,6 @@
 """Mistakes in the training of mlx-lm's models on N ranks."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, mistakes
 
 TRAIN = ("tests/integrations/test_mlx_lm_train.py",)
 COMMAND = ("tests/integrations/test_mlx_lm_command.py",)
@@ -81,5 +81,42 @@ MUTATIONS = [
         "prepare(*arguments)",
         COMMAND,
         (2,),
+    ),
+    *mistakes(
+        FOLDER + "training.py",
+        TRAIN,
+        [
+            (
+                "if iteration <= self._args.iters - self._args.iters % count:",
+                "if True:",
+            ),
+            ("is_last=iteration % count == 0", "is_last=True"),
+            ("        self._tokens = at.tokens", "        pass"),
+            ("range(done + 1, self._args.iters + 1)", "range(1, self._args.iters + 1)"),
+            (
+                "            parameters = self._world.broadcast(parameters)",
+                "            pass",
+            ),
+            ("or iteration in (1, args.iters)", ""),
+            ("        self._batches.leave_random_state()", "        pass"),
+            (
+                "if iteration % args.steps_per_report == 0 or iteration == args.iters:",
+                "if iteration % args.steps_per_report == 0:",
+            ),
+        ],
+    ),
+    *mistakes(
+        FOLDER + "window.py",
+        TRAIN,
+        [
+            ("summed = self._world.mean(local) * self._world.size", "summed = local"),
+            ("            self._local = []", "            pass"),
+            ("np.maximum(rows[:, 1], 1)", "np.maximum(rows[:, 1], 2)"),
+        ],
+    ),
+    *mistakes(
+        FOLDER + "trainer.py",
+        TRAIN,
+        [("        kind.__call__ = before", "        pass")],
     ),
 ]

@@ -48,4 +48,28 @@ MUTATIONS = [
         TIMES,
     ),
     Mutation("planner/time_model.py", "e.size * max(4, ", "e.size * (", TIMES),
+    *mistakes(
+        "planner/measured_link.py",
+        ("tests/planner/test_measured_link.py",),
+        [
+            ('min(_number(pair, "bandwidth"', 'max(_number(pair, "bandwidth"'),
+            ('max(_number(pair, "latency"', 'min(_number(pair, "latency"'),
+            ("* (1 - 1 / buckets)", ""),
+            ("(seconds - transfer) / nbytes", "seconds / nbytes"),
+            ("if not least <= number <= most:", "if number < least:"),
+            ("2 * (ranks - 1) / ranks * _number(", "2 * _number("),
+        ],
+        ranks=(),
+    ),
+    *mistakes(
+        "planner/memory_model.py",
+        ("tests/planner/test_memory_model.py", "tests/planner/test_choices.py"),
+        [
+            ("key = (ranks, strategy, block)", "key = (ranks, strategy, 1)"),
+            ("        process=PROCESS_BYTES,", "        process=0,"),
+            ("frozen=model.frozen_bytes", "frozen=0"),
+            ("elements - len(entries) * rows * columns", "0"),
+        ],
+        ranks=(),
+    ),
 ]

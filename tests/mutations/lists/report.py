@@ -1,6 +1,6 @@
 """Mistakes in the report of a run: where its time went, and its page."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, mistakes
 
 BREAKDOWN = ("tests/report/test_breakdown.py",)
 CHARTS = ("tests/report/test_charts.py",)
@@ -70,5 +70,26 @@ MUTATIONS = [
     Mutation("report/charts.py", "return abs(value) < _LARGEST", "return True", CHARTS),
     Mutation(
         "report/charts.py", 'pen = "L" if drawable(py) else "M"', 'pen = "L"', CHARTS
+    ),
+    *mistakes(
+        "report/sections.py",
+        PAGE,
+        [
+            ("value = metrics.last(name)", "value = metrics.rows[0].get(name)"),
+            ("key=lambda item: -item[1])[:3]", "key=lambda item: item[1])[:3]"),
+            ("lines = [*run.problems, *run.missing]", "lines = run.missing"),
+            ("known + breakdown.lost", "known"),
+        ],
+        ranks=(),
+    ),
+    *mistakes(
+        "report/words.py",
+        PAGE,
+        [
+            ('f"{100 * part / whole:.1f}%"', 'f"{part / whole:.1f}%"'),
+            ("if seconds >= 120:", "if seconds >= 60 * 120:"),
+            ("if not rank.is_complete]", "if rank.is_complete]"),
+        ],
+        ranks=(),
     ),
 ]

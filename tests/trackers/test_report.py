@@ -14,8 +14,8 @@ def report_of(names, rows, weights=None, sums=()):
 
 
 def test_mean_is_weighted_and_equal_values_are_not_rounded():
-    report = report_of(["train_loss", "learning_rate"], [[1, 0.1], [4, 0.1]], [3, 7])
-    assert report.values == {"train_loss": pytest.approx(3.1), "learning_rate": 0.1}
+    report = report_of(["train_loss", "learning_rate"], [[1, 0.1], [4, 0.1]], [1, 2])
+    assert report.values == {"train_loss": 3, "learning_rate": 0.1}
 
 
 def test_sum_and_spread_count_a_rank_of_weight_0():

@@ -101,7 +101,9 @@ def test_wait_time_is_that_of_steps_alone(make, world):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-def test_value_that_a_rank_lacks_is_left_out_and_named(make, world, tmp_path, bad):
+def test_value_that_a_rank_lacks_is_left_out_and_named(
+    make, world, tmp_path, capsys, bad
+):
     last = world.size - 1
     info = {"iteration": 3, "train_loss": 2.0}
     if world.rank == last:
@@ -117,7 +119,8 @@ def test_value_that_a_rank_lacks_is_left_out_and_named(make, world, tmp_path, ba
             report = log.on_train_loss_report(info)
     else:
         report = log.on_train_loss_report(info)
-    log.on_train_loss_report(info)  # warns once
+    log.on_train_loss_report(info)  # warns once; an error would be printed
+    assert capsys.readouterr().err == ""
     log.finish()
     assert report.left_out == {"train_loss": [last]}
     if world.is_root:

@@ -73,7 +73,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "report/sections.py",
-        PAGE,
+        ("tests/report/test_page.py", "tests/report/test_breakdown.py"),
         [
             ("value = metrics.last(name)", "value = metrics.rows[0].get(name)"),
             ("key=lambda item: -item[1])[:3]", "key=lambda item: item[1])[:3]"),
@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "report/words.py",
-        PAGE,
+        ("tests/report/test_page.py", "tests/report/test_breakdown.py"),
         [
             ('f"{100 * part / whole:.1f}%"', 'f"{part / whole:.1f}%"'),
             ("if seconds >= 120:", "if seconds >= 60 * 120:"),

@@ -45,8 +45,8 @@ def test_check_equality_passes_within_the_tolerance(changes, passed):
 
 
 def test_checks_of_a_failed_job_fail_with_its_message():
-    for check in selftest.check_equality(result(3, "why", **EQUAL)):
-        assert (check.passed, check.message) == (False, "why")
+    checks = selftest.check_equality(result(3, "why", **EQUAL))
+    assert [(check.passed, check.message) for check in checks] == [(False, "why")] * 2
     assert not selftest.check_resumed(result(1, "why")).passed
     assert not selftest.check_resumed(result(0, "why")).passed
     assert not selftest.check_resumed(result(0, checkpoint=1.0)).passed

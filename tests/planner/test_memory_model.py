@@ -1,10 +1,13 @@
 """planner/memory_model: models, and their memory against plain arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 
 from mlxdist.layout.memory import MemoryOptions
-from mlxdist.planner import memory, model_of_size
-from tests.support.plans import MB, model_of
+from mlxdist.layout.state_blocks import BLOCK
+from mlxdist.planner import Model, memory, model_of_size
+from tests.support.plans import MB, make_entry, model_of
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 64])
@@ -18,6 +21,20 @@ def test_memory_of_adamw_is_two_states_divided_by_the_ranks(ranks):
     assert sharded["buckets"] > 0
     by_tensor = memory(model, ranks, "tensors")["state"]
     assert 204_800_000 / ranks <= by_tensor <= 204_800_000 / ranks * 4 / 3 + 800_000
+
+
+def test_memory_counts_frozen_parameters():
+    model = model_of(25_600_000)
+    frozen = replace(model, frozen_bytes=1000)
+    trained, both = (memory(m, 2, "elements").total for m in (model, frozen))
+    assert both - trained == 1000
+
+
+def test_plan_of_blocks_is_not_that_of_elements():
+    model = Model((make_entry("w", (10, BLOCK)),), "adamw", MB)
+    plans = [model.plan(3, "elements", block=block) for block in (1, BLOCK)]
+    ends = [{stop % BLOCK for _, stop in plan.shard(0).values()} for plan in plans]
+    assert ends[0] != ends[1] == {0}
 
 
 def test_memory_of_64_ranks_and_70e9_parameters_is_planned_in_time():

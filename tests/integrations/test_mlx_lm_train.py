@@ -149,6 +149,7 @@ def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     world, shared_folder, compiled, count
 ):
     changes = {"iters": 8, "steps_per_report": 2, "grad_accumulation_steps": count}
+    changes["steps_per_eval"] = 4  # in the middle of an epoch
     args = arguments(shared_folder, **changes)
     _, alone = train_alone("full", args)
     reports = StopsAt(6)

@@ -5,7 +5,9 @@ import random
 import pytest
 
 from mlxdist.report.breakdown import break_down
-from mlxdist.report.words import sentences
+from mlxdist.report.run_files import Run
+from mlxdist.report.sections import figures, time
+from mlxdist.report.words import duration, sentences
 from tests.support.traces import rank_trace
 
 
@@ -82,9 +84,30 @@ def test_trace_without_a_killed_rank_names_no_straggler():
     ]
     found = break_down(ranks)
     assert (found.straggler.rank, found.lost) == (2, 1)
+    assert ">2 of 3<" in figures(Run("x", breakdown=found))
     text = " ".join(sentences(found))
     assert "Of 3 ranks only these are in the trace: 0, 2." in text
     assert "is waited for longest" not in text
+
+
+def test_ranks_waited_for_longest_come_first_and_a_trace_that_is_cut_is_named():
+    found = break_down(
+        [
+            rank_trace(0, calls=[(0, 10)], waits=[(1, 10)]),
+            rank_trace(1, calls=[(0, 10)], waits=[(0, 4)], is_complete=False),
+            rank_trace(2, calls=[(0, 10)], waits=[(0, 10)]),
+        ]
+    )
+    assert "rank 1: 6 s, rank 0: 1 s" in time(found)
+    assert "the end of these ranks: 1. A job" in " ".join(sentences(found))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(150, "2.5 min"), (119, "119 s"), (0.0125, "12.5 ms"), (2e-6, "2 µs")],
+)
+def test_durations_have_three_digits_and_a_unit(seconds, text):
+    assert duration(seconds) == text
 
 
 def random_rank(rank, generator):

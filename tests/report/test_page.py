@@ -103,6 +103,8 @@ def test_page_has_all_sections_and_no_markup_of_the_run(folder):
         "Configuration",
         f"The job failed: {HOSTILE}",
         "1 line of metrics.jsonl could not be read.",
+        "training loss 0.2308 validation loss 0.5 ",
+        "waiting for a late rank 10.0%",
         "is waited for longest: each other rank waits",
         HOSTILE,
     ):

@@ -9,6 +9,7 @@ from tests.support.machines import (
     PYTHON,
     answer,
     ifconfig,
+    problems,
     problems_beside_mac1,
 )
 
@@ -29,9 +30,12 @@ def test_check_host_names_equal_names_are_a_failure(system, command):
 
 
 def test_check_shared_network_none_is_a_warning():
-    other = answer("mac2", network=ifconfig("en0", "10.0.0.2"))
-    (problem,) = problems_beside_mac1(other)
-    assert (problem.check, problem.level) == ("shared network", "warning")
+    other = answer("mac3", network=ifconfig("en0", "10.0.0.2"))
+    tunnels = [
+        answer(f"mac{n}", network=ifconfig("utun3", f"10.0.1.{n}")) for n in (1, 2)
+    ]
+    found = problems_beside_mac1(answer("mac2"), other) + problems(*tunnels)
+    assert [(f.check, f.level) for f in found] == [("shared network", "warning")] * 2
 
 
 def test_check_shared_network_named_one_must_have_all_hosts():
@@ -41,6 +45,10 @@ def test_check_shared_network_named_one_must_have_all_hosts():
 
     healthy = answer("mac2")
     assert finding("169.254.0.0/16", healthy).level == "ok"
+    lines = ifconfig("en0", "10.0.0.2")["ifconfig"]
+    lines += ifconfig("bridge0", "169.254.0.2")["ifconfig"]
+    both = answer("mac2", network={"ifconfig": lines})
+    assert finding("169.254.0.0/16", both).level == "ok"
     # The name of an interface, given on a machine that does not list its own.
     assert finding("bridge0", healthy).level == "ok"
     outside = answer("mac2", network=ifconfig("en0", "10.0.0.2"))

@@ -101,9 +101,7 @@ def test_wait_time_is_that_of_steps_alone(make, world):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-def test_value_that_a_rank_lacks_is_left_out_and_named(
-    make, world, tmp_path, capsys, bad
-):
+def test_value_that_a_rank_lacks_is_left_out(make, world, tmp_path, capsys, bad):
     last = world.size - 1
     info = {"iteration": 3, "train_loss": 2.0}
     if world.rank == last:

@@ -21,7 +21,7 @@ from .record import Result
 COLORS = {
     FLOAT32: plots.BLACK,
     BFLOAT16: plots.NAVY,
-    MEANS: plots.PALE_BLUE,
+    MEANS: plots.BLUE,
     PERTURBED: plots.GRAY,
     "int8": plots.BLUE,
     "int8, embeddings too": plots.LIGHT_BLUE,
@@ -36,7 +36,7 @@ def draw(path: Path, result: Result, most: float) -> None:
         most: the bound of a difference.
     """
     tasks = result["tasks"]
-    title = "Loss with optimizer state in 8 bits"
+    title = "Loss with fewer bits, against a reference"
     size = (5.5 * len(tasks), 6.5)
     with plots.figure(path, title, size=size, columns=len(tasks), rows=2) as axes:
         columns = axes.reshape(2, len(tasks)).T
@@ -79,4 +79,9 @@ def _draw_differences(axes: Any, task: Result, most: float) -> None:
             steps = np.linspace(task["steps"] / 20, task["steps"], len(losses))
             axes.plot(steps, 100 * (losses / others - 1), color=COLORS[variant], lw=1)
     axes.set_yscale("symlog", linthresh=2 * percent)
+    limits = axes.get_ylim()
+    large = [10**power for power in range(1, 9, 2) if 10**power < limits[1]]
+    axes.set_yticks([-percent, 0, percent, *large])
+    axes.set_ylim(limits)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("steps")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ..launcher.private_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,15 +118,5 @@ def _save(plot: Figure, path: Path) -> None:
         plot.savefig(content, format="svg", transparent=True, metadata={"Date": None})
         drawing = content.getvalue().decode()
         dark = re.sub("|".join(DARK), lambda color: DARK[color[0]], drawing)
-        _write(dark_path(path), dark.encode())
-    _write(path, content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file beside its path and rename it, so that no half of it is seen."""
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_atomically(dark_path(path), dark, mode=0o666)
+    write_atomically(path, content.getvalue(), mode=0o666)

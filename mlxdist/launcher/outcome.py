@@ -35,9 +35,7 @@ Nothing is written if the job can't be started (exit code 2).
 from __future__ import annotations
 
 import json
-import os
 import signal
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +43,7 @@ from typing import Literal
 
 from . import marks
 from .mpirun_log import MpirunLog
-from .private_files import make_folder
+from .private_files import write_atomically
 
 State = Literal["finished", "failed", "ended", "killed"]
 
@@ -85,18 +83,8 @@ class Outcome:
         Raises:
             OSError: the file can't be written.
         """
-        make_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}-", dir=path.parent
-        )
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(self), file, indent=1)
-                file.write("\n")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        text = json.dumps(asdict(self), indent=1)
+        write_atomically(path, f"{text}\n")
 
 
 def read_ranks(

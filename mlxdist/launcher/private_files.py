@@ -191,12 +191,16 @@ def write_private(path: Path, text: str) -> None:
         _replace(path.name, text, folder)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file with mode 600 that is either complete or absent.
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> None:
+    """Write a file that is either complete or absent.
 
     Makes its folder. It may be one that other users can write to: a link there is
     replaced, and not followed. Not synced to the disk: the file survives a crash of
     the process, not of the host.
+
+    Args:
+        content: text is written as UTF-8.
+        mode: of the file, less the user's umask.
 
     Raises:
         OSError: it can't be written.
@@ -204,18 +208,20 @@ def write_atomically(path: Path, text: str) -> None:
     make_folder(path.parent)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _replace(path.name, text, folder)
+        _replace(path.name, content, folder, mode)
     finally:
         os.close(folder)
 
 
-def _replace(name: str, text: str, folder: int) -> None:
+def _replace(name: str, content: str | bytes, folder: int, mode: int = 0o600) -> None:
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
     temporary = f".{name}.{os.urandom(8).hex()}"
     flags = os.O_WRONLY | _CREATE
-    descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
+    descriptor = os.open(temporary, flags, mode, dir_fd=folder)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):

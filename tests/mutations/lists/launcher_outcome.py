@@ -167,7 +167,10 @@ MUTATIONS = [
         PRIVATE,
     ),
     Mutation(
-        "launcher/private_files.py", "flags, 0o600, dir_fd", "flags, dir_fd", PRIVATE
+        "launcher/private_files.py",
+        "*, mode: int = 0o600",
+        "*, mode: int = 0o666",
+        PRIVATE,
     ),
     Mutation("launcher/private_files.py", "not in trusted:", "< 0:", PRIVATE),
     Mutation(

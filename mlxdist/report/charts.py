@@ -6,10 +6,11 @@ Lines have the classes s0, s1, ..., bands b0, b1, ..., bars the names of their p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from statistics import fmean
+from typing import TypeVar
 
 from .markup import Markup, element, join
 from .run_files import Points
@@ -17,9 +18,11 @@ from .words import share
 
 WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 20, 12, 40
-_MOST_POINTS = 300  # of a line; of more, neighbors are averaged
+_MOST_POINTS = 300  # of a line; more are drawn as means and ranges of neighbors
 
 _LARGEST = 1e100
+
+_Value = TypeVar("_Value")
 
 Band = Sequence[tuple[float, float, float]]  # x, least and largest y
 
@@ -70,7 +73,7 @@ def line_chart(
         y_label: with the unit.
         from_zero: whether the vertical axis begins at 0.
     """
-    lines = [_thinned(line) for line in lines]
+    given, lines = lines, [_thinned(line) for line in lines]
     finite = [p for line in lines for p in line.points if drawable(p[1])]
     if not finite:
         return Markup("")
@@ -84,7 +87,8 @@ def line_chart(
     drawn += [_line(index, line, x, y) for index, line in enumerate(lines)]
     name = f"{title}. {' '.join(map(_description, lines))}"
     chart = _svg(name, HEIGHT, join(drawn))
-    return join([chart, _legend(lines)] if len(lines) > 1 else [chart])
+    explains = len(lines) > 1 or lines != given or bool(lines[0].band)
+    return join([chart, _legend(lines)] if explains else [chart])
 
 
 def drawable(value: float) -> bool:
@@ -115,20 +119,27 @@ def _steps(values: Sequence[float]) -> _Scale:
 
 
 def _thinned(line: Line) -> Line:
-    """Return a line of at most 300 points: means of neighbors."""
+    """Return a line of at most 300 points: means of neighbors, and their range."""
     size = -(-len(line.points) // _MOST_POINTS)
     if size <= 1:
         return line
-    starts = range(0, len(line.points), size)
-    groups = [line.points[start : start + size] for start in starts]
-    points = [(fmean(p[0] for p in g), _mean([p[1] for p in g])) for g in groups]
-    bands = [line.band[start : start + size] for start in starts if line.band]
+    ranges = line.band or [(x, y, y) for x, y in line.points]
+    ranges = [each for each in ranges if all(map(drawable, each))]
     band = [
-        (fmean(p[0] for p in b), min(p[1] for p in b), max(p[2] for p in b))
-        for b in bands
-        if b
+        (fmean(p[0] for p in part), min(p[1] for p in part), max(p[2] for p in part))
+        for part in _parts(ranges, size)
     ]
-    return Line(f"{line.name}, means of {size} points", points, band, line.dots)
+    points = [
+        (fmean(p[0] for p in part), _mean([p[1] for p in part]))
+        for part in _parts(line.points, size)
+    ]
+    what = "means" if line.band else "means and range"
+    return Line(f"{line.name}, {what} of {size} points", points, band, line.dots)
+
+
+def _parts(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -46,10 +46,12 @@ svg { display: block; width: 100%; height: auto; max-width: 720px; overflow: vis
 svg text { fill: var(--text); font-size: 12px; }
 svg path { fill: none; stroke: var(--rule); }
 svg .axis, svg .tick { stroke: var(--soft); }
-svg .s0 { stroke: var(--c0); stroke-width: 1.8; } svg .s1 { stroke: var(--c1);
-  stroke-width: 1.8; } svg .d0 { fill: var(--c0); } svg .d1 { fill: var(--c1); }
-svg .b0, svg .b1 { stroke: none; opacity: .25; } svg .b0 { fill: var(--c0); }
-svg .b1 { fill: var(--c1); }
+svg .s0, svg .s1, svg .s2, svg .s3 { stroke-width: 1.8; }
+svg .s0 { stroke: var(--c0); } svg .s1 { stroke: var(--c1); }
+svg .s2 { stroke: var(--c2); } svg .s3 { stroke: var(--c3); }
+svg .b0, svg .b1, svg .b2, svg .b3 { stroke: none; opacity: .25; }
+svg .b0, svg .d0 { fill: var(--c0); } svg .b1, svg .d1 { fill: var(--c1); }
+svg .b2, svg .d2 { fill: var(--c2); } svg .b3, svg .d3 { fill: var(--c3); }
 svg rect { stroke: var(--page); }
 .computing { fill: var(--c0); background: var(--c0); }
 .updating { fill: var(--c2); background: var(--c2); }
@@ -57,6 +59,7 @@ svg rect { stroke: var(--page); }
 .waiting { fill: var(--c1); background: var(--c1); }
 .other { fill: var(--c4); background: var(--c4); }
 .k0 { background: var(--c0); } .k1 { background: var(--c1); }
+.k2 { background: var(--c2); } .k3 { background: var(--c3); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0;
   margin: 6px 0; font-size: .87rem; color: var(--soft); }
 .key { display: inline-block; width: 10px; height: 10px; margin-right: 6px;
@@ -75,14 +78,8 @@ footer { margin-top: 40px; color: var(--soft); font-size: .82rem; }
 
 def page_of(run: Run) -> str:
     """Return the page of a run, as HTML."""
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{run.name}, a run of mlxdist"),
-        element("style", Markup(_STYLE)),
-    ]
-    body = [
+    return document(
+        f"{run.name}, a run of mlxdist",
         element("h1", run.name),
         _banner(run),
         sections.figures(run),
@@ -91,8 +88,19 @@ def page_of(run: Run) -> str:
         sections.outcome(run),
         sections.config(run),
         sections.missing(run),
+    )
+
+
+def document(title: str, *contents: Markup) -> str:
+    """Return a page of these contents, as HTML."""
+    head = [
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Markup(_STYLE)),
     ]
-    main = element("main", join(body))
+    main = element("main", join(contents))
     footer = element("footer", "Written by mlxdist report.")
     html = element(
         "html", element("head", *head), element("body", main, footer), lang="en"
@@ -110,9 +118,11 @@ def write_page(run: Run, path: Path | str) -> None:
 
 
 def _banner(run: Run) -> Markup:
-    """What a reader must see first: that the job failed."""
+    """What a reader must see first: that the job failed, or was ended."""
     code = None if run.outcome is None else run.outcome.get("exit_code")
     if run.outcome is None or code in (0, None):
         return Markup("")
     message = str(run.outcome.get("message") or f"exit code {code}")
-    return element("p", f"The job failed: {message}", cls="banner")
+    was_ended = message.startswith("ended ")  # by a signal or a time limit
+    title = "The job was" if was_ended else "The job failed:"
+    return element("p", f"{title} {message}", cls="banner")

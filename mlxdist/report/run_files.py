@@ -6,6 +6,7 @@ Any of them may be missing, torn or made by others. What can't be read is named 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,10 @@ METRICS, CONFIG, TIMELINE, FAILURE, PAGE = (
 _REMEDIES = {
     METRICS: "no metrics: log them with mlxdist.trackers.RunLog",
     CONFIG: "no configuration: mlxdist.trackers.RunLog writes it",
-    TIMELINE: "no timeline: run with `mlxdist run --timeline {folder}/timeline.json`",
-    FAILURE: "no outcome: run with `mlxdist run --report {folder}/failure.json`",
+    TIMELINE: "no timeline: `mlxdist run --timeline {folder}/timeline.json` writes one "
+    "when the job ends",
+    FAILURE: "no outcome: `mlxdist run --report {folder}/failure.json` writes it when "
+    "the job ends",
 }
 _LARGEST = 2**28  # bytes of a file of metrics or of a configuration
 _LAST_STEP = 2**53  # larger integers are no exact floats
@@ -59,8 +62,13 @@ class Metrics:
 
     def last(self, name: str) -> float | None:
         """Return the last finite value of a metric."""
-        values = [y for _, y in self.points(name) if math.isfinite(y)]
-        return values[-1] if values else None
+        point = self.last_finite(name)
+        return None if point is None else point[1]
+
+    def last_finite(self, name: str) -> tuple[float, float] | None:
+        """Return the last finite value of a metric, behind its step."""
+        points = self.points(name)
+        return next((p for p in reversed(points) if math.isfinite(p[1])), None)
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ def read_run(folder: Path | str) -> Run:
     run = Run(
         folder.absolute().name,
         found.metrics(),
-        found.object(CONFIG),
-        found.object(FAILURE),
+        found.json_object(CONFIG),
+        found.outcome(),
         found.breakdown(),
         found.missing,
         found.problems,
@@ -121,7 +129,7 @@ class _Reader:
         text = self._text(METRICS)
         return None if text is None else parse_metrics(text)
 
-    def object(self, name: str) -> Mapping[str, object] | None:
+    def json_object(self, name: str) -> Mapping[str, object] | None:
         text = self._text(name)
         if text is None:
             return None
@@ -135,15 +143,30 @@ class _Reader:
         self.problems.append(f"{name} holds no JSON object")
         return None
 
+    def outcome(self) -> Mapping[str, object] | None:
+        self._compare_age(FAILURE)
+        return self.json_object(FAILURE)
+
     def breakdown(self) -> Breakdown | None:
         path = self._folder / TIMELINE
         if self._lacks(TIMELINE):
             return None
+        self._compare_age(TIMELINE)
         try:
             return summarize(path)
         except (OSError, ValueError) as error:
             self.problems.append(str(error))
             return None
+
+    def _compare_age(self, name: str) -> None:
+        """Note that a file is older than the run, whose start writes `run.json`."""
+        with contextlib.suppress(OSError):
+            started = (self._folder / CONFIG).lstat().st_mtime
+            if (self._folder / name).lstat().st_mtime < started:
+                self.problems.append(
+                    f"{name} is older than {CONFIG}, which each start of a run writes: "
+                    "it is of an earlier job, unless the files were copied"
+                )
 
     def _text(self, name: str) -> str | None:
         if self._lacks(name):

@@ -20,6 +20,15 @@ Rows = Iterable[Sequence[str]]
 
 def figures(run: Run) -> Markup:
     """The run in a few numbers."""
+    items = [
+        element("div", element("dt", name), element("dd", value))
+        for name, value in numbers(run).items()
+    ]
+    return element("dl", *items, cls="figures") if items else Markup("")
+
+
+def numbers(run: Run) -> dict[str, str]:
+    """Return the last values of a run's metrics, and what its ranks wait, as text."""
     pairs: list[tuple[str, str]] = []
     metrics = run.metrics
     if metrics is not None and metrics.rows:
@@ -31,9 +40,9 @@ def figures(run: Run) -> Markup:
             ("speed", "tokens_per_second", " tokens/s"),
             ("peak memory", "peak_memory", " GB"),
         ):
-            value = metrics.last(name)
-            if value is not None:
-                pairs.append((label, f"{number(value)}{unit}"))
+            value = _last(metrics, name, unit)
+            if value:
+                pairs.append((label, value))
     breakdown = run.breakdown
     if breakdown is not None:
         known = len(breakdown.ranks)
@@ -41,11 +50,17 @@ def figures(run: Run) -> Markup:
         pairs.append(("ranks", f"{known}{of}"))
         waiting = share(breakdown.parts["waiting"], breakdown.wall)
         pairs.append(("waiting for a late rank", waiting))
-    items = [
-        element("div", element("dt", name), element("dd", value))
-        for name, value in pairs
-    ]
-    return element("dl", *items, cls="figures") if items else Markup("")
+    return dict(pairs)
+
+
+def _last(metrics: Metrics, name: str, unit: str) -> str:
+    """Return the last value of a metric as text; "" without one."""
+    points, finite = metrics.points(name), metrics.last_finite(name)
+    if finite is None:
+        return "not finite" if points else ""
+    step, value = finite
+    shown = f"{number(value)}{unit}"
+    return shown if finite == points[-1] else f"not finite; {shown} at {number(step)}"
 
 
 def charts(metrics: Metrics | None) -> Markup:
@@ -59,10 +74,10 @@ def charts(metrics: Metrics | None) -> Markup:
     losses = [Line("training", train)] if train else []
     losses += [Line("validation", validation, dots=True)] if validation else []
     drawn = [
-        _figure("Loss", losses, "loss"),
-        _figure("Speed", speed, "tokens/s", zero=True),
-        _figure("Memory of a rank", memory, "peak memory (GB)", zero=True),
-        _figure("Time of a step", times, "seconds", zero=True),
+        chart("Loss", losses, "loss"),
+        chart("Speed", speed, "tokens/s", zero=True),
+        chart("Memory of a rank", memory, "peak memory (GB)", zero=True),
+        chart("Time of a step", times, "seconds", zero=True),
     ]
     content = [part for part in drawn if part]
     if metrics.skipped:
@@ -87,16 +102,17 @@ def _lines(metrics: Metrics, name: str) -> list[Line]:
     return [Line(label, points, band)]
 
 
-def _figure(
-    title: str, lines: list[Line], y_label: str, *, zero: bool = False
+def chart(
+    title: str, lines: Sequence[Line], y_label: str, *, zero: bool = False
 ) -> Markup:
-    chart = line_chart(title, lines, x_label="step", y_label=y_label, from_zero=zero)
-    if not chart:
-        return chart
+    """Return lines over steps, and a note on values that can't be drawn."""
+    drawn = line_chart(title, lines, x_label="step", y_label=y_label, from_zero=zero)
+    if not drawn:
+        return drawn
     lost = sum(not drawable(y) for line in lines for _, y in line.points)
     note = f"Not finite, and so not drawn: {lost:,} of the values."
     notes = [element("p", note, cls="note")] if lost else []
-    return element("figure", element("figcaption", title), chart, *notes)
+    return element("figure", element("figcaption", title), drawn, *notes)
 
 
 def time(breakdown: Breakdown | None) -> Markup:
@@ -105,6 +121,10 @@ def time(breakdown: Breakdown | None) -> Markup:
         return Markup("")
     shown = breakdown.ranks[:_MOST_BARS]
     bars = {f"rank {rank.rank}": rank.parts for rank in shown}
+    rest = f"The first {_MOST_BARS} ranks; the table has all."
+    notes = (
+        [element("p", rest, cls="note")] if len(breakdown.ranks) > len(shown) else []
+    )
     keys = [
         element("li", element("i", cls=f"key {name}"), f"{name}: {MEANINGS[name]}")
         for name in PARTS
@@ -120,12 +140,13 @@ def time(breakdown: Breakdown | None) -> Markup:
         )
         for rank in breakdown.ranks
     ]
-    return _section(
+    return section(
         "Where the time went",
         bar_chart("Parts of each rank's time", bars),
+        *notes,
         element("ul", *keys, cls="legend"),
         *(element("p", sentence) for sentence in sentences(breakdown)),
-        _table(head, rows),
+        table(head, rows),
     )
 
 
@@ -157,8 +178,8 @@ def outcome(run: Run) -> Markup:
     ]
     numbered = [(str(index), *row) for index, row in enumerate(rows)]
     head = ("rank", "state", "host", "doing", "at", "reason")
-    return _section(
-        "How the job ended", _facts(facts), _table(head, numbered, states=True)
+    return section(
+        "How the job ended", _facts(facts), table(head, numbered, states=True)
     )
 
 
@@ -166,23 +187,25 @@ def config(run: Run) -> Markup:
     """The configuration."""
     if run.config is None:
         return Markup("")
-    pairs = [(name, _short(value)) for name, value in flat(run.config)]
+    pairs = [(name, short(value)) for name, value in flat(run.config)]
     content = _facts(pairs) if run.config else text(f"{CONFIG} is empty.")
-    return _section("Configuration", content)
+    return section("Configuration", content)
 
 
 def missing(run: Run) -> Markup:
     """What is not on the page, and why."""
     lines = [*run.problems, *run.missing]
     items = [element("li", line) for line in lines]
-    return _section("Not on this page", element("ul", *items)) if items else Markup("")
+    return section("Not on this page", element("ul", *items)) if items else Markup("")
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
+    """Return a value of the configuration, cut where it is long."""
     return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
 
 
-def _section(title: str, *contents: str) -> Markup:
+def section(title: str, *contents: str) -> Markup:
+    """Return a section with its heading."""
     return element("section", element("h2", title), *contents)
 
 
@@ -194,7 +217,12 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Markup:
     return _scrolling(element("table", element("tbody", *rows), cls="facts"))
 
 
-def _table(head: Sequence[str], rows: Rows, *, states: bool = False) -> Markup:
+def table(head: Sequence[str], rows: Rows, *, states: bool = False) -> Markup:
+    """Return a table; empty without rows.
+
+    Args:
+        states: color the cells that name the state of a rank.
+    """
     heads = [element("th", name, scope="col") for name in head]
     body = [
         element("tr", *(element("td", cell, cls=_class(cell, states)) for cell in row))

@@ -81,6 +81,11 @@ def read_trace(path: Path) -> list[RankTrace]:
     events = trace.get("traceEvents") if isinstance(trace, dict) else None
     if not isinstance(events, list):
         raise ValueError(f"{path} has no list of traceEvents, as a Chrome trace has")
+    if not events:
+        raise ValueError(
+            f"{path} has no events: the job still runs, or it was killed before it "
+            "could write them"
+        )
     problem = next(problems(events), None)
     if problem is not None:
         raise ValueError(f"{path} is no valid trace: {problem}")

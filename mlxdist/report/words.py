@@ -59,8 +59,8 @@ def sentences(breakdown: Breakdown) -> list[str]:
     if cut:
         result.append(
             "The trace lacks the beginning or the end of these ranks: "
-            f"{', '.join(cut)}. A job that fails writes its last events, and the last "
-            "200,000 are kept."
+            f"{', '.join(cut)}. A job that fails or is ended writes the last 2,000 "
+            "events of each rank; one that finishes has the last 200,000."
         )
     return result
 
@@ -88,9 +88,9 @@ def _lost(breakdown: Breakdown) -> str:
     size = len(breakdown.ranks) + breakdown.lost
     return (
         f"Of {size:,} ranks only these are in the trace: {known}. A rank that is "
-        "killed writes nothing, and in a job that fails each host has a file of its "
-        "own. Waiting for such a rank counts as wire, so that the rank waited for "
-        "longest is not known."
+        "killed writes nothing, and in a job that fails or is ended each host has a "
+        "file of its own. Waiting for such a rank counts as wire, so that the rank "
+        "waited for longest is not known."
     )
 
 

@@ -3,7 +3,7 @@
 MLX's buffers are not resident between command buffers unless a limit allows it, and
 macOS compresses or swaps them under pressure. Public reports: 14% more tokens per
 second with a limit (MLX PR #2006), and Macs that froze or crashed where it was all of
-Metal's recommendation (vmlx #421, mlx-lm #828). Nothing here was run on a Mac.
+Metal's recommendation (vmlx-swift #421, mlx-lm #883). Nothing here was run on a Mac.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def report(run_dir: str, job: Job, outcome: Outcome, output: Output) -> Outcome:
         output.print_messages()
     keep_messages(output.messages, [record, job.log_dir])
     message = _with_gpu_error(outcome, output.log.gpu_errors)
+    message += "".join({explain_call(text): None for text in texts.values()})
     outcome = replace(outcome, record=record, message=message)
     if record:
         _add_outcome(Path(record), outcome)
@@ -74,6 +75,19 @@ def _with_gpu_error(outcome: Outcome, printed: dict[int, str]) -> str:
         if meaning:
             return f"{outcome.message} Rank {rank.rank}: {meaning}."
     return outcome.message
+
+
+def explain_call(text: str) -> str:
+    """Return what `world.rank()` means, where a traceback ends in it; else "".
+
+    Groups of MLX have methods of these names.
+    """
+    *_, last = text.rstrip().splitlines() or [""]
+    calls = re.findall(r"\b[\w.]+\.(?:rank|size)\(\)", text)
+    if not calls or last != "TypeError: 'int' object is not callable":
+        return ""
+    name = calls[-1].removesuffix("()")
+    return f" {name} is a number, not a method: leave out the parentheses."
 
 
 def show(texts: dict[int, str], output: Output, *, has_record: bool) -> None:

@@ -46,6 +46,21 @@ def test_failure_has_one_traceback_and_names_step_place_and_record(
     assert json.loads((tmp_path / "report.json").read_text())["record"] == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("line", "error", "explained"),
+    [
+        ("for i in range(a.world.size()):", "'int' object is not callable", True),
+        ("f(g.rank)(3)", "'int' object is not callable", False),
+        ("world.rank()", "'float' object is not callable", False),
+        ("", "", False),
+    ],
+)
+def test_call_of_a_rank_as_in_mlx_is_explained(line, error, explained):
+    text = f'  File "x.py", line 3, in <module>\n    {line}\nTypeError: {error}\n'
+    meaning = " a.world.size is a number, not a method: leave out the parentheses."
+    assert failure.explain_call(text) == meaning * explained
+
+
 def test_failure_of_all_ranks_with_labels_and_logs_is_in_each_log(run, tmp_path):
     source = "import sys\nprint('x', end='', file=sys.stderr)\n1 / 0\n"
     done = run(source, ranks=2, options=["--label", "--log-dir", "logs"])

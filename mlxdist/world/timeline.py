@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import json
 import os
-import sys
+import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from ..comm.flight_recorder import MAX_TIMELINE_RECORDS
 from ..launcher.private_files import make_folder, read_text, write_atomically
 from .clocks import Alignment, first_ranks, measure, same_clock
-from .hooks import ExceptionHook
+from .hooks import SigtermHook
 from .trace_events import Event, Process
 
 if TYPE_CHECKING:
@@ -37,8 +40,9 @@ _LOCK_TIMEOUT = 1.0  # seconds
 class Timeline:
     """Collects the spans and records of all ranks at exit; rank 0 writes the file.
 
-    When the job fails, each rank adds its last spans and records to the file of its
-    host by itself. A rank that is killed adds nothing.
+    When the job fails or is ended, each rank adds its last spans and records to the
+    file of its host by itself. A rank that is killed adds nothing. Until then the file
+    has no events, so that a reader knows what it lacks.
 
     Args:
         comm: a communicator for the timeline only; None in a world of one rank.
@@ -63,14 +67,19 @@ class Timeline:
         self._start = self._origin = time.time()
         if comm is not None:
             self._origin = _least(comm, self._alignment.on_rank_0(self._start))
+        if self._rank == 0:
+            with contextlib.suppress(OSError):  # at the end it is an error
+                write_atomically(self._path, _START + _END)
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)
         # No guard calls on_failure in a world of one.
-        self._hook = ExceptionHook(self._on_exception) if comm is None else None
+        self._watch = _SigtermWatch(self._add_last_events) if comm is None else None
 
     def _write(self) -> None:
         if os.getpid() != self._pid:  # a forked child
             return
+        if self._watch is not None:
+            self._watch.stop()
         self._recorder.status.leaving = True
         end = time.time()
         if self._comm is not None:
@@ -86,8 +95,6 @@ class Timeline:
     def close(self) -> None:
         """Write the file now, on all ranks, and not at exit."""
         atexit.unregister(self._write)
-        if self._hook is not None:
-            self._hook.remove()
         self._write()
         self._recorder.status.leaving = False
         if self._comm is not None:
@@ -114,10 +121,41 @@ class Timeline:
     def _add_last_events(self) -> None:
         add_events(self._path, self._events(time.time(), _LAST))
 
-    def _on_exception(self, error: BaseException, is_reported: bool) -> None:
-        self._add_last_events()
-        if not is_reported:
-            sys.__excepthook__(type(error), error, error.__traceback__)
+
+class _SigtermWatch:
+    """SIGTERM in a world of one, which has no guard.
+
+    Args:
+        on_sigterm: called before the process exits.
+    """
+
+    def __init__(self, on_sigterm: Callable[[], None]):
+        self._on_sigterm = on_sigterm
+        self._ending = threading.Lock()  # never released
+        self._wake, self._wake_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        self._hook = SigtermHook(self._end, self._wake_fd)
+        if self._hook.installed:
+            # A child has the same pipe, and a signal to it must not end this process.
+            os.register_at_fork(after_in_child=self._hook.remove)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> None:
+        """Restore the process's handler."""
+        self._hook.remove()
+        os.write(self._wake_fd, b"\0")
+
+    def _watch(self) -> None:
+        """Notice SIGTERM also where the main thread evaluates, and runs no Python."""
+        os.read(self._wake, 1)
+        if self._hook.is_current:
+            self._end()
+
+    def _end(self) -> None:
+        if self._ending.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                self._on_sigterm()
+            os._exit(128 + signal.SIGTERM)
 
 
 def _least(comm: MPI.Intracomm, local: float) -> float:

@@ -27,6 +27,9 @@ for _ in range(3):
 world.barrier()
 if world.rank == world.size - 1 and len(sys.argv) > 1:
     if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+    if "term" in sys.argv:
+        os.kill(os.getppid(), signal.SIGTERM)  # mpirun
+        mx.eval(mx.ones((4096, 4096)) @ mx.ones((4096, 4096)))  # runs no Python
     raise ValueError("x")
 if len(sys.argv) > 1: time.sleep(30)
 """
@@ -98,7 +101,23 @@ def test_timeline_of_a_failed_job_has_its_ranks(how, ranks, written, tmp_path):
     assert pids(tmp_path / "trace.json") == written, result.stderr
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_timeline_of_a_job_that_is_ended_has_its_ranks(ranks, tmp_path):
+    result = run_with_timeline(tmp_path, "trace.json", "term", ranks=ranks)
+    assert result.returncode not in (0, 1), result.stderr
+    assert pids(tmp_path / "trace.json") == set(range(ranks)), result.stderr
+    found = summarize(tmp_path / "trace.json")
+    assert [each.is_complete for each in found.ranks] == ranks * [False]
+    assert found.steps == 3
+
+
 CLOSE = """
+assert open("t.json").read() == '{"traceEvents": []}\\n'
+child = os.fork()
+if not child: time.sleep(30)
+os.kill(child, signal.SIGTERM)  # reaches the child alone
+assert os.waitpid(child, 0)[1] == signal.SIGTERM
+time.sleep(0.1)
 world.close()
 assert os.path.exists("t.json")
 assert sys.excepthook is sys.__excepthook__

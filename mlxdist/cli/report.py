@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ RUN is a folder. Each of its files may be missing:
   run.json       of mlxdist.trackers.RunLog
   timeline.json  of `mlxdist run --timeline RUN/timeline.json`
   failure.json   of `mlxdist run --report RUN/failure.json`
+
+With several folders, the page compares the runs: losses, speed, memory, and what
+differs in their configurations.
 """
 
 _EPILOG = """\
@@ -30,6 +34,7 @@ examples:
   mlxdist run -n 2 --timeline runs/lm/timeline.json train.py
   mlxdist report runs/lm
   mlxdist report runs/lm --output lm.html
+  mlxdist report runs/a runs/b
 """
 
 
@@ -40,35 +45,60 @@ def add_parser(commands: Commands) -> None:
         "report",
         run=_run,
         help="show where the time of a run went, and write a page of it",
-        usage="mlxdist report RUN [--output FILE]",
+        usage="mlxdist report RUN [RUN ...] [--output FILE]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="RUN", help="folder of a run"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page (default: RUN/report.html)",
+        help="the page (default: RUN/report.html; comparison.html for several)",
     )
 
 
 def _run(parsed: argparse.Namespace) -> int:
     from .. import report
 
-    run = report.read_run(parsed.folder)
-    output: Path = parsed.output or parsed.folder / report.PAGE
+    folders: list[Path] = parsed.folders
+    is_one = len(folders) == 1
+    if len(folders) > report.MOST_RUNS or len(set(folders)) < len(folders):
+        raise ValueError(
+            f"found {len(folders)} folders; wanted up to {report.MOST_RUNS} different "
+            "ones"
+        )
+    runs = {str(folder): report.read_run(folder) for folder in folders}
+    default = folders[0] / report.PAGE if is_one else Path("comparison.html")
+    output: Path = parsed.output or default
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; name a file")
-    report.write_page(run, output)
-    if run.breakdown is not None:
-        _show(run.breakdown)
-    for line in run.missing:
-        print(visible(line))
-    for line in run.problems:
+    if is_one:
+        (run,) = runs.values()
+        report.write_page(run, output)
+        if run.breakdown is not None:
+            _show(run.breakdown)
+        for line in run.missing:
+            print(visible(line))
+    else:
+        report.write_comparison(runs, output)
+        _show_rows(("", *runs), report.number_rows(runs))
+    for line in (line for run in runs.values() for line in run.problems):
         print_error(f"mlxdist: warning: {visible(line)}")
     print(visible(f"page: {output}"))
     return 0
+
+
+def _show_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*map(plain, head), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    Console(highlight=False).print(table)
 
 
 def _show(breakdown: Breakdown) -> None:

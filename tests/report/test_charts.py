@@ -79,13 +79,25 @@ def test_any_finite_values_can_be_drawn(values, from_zero):
     assert len(texts(svg)) < 20
 
 
-def test_many_points_are_drawn_as_means():
+@pytest.mark.parametrize("band", [(), [(step, -1.0, 2.0) for step in range(10_000)]])
+def test_many_points_are_drawn_as_means_with_their_extremes(band):
     points = [(step, float(step % 2)) for step in range(10_000)]
-    band = [(step, 0.0, 1.0) for step in range(10_000)]
-    svg = svg_of(line_chart("t", [Line("a", points, band)], **LABELS))
-    assert "a, means of 34 points: 0.5 at 16.5" in svg.get("aria-label")
+    points[5000] = (5000, 9.0)
+    points[7000] = (7000, math.nan)
+    chart = line_chart("t", [Line("a", points, band)], **LABELS)
+    svg = svg_of(chart)
     (path,) = [p for p in svg.iter("path") if p.get("class") == "s0"]
+    (behind,) = [p for p in svg.iter("path") if p.get("class") == "b0"]
     assert len(numbers_in(path.get("d"))) == 295
+    assert len(numbers_in(behind.get("d"))) == 2 * 295
+    what = "means" if band else "means and range"
+    assert (
+        f"a, {what} of 34 points"
+        in ElementTree.fromstring(f"<p>{chart}</p>")[1][0][0].tail
+    )  # the legend says so
+    if not band:  # 9 is drawn, as the highest point of the range
+        top = min(y for _, y in numbers_in(behind.get("d")))
+        assert top < min(y for _, y in numbers_in(path.get("d"))) - 100
 
 
 def test_axis_from_zero_begins_there():

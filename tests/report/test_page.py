@@ -4,17 +4,14 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
 from mlxdist import cli
 from mlxdist.report import page_of, read_run
+from tests.support.html import HOSTILE, Page
 from tests.support.traces import chrome_events
 
-EVIL = "127.0.0.1:9/evil"
-HOSTILE = f"\"'><script>fetch('http://{EVIL}')</script><img src=//{EVIL}>"
-VOID = {"meta"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -47,33 +44,6 @@ def folder(tmp_path):
             event["args"]["host"] = HOSTILE
     (folder / "timeline.json").write_text(json.dumps({"traceEvents": events}))
     return folder
-
-
-class Page(HTMLParser):
-    """Elements, which must be closed in their order, and visible text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.open, self.words, self.attributes = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    @property
-    def text(self):
-        return " ".join(self.words)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        self.open += [tag] * (tag not in VOID)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
 
 
 def test_page_has_all_sections_and_no_markup_of_the_run(folder):
@@ -122,6 +92,17 @@ def test_page_says_what_is_missing_and_what_gives_it(tmp_path):
     assert "no metrics: log them with" in page.text
     assert "run.json is empty." in page.text
     assert "svg" not in page.tags
+
+
+def test_page_of_a_diverged_run_that_was_ended_says_so(tmp_path):
+    lines = [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": None}]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    outcome = {"exit_code": 143, "message": "ended by SIGTERM; rank 0 did not finish."}
+    (tmp_path / "failure.json").write_text(json.dumps(outcome))
+    page = Page(page_of(read_run(tmp_path)))
+    assert "not finite; 2.5 at 1" in page.words
+    assert "The job was ended by SIGTERM; rank 0 did not finish." in page.words
 
 
 def test_colors_have_a_contrast_to_the_page():

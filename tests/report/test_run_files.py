@@ -1,6 +1,7 @@
 """The files of a run's folder: missing, torn and hostile ones."""
 
 import json
+import os
 from math import inf
 
 import pytest
@@ -61,7 +62,7 @@ def test_run_has_what_is_there_and_says_what_is_missing(tmp_path):
         None,
         [],
     ]
-    command = f"run with `mlxdist run --timeline {tmp_path}/timeline.json`"
+    command = f"`mlxdist run --timeline {tmp_path}/timeline.json` writes one when"
     assert any(command in line for line in run.missing)
     assert len(run.missing) == 3
 
@@ -76,6 +77,18 @@ def test_run_of_whole_files_has_them_all(tmp_path):
     assert (run.missing, run.problems) == ([], [])
     assert (run.config, run.outcome) == ({"ranks": 2}, {"exit_code": 0})
     assert run.breakdown.wall == 10
+
+
+@pytest.mark.parametrize("name", ["timeline.json", "failure.json"])
+def test_file_that_is_older_than_the_run_is_said_to_be(name, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "timeline.json").write_text(
+        json.dumps({"traceEvents": chrome_events()})
+    )
+    (tmp_path / "failure.json").write_text("{}")
+    os.utime(tmp_path / name, (1, 1))
+    (problem,) = read_run(tmp_path).problems
+    assert problem.startswith(f"{name} is older than run.json")
 
 
 def test_file_that_is_torn_is_a_problem_and_not_an_error(tmp_path):

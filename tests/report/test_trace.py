@@ -101,7 +101,11 @@ def test_complete_events_nest_and_others_end_once(events, problem):
         ("[]", "has no list of traceEvents"),
         ('{"traceEvents": {}}', "has no list of traceEvents"),
         ('{"traceEvents": [7]}', "event 0 is no object"),
-        ('{"traceEvents": []}', "names no rank; wanted a trace that"),
+        ('{"traceEvents": []}', "has no events: the job still runs, or it was killed"),
+        (
+            '{"traceEvents": [{"name": "a", "ph": "M", "pid": 0}]}',
+            "names no rank; wanted a trace that",
+        ),
     ],
 )
 def test_file_that_is_no_trace_is_refused(text, problem, tmp_path):

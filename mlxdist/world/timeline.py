@@ -180,14 +180,14 @@ def add_events(path: Path, local: list[Event]) -> None:
     Raises:
         OSError: the trace can't be written, or another process had the lock too long.
     """
+    added = json.dumps(local)[1:-1]  # before the lock: the others wait for that
     make_folder(path.parent)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(folder)
         before = _earlier_text(path)
         separator = "" if before == _START + _END else ","
-        text = before.removesuffix(_END) + separator + json.dumps(local)[1:-1] + _END
-        write_atomically(path, text)
+        write_atomically(path, before.removesuffix(_END) + separator + added + _END)
     finally:
         os.close(folder)  # and with it the lock
 

@@ -151,12 +151,13 @@ class _Reader:
         path = self._folder / TIMELINE
         if self._lacks(TIMELINE):
             return None
-        self._compare_age(TIMELINE)
         try:
-            return summarize(path)
+            breakdown = summarize(path)
         except (OSError, ValueError) as error:
             self.problems.append(str(error))
             return None
+        self._compare_age(TIMELINE)
+        return breakdown
 
     def _compare_age(self, name: str) -> None:
         """Note that a file is older than the run, whose start writes `run.json`."""

@@ -28,7 +28,6 @@ ring ("ring"). Needs root on Linux, and iproute2.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +66,7 @@ def main() -> None:
         result["cases"][name] = measure(console, name, rate, args)
         show(console, name, result["cases"][name])
         common.write_json(args.json, __doc__, result)
-    if args.json:
-        with contextlib.suppress(ImportError):
-            draw(args.json, result["cases"])
+    common.draw_beside(args.json, draw, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:

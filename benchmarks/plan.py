@@ -20,7 +20,6 @@ doctor runs once per round. Needs root on Linux, and iproute2.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import statistics
@@ -65,9 +64,7 @@ def main() -> None:
             result["cases"][name] = case
             show(console, name, case)
         common.write_json(args.json, __doc__, result)
-        if args.json:
-            with contextlib.suppress(ImportError):
-                draw(args.json, result["cases"])
+        common.draw_beside(args.json, draw, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:

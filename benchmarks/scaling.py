@@ -14,7 +14,6 @@ are marked, and have no ideal.
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ def main() -> None:
     }
     show(console, result)
     common.write_json(args.json, __doc__, result)
-    if args.json:
-        with contextlib.suppress(ImportError):
-            draw(args.json, result)
+    common.draw_beside(args.json, draw, result)
 
 
 def parse_arguments() -> argparse.Namespace:

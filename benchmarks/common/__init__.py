@@ -20,6 +20,7 @@ from .options import (
 from .progress import Progress, show_progress
 from .record import (
     Result,
+    draw_beside,
     format_ratio,
     make_console,
     print_table,
@@ -46,6 +47,7 @@ __all__ = [
     "available_memory",
     "bound_text",
     "command",
+    "draw_beside",
     "environment",
     "format_ratio",
     "interleave",

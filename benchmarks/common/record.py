@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxdist.launcher import environment as variables
+from mlxdist.launcher.private_files import write_atomically
 
 from .environment import command, environment
 from .summary import ratio_of, summarize
@@ -106,11 +107,20 @@ def write_json(
         "environment": environment(),
         **result,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with temporary.open("x") as file:
-        file.write(_dump(document) + "\n")
-    temporary.replace(path)
+    write_atomically(path, _dump(document) + "\n", mode=0o666)
+
+
+def draw_beside(
+    path: Path | None, draw: Callable[..., object], *arguments: object
+) -> None:
+    """Draw a figure beside a result, if that is written and matplotlib is installed.
+
+    Args:
+        draw: takes the path of the result, and the arguments.
+    """
+    if path is not None:
+        with contextlib.suppress(ImportError):
+            draw(path, *arguments)
 
 
 def _dump(value: Any, indent: str = "") -> str:

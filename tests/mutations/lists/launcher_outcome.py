@@ -9,6 +9,7 @@ PRIVATE = ("tests/launcher/test_private_files.py",)
 FRAMES = ("tests/launcher/test_user_frames.py",)
 MARKS = ("tests/launcher/test_marks.py",)
 MARK_FILTER = ("tests/launcher/test_mark_filter.py",)
+CALL = ("tests/launcher/test_failure.py::test_call_of_a_rank_as_in_mlx_is_explained",)
 OUTCOME = ("tests/launcher/test_outcome.py",)
 OUTPUT = ("tests/launcher/test_output.py",)
 RANK_FAILURE = ("tests/launcher/test_rank_failure.py",)
@@ -155,6 +156,8 @@ MUTATIONS = [
         SHOWN,
     ),
     Mutation("launcher/failure.py", "[:_MOST_SHOWN]", "", SHOWN),
+    Mutation("launcher/failure.py", "if not calls or last !=", "if last !=", CALL),
+    Mutation("launcher/failure.py", "not calls or last !=", "not calls or not", CALL),
     Mutation("launcher/user_frames.py", "list(frames)[::-1]", "list(frames)", FRAMES),
     # Files that other users can't plant or read
     Mutation(

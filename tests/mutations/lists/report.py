@@ -5,6 +5,8 @@ from tests.mutations.mutation import Mutation, mistakes
 BREAKDOWN = ("tests/report/test_breakdown.py",)
 CHARTS = ("tests/report/test_charts.py",)
 FILES = ("tests/report/test_run_files.py",)
+COMPARISON = ("tests/report/test_comparison.py",)
+HTML = ("tests/report/test_page.py",)
 PAGE = ("tests/report/test_markup.py",)
 TRACE = ("tests/report/test_trace.py",)
 WAITING = ("tests/report/test_waiting.py",)
@@ -92,4 +94,17 @@ MUTATIONS = [
         ],
         ranks=(),
     ),
+    Mutation("report/charts.py", "ranges = line.band or", "ranges = [] and", CHARTS),
+    Mutation("report/run_files.py", "st_mtime < started", "st_mtime > started", FILES),
+    Mutation(
+        "report/sections.py", "if finite == points[-1] else", "if True else", HTML
+    ),
+    Mutation("report/page.py", 'message.startswith("ended ")', "False", HTML),
+    Mutation(
+        "report/comparison.py",
+        "for c in configs])) > 1",
+        "for c in configs]))",
+        COMPARISON,
+    ),
+    Mutation("report/comparison.py", "if name not in _OF_EACH_RUN", "", COMPARISON),
 ]

@@ -207,6 +207,22 @@ MUTATIONS = [
             "tests/world/test_timeline.py::test_add_events_of_several_processes_makes_one_trace",
         ),
     ),
+    Mutation(
+        "world/timeline.py",
+        "after_in_child=self._hook.remove",
+        "after_in_child=list",
+        (
+            "tests/world/test_timeline.py::test_timeline_of_one_rank_is_written_at_its_end",
+        ),
+    ),
+    Mutation(
+        "world/timeline.py",
+        "if self._hook.is_current:",
+        "if False:",
+        (
+            "tests/world/test_timeline.py::test_timeline_of_a_job_that_is_ended_has_its_ranks",
+        ),
+    ),
     Mutation("world/postmortem.py", "min(failed, key=", "max(failed, key=", POSTMORTEM),
     Mutation("world/postmortem.py", "reverse=True", "reverse=False", POSTMORTEM),
     Mutation(

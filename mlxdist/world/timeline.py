@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from ..comm.flight_recorder import MAX_TIMELINE_RECORDS
 from ..launcher.private_files import make_folder, read_text, write_atomically
 from .clocks import Alignment, first_ranks, measure, same_clock
-from .hooks import SigtermHook
+from .hooks import ExceptionHook, SigtermHook
 from .trace_events import Event, Process
 
 if TYPE_CHECKING:
@@ -73,13 +74,13 @@ class Timeline:
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)
         # No guard calls on_failure in a world of one.
-        self._watch = _SigtermWatch(self._add_last_events) if comm is None else None
+        self._hooks = _LoneHooks(self._add_last_events) if comm is None else None
 
     def _write(self) -> None:
         if os.getpid() != self._pid:  # a forked child
             return
-        if self._watch is not None:
-            self._watch.stop()
+        if self._hooks is not None:
+            self._hooks.remove()
         self._recorder.status.leaving = True
         end = time.time()
         if self._comm is not None:
@@ -122,39 +123,46 @@ class Timeline:
         add_events(self._path, self._events(time.time(), _LAST))
 
 
-class _SigtermWatch:
-    """SIGTERM in a world of one, which has no guard.
+class _LoneHooks:
+    """Hooks for exceptions and SIGTERM in a world of one, which has no guard.
 
     Args:
-        on_sigterm: called before the process exits.
+        on_end: called before one of them ends the process.
     """
 
-    def __init__(self, on_sigterm: Callable[[], None]):
-        self._on_sigterm = on_sigterm
+    def __init__(self, on_end: Callable[[], None]):
+        self._on_end = on_end
+        self._exceptions = ExceptionHook(self._on_exception)
         self._ending = threading.Lock()  # never released
         self._wake, self._wake_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
-        self._hook = SigtermHook(self._end, self._wake_fd)
-        if self._hook.installed:
+        self._sigterm = SigtermHook(self._end, self._wake_fd)
+        if self._sigterm.installed:
             # A child has the same pipe, and a signal to it must not end this process.
-            os.register_at_fork(after_in_child=self._hook.remove)
+            os.register_at_fork(after_in_child=self._sigterm.remove)
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def stop(self) -> None:
-        """Restore the process's handler."""
-        self._hook.remove()
+    def remove(self) -> None:
+        """Restore the process's hooks, and end the thread."""
+        self._exceptions.remove()
+        self._sigterm.remove()
         os.write(self._wake_fd, b"\0")
+
+    def _on_exception(self, error: BaseException, is_reported: bool) -> None:
+        self._on_end()
+        if not is_reported:
+            sys.__excepthook__(type(error), error, error.__traceback__)
 
     def _watch(self) -> None:
         """Notice SIGTERM also where the main thread evaluates, and runs no Python."""
         os.read(self._wake, 1)
-        if self._hook.is_current:
+        if self._sigterm.is_current:
             self._end()
 
     def _end(self) -> None:
         if self._ending.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                self._on_sigterm()
+                self._on_end()
             os._exit(128 + signal.SIGTERM)
 
 

@@ -209,7 +209,7 @@ MUTATIONS = [
     ),
     Mutation(
         "world/timeline.py",
-        "after_in_child=self._hook.remove",
+        "after_in_child=self._sigterm.remove",
         "after_in_child=list",
         (
             "tests/world/test_timeline.py::test_timeline_of_one_rank_is_written_at_its_end",
@@ -217,7 +217,7 @@ MUTATIONS = [
     ),
     Mutation(
         "world/timeline.py",
-        "if self._hook.is_current:",
+        "if self._sigterm.is_current:",
         "if False:",
         (
             "tests/world/test_timeline.py::test_timeline_of_a_job_that_is_ended_has_its_ranks",

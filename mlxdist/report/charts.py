@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 20, 12, 40
 _MOST_POINTS = 300  # of a line; more are drawn as means and ranges of neighbors
 
+_MANY_BARS = 16  # above that they are thinner
 _LARGEST = 1e100
 
 _Value = TypeVar("_Value")
@@ -79,7 +80,7 @@ def line_chart(
         return Markup("")
     bounds = [y for line in lines for _, *ys in line.band for y in ys]
     ys = [y for _, y in finite] + [y for y in bounds if drawable(y)]
-    x = _steps([p[0] for p in finite])
+    x = _steps([p[0] for line in lines for p in line.points])
     y = _scale([*ys, *([0.0] * from_zero)], HEIGHT - _BOTTOM, _TOP, pad=0.05)
     if from_zero and min(ys) >= 0:
         y = _Scale(0.0, y.high, y.start, y.stop)
@@ -232,12 +233,14 @@ def bar_chart(title: str, rows: Mapping[str, Mapping[str, float]]) -> Markup:
     Args:
         rows: the parts of each, by the row's label.
     """
-    width, bar = WIDTH - _LEFT - _RIGHT, 20
-    height = len(rows) * (bar + 8) + 30
+    width, bar, gap = WIDTH - _LEFT - _RIGHT, 20, 8
+    if len(rows) > _MANY_BARS:
+        bar, gap = 11, 3
+    height = len(rows) * (bar + gap) + 30
     drawn: list[Markup] = []
     for index, (label, parts) in enumerate(rows.items()):
-        top, left, whole = index * (bar + 8) + 4, float(_LEFT), sum(parts.values())
-        drawn.append(_text(label, _LEFT - 6, top + 14, anchor="end"))
+        top, left, whole = index * (bar + gap) + 4, float(_LEFT), sum(parts.values())
+        drawn.append(_text(label, _LEFT - 6, top + bar / 2 + 4, anchor="end"))
         for name, value in parts.items():
             size = round(width * value / whole, 2) if whole > 0 else 0.0
             tip = element("title", f"{label}, {name}: {share(value, whole)}")

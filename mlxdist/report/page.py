@@ -42,14 +42,16 @@ p { margin: 6px 0; max-width: 75ch; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .charts > p { grid-column: 1 / -1; }
 figure { margin: 0; max-width: 600px; } figcaption { font-weight: 600; }
-svg { display: block; width: 100%; height: auto; max-width: 720px; overflow: visible; }
+svg { display: block; width: 100%; height: auto; max-width: 600px; overflow: visible; }
 svg text { fill: var(--text); font-size: 12px; }
 svg path { fill: none; stroke: var(--rule); }
 svg .axis, svg .tick { stroke: var(--soft); }
 svg .s0, svg .s1, svg .s2, svg .s3 { stroke-width: 1.8; }
 svg .s0 { stroke: var(--c0); } svg .s1 { stroke: var(--c1); }
 svg .s2 { stroke: var(--c2); } svg .s3 { stroke: var(--c3); }
-svg .b0, svg .b1, svg .b2, svg .b3 { stroke: none; opacity: .25; }
+svg .b0, svg .b1, svg .b2, svg .b3 { opacity: .35; }
+svg .b0 { stroke: var(--c0); } svg .b1 { stroke: var(--c1); }
+svg .b2 { stroke: var(--c2); } svg .b3 { stroke: var(--c3); }
 svg .b0, svg .d0 { fill: var(--c0); } svg .b1, svg .d1 { fill: var(--c1); }
 svg .b2, svg .d2 { fill: var(--c2); } svg .b3, svg .d3 { fill: var(--c3); }
 svg rect { stroke: var(--page); }

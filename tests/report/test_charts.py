@@ -47,6 +47,12 @@ def test_value_that_is_not_finite_leaves_a_gap():
     assert len(numbers_in(path.get("d"))) == 4
 
 
+def test_steps_without_a_finite_value_are_on_the_axis():
+    points = [(1, 1.0), (50, 2.0), (100, math.nan)]
+    svg = svg_of(line_chart("t", [Line("a", points)], **LABELS))
+    assert "100" in texts(svg)
+
+
 @pytest.mark.parametrize(
     "values", [[], [math.nan], [math.inf, math.nan], [1e308, -1e308]]
 )

@@ -77,7 +77,7 @@ MUTATIONS = [
         "report/sections.py",
         ("tests/report/test_page.py", "tests/report/test_breakdown.py"),
         [
-            ("value = metrics.last(name)", "value = metrics.rows[0].get(name)"),
+            ("step, value = finite", "step, value = points[0][0], 0.0"),
             ("key=lambda item: -item[1])[:3]", "key=lambda item: item[1])[:3]"),
             ("lines = [*run.problems, *run.missing]", "lines = run.missing"),
             ("known + breakdown.lost", "known"),

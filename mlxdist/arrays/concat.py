@@ -69,6 +69,10 @@ class Chunk:
 
     Pieces may have other shapes than the views of the vector, of as many elements. Each
     consumer asks for the form that it works on; the other one is made then.
+
+    Attributes:
+        is_owned: whether the arrays' memory may be reused once the chunk is dropped. A
+            flat vector is the result of a collective; pieces may be a user's arrays.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Chunk:
         self._split = split
         self._flat = flat
         self._pieces = pieces
+        self.is_owned = pieces is None
 
     def like(self, arrays: Pieces) -> Chunk:
         """Return other values, in the form of `arrays`."""
@@ -94,13 +99,9 @@ class Chunk:
         return self._flat if self._pieces is None else join(self._pieces)
 
     def give_up(self) -> bool:
-        """Drop all arrays; return whether the caller may reuse the memory.
-
-        A flat vector is the result of a collective; pieces may be a user's arrays.
-        """
-        is_flat = self._pieces is None
+        """Drop all arrays; return whether the caller may reuse the memory."""
         self._flat, self._pieces = None, []
-        return is_flat
+        return self.is_owned
 
     def pieces(self) -> Pieces:
         """Return the pieces in their shapes."""

@@ -155,6 +155,7 @@ class Attempt:
     def _take(self, index: int) -> Chunk:
         assert self._means is not None
         mean = self._means.take(index)
+        mean.is_owned = mean.is_owned or self.gradients.is_owned
         self._taken.add(index)
         return mean
 

@@ -22,6 +22,7 @@ class LocalGradients:
         loss: that they are gradients of, where it is known.
 
     Attributes:
+        is_owned: whether nobody else holds them.
         kept: all of them until the step is taken, or none.
         earlier: sums of micro-batches of which these are the last one.
     """
@@ -35,6 +36,7 @@ class LocalGradients:
         loss: Array = None,
     ):
         self.unsent, self.loss = unsent, loss
+        self.is_owned = not keeps
         self.earlier: ShareSums | None = None
         self.kept: Flat = dict(unsent) if keeps else {}
         self._dtype = dtype

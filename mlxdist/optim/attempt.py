@@ -93,7 +93,7 @@ class Attempt:
         shard = self._shard = self._run.local.begin(parameters, scale)
         self._gather = self._run.wire.gather()
         for index in self._run.wire.order:
-            self._hand_on(shard.add(index, self._take(index)))
+            self._hand_on(shard.add(index, self._take(index), self._slot(index)))
         self._finish()
         self._run.evaluate(shard.unpublished())
 

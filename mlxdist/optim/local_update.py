@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..arrays import device
 from ..arrays.concat import Chunk
 from ..arrays.types import Array, Flat, Pieces
+from ..comm.gather import Slot
 from ..comm.wire import Wire
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece
@@ -31,8 +33,12 @@ from .whole_tree_update import WholeTreeUpdate
 class ShardStep(Protocol):
     """One step under way."""
 
-    def add(self, index: int, mean: Chunk) -> Stepped:
-        """Take the mean gradients of a bucket; return the buckets that are stepped."""
+    def add(self, index: int, mean: Chunk, slot: Slot | None = None) -> Stepped:
+        """Take the mean gradients of a bucket; return the buckets that are stepped.
+
+        Args:
+            slot: where the bucket's parameter is, if it is one that may be overwritten.
+        """
 
     def undo(self) -> bool:
         """After an error: put back the state of what was not handed on.
@@ -96,6 +102,10 @@ class BucketUpdate:
     A user's own code may raise an error. So all buckets are stepped before the first
     one is handed on, and an error leaves all as it was. New parameters are lazy until
     then, and the mean gradients stay in memory. Small models are stepped so too.
+
+    Attributes:
+        overwrites: whether large parameters are overwritten where they are: on a CPU,
+            where no other rank has parts of them, which a gather puts there.
     """
 
     def __init__(
@@ -108,6 +118,8 @@ class BucketUpdate:
         traced: bool,
     ):
         self.shard = LocalShard(inner, wire, copies)
+        is_whole = not (wire.plan.sharded and wire.has_peers)
+        self.overwrites = is_whole and device.on_cpu()
         nbytes = sum(entry.nbytes for entry in wire.plan.entries)
         self.waits = nbytes < compilation.COMPILED_FROM or any(
             not leaf.is_of_mlx for leaf in inner.leaves
@@ -157,14 +169,16 @@ class _BucketUpdateStep:
         self._draws = RandomDraws(update.shard)
         self._saved = SavedStates(states.values() if update.waits else ())
 
-    def add(self, index: int, mean: Chunk) -> Stepped:
+    def add(self, index: int, mean: Chunk, slot: Slot | None = None) -> Stepped:
         update, wire = self._update, self._update.shard.wire
         bucket, step = wire.pieces[index], update.steps[index]
         parameters = [self._parameters.pop(piece.entry.path) for piece in bucket]
         states = [self._states[piece.entry.path] for piece in bucket]
         if not update.waits and step.needs_undo(states):
             self._saved = SavedStates(states)
-        stepped = step(mean, parameters, states, self._scale)
+        if not update.overwrites:
+            slot = None
+        stepped = step(mean, parameters, states, self._scale, slot)
         if not isinstance(stepped, Chunk):
             stepped = wire.stepped_chunk(index, stepped)
         self._stepped.append((index, stepped))
@@ -248,11 +262,12 @@ class _BucketStep:
         parameters: Pieces,
         states: Sequence[State],
         scale: Array | None,
+        slot: Slot | None,
     ) -> Chunk | Pieces:
         if self._fused is not None and self._fused.applies:
             return self._fused(mean, parameters, states, scale)
         if self.parts is not None and self._steps_parts(states):
-            new = self.parts(mean, parameters[0], states[0], scale)
+            new = self.parts(mean, parameters, states[0], scale, slot)
             if new is not None:
                 return [new]
         gradients = mean.pieces()

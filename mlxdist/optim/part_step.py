@@ -19,7 +19,8 @@ from ..arrays.concat import Chunk
 from ..arrays.in_place import InPlace
 from ..arrays.numpy_view import address, uninitialized
 from ..arrays.trees import cut
-from ..arrays.types import Array, Dtype, Named
+from ..arrays.types import Array, Dtype, Named, Pieces
+from ..comm.gather import Slot
 from ..layout.entries import Entry, split_counts
 from ..layout.paths import KeyPath
 from ..layout.sharding import Piece, Strategy
@@ -51,8 +52,8 @@ class _Part(NamedTuple):
     state: State
 
 
-# Gradient, under the key "mean"; parameter; state; scale. The vectors are flat.
-_Inputs = tuple[Named, Array, State, Array | None]
+# Gradient, under the key "mean", flat; where the parameter is; state; scale.
+_Inputs = tuple[Named, Slot, State, Array | None]
 
 
 class PartStep:
@@ -105,36 +106,46 @@ class PartStep:
         )
 
     def __call__(
-        self, mean: Chunk, parameter: Array, state: State, scale: Array | None
+        self,
+        mean: Chunk,
+        parameters: Pieces,
+        state: State,
+        scale: Array | None,
+        slot: Slot | None,
     ) -> Array | None:
         """Return the new values of the piece, and update `state`.
 
         Args:
             mean: the piece's mean gradient. New values take its memory if they can.
-            parameter: the whole one.
+            parameters: the whole one; dropped.
+            slot: where it is, if it may be overwritten. Then it stays where it is in
+                memory: one that moves at each step leaves gaps behind.
 
         Returns:
             None, with nothing changed, where the step makes other state than there is.
         """
         (gradient,) = mean.pieces()
-        local = cut(parameter, self._piece, self._strategy)
-        gradients = {"mean": gradient.reshape(-1)}
-        inputs = gradients, local.reshape(-1), state, scale
+        local = cut(parameters[0], self._piece, self._strategy)
+        gradients, shape = {"mean": gradient.reshape(-1)}, local.shape
         mx.eval(gradients, local, state)  # raises the errors of a user's computation
         is_copy = address(mean.arrays[0]) is None  # of a transposed array
+        inputs = gradients, slot or _slot_of(local), state, scale
         del gradient
         waiting = deque([self._start(0, *inputs)])
         if _layout(waiting[0].state) != _layout(state):
             return None
-        new = gradients
+        parameters.clear()
         is_free = mean.give_up() or is_copy
-        if gradients["mean"].dtype != local.dtype or not is_free:
-            new = {"mean": uninitialized(self._size, local.dtype)}
+        new: Slot = slot or (gradients, "mean")
+        if slot is None and (gradients["mean"].dtype != local.dtype or not is_free):
+            new = _slot_of(uninitialized(self._size, local.dtype))
+        del local
         outputs = {
             key: InPlace(container_of(state, key), key[-1]) for key in leaf_keys(state)
         }
-        self._write_all(waiting, inputs, InPlace(new, "mean"), outputs)
-        return new["mean"].reshape(local.shape)
+        self._write_all(waiting, inputs, InPlace(*new), outputs)
+        container, name = new
+        return container[name].reshape(shape)
 
     def _write_all(
         self,
@@ -158,12 +169,13 @@ class PartStep:
         self,
         index: int,
         gradients: Named,
-        parameter: Array,
+        parameter: Slot,
         state: State,
         scale: Array | None,
     ) -> _Part:
         """Queue a part's step."""
         start, stop = self._spans[index]
+        container, name = parameter
         new: State = {}
         for key in leaf_keys(state):
             each = _elements_of(key)
@@ -175,7 +187,7 @@ class PartStep:
             blocks = numbers_of_blocks([(first + start, first + stop)])
         (stepped,) = self._step(
             [gradients["mean"][start:stop]],
-            [parameter[start:stop]],
+            [container[name].reshape(-1)[start:stop]],
             [new],
             scale,
             [blocks],
@@ -189,6 +201,10 @@ class PartStep:
         for key in leaf_keys(part.state):
             start = part.start // _elements_of(key)
             outputs[key].write(start, leaf_at(part.state, key).reshape(-1))
+
+
+def _slot_of(array: Array) -> Slot:
+    return {"array": array}, "array"
 
 
 def _elements_of(key: Key) -> int:

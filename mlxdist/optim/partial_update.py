@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..arrays.concat import Chunk
 from ..arrays.dtypes import dtype_of
 from ..arrays.types import Array, Flat
+from ..comm.gather import Slot
 from ..comm.wire import Wire
 from ..layout.entries import Entry
 from ..layout.paths import KeyPath
@@ -80,7 +81,8 @@ class _PartialStep:
         states = state.dicts(inner, [entry.path for entry in missing])
         self._before = {path: dict(values) for path, values in states.items()}
 
-    def add(self, index: int, mean: Chunk) -> Stepped:
+    def add(self, index: int, mean: Chunk, slot: Slot | None = None) -> Stepped:
+        # Parameters that are left out may not be overwritten, so none is.
         stepped = self._step.add(index, mean)
         paths = (p.entry.path for done, _ in stepped for p in self._wire.pieces[done])
         self._put_back([path for path in paths if path in self._before])

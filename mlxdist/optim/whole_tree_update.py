@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..arrays.concat import Chunk
 from ..arrays.trees import cut_all
 from ..arrays.types import Array, Flat
+from ..comm.gather import Slot
 from ..comm.wire import Wire
 from .inner_optimizer import InnerOptimizer
 from .local_shard import LocalShard, Stepped
@@ -44,7 +45,7 @@ class WholeTreeStep:
         self._buckets_left = len(shard.wire.pieces)
         self._saved = SavedStates()
 
-    def add(self, index: int, mean: Chunk) -> Stepped:
+    def add(self, index: int, mean: Chunk, slot: Slot | None = None) -> Stepped:
         bucket = self._shard.wire.pieces[index]
         for piece, gradient in zip(bucket, mean.pieces(), strict=True):
             path = piece.entry.path

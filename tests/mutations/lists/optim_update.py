@@ -154,6 +154,21 @@ MUTATIONS = [
         ],
     ),
     *mistakes(
+        "optim/attempt.py",
+        ("tests/optim/test_part_step.py",),
+        [
+            ("mean.is_owned or self.gradients.is_owned", "mean.is_owned"),
+            (", self._slot(index)))", "))"),
+        ],
+        (1,),
+    ),
+    *mistakes(
+        "optim/local_update.py",
+        ("tests/optim/test_part_step.py",),
+        [("is_whole = not (wire.plan.sharded and wire.has_peers)", "is_whole = True")],
+        (2,),
+    ),
+    *mistakes(
         "arrays/in_place.py",
         ("tests/optim/test_part_step.py",),
         [

@@ -139,7 +139,7 @@ def test_update_of_a_model_gathers_into_the_memory_of_its_parameter(
     assert above <= share + copied + 0.5 * MIB
 
 
-@each_shard
+@pytest.mark.parametrize("shard", [False, "elements"])
 def test_update_of_a_model_leaves_a_large_parameter_where_it_is(
     shard, world, monkeypatch
 ):

@@ -158,7 +158,7 @@ MUTATIONS = [
         ("tests/optim/test_part_step.py",),
         [
             ("mean.is_owned or self.gradients.is_owned", "mean.is_owned"),
-            (", self._slot(index)))", "))"),
+            ("self._take(index), self._slot(index)", "self._take(index), None"),
         ],
         (1,),
     ),

@@ -67,9 +67,8 @@ def main() -> None:
             result["places"][place] = case = measure(console, args, place, cluster)
         show(console, place, case)
         common.write_json(args.json, __doc__, result)
-    if args.json and result["places"]:
-        with contextlib.suppress(ImportError):
-            draw(args.json, result["places"])
+    if result["places"]:
+        common.draw_beside(args.json, draw, result["places"])
 
 
 def parse_arguments() -> argparse.Namespace:

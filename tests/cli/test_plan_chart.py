@@ -99,10 +99,11 @@ def test_chart_as_png_without_step_time_is_one_file(tmp_path, capsys):
     ("name", "message"),
     [
         ("plan.pdf", "wanted a name that ends with .png or .svg"),
-        ("missing/plan.svg", "No such file or directory; wanted a file in a folder"),
+        ("file/plan.svg", "Not a directory; wanted a file in a folder"),
     ],
 )
 def test_chart_that_cannot_be_written_is_refused(name, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
     try:
         code = cli.main([*COMMAND.split(), "--chart", str(tmp_path / name)])
     except SystemExit as error:

@@ -67,6 +67,8 @@ def main() -> None:
     args = parser.parse_args()
 
     world = mlxdist.init()
+    if args.batch_size < world.size:
+        parser.error(f"--batch-size is {args.batch_size}, wanted {world.size} or more")
     digits = load_digits()
     images = mx.array(digits.images[..., None], mx.float32) / 16
     labels = mx.array(digits.target)

@@ -67,6 +67,8 @@ def main() -> None:
     args = parser.parse_args()
 
     world = mlxdist.init()
+    if args.batch_size < world.size:
+        parser.error(f"--batch-size is {args.batch_size}, wanted {world.size} or more")
     images = mx.array(load_digits().data, mx.float32) / 16
     generator, discriminator = make_generator(), make_discriminator()
     g_optimizer, d_optimizer = make_optimizer(generator), make_optimizer(discriminator)
@@ -84,13 +86,11 @@ def main() -> None:
             d_optimizer.update(discriminator, gradients, weight=len(batch))
             g_loss, gradients = g_loss_and_gradients(generator, discriminator, noise)
             g_optimizer.update(generator, gradients, weight=len(batch))
-        d_mean, g_mean = (
-            world.mean(loss.item(), weight=len(batch)) for loss in (d_loss, g_loss)
-        )
+        means = [world.mean(x.item(), weight=len(batch)) for x in (d_loss, g_loss)]
         if epoch % 10 == 0:
             world.print(
-                f"epoch {epoch}: losses {d_mean:.3f} (discriminator), "
-                f"{g_mean:.3f} (generator)"
+                f"epoch {epoch}: losses {means[0]:.3f} (discriminator), "
+                f"{means[1]:.3f} (generator)"
             )
     draw(generator(mx.random.normal((8, NOISE))), world)
 

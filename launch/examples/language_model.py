@@ -58,6 +58,8 @@ def main() -> None:
     args = parser.parse_args()
 
     world = mlxdist.init()
+    if args.batch_size < world.size:
+        parser.error(f"--batch-size is {args.batch_size}, wanted {world.size} or more")
     rows, held_out = read_rows()
 
     model = LanguageModel()

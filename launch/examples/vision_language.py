@@ -65,6 +65,8 @@ def main() -> None:
     args = parser.parse_args()
 
     world = mlxdist.init()
+    if args.batch_size < 1 or args.batch_size % world.size:
+        parser.error(f"--batch-size must be a multiple of {world.size}, the ranks")
     model, rows = make_model(), make_rows()
     optimizer = mlxdist.DistributedOptimizer(optim.AdamW(1e-3), shard=True)
     optimizer.init(model)  # before Trainer: all ranks begin with rank 0's parameters

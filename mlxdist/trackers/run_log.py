@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import mlx.core as mx
 
@@ -57,9 +58,10 @@ class RunLog:
         title: of the progress line.
 
     Raises:
-        MismatchError: on all ranks, where `steps`, `every` or `done` differ, or rank 0
-            can't write to the folder, or has not the package of a tracker. A tracker
-            that can't start for another reason is left out, with a warning.
+        MismatchError: on all ranks, where `steps`, `every` or `done` differ, one of
+            them or `progress` is wrong, or rank 0 can't write to the folder, or has not
+            the package of a tracker. A tracker that can't start for another reason is
+            left out, with a warning.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class RunLog:
         self._world, self._optimizer = world, optimizer
         self._steps, self._every, self._done = steps, every, done
         self._config = dict(config or {})
-        self._hosts = self._agree_on_reports()
+        self._hosts = self._agree_on_reports(progress)
         self._outputs = agree_on_success(
             world.control,
             "RunLog",
@@ -207,7 +209,7 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.finish()
 
-    def _agree_on_reports(self) -> list[str]:
+    def _agree_on_reports(self, progress: Kind | None) -> list[str]:
         """Compare over the ranks when reports are due; return the ranks' hosts."""
         lines = [f"steps {self._steps}, every {self._every}, done {self._done}"]
         problem = None
@@ -215,6 +217,8 @@ class RunLog:
             problem = f"every must be positive: {self._every!r}"
         if not isinstance(self._done, int) or self._done < 0:
             problem = f"done must be the steps taken, 0 or more: {self._done!r}"
+        if progress not in (None, *get_args(Kind)):
+            problem = f"progress must be 'line', 'ranks' or None: {progress!r}"
         control = self._world.control
         agree(control, "RunLog", fingerprint(lines), lambda: lines, problem=problem)
         hosts = control.all_gather_bytes(self._world.host.encode())

@@ -36,6 +36,19 @@ def config(world, shared_folder):
         "steps_per_eval": 2,
         "steps_per_report": 1,
         "learning_rate": 1e-3,
+        # What mlx-lm's own example of a file has besides.
+        "optimizer": "adamw",
+        "optimizer_config": {"adamw": {"betas": [0.9, 0.98], "weight_decay": 0.05}},
+        "lora_parameters": {
+            "keys": ["self_attn.q_proj", "self_attn.v_proj"],
+            **{"rank": 8, "scale": 20.0, "dropout": 0.0},
+        },
+        "lr_schedule": {
+            **{"name": "cosine_decay", "warmup": 2, "warmup_init": 1e-7},
+            "arguments": [1e-3, 10, 1e-7],
+        },
+        "resume_adapter_file": None,
+        "report_to": None,
     }
 
 
@@ -92,7 +105,12 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
         (lambda c: {**c, "resume": True}, "there is no checkpoint in"),
         (lambda _: "a: [", "while parsing a flow node"),
         (lambda _: "- a", "the file of --config has no lines such as"),
-        (lambda c: {**c, "batch-size": 4}, "did you mean batch_size?"),
+        (lambda c: {**c, "batch-size": 4}, "no option batch-size: did you mean batch"),
+        (lambda c: {**c, "note": 4}, "config.yaml: there is no option note: remove it"),
+        (
+            lambda c: {**c, "lora_parameters": {"rank": 4, "scala": 2.0}},
+            "config.yaml: there is no option scala: did you mean scale?",
+        ),
         (lambda c: {**c, "checkpoint_every": "9"}, "found '9', wanted a whole number"),
         (lambda c: {**c, "train": False}, "nothing to do: add --train, --test"),
         (lambda c: {**c, "num_layers": 9}, "the model only has 1 layers"),
@@ -105,7 +123,8 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
     ],
     ids=[
         *("shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"),
-        *("list", "dashes", "text", "nothing", "layers", "path", "Muon", "untrained"),
+        *("list", "dashes", "unknown", "section", "text", "nothing", "layers", "path"),
+        *("Muon", "untrained"),
     ],
 )
 def test_command_with_a_mistake_ends_all_ranks_with_one_message(

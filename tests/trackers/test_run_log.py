@@ -177,10 +177,12 @@ def test_logs_that_report_at_different_steps_are_refused_on_all_ranks(make, worl
         make(done=world.rank)
 
 
-def test_reports_of_no_steps_are_refused_on_all_ranks(make, world):
+def test_wrong_arguments_are_refused_on_all_ranks(make, world):
     is_last = world.rank == world.size - 1
     with pytest.raises(mlxdist.MismatchError, match="every must be positive: 0"):
         make(every=0 if is_last else 5)
+    with pytest.raises(mlxdist.MismatchError, match="progress must be 'line', 'ranks'"):
+        make(progress="rank" if is_last else "ranks")
 
 
 @pytest.mark.parametrize("done", [None, -1, 2.0])

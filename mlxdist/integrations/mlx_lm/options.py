@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mlx.optimizers import Optimizer
 from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .arguments import rows_problem
-from .upstream import FEATURES, lora
+from .upstream import SECTIONS, known_options, lora
 
 _SHARDS = {"auto": True, "none": False}
 _MASTERS = {"float32": mx.float32}
@@ -33,7 +33,6 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "compiled": (True, False),
     "resume": (True, False),
 }
-_ALIKE = 0.8  # of two names, of 1: one or two letters differ
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +82,8 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 
 def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
-    known = {**lora.CONFIG_DEFAULTS, **DEFAULTS}
-    yield from _misspelled(vars(args), {*known, *FEATURES})
-    for name, default in known.items():
+    yield from _unknown(args)
+    for name, default in {**lora.CONFIG_DEFAULTS, **DEFAULTS}.items():
         value = getattr(args, name)
         if type(default) is int and type(value) is not int:
             yield f"{name}: found {value!r}, wanted a whole number"
@@ -107,12 +105,25 @@ def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
         )
 
 
-def _misspelled(given: Iterable[str], known: Collection[str]) -> Iterator[str]:
+def _unknown(args: argparse.Namespace) -> Iterator[str]:
     """Yield what is wrong with names of the YAML file, of which mlx-lm ignores any."""
+    yield from _unknown_names(vars(args), {*known_options(), *DEFAULTS}, args.config)
+    for section, known in SECTIONS.items():
+        given = getattr(args, section, None)
+        for names in given if isinstance(given, list) else [given]:
+            if isinstance(names, Mapping):
+                file = f"{section} of {args.config}"
+                yield from _unknown_names(names, known, file)
+
+
+def _unknown_names(
+    given: Mapping[str, object], known: Collection[str], file: str
+) -> Iterator[str]:
     for name in given:
-        meant = difflib.get_close_matches(name, known, 1, cutoff=_ALIKE)
-        if meant and name not in known:
-            yield f"there is no option {name}: did you mean {meant[0]}?"
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "remove it"
+            yield f"{file}: there is no option {name}: {hint}"
 
 
 def wrap_optimizer(

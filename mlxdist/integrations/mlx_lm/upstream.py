@@ -12,14 +12,7 @@ from types import ModuleType
 from ...launcher import environment
 
 TESTED = "0.32.2"
-# Options of the YAML file without a default.
-FEATURES = (
-    "hf_dataset",
-    "prompt_feature",
-    "text_feature",
-    "completion_feature",
-    "chat_feature",
-)
+_FEATURES = ("prompt_feature", "text_feature", "completion_feature", "chat_feature")
 _REMEDY = f"pip install mlx-lm=={TESTED}"
 
 try:
@@ -44,7 +37,7 @@ except ImportError as error:
     raise ImportError(f"{error}: {_FOUND}. {_REMEDY}") from error
 
 __all__ = [
-    "FEATURES",
+    "SECTIONS",
     "TrainUI",
     "TrainingArgs",
     "default_loss",
@@ -52,11 +45,29 @@ __all__ = [
     "fitting_output",
     "grad_checkpoint",
     "iterate_batches",
+    "known_options",
     "lora",
     "maybe_set_recommended_wired_limit",
     "replaced",
     "rprint",
 ]
+
+# Names in sections of the YAML file.
+SECTIONS = {
+    "lora_parameters": ("rank", "dropout", "scale", "keys"),
+    "lr_schedule": ("name", "arguments", "warmup", "warmup_init"),
+    "optimizer_config": tuple(lora.CONFIG_DEFAULTS["optimizer_config"]),
+    "hf_dataset": (
+        *("path", "config", "train_split", "valid_split", "test_split", "mask_prompt"),
+        *_FEATURES,
+    ),
+}
+
+
+def known_options() -> set[str]:
+    """Return all names that mlx-lm's YAML file may have: defaults, flags and others."""
+    flags = vars(lora.build_parser().parse_args([]))
+    return {*lora.CONFIG_DEFAULTS, *flags, "hf_dataset", *_FEATURES}
 
 
 def fitting_output() -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ the squares of the mean while it is in the cache. The rules are the same and sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arrays.numpy_view import decode
 from ..arrays.pairwise_sum import pairwise_sum
-from ..arrays.types import Array, Raw
+from ..arrays.types import Array, Pieces, Raw
 
 
 class Weights(NamedTuple):
@@ -46,6 +46,16 @@ class Weights(NamedTuple):
         """Weights of weighted sums: each counts once, and the total divides."""
         total = pairwise_sum(every) if pairwise else sum(every)
         return cls(1.0, (1.0,) * len(every), total, pairwise)
+
+    def summed(self, add: Callable[[Array], Array], behind: Pieces) -> Weights:
+        """Return traced weights with their sum.
+
+        Args:
+            add: sums a scalar over the ranks.
+            behind: what is sent next. The scalar is not sent before: MPI polls, so a
+                rank that waits for the others' weights would slow its own computation.
+        """
+        return self._replace(total=add(mx.depends([self.local], behind)[0]))
 
 
 def weigh(flat: Array, weights: Weights) -> Array:

@@ -87,7 +87,8 @@ class Wire:
             `expected` gives the bytes on the wire.
         """
         if self.has_peers and weights.every is None:
-            weights = weights._replace(total=self.comm.sum_scalar(weights.local))
+            first = [gradients[entry.path] for entry in self.plan.buckets[0].entries]
+            weights = weights.summed(self.comm.sum_scalar, behind=first)
         return Reduction(self, gradients, weights, earlier)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from ...arrays.types import Array, Tree
 from ...checkpoint.user_data import random_key, set_random_key
@@ -92,7 +92,10 @@ class CompiledStep:
         (mean, tokens), gradients = self._loss_and_gradients(self._model, *batch)
         weight = tokens
         if self._count > 1:
-            weight, scale = None, self._scale(tokens)
+            leaves = [gradient for _, gradient in tree_flatten(gradients)]
+            # Not sent while this rank computes: MPI polls.
+            counted = mx.depends([tokens], leaves)[0]
+            weight, scale = None, self._scale(counted)
             gradients = tree_map(partial(_scaled, scale), gradients)
         if before is not None:
             gradients = tree_map(mx.add, gradients, before)

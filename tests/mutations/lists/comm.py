@@ -182,7 +182,7 @@ MUTATIONS = [
         "comm/wire.py",
         ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
         [
-            ("total=self.comm.sum_scalar(weights.local)", "total=weights.local"),
+            ("weights.summed(self.comm.sum_scalar,", "weights.summed(lambda x: x,"),
         ],
     ),
     *mistakes(

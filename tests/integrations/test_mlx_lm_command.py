@@ -49,6 +49,7 @@ def config(world, shared_folder):
         },
         "resume_adapter_file": None,
         "report_to": None,
+        "trust_remote_code": True,
     }
 
 
@@ -79,7 +80,7 @@ def test_command_saves_an_adapter_that_mlx_lm_generates_with(
     model, tokenizer = load(config["model"], adapter_path=config["adapter_path"])
     assert generate(model, tokenizer, "1+1=", max_tokens=2) is not None
     saved = json.loads((shared_folder / "adapters/adapter_config.json").read_text())
-    assert saved["fine_tune_type"] == kind
+    assert (saved["fine_tune_type"], saved["trust_remote_code"]) == (kind, True)
 
 
 def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder):

@@ -34,6 +34,15 @@ def test_gan_draws_eight_images(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["classifier", "language_model", "gan"])
+def test_example_with_fewer_rows_than_ranks_names_the_option(tmp_path, name):
+    script = EXAMPLES / f"{name}.py"
+    result = mpi_job(2, script, "--batch-size", 1, folder=tmp_path, env=ONE_THREAD)
+    assert result.returncode == 2
+    assert "--batch-size is 1, wanted 2 or more" in result.stderr
+
+
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("mlx_vlm") is None, reason="needs mlx-vlm")
 def test_vision_language_model_learns_and_is_identical_on_all_ranks(tmp_path):
     script = EXAMPLES / "vision_language.py"

@@ -106,6 +106,8 @@ def _with_options(
     def build() -> argparse.ArgumentParser:
         parser = build_parser()
         parser.prog = _USAGE.partition(" [")[0]
+        # mlx-lm has two flags with a default that hides the line of the YAML file.
+        parser.set_defaults(**dict.fromkeys(lora.CONFIG_DEFAULTS))
         add_options(parser)
         return parser
 
@@ -188,6 +190,8 @@ class OnAllRanks:
         **arguments: Any,
     ) -> None:
         args, world = self._args, self._world
+        # mlx-lm drops this one.
+        arguments["args"].clear_cache_threshold = args.clear_cache_threshold
         if not world.is_root:  # ranks draw dropout of their own
             world.seed(args.seed)
         wrapped = self._agreed(wrap_optimizer)(optimizer, args, world)

@@ -68,6 +68,14 @@ MUTATIONS = [
         COMMAND,
         (1,),
     ),
+    Mutation(FOLDER + "options.py", "if name not in known:", "if 0:", COMMAND, (1,)),
+    Mutation(
+        FOLDER + "command.py",
+        "parser.set_defaults(**dict.fromkeys(lora.CONFIG_DEFAULTS))",
+        "pass",
+        COMMAND,
+        (1,),
+    ),
     Mutation(
         FOLDER + "step.py",
         "return mx.where(tokens > 0, mean, 0.0), tokens",

@@ -23,18 +23,19 @@ class OutOfMemory:
 
     Args:
         is_local: whether all ranks run on this machine. Of others nothing is known.
+        vmstat: the kernel's counts.
     """
 
-    def __init__(self, *, is_local: bool):
-        self._is_local = is_local
-        self._before = _count_of_kills()
+    def __init__(self, *, is_local: bool, vmstat: Path = _VMSTAT):
+        self._is_local, self._vmstat = is_local, vmstat
+        self._before = _count_of_kills(vmstat)
 
     def explain(self, outcome: Outcome) -> Outcome:
         """Add to a job's message that the kernel ran out of memory, if it did.
 
         The outcome stays as it is unless SIGKILL ended a rank on this machine.
         """
-        killed = _count_of_kills() - self._before
+        killed = _count_of_kills(self._vmstat) - self._before
         was_killed = any(rank.signal == "SIGKILL" for rank in outcome.ranks)
         if not (self._is_local and was_killed and killed > 0):
             return outcome
@@ -84,8 +85,8 @@ def _limit(file: Path) -> int | None:
     return int(text) if text.isdecimal() and int(text) < _UNLIMITED else None
 
 
-def _count_of_kills() -> int:
-    field = re.search(r"^oom_kill (\d+)$", _read(_VMSTAT), re.MULTILINE)
+def _count_of_kills(vmstat: Path) -> int:
+    field = re.search(r"^oom_kill (\d+)$", _read(vmstat), re.MULTILINE)
     return int(field[1]) if field else 0
 
 

@@ -11,6 +11,7 @@ from mlxdist.arrays.arena import ALONE_FROM, BLOCK_BYTES, Arena
 def test_allocated_vectors_of_any_size_are_apart_and_keep_what_is_written(dtype):
     arena, whole = Arena(), BLOCK_BYTES // dtype.size
     sizes = [0, 1, 63, 64, 1000, whole // 2, whole // 2 - 100, 7, whole // 2 + 1, whole]
+    sizes += [ALONE_FROM // dtype.size - 1] * (BLOCK_BYTES // ALONE_FROM + 1)
     vectors = [arena.allocate(size, dtype) for size in sizes]
     for number, vector in enumerate(vectors):
         vector.bits[:] = number

@@ -52,7 +52,9 @@ class StopsAt(Reports):
 def train_together(world, args, kind="full", *, dropout=0.0, reports=None, **options):
     """Train on the ranks of a world, with other random numbers and weights on each."""
     reports = reports or Reports()
-    model = tiny_model(kind, dropout=dropout)
+    # The frozen weights of the other kinds are the same on all ranks.
+    seed = world.rank if kind == "full" else 0
+    model = tiny_model(kind, dropout=dropout, seed=seed)
     np.random.seed(world.rank)
     mx.random.seed(world.rank)
     options.setdefault("optimizer", optim.AdamW(1e-3))
@@ -102,7 +104,10 @@ def test_train_on_ranks_gives_the_losses_of_one_process(
 @pytest.mark.parametrize(
     ("optimizer", "changes"),
     [
-        (optim.SGD, {"grad_accumulation_steps": 2, "iters": 7}),
+        (
+            optim.SGD,
+            {"grad_accumulation_steps": 2, "iters": 7, "steps_per_report": 3},
+        ),
         (optim.SGD, {"grad_checkpoint": True}),
         pytest.param(optim.Muon, {}, marks=pytest.mark.long),
         pytest.param(optim.Adafactor, {}, marks=pytest.mark.long),
@@ -114,10 +119,15 @@ def test_train_with_options_gives_the_model_of_one_process(
 ):
     args = arguments(shared_folder, **changes)
     expected, alone = train_alone("full", args, optimizer=optimizer(1e-2))
+    following = np.random.random()
+    layer = type(expected.layers[0])
+    call = layer.__call__
     model, reports = train_together(
         world, args, optimizer=optimizer(1e-2), compiled=compiled
     )
     assert_same_losses(reports, alone)
+    assert np.random.random() == following
+    assert layer.__call__ is call
     assert difference(model, expected) < SAME
     assert world.identical(model)
 
@@ -151,16 +161,17 @@ def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     changes = {"iters": 8, "steps_per_report": 2, "grad_accumulation_steps": count}
     changes["steps_per_eval"] = 4  # in the middle of an epoch
     args = arguments(shared_folder, **changes)
-    _, alone = train_alone("full", args)
+    sets = rows(30), rows(24, seed=1)  # batches in an order that is drawn
+    _, alone = train_alone("full", args, sets=sets)
     reports = StopsAt(6)
-    options = {"compiled": compiled, "checkpoint_every": 3}
+    options = {"compiled": compiled, "sets": sets, "checkpoint_every": 3}
     with pytest.raises(Stopped):
         train_together(world, args, reports=reports, **options)
     folder = shared_folder.with_name(f"{shared_folder.name}-{world.rank}")
     shutil.copytree(shared_folder, folder)  # each rank goes on alone in its own
     args = arguments(folder, **changes)
     one = world.split(world.rank)
-    _, resumed = train_together(one, args, compiled=compiled, resume=True)
+    _, resumed = train_together(one, args, compiled=compiled, sets=sets, resume=True)
     one.close()
     assert resumed.train[0]["iteration"] == (4 if count == 1 else 6)
     done = len(alone.losses) - len(resumed.losses)

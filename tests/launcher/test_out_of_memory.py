@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlxdist.launcher.out_of_memory import memory_limit
+from mlxdist.launcher.out_of_memory import OutOfMemory, memory_limit
+from mlxdist.launcher.outcome import Outcome, RankOutcome
 from tests.support import jobs, memory_group
 
 LIMIT = 200_000_000
@@ -27,6 +28,27 @@ def test_rank_killed_by_the_kernel_is_reported_with_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("is_local", "signal", "kills", "text"),
+    [
+        (True, "SIGKILL", 9, "it killed 2 processes during"),
+        (True, "SIGKILL", 7, ""),
+        (True, "SIGTERM", 9, ""),
+        (False, "SIGKILL", 9, ""),
+    ],
+)
+def test_kernel_is_blamed_for_its_kills_during_a_job_on_this_machine(
+    is_local, signal, kills, text, tmp_path
+):
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("oom_kill 7\n")
+    memory = OutOfMemory(is_local=is_local, vmstat=vmstat)
+    vmstat.write_text(f"oom_kill {kills}\n")
+    ended = Outcome(137, (RankOutcome(0, "killed", signal=signal),), message="x.")
+    message = memory.explain(ended).message
+    assert text in message if text else message == "x."
+
+
+@pytest.mark.parametrize(
     ("lines", "files", "limit"),
     [
         ("4:memory:/a/b\n0::/", {"memory/a/b/memory.limit_in_bytes": "3000"}, 3000),
@@ -39,6 +61,7 @@ def test_rank_killed_by_the_kernel_is_reported_with_the_limit(tmp_path):
             2000,
         ),
         ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "1000"}, 1000),
+        ("0::/a/b", {"a/b/memory.max": "3000", "a/memory.max": "2000"}, 2000),
         ("0::/../b", {"memory.max": "500"}, 500),
         ("4:memory:/of/host", {"memory/memory.limit_in_bytes": "700"}, 700),
         (

@@ -1,5 +1,7 @@
 """The lists of mutations fit today's sources, and the suite catches them."""
 
+import re
+
 import pytest
 
 from tests.mutations.__main__ import is_good, main, summary
@@ -45,6 +47,19 @@ def test_mutations_name_tests_that_exist():
         if not path.exists() or f"def {function}" not in path.read_text():
             missing.append(test)
     assert missing == []
+
+
+def test_mutations_run_the_tests_that_they_name():
+    """Files of tests under mpirun need ranks, and others have no such tests."""
+    wrong = []
+    for test, ranks in {(t, bool(m.ranks)) for m in MUTATIONS for t in m.tests}:
+        text = (ROOT / test.split("::")[0]).read_text()
+        all_mpi = re.search(
+            r"^pytestmark = (\[\s*)?pytest.mark.mpi", text, re.MULTILINE
+        )
+        if (all_mpi and not ranks) or ("pytest.mark.mpi" not in text and ranks):
+            wrong.append((test, ranks))
+    assert wrong == []
 
 
 def test_mutations_are_listed_once():

@@ -3,13 +3,18 @@
 from tests.mutations.mutation import Mutation, mistakes
 
 MUTATIONS = [
-    *mistakes(
+    Mutation(
         "arrays/device.py",
-        ("tests/arrays/test_device.py", "tests/optim/test_accelerator.py"),
-        [
-            ("return 0 if on_cpu() else 1", "return 0"),
-            ("or len(arrays) < 2 else [join(arrays)]", "or 1 else [join(arrays)]"),
-        ],
+        "return 0 if on_cpu() else 1",
+        "return 0",
+        ("tests/optim/test_accelerator.py",),
+        (2,),
+    ),
+    Mutation(
+        "arrays/device.py",
+        "or len(arrays) < 2 else [join(arrays)]",
+        "or 1 else [join(arrays)]",
+        ("tests/arrays/test_device.py",),
     ),
     *mistakes(
         "comm/wire.py",

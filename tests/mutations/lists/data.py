@@ -28,12 +28,14 @@ MUTATIONS = [
         "(stop - start) % self.size > 0",
         "(stop - start) % self.size == 0",
         WEIGHTS,
+        (2,),
     ),
     Mutation(
         "optim/step_checks.py",
         "if weight is None and world.has_uneven_shares",
         "if world.has_uneven_shares",
         WEIGHTS,
+        (2,),
     ),
     Mutation(
         "data.py",

@@ -30,6 +30,7 @@ MUTATIONS = [
             ("return (1 + (is_streamed and", "return (1 + ("),
             ("return (1 + (not options.keeps", "return (1 + (options.keeps"),
         ],
+        ranks=(),
     ),
     Mutation("layout/memory.py", "most + max(sizes)", "most", MEMORY),
     Mutation(

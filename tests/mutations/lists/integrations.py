@@ -94,10 +94,6 @@ MUTATIONS = [
         FOLDER + "training.py",
         TRAIN,
         [
-            (
-                "if iteration <= self._args.iters - self._args.iters % count:",
-                "if True:",
-            ),
             ("is_last=iteration % count == 0", "is_last=True"),
             ("        self._tokens = at.tokens", "        pass"),
             ("range(done + 1, self._args.iters + 1)", "range(1, self._args.iters + 1)"),

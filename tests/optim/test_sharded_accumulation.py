@@ -66,8 +66,12 @@ def test_sharded_sums_take_what_no_sync_added_up_whole(world):
     tree = twin = parameters()
     optimizer = distributed(world, shard=True, accumulate=3, accumulate_sharded=True)
     reference = distributed(world, shard=True, accumulate=3)
+    optimizer.init(tree)
+    transports = (world.native, world.host_transport)
+    before = [comm.traffic.bytes_sent for comm in transports]
     with optimizer.no_sync():
         tree = apply_steps(optimizer, tree, [0], world.rank)
+    assert [comm.traffic.bytes_sent for comm in transports] == before
     tree = apply_steps(optimizer, tree, [1, 2], world.rank)
     twin = apply_steps(reference, twin, range(3), world.rank)
     assert optimizer.step.item() == 1

@@ -22,6 +22,7 @@ MUTATIONS = [
         "SO_REUSEPORT, 1",
         "SO_REUSEPORT, 0",
         ("tests/world/test_addresses.py",),
+        equivalent="on Linux SO_REUSEADDR allows it too; macOS needs it",
     ),
     Mutation(
         "world/addresses.py",

@@ -158,7 +158,7 @@ def test_train_with_ranks_whose_rows_have_no_tokens_gives_the_losses_of_one_proc
 def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     world, shared_folder, compiled, count
 ):
-    changes = {"iters": 8, "steps_per_report": 2, "grad_accumulation_steps": count}
+    changes = {"iters": 8, "steps_per_report": 3, "grad_accumulation_steps": count}
     changes["steps_per_eval"] = 4  # in the middle of an epoch
     args = arguments(shared_folder, **changes)
     sets = rows(36), rows(24, seed=1)  # orders of 3 and 2 batches are drawn
@@ -173,7 +173,7 @@ def test_train_stopped_and_resumed_by_one_rank_goes_on_as_if_undisturbed(
     one = world.split(world.rank)
     _, resumed = train_together(one, args, compiled=compiled, sets=sets, resume=True)
     one.close()
-    assert resumed.train[0]["iteration"] == (4 if count == 1 else 6)
+    assert resumed.train[0]["iteration"] == 6
     done = len(alone.losses) - len(resumed.losses)
     assert resumed.losses == pytest.approx(alone.losses[done:], rel=0, abs=SAME)
     assert resumed.val_losses[-1] == pytest.approx(alone.val_losses[-1], abs=SAME)

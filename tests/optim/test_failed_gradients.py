@@ -1,6 +1,5 @@
 """Gradients of one rank that can't be evaluated: no rank waits, and all raise."""
 
-import threading
 from functools import partial
 
 import mlx.core as mx
@@ -10,6 +9,7 @@ from mlx.utils import tree_map
 
 import mlxdist
 from mlxdist.comm import window
+from tests.support.bad_arrays import array_of_a_thread_that_ended, inverse_of_zeros
 from tests.support.examples import (
     assert_same_bits,
     distributed,
@@ -19,20 +19,6 @@ from tests.support.examples import (
 )
 
 pytestmark = [pytest.mark.mpi, pytest.mark.fails_in_mlx]
-
-
-def array_of_a_thread_that_ended():
-    """Return ones that MLX can't queue any more."""
-    lazy = []
-    thread = threading.Thread(target=lambda: lazy.append(mx.ones((3, 3)) * 2))
-    thread.start()
-    thread.join()
-    return lazy[0]
-
-
-def inverse_of_zeros():
-    """Return an array that MLX queues, and that fails once it is computed."""
-    return mx.linalg.inv(mx.zeros((3, 3)), stream=mx.cpu)
 
 
 each_failing = pytest.mark.parametrize(

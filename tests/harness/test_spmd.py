@@ -10,7 +10,7 @@ import pytest
 from tests.support import jobs
 
 # Seconds for a job that would never end without the plugin, on busy cores.
-LIMIT = 40
+LIMIT = 80
 
 HEAD = """
 import ctypes, time
@@ -31,7 +31,7 @@ class Harness:
         self.folder = folder
         shutil.copy(jobs.ROOT / "tests" / "conftest.py", folder / "conftest.py")
 
-    def run(self, n, source, *options, timeout=90):
+    def run(self, n, source, *options, timeout=100):
         (self.folder / "test_run.py").write_text(HEAD.replace("{n}", "0") + source)
         command = [*jobs.mpirun(n), sys.executable, "-m", "pytest", "--with-mpi"]
         command += ["-c", str(jobs.ROOT / "pyproject.toml"), "--color=no", "-v"]

@@ -1,12 +1,12 @@
 """Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
 
 The serial tests run first, in a process for each core. Then come the tests that are
-marked mpi, under mpirun on 1, 2, 3 and 4 ranks. Of a test's cases, half run on 3 ranks
-and half on 4, and with --long all on both. Goes on after a failure. A run that ends
-without a report, as one does when a test exceeds its time, is repeated once without the
-test in which it ended. The last line counts the tests of all runs; a check that fails,
-or a run that ends without a report, counts as one failed test. The exit code is 1 if
-anything failed.
+marked mpi: on 1 rank in a process for each core, and under mpirun on 2, 3 and 4 ranks.
+Of a test's cases, half run on 3 ranks and half on 4, and with --long all on both. Goes
+on after a failure. A run that ends without a report, as one does when a test exceeds
+its time, is repeated once without the test in which it ended. The last line counts the
+tests of all runs; a check that fails, or a run that ends without a report, counts as
+one failed test. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .jobs import ROOT, mpirun
 BIN = Path(sys.executable).parent
 SOURCES = ("mlxdist", "launch", "tests", "benchmarks", "docs/figures", "docs/hooks.py")
 NO_TESTS_COLLECTED = 5  # pytest's exit code
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RUNNING_TEST = "MLXDIST_RUNNING_TEST"  # a path: conftest.py keeps a test's name there
 
 
@@ -115,20 +116,20 @@ class Suite:
         """
         # Jobs have up to 4 ranks: more of them at a time would wait for one another.
         # Many of the long tests use all cores by themselves.
-        processes = min(usable_cores(), 4) if marks else 1
-        spread = ("-n", str(processes), "--dist", "worksteal") if processes > 1 else ()
+        spread = over_processes(4) if marks else ()
         self.pytest("serial tests", "-m", f"not mpi and not alone{marks}", *spread)
         self.pytest("tests alone", "-m", f"alone and not mpi{marks}")
 
     def mpi_tests(self, ranks: int, marks: str, *arguments: str) -> None:
-        """Run the tests that are marked mpi under mpirun."""
-        threads = str(max(1, usable_cores() // ranks))
-        self.pytest(
-            f"tests on {ranks} rank{'s' * (ranks > 1)}",
-            *("--with-mpi", "-m", f"mpi{marks}", "-p", "no:cacheprovider", *arguments),
-            launcher=mpirun(ranks, str(self._folder)),
-            variables={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
-        )
+        """Run the tests that are marked mpi; on 1 rank in a process for each core."""
+        options = ["--with-mpi", "-m", f"mpi{marks}", "-p", "no:cacheprovider"]
+        launcher, threads = mpirun(ranks, str(self._folder)), usable_cores() // ranks
+        if ranks == 1 and (spread := over_processes(usable_cores())):
+            options += spread  # each process is a world of one rank
+            launcher, threads = [], 1
+        name = f"tests on {ranks} rank{'s' * (ranks > 1)}"
+        limits = dict.fromkeys(THREAD_LIMITS, str(max(1, threads)))
+        self.pytest(name, *options, *arguments, launcher=launcher, variables=limits)
 
     def _run(
         self, name: str, command: Sequence[str], variables: Mapping[str, str]
@@ -148,6 +149,12 @@ class Suite:
     def _add(self, stage: Stage) -> None:
         print(f"\n== {stage}", flush=True)
         self.stages.append(stage)
+
+
+def over_processes(most: int) -> tuple[str, ...]:
+    """Return pytest's options for a process on each core, but at most so many."""
+    processes = min(usable_cores(), most)
+    return ("-n", str(processes), "--dist", "worksteal") if processes > 1 else ()
 
 
 def stage_of(

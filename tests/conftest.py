@@ -39,7 +39,7 @@ def pytest_addoption(parser):
         nargs=2,
         type=int,
         metavar=("I", "N"),
-        help="of the cases of each test, only part I, from 0, of N",
+        help="of the tests and their cases, only part I, from 0, of N",
     )
     parser.addini(
         "spmd_grace",
@@ -98,6 +98,12 @@ def pytest_ignore_collect(collection_path, config):
     return (is_test and not has_mark) or None
 
 
+def min_size(item):
+    """Return the number of ranks that a test needs."""
+    mark = item.get_closest_marker("mpi")
+    return mark.kwargs.get("min_size", 1) if mark else 1
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Take the wanted part, and run tests of failing computations last.
@@ -108,6 +114,7 @@ def pytest_collection_modifyitems(config, items):
     part = config.getoption("--part")
     if part is not None:
         kept = part_of([item.nodeid for item in items], *part)
+        kept |= {item.nodeid for item in items if min_size(item) > 2}
         others = [item for item in items if item.nodeid not in kept]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.nodeid in kept]

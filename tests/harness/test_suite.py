@@ -82,16 +82,20 @@ def test_suite_names_the_test_in_which_pytest_ended_and_runs_the_others(tmp_path
     assert again.name == "tests again"
 
 
-def test_parts_have_every_case_once_and_a_single_case_each():
+def test_parts_have_every_case_once():
     tests = [
         f"x.py::test_many[{shard}-{transport}]"
         for shard in ("False", "elements", "tensors")
         for transport in ("host", "native")
     ]
-    parts = [part_of([*tests, "x.py::test_one"], part, 2) for part in (0, 1)]
-    assert parts[0] & parts[1] == {"x.py::test_one"}
-    assert parts[0] | parts[1] == {*tests, "x.py::test_one"}
-    assert abs(len(parts[0]) - len(parts[1])) <= 1
+    tests += [f"x.py::test_{name}" for name in ("one", "two", "three", "four")]
+    parts = [part_of(tests, part, 2) for part in (0, 1)]
+    assert parts[0] & parts[1] == set()
+    assert parts[0] | parts[1] == {*tests}
+    for part in parts:
+        cases = {test for test in part if "[" in test}
+        assert len(cases) == 3
+        assert part - cases  # a test of one case
     for word in ("host", "native"):
         assert all(any(word in test for test in part) for part in parts)
 

@@ -29,7 +29,7 @@ def test_language_model_learns_and_is_identical_on_all_ranks(tmp_path):
 
 
 def test_gan_draws_eight_images(tmp_path):
-    output = output_of("gan.py", "--epochs", 1, folder=tmp_path)
+    output = output_of("gan.py", "--epochs", 1, "--batch-size", 256, folder=tmp_path)
     assert [len(line) for line in output.splitlines()] == 8 * [128]
 
 

@@ -1,12 +1,12 @@
 """Runs all checks and tests: ruff, mypy, import-linter, and pytest on 1 to 4 ranks.
 
-The serial tests run first, in a process for each core. Then come the tests that are
+The serial tests run first, in up to four processes. Then come the tests that are
 marked mpi: on 1 rank in a process for each core, and under mpirun on 2, 3 and 4 ranks.
-Of a test's cases, half run on 3 ranks and half on 4, and with --long all on both. Goes
-on after a failure. A run that ends without a report, as one does when a test exceeds
-its time, is repeated once without the test in which it ended. The last line counts the
-tests of all runs; a check that fails, or a run that ends without a report, counts as
-one failed test. The exit code is 1 if anything failed.
+Half of them run on 3 ranks and the others on 4, of each test half of its cases; with
+--long all run on both. Goes on after a failure. A run that ends without a report, as
+one does when a test exceeds its time, is repeated once without the test in which it
+ended. The last line counts the tests of all runs; a check that fails, or a run that
+ends without a report, counts as one failed test. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -109,14 +109,15 @@ class Suite:
         return unfinished
 
     def serial_tests(self, marks: str) -> None:
-        """Run the tests that are not marked mpi, on all cores, and then those alone.
+        """Run the tests that are not marked mpi, side by side, and then those alone.
 
         A process takes consecutive tests, so that it makes the fixtures of few files. A
         test that ends its process is a failure, and another process goes on.
         """
-        # Jobs have up to 4 ranks: more of them at a time would wait for one another.
+        # Jobs wait for most of their time: for mpirun, for a timeout, for what never
+        # comes. They have up to 4 ranks: too many at a time would wait for one another.
         # Many of the long tests use all cores by themselves.
-        spread = over_processes(4) if marks else ()
+        spread = over_processes(min(2 * usable_cores(), 4)) if marks else ()
         self.pytest("serial tests", "-m", f"not mpi and not alone{marks}", *spread)
         self.pytest("tests alone", "-m", f"alone and not mpi{marks}")
 
@@ -151,9 +152,8 @@ class Suite:
         self.stages.append(stage)
 
 
-def over_processes(most: int) -> tuple[str, ...]:
-    """Return pytest's options for a process on each core, but at most so many."""
-    processes = min(usable_cores(), most)
+def over_processes(processes: int) -> tuple[str, ...]:
+    """Return pytest's options that spread tests over some processes."""
     return ("-n", str(processes), "--dist", "worksteal") if processes > 1 else ()
 
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str]) -> int:
         marks = "" if options.long else " and not long"
         suite.serial_tests(marks)
         for ranks in (2,) if options.fast else (1, 2, 3, 4):
-            # Of a test's cases, half run on 3 ranks and half on 4.
+            # Half of the tests run on 3 ranks and the others on 4.
             part = () if ranks < 3 or options.long else ("--part", str(ranks - 3), "2")
             suite.mpi_tests(ranks, marks, *part)
     seconds = time.monotonic() - began

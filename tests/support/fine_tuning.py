@@ -97,13 +97,14 @@ def arguments(folder, **changes) -> trainer.TrainingArgs:
     )
 
 
+def whole_batches(**keywords) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield batches as mlx-lm does in one process, on each of several ranks."""
+    return trainer.iterate_batches(**{**keywords, "comm_group": None})
+
+
 def train_alone(kind: str, args, *, optimizer=None, sets=None) -> tuple[Model, Reports]:
     """Train as mlx-lm does in one process. On several ranks each does all of it."""
     model, reports = tiny_model(kind), Reports()
-
-    def whole_batches(**keywords) -> Iterator[tuple[mx.array, mx.array]]:
-        return trainer.iterate_batches(**{**keywords, "comm_group": None})
-
     np.random.seed(0)
     mx.disable_compile()  # kernels of a CPU take seconds to compile
     try:

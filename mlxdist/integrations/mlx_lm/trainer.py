@@ -79,7 +79,8 @@ def train(
         training = Training(
             arguments, model, optimizer, loss, batches, training_callback
         )
-        training.prepare()
+        with refusing():
+            training.prepare()
         training.run(train_dataset, val_dataset, compiled=compiled)
 
 

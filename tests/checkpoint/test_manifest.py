@@ -18,6 +18,10 @@ BLOCK = 4 * 2**20
 def test_from_bytes_returns_what_to_bytes_encoded():
     data = manifest.to_bytes(example_manifest())
     assert manifest_check.from_bytes(data) == example_manifest()
+    backwards = dict(reversed(json.loads(data).items()))
+    assert (
+        manifest_check.from_bytes(json.dumps(backwards).encode()) == example_manifest()
+    )
 
 
 def edited(change, sign=True):

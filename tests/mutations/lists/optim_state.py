@@ -32,12 +32,16 @@ MUTATIONS = [
         ASSIGNED,
         [
             ("        _refuse_copies(comm, parts)", "        pass"),
-            ("root_wins=root_wins) and comm.rank:", "root_wins=root_wins):"),
             ("    if len(set(digests)) > 1 and not root_wins:", "    if False:"),
             ("if not root_wins and any(specs.values()):", "if False:"),
             ("if period < array.size", "if False"),
             ('kind == "shard" else _whole_parts(tree)', "True else {}"),
         ],
+    ),
+    *mistakes(
+        "optim/assigned_state.py",
+        ("tests/optim/test_setup.py",),
+        [("root_wins=root_wins) and comm.rank:", "root_wins=root_wins):")],
     ),
     *mistakes(
         "optim/assigned_kind.py",

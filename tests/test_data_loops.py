@@ -53,7 +53,7 @@ def prefetch(sampler, count):
 
     thread = threading.Thread(target=fill)
     thread.start()
-    taken = [batches.get(timeout=10) for _ in range(count)]
+    taken = [batches.get(timeout=60) for _ in range(count)]
     thread.join()
     return taken
 

@@ -23,7 +23,7 @@ def bench(folder, *arguments, timeout=80):
             out, err = running.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             running.terminate()  # it ends its jobs, which have sessions of their own
-            out, err = running.communicate(timeout=30)
+            out, err = running.communicate(timeout=60)
             pytest.fail(f"not done in {timeout} s: {command}\n{out}{err}")
     assert running.returncode == 0, out + err
     assert str(folder) not in target.read_text()
@@ -164,7 +164,7 @@ def test_step_after_sigterm_leaves_no_rank_behind(tmp_path):
         ranks = wait_for(lambda: ranks_of(running.pid))
         time.sleep(1)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == 128 + signal.SIGTERM
+        assert running.wait(60) == 128 + signal.SIGTERM
     wait_for(lambda: not [pid for pid in ranks if is_alive(pid)])
 
 

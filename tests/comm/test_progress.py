@@ -12,6 +12,7 @@ from mlxdist.comm import Recorder, Traffic
 from mlxdist.comm.exchange import Exchange, Round
 from mlxdist.comm.progress import Progress
 from mlxdist.world import World
+from tests.support.attempts import agreed, any_of
 from tests.support.buckets import flat_bucket
 from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
@@ -34,9 +35,12 @@ def slow_array(seconds):
     """Return an array that takes about so long to compute."""
     matrix = mx.random.normal((400, 400))
     mx.eval(matrix)
-    began = time.perf_counter()
-    mx.eval(matrix @ matrix)
-    rounds = max(2, round(seconds / (time.perf_counter() - began)))
+    durations = []
+    for _ in range(5):
+        began = time.perf_counter()
+        mx.eval(matrix @ matrix)
+        durations.append(time.perf_counter() - began)
+    rounds = max(2, round(seconds / min(durations)))
     for _ in range(rounds):
         matrix = mx.tanh(matrix @ matrix)
     return matrix
@@ -160,12 +164,12 @@ class Failing(Exchange):
         return False
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_error_of_the_progress_thread_is_raised_by_whoever_waits(world):
     progress = Progress(overlaps=True, recorder=Recorder())
     exchange = Failing(world)
     progress.add(exchange)
-    assert exchange.has_failed.wait(5)
+    assert exchange.has_failed.wait(30)
     with pytest.raises(OSError, match="the wire was cut"):
         progress.wait(exchange)
     later = partial(progress.add, Failing(world))
@@ -191,12 +195,12 @@ class Looked(Exchange):
         super().take(arrived)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_exchange_is_completed_by_the_thread_while_the_main_thread_computes(world):
     progress = Progress(overlaps=True, recorder=Recorder())
     exchange = Looked(world)
     progress.add(exchange)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not exchange.complete and time.monotonic() < deadline:
         time.sleep(0.001)
     assert exchange.complete
@@ -204,9 +208,9 @@ def test_exchange_is_completed_by_the_thread_while_the_main_thread_computes(worl
     progress.close()
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_exchange_is_completed_by_the_main_thread_where_it_waits(world, monkeypatch):
-    monkeypatch.setattr("mlxdist.comm.progress.PATIENCE", 5.0)
+    monkeypatch.setattr("mlxdist.comm.progress.PATIENCE", 30.0)
     progress = Progress(overlaps=True, recorder=Recorder())
     exchange = Looked(world)
     progress.add(exchange)
@@ -274,11 +278,16 @@ def test_exchange_of_the_first_bucket_starts_before_the_last_gradient_is_compute
     optimizer.init(tree)
     # The first update compares the gradients of all ranks, and evaluates them.
     tree = optimizer.apply_gradients(integer_tree(1), tree)
-    grads = {**integer_tree(2), "a": slow_array(0.5)}
-    overlapping_world.barrier()
-    began = time.perf_counter()
-    with SendTimes(overlapping_world.host_transport.traffic) as times:
-        mx.eval(optimizer.apply_gradients(grads, tree))
-        half = (time.perf_counter() - began) / 2
-    assert times[0] - began < half
-    assert times[-1] - began > half
+
+    def starts_before():
+        grads = {**integer_tree(2), "a": slow_array(0.5)}
+        overlapping_world.barrier()
+        began = time.perf_counter()
+        with SendTimes(overlapping_world.host_transport.traffic) as times:
+            mx.eval(optimizer.apply_gradients(grads, tree))
+            half = (time.perf_counter() - began) / 2
+        starts = [seconds - began for seconds in times]
+        holds = bool(starts) and starts[0] < half < starts[-1]
+        return agreed(holds, overlapping_world)
+
+    assert any_of(6, starts_before)

@@ -50,9 +50,10 @@ def test_doctor_healthy_hosts_have_no_failure():
     assert sorted(x.partition(":")[0] for x in pairs) == [
         *("node1 - node2", "node1 - node3", "node2 - node3")
     ]
-    # The wire has 125 MB/s; half of it if Open MPI alternates the directions.
+    # The wire has 125 MB/s: half of it if Open MPI alternates the directions, and less
+    # where cores are busy.
     for pair in pairs:
-        assert 20 < float(re.search(r"([\d,]+) MB/s", pair)[1]) < 125
+        assert 2 < float(re.search(r"([\d,]+) MB/s", pair)[1]) < 125
 
 
 @pytest.mark.long

@@ -79,7 +79,7 @@ class Channel:
         deadline = time.monotonic() + timeout
         while len(messages) < self.size or not MPI.Request.Testall(sends):
             if not self._receive(messages):
-                time.sleep(0.0005)
+                time.sleep(0.0001)
             if on_timeout is not None and time.monotonic() > deadline:
                 on_timeout([rank for rank in others if rank not in messages] or others)
         return [messages[rank] for rank in range(self.size)]

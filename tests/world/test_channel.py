@@ -88,7 +88,7 @@ def test_watchdog_of_a_process_with_many_files_receives_wake_ups(
     assert watchdog.wake_fd > 1023
     watchdog.start()
     os.write(watchdog.wake_fd, b"x")
-    assert woken.wait(20)
+    assert woken.wait(60)
     watchdog.stop()
     comm.Barrier()
     watchdog.close()

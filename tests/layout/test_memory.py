@@ -83,6 +83,13 @@ HALF = (SIZE + VECTOR) // 2
             {"state": 2 * (SIZE // 2 + 4 * SIZE // 128) + 4 * VECTOR // 2},
         ),
         (
+            MemoryOptions(minimize=True, state_dtype="int8"),
+            {
+                "mean gradients": 4 * HALF,
+                "state": 2 * (SIZE // 2 + 4 * SIZE // 128) + 4 * VECTOR // 2,
+            },
+        ),
+        (
             MemoryOptions(minimize=True, accumulate=4),
             {"gradient sums": 4 * (SIZE + VECTOR), "state": 4 * HALF},
         ),
@@ -104,6 +111,12 @@ def test_rank_memory_has_each_term_of_its_options(options, expected):
     memory = terms(memory_of(options))
     assert memory.pop("buckets") == BUCKETS * (1 + (not options.check_finite))
     assert memory == {**PARAMETERS, **expected}
+
+
+def test_gradients_of_one_rank_are_not_widened():
+    options = MemoryOptions(minimize=True, needs_norm=True, state_dtype="int8")
+    memory = terms(memory_of(options, ranks=1))
+    assert memory["mean gradients"] == 2 * (SIZE + VECTOR)
 
 
 def test_rank_memory_of_replicated_state_is_whole():

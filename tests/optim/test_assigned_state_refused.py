@@ -41,12 +41,12 @@ def test_state_of_something_else_is_refused_and_the_one_before_is_back(shard, wo
     another_shape = {**full, "w": {"m": mx.ones((4, 4)), "v": mx.ones((4, 4))}}
     another_model = {**full, "head": {"m": mx.ones(3), "v": mx.ones(3)}}
     half = {key: full[key] for key in ("step", "learning_rate", "w")}
-    another_optimizer = {**full, "b": {"m": mx.ones(5), "mu": mx.ones(5)}}
+    another_optimizer = {**full, "b": {**full["b"], "mu": mx.ones(5)}}
     if world.size > 1 or shard:  # otherwise MLX's own optimizer takes it
         assert_refused(optimizer, another_shape, step, r"m of w is float32\[4, 4\]")
         assert_refused(optimizer, another_model, step, "head.m")
         assert_refused(optimizer, half, step, "no m of b")
-        assert_refused(optimizer, another_optimizer, step, "no v of b|mu of b")
+        assert_refused(optimizer, another_optimizer, step, "mu of b, which is of another")
     step()
 
 

@@ -46,7 +46,7 @@ def test_state_of_something_else_is_refused_and_the_one_before_is_back(shard, wo
         assert_refused(optimizer, another_shape, step, r"m of w is float32\[4, 4\]")
         assert_refused(optimizer, another_model, step, "head.m")
         assert_refused(optimizer, half, step, "no m of b")
-        assert_refused(optimizer, another_optimizer, step, "mu of b, which is of another")
+        assert_refused(optimizer, another_optimizer, step, "mu of b, which is of")
     step()
 
 

@@ -14,7 +14,7 @@ from mlxdist.launcher.cores import usable_cores
 from tests.support.jobs import ROOT, clean_environment, start
 
 
-def bench(folder, *arguments, timeout=80):
+def bench(folder, *arguments, timeout=110):
     """Run a benchmark from another folder and return its JSON result."""
     target = folder / "result.json"
     command = [sys.executable, "-m", "mlxdist.cli", "bench", *arguments]
@@ -23,7 +23,7 @@ def bench(folder, *arguments, timeout=80):
             out, err = running.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             running.terminate()  # it ends its jobs, which have sessions of their own
-            out, err = running.communicate(timeout=60)
+            out, err = running.communicate(timeout=100)
             pytest.fail(f"not done in {timeout} s: {command}\n{out}{err}")
     assert running.returncode == 0, out + err
     assert str(folder) not in target.read_text()
@@ -77,7 +77,7 @@ def test_compare_without_a_package_is_refused(tmp_path):
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 2
     assert "found no mlxdist/__init__.py" in done.stderr

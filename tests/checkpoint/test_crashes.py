@@ -158,7 +158,7 @@ def test_save_on_a_full_disk_fails_and_leaves_the_older_checkpoint(
 ):
     """One checkpoint of 16 MB fits, two don't."""
     done = mpi_job(
-        2, JOB, small_disk, 2_000_000, 3, *background, folder=tmp_path, timeout=60
+        2, JOB, small_disk, 2_000_000, 3, *background, folder=tmp_path, timeout=100
     )
     assert done.stdout.startswith("saved 1\nfailed 2 the checkpoint of step 2 was not")
     assert "No space left on device" in done.stdout

@@ -23,7 +23,7 @@ def mlxdist_help(package_root, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
 
 

@@ -30,7 +30,7 @@ def site(tmp_path_factory):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     log = done.stdout + done.stderr  # --quiet would count no warnings
     assert done.returncode == 0, log

@@ -195,7 +195,7 @@ def test_spmd_rank_that_holds_the_interpreter_lock_ends_the_job(harness):
         """
 @pytest.mark.timeout(1)
 def test_hangs():
-    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps Python's lock
+    ctypes.PyDLL(None).sleep(600)  # PyDLL keeps Python's lock
 """,
         "-o",
         "spmd_slack=1",

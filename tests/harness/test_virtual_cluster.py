@@ -63,7 +63,7 @@ ranks.wait()
 """
 
 
-def run(command, timeout=60):
+def run(command, timeout=100):
     return jobs.run(command, timeout=timeout)
 
 
@@ -197,7 +197,7 @@ def test_cluster_killed_daemon_ends_mpirun():
         with jobs.start(cluster.mpirun(2, ["sleep", "600"])) as mpirun:
             assert jobs.wait_until(lambda: cluster.processes(1, "sleep"))
             assert cluster.kill_agent(1)
-            mpirun.wait(timeout=60)
+            mpirun.wait(timeout=100)
 
 
 @needs_hosts
@@ -249,7 +249,7 @@ def test_virtual_cluster_command_runs_on_the_first_host_and_returns_its_exit_cod
         try:
             assert jobs.wait_until(lambda: "sleep" in programs_of(process.pid))
             process.terminate()
-            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+            assert process.wait(timeout=100) == 128 + signal.SIGTERM
         finally:
             jobs.end_session(process.pid)
 

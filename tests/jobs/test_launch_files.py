@@ -41,7 +41,7 @@ def test_guide_virtual_cluster_starts_without_an_environment():
         env={},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=100,
     ).stdout
     assert all(word in usage for word in words[: words.index("--")] if word[0] == "-")
 
@@ -67,7 +67,7 @@ def sbatch(tmp_path, *arguments, **variables):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=100,
     )
 
 
@@ -98,7 +98,7 @@ def checkout(tmp_path):
             env={"PATH": "/usr/bin:/bin", "PYTHON": "/no/python"},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=100,
         )
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "launch",
@@ -119,7 +119,7 @@ def test_script_prints_its_help_without_an_installation(checkout, script, option
 
 def test_quickstart_help_lists_the_options_of_its_script(checkout):
     script = [sys.executable, LAUNCH / "train_lm.py", "--help"]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=100)
     names = set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))
     listed = re.findall(
         r"^  (--[a-z-]+)  +\w", checkout("quickstart", "-h").stdout, re.M

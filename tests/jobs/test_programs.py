@@ -71,7 +71,7 @@ def test_training_over_the_ring_gives_the_numbers_of_mpi(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=60) for process in ranks]
+    outputs = [process.communicate(timeout=100) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     over_ring = check_output("".join(out for out, _ in outputs), ranks=2)
     over_mpi = check_output(mpi_job(2, TRAIN, folder=tmp_path).stdout, ranks=2)

@@ -124,7 +124,7 @@ def test_mpirun_in_a_slurm_job_starts_its_daemon_by_srun(tmp_path):
         [folder / "mlxdist", "run", "-H", f"{os.uname().nodename},n2", __file__],
         env=environment,
         capture_output=True,
-        timeout=60,
+        timeout=100,
     )
     assert "--nodelist=n2" in (tmp_path / "words").read_text()
     assert Path((tmp_path / "prted").read_text().strip()) == folder / "prted"

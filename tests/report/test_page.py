@@ -186,7 +186,7 @@ def browse(path, tmp_path, width=400):
     command += ["--proxy-server=127.0.0.1:9", "--proxy-bypass-list=<-loopback>"]
     command += ["--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom"]
     done = subprocess.run(
-        [*command, path.as_uri()], capture_output=True, text=True, timeout=60
+        [*command, path.as_uri()], capture_output=True, text=True, timeout=100
     )
     messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, messages, log.read_text()

@@ -175,7 +175,7 @@ def test_init_ring_on_hosts_with_several_networks_joins_over_the_common_one(tmp_
     program = [sys.executable, str(tmp_path / "job.py")]
     path = {"PYTHONPATH": str(ROOT)}
     with VirtualCluster(2) as cluster:
-        result = run(cluster.mpirun(4, program, environment=path), timeout=60)
+        result = run(cluster.mpirun(4, program, environment=path), timeout=100)
     assert (result.returncode, result.stdout) == (0, "ring 4 2.5 1.5\n" * 4)
 
 

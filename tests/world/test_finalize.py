@@ -69,7 +69,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "1":  # called after those of mlxdist
 import mlxdist
 from mlxdist.world import guard
 guard.FINALIZE_TIMEOUT = 1.0
-mlxdist.init(timeout=1)
+mlxdist.init(timeout=2)
 """
 
 
@@ -83,9 +83,9 @@ def test_finalize_with_a_rank_that_is_stopped_ends_the_job(tmp_path):
 ENDS_LATE = """
 import atexit, os, time
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
-    atexit.register(time.sleep, 1.5)
+    atexit.register(time.sleep, 2.5)
 import mlxdist
-mlxdist.init(timeout=1)
+mlxdist.init(timeout=2)
 """
 
 

@@ -89,14 +89,14 @@ WORK_ALONE = """
 import subprocess, time
 import numpy as np
 import mlxdist
-world = mlxdist.init(timeout=1.2)
+world = mlxdist.init(timeout=2)
 if world.rank == 0:  # evaluates, while the others wait for it in a call
-    matrix, end = np.ones((300, 300)), time.monotonic() + 2.5
+    matrix, end = np.ones((300, 300)), time.monotonic() + 3.2
     while time.monotonic() < end:
         matrix @ matrix
 world.barrier()
 if world.rank == 0:  # uploads, while the others wait for it at their end
-    subprocess.run(["sleep", "3.5"])
+    subprocess.run(["sleep", "4.5"])
     print("uploaded")
 """
 
@@ -114,7 +114,7 @@ def test_watchdog_rank_that_waits_for_one_that_finished_ends_the_job(tmp_path):
     script = """
 import mlx.core as mx
 import mlxdist
-world = mlxdist.init(timeout=1.5)
+world = mlxdist.init(timeout=2.5)
 if world.rank == 0:
     mx.eval(mx.distributed.all_sum(mx.ones(3), group=world.group))
 """
@@ -157,5 +157,5 @@ def test_watchdog_job_that_was_suspended_as_a_whole_continues(tmp_path):
     for pid in sorted(ranks):  # rank 0 runs before rank 1, and waits for it
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.7)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=100)
     assert (job.returncode, err) == (0, "")

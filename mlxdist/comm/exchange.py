@@ -12,8 +12,11 @@ so that receive buffers are bounded. `progress.py` drives the rounds.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
+from operator import attrgetter
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -36,17 +39,45 @@ BLOCK = 64 * 1024
 _FLOAT32 = 4  # bytes
 
 
+class ReceiveBuffers:
+    """Memory for messages: the same few buffers, to stay in the cache.
+
+    A buffer is used for smaller messages, too. A message for which all free buffers are
+    too small gets a new one in place of one of them, so that there are never more
+    buffers than there were messages at a time. For several threads.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Raw] = []  # smallest first
+        self._lock = Lock()
+
+    def take(self, nbytes: int) -> Raw:
+        """Return a buffer of `nbytes` or more."""
+        with self._lock:
+            index = bisect_left(self._free, nbytes, key=_SIZE)
+            if index < len(self._free):
+                return self._free.pop(index)
+            del self._free[:1]
+        return np.empty(1 << (nbytes - 1).bit_length(), np.uint8)
+
+    def put_back(self, buffer: Raw) -> None:
+        with self._lock:
+            insort(self._free, buffer, key=_SIZE)
+
+
+_SIZE = attrgetter("nbytes")
+
+
 class Endpoint(Protocol):
     """Point-to-point messages of one rank, and buffers to receive them in."""
 
     rank: int
     size: int
+    buffers: ReceiveBuffers
 
     def peers(self) -> list[int]: ...
     def send(self, part: Raw, peer: int) -> Request: ...
     def receive(self, part: Raw, peer: int) -> Request: ...
-    def take_buffer(self, nbytes: int) -> Raw: ...
-    def return_buffer(self, buffer: Raw) -> None: ...
 
 
 @dataclass
@@ -162,7 +193,7 @@ class ReduceScatter(Exchange):
         nbytes = (last - first) * self._source.itemsize
         for peer in reversed(self.endpoint.peers()):
             if nbytes:
-                buffer = posted.received[peer] = self.endpoint.take_buffer(nbytes)
+                buffer = posted.received[peer] = self.endpoint.buffers.take(nbytes)
                 posted.requests.append(self.endpoint.receive(buffer[:nbytes], peer))
         for peer in self.endpoint.peers():
             first, last = self.clip(peer, start, stop)
@@ -187,7 +218,7 @@ class ReduceScatter(Exchange):
                 block = self._mean[arrived.start + start : arrived.start + stop]
                 self._add([part[start:stop] for part in parts], block)
         for buffer in arrived.received.values():
-            self.endpoint.return_buffer(buffer)
+            self.endpoint.buffers.put_back(buffer)
         super().take(arrived)
 
     def _add(self, parts: list[Raw], out: Raw) -> None:

@@ -8,7 +8,6 @@ when. Nothing here runs on the accelerator, which is free for the backward pass.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +29,13 @@ from ..layout import traffic
 from ..layout.entries import split_counts
 from ..layout.sharding import Bucket
 from .collectives import Pending, Traffic
-from .exchange import ROUND_BYTES, AllGather, Exchange, ReduceScatter
+from .exchange import (
+    ROUND_BYTES,
+    AllGather,
+    Exchange,
+    ReceiveBuffers,
+    ReduceScatter,
+)
 from .flight_recorder import Record, Recorder
 from .progress import Progress
 from .reduction import Weights
@@ -87,7 +92,7 @@ class MpiTransport:
         self._flush = flush
         self._progress = Progress(overlaps=overlaps, recorder=recorder)
         self._means, self._wholes = Arena(), Arena()  # short-lived, and parameters
-        self._buffers: defaultdict[int, list[Raw]] = defaultdict(list)  # by bytes
+        self.buffers = ReceiveBuffers()
         self.overlaps = overlaps
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
@@ -228,15 +233,6 @@ class MpiTransport:
 
     def receive(self, part: Raw, peer: int) -> Request:
         return self._comm.Irecv([part, self._byte], peer)
-
-    def take_buffer(self, nbytes: int) -> Raw:
-        """Return memory for a message. The same few buffers, to stay in the cache."""
-        capacity = 1 << (nbytes - 1).bit_length()
-        free = self._buffers[capacity]
-        return free.pop() if free else np.empty(capacity, np.uint8)
-
-    def return_buffer(self, buffer: Raw) -> None:
-        self._buffers[buffer.nbytes].append(buffer)
 
     def _reduction(
         self,

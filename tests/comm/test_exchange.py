@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxdist.comm.exchange import ReceiveBuffers
 from tests.support.buckets import flat_bucket, known_weights, values_of
 from tests.support.examples import assert_same_bits
 
@@ -74,3 +75,17 @@ def test_reduce_scatter_adds_in_rank_order_on_every_rank(world):
     local = mx.full((50,), numbers[world.rank % 4])
     shard = reduce_scatter(world, local, flat_bucket(world, 50))
     assert values_of(shard) <= {float(mean)}
+
+
+def test_receive_buffers_are_used_for_smaller_messages_and_replaced_by_larger_ones():
+    buffers = ReceiveBuffers()
+    first, second = buffers.take(100), buffers.take(100)
+    buffers.put_back(first)
+    assert buffers.take(60) is first
+    buffers.put_back(first)
+    buffers.put_back(second)
+    large = buffers.take(1000)
+    assert large.nbytes >= 1000
+    buffers.put_back(large)
+    taken = [buffers.take(100) for _ in range(2)]
+    assert [buffer.nbytes for buffer in taken] == [second.nbytes, large.nbytes]

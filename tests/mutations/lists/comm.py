@@ -60,6 +60,7 @@ MUTATIONS = [
         [
             ("min(first + start, end), min(", "first + start, min("),
             ("longest = bucket.chunk", "longest = bucket.chunk - 1"),
+            ("            del self._free[:1]\n", ""),
             (
                 "self._source[self.start + arrived.start :",
                 "self._source[arrived.start :",

@@ -27,7 +27,8 @@ from .blockwise import (
 from .numpy_view import raw, uninitialized
 from .types import Array, Raw
 
-_CHUNK = 512  # blocks at once: a few float32 vectors of so many stay in the cache
+_CHUNK = 1024  # blocks at once: a few float32 vectors of so many stay in the cache
+_ONES = np.ones((_CHUNK, BLOCK), np.uint8)  # np.maximum has no fast loop for a scalar
 _SIGN = np.uint32(2**31)
 # By row: a phase of a block, and what is added to the roots of a block that has it.
 _PHASES = np.arange(256, dtype=np.uint8)[:, None] + COLUMNS
@@ -127,4 +128,4 @@ def _cut_off(limited: Raw, kind: Kind, out: Raw) -> None:
     if kind == "signed":
         np.bitwise_xor(out, 128, out=out)  # minus 128, as int8
     else:
-        np.maximum(out, 1, out=out)
+        np.maximum(out, _ONES[: len(out)], out=out)

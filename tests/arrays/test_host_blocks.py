@@ -8,7 +8,7 @@ from mlxdist.arrays import blockwise, host_blocks
 from mlxdist.arrays.blockwise import BLOCK, numbers_of_blocks, phases_at, rows_at
 
 KINDS = ("signed", "root")
-COUNT = 2 * 512 + 77  # blocks: more than are computed at once, and not a multiple
+COUNT = 2 * 1024 + 77  # blocks: more than are computed at once, and not a multiple
 
 
 def _values(kind):
@@ -16,9 +16,9 @@ def _values(kind):
     rng = np.random.default_rng(0)
     scales = 10.0 ** rng.normal(-6, 3, (COUNT, 1))
     values = (rng.normal(size=(COUNT, BLOCK)) * scales).astype(np.float32)
-    values[0], values[600] = 0, -0.0
+    values[0], values[1200] = 0, -0.0
     values[1] = np.arange(BLOCK) * 1e-44
-    values[2, 5], values[700, 63], values[701, 0] = np.nan, np.inf, -np.nan
+    values[2, 5], values[1400, 63], values[1401, 0] = np.nan, np.inf, -np.nan
     values[3, 7] = 3e38
     if kind == "root":
         values = np.abs(values)

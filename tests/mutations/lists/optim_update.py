@@ -37,7 +37,7 @@ MUTATIONS = [
             ("if is_zero.any():", "if is_zero.all():"),
             ("_copy_sign(wide[part], roots, other)", "pass"),
             ("np.bitwise_xor(out, 128, out=out)", "pass"),
-            ("np.maximum(out, 1, out=out)", "pass"),
+            ("np.maximum(out, _ONES[: len(out)], out=out)", "pass"),
             (
                 "np.take(_LIMITS[kind], rows[part]",
                 "np.take(_LIMITS[kind], rows[:len(rows[part])]",

@@ -1,11 +1,12 @@
 """Clocks: measured against rank 0's, and aligned."""
 
+import itertools
 import time
 
 import numpy as np
 import pytest
 
-from mlxdist.world.clocks import Alignment, Offset, first_ranks, measure
+from mlxdist.world.clocks import ROUND_TRIPS, Alignment, Offset, first_ranks, measure
 
 # Seconds; many times what a message takes, and little beside the clocks' differences.
 LIMIT = 0.1
@@ -43,6 +44,16 @@ def test_clock_that_is_ahead_is_measured_within_its_error(comm):
     offset = measure(comm, np.arange(size), lambda: time.time() + ahead)
     assert abs(offset.ahead - ahead) <= offset.error + 1e-6
     assert offset.error < LIMIT
+
+
+@pytest.mark.mpi(min_size=2)
+def test_offset_is_that_in_the_middle_of_a_round_trip(comm):
+    rank, ticks = comm.Get_rank(), itertools.count()
+    clock = (lambda: 10.0) if rank else lambda: float(next(ticks))
+    offset = measure(comm, np.arange(comm.Get_size()), clock)
+    before = 2 * ROUND_TRIPS * (rank - 1)  # ticks, for the ranks below this one
+    expected = (10 - before - 0.5, 0.5) if rank else (0, 0)
+    assert (offset.ahead, offset.error) == expected
 
 
 @pytest.mark.mpi(min_size=3)

@@ -1,6 +1,6 @@
 """Mistakes in a rank's own update: kernels, copies of weights, hyperparameters."""
 
-from tests.mutations.mutation import mistakes
+from tests.mutations.mutation import Mutation, mistakes
 
 FUSED = ("tests/optim/test_fused_step.py", "tests/optim/test_local_update.py")
 COPIES = ("tests/optim/test_masters.py", "tests/optim/test_ema.py")
@@ -140,12 +140,19 @@ MUTATIONS = [
         (2,),
     ),
     # -- large tensors in parts
+    Mutation(
+        "optim/part_step.py",
+        "is_copy = address(mean.arrays[0]) is None",
+        "is_copy = True",
+        ("tests/optim/test_part_step.py",),
+        (1,),
+        equivalent="InPlace copies what others refer to, which costs time alone",
+    ),
     *mistakes(
         "optim/part_step.py",
         ("tests/optim/test_part_step.py",),
         [
             ("        self.is_incomplete = True\n", ""),
-            ("is_copy = address(mean.arrays[0]) is None", "is_copy = True"),
             (
                 "outputs[key].write(start, leaf_at(part.state, key).reshape(-1))",
                 "pass",

@@ -1,6 +1,7 @@
 """Steps with state in 8 bits: as one process would take them, however state is cut."""
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -161,6 +162,16 @@ def test_16_bit_parameters_with_state_in_8_bits_are_the_same_however_cut(
         wanted, _ = stepped_by_mlx(make("AdamW"), parameters(mx.bfloat16))
         for path in QUANTIZED:
             assert_same_bits(first[path], wanted[path])
+
+
+def test_16_bit_parameters_with_state_in_8_bits_are_widened_before_they_decay(world):
+    """SGD multiplies them by a Python number: in their own dtype, if nobody does."""
+    tree = parameters(mx.bfloat16)
+    inner, reference = (optim.SGD(0.5, 0.9, weight_decay=0.3) for _ in range(2))
+    first, _ = stepped(world, inner, tree)
+    wanted, _ = stepped_by_mlx(reference, tree)
+    for path in QUANTIZED:
+        assert_same_bits(first[path], wanted[path])
 
 
 def test_state_in_8_bits_is_2_bytes_and_an_eighth_an_element(world):

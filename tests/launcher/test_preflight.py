@@ -1,10 +1,11 @@
 """Options of `mlxdist run` that are refused before mpirun is started."""
 
+import os
 import shutil
 
 import pytest
 
-from mlxdist.launcher import mpirun_command
+from mlxdist.launcher import mpirun_command, preflight
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,9 @@ def test_run_with_a_repeated_host_warns(names, times, main, tmp_path, capsys):
         assert "--host mac1:3,mac2:1" in captured.out
         warning = "warning: mac1 is named 2 times, and takes 3 ranks"
         assert captured.err.count(warning) == times - 1
+
+
+def test_report_in_the_place_of_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a device or a pipe; name a file"):
+        preflight.check_report(tmp_path / "pipe")

@@ -1,5 +1,6 @@
 """Progress of the main thread, seen from another thread."""
 
+import queue
 import subprocess
 import sys
 import threading
@@ -101,7 +102,14 @@ def test_activity_of_a_program_that_it_waits_for_is_progress(command, works):
 
 def test_activity_forgives_time_without_samples(monkeypatch):
     """The whole process was stopped then, as by Ctrl-Z."""
-    activity = Activity()
+    made, done = queue.Queue(), threading.Event()
+    thread = threading.Thread(target=lambda: (made.put(Activity()), done.wait()))
+    thread.start()  # not the main one, which makes progress as it is asked
+    activity = made.get()
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
-    assert activity.sample() == 0.0
+    idle = activity.sample()
+    monkeypatch.undo()
+    done.set()
+    thread.join()
+    assert idle == 0.0

@@ -8,7 +8,14 @@ STREAMS = (
     "tests/launcher/test_standard_streams.py",
 )
 TEXT = ("tests/launcher/test_visible_text.py",)
-FAILURE = ("tests/launcher/test_failure.py",)
+FAILURE = tuple(
+    f"tests/launcher/test_failure.py::test_message_filter_{name}"
+    for name in (
+        "takes_out_what_follows_from_a_failure",
+        "of_parts_of_lines_keeps_the_text_of_the_job",
+        "of_mpirun_takes_out_what_it_says_of_any_rank",
+    )
+)
 MEMORY = ("tests/launcher/test_out_of_memory.py",)
 PREFLIGHT = ("tests/launcher/test_preflight.py",)
 KERNELS = ("tests/launcher/test_kernel_folder.py",)

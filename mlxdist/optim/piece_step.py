@@ -128,7 +128,7 @@ class PieceStep:
         stepped, new = self._compiled(
             gradients, parameters, wide, scalars, scale, blocks
         )
-        wide = states  # nothing refers to the wide moments: MLX writes over them
+        del wide  # so that MLX may write over moments in float32
         if self._around:
             stepped, new = self._quantized(stepped, new, blocks)
         for state, arrays in zip(states, new, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..launcher import preflight
 from ..launcher.standard_streams import print_error
 from ..launcher.visible_text import visible
 from .options import Commands, add_command
@@ -65,16 +66,16 @@ def _run(parsed: argparse.Namespace) -> int:
 
     folders: list[Path] = parsed.folders
     is_one = len(folders) == 1
-    if len(folders) > report.MOST_RUNS or len(set(folders)) < len(folders):
+    different = {folder.resolve() for folder in folders}
+    if len(folders) > report.MOST_RUNS or len(different) < len(folders):
         raise ValueError(
-            f"found {len(folders)} folders; wanted up to {report.MOST_RUNS} different "
-            "ones"
+            f"found {len(folders)} folders, {len(different)} of them different; wanted "
+            f"up to {report.MOST_RUNS} different ones"
         )
     runs = {str(folder): report.read_run(folder) for folder in folders}
     default = folders[0] / report.PAGE if is_one else Path("comparison.html")
     output: Path = parsed.output or default
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name a file")
+    preflight.check_file("--output", output)
     if is_one:
         (run,) = runs.values()
         report.write_page(run, output)

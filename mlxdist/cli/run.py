@@ -156,7 +156,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     job = job_of(parsed)
     if parsed.report is not None:
-        preflight.check_report(parsed.report)
+        preflight.check_file("--report", parsed.report)
     if parsed.dry_run:
         print(runner.dry_run(job))
         return 0

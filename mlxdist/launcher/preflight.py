@@ -28,7 +28,7 @@ def check(job: Job) -> Job:
     """
     if job.log_dir is not None:
         check_writable("--log-dir", job.log_dir)
-    if job.timeline is not None:
+    if job.timeline is not None and job.hosts:  # which may have other files
         _check_no_device("--timeline", job.timeline)
     data_plane.plan(job.hosts, job.ranks, job.backend)
     python = None
@@ -46,9 +46,7 @@ def _check_local(job: Job) -> None:
     """Check what only this machine must have; other hosts may have other files."""
     check_script(job)
     if job.timeline is not None:
-        if job.timeline.is_dir():
-            raise ValueError(f"--timeline {job.timeline} is a folder; name a file")
-        check_writable("--timeline", job.timeline.parent)
+        check_file("--timeline", job.timeline)
     cores = usable_cores()
     if job.ranks > cores:
         print_error(oversubscription_warning(job.ranks, cores))
@@ -101,16 +99,16 @@ def check_writable(option: str, folder: Path) -> None:
         ) from None
 
 
-def check_report(path: Path) -> None:
-    """Check that `--report` names a file that can be written.
+def check_file(option: str, path: Path) -> None:
+    """Check that an option names a file that can be written.
 
     Raises:
         ValueError: it does not.
     """
     if path.is_dir():
-        raise ValueError(f"--report {path} is a folder; name a file")
-    _check_no_device("--report", path)
-    check_writable("--report", path.parent)
+        raise ValueError(f"{option} {path} is a folder; name a file")
+    _check_no_device(option, path)
+    check_writable(option, path.parent)
 
 
 def _check_no_device(option: str, path: Path) -> None:

@@ -209,6 +209,8 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> 
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _replace(path.name, content, folder, mode)
+    except OSError as error:  # which names the temporary file, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(folder)
 

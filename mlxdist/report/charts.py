@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from statistics import fmean
 from typing import TypeVar
 
@@ -157,6 +156,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def step_number(value: float) -> str:
+    """Return a step for a label, with all its digits."""
+    return f"{value:,.10g}"
+
+
 def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> Markup:
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     center, middle = (_LEFT + right) / 2, (_TOP + bottom) / 2
@@ -166,7 +170,7 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> Markup:
         parts.append(_text(number(tick), _LEFT - 6, y(tick) + 4, anchor="end"))
     for tick in x.ticks(5, least=1.0):
         parts.append(_path("tick", f"M{x(tick)} {bottom}v4"))
-        parts.append(_text(number(tick), x(tick), bottom + 17, anchor="middle"))
+        parts.append(_text(step_number(tick), x(tick), bottom + 17, anchor="middle"))
     parts.append(_path("axis", f"M{_LEFT} {bottom}H{right}"))
     parts.append(_text(x_label, center, HEIGHT - 5, anchor="middle"))
     turn = f"rotate(-90 12 {middle})"
@@ -214,15 +218,17 @@ def _description(line: Line) -> str:
     least, most = min(p[1] for p in finite), max(p[1] for p in finite)
     first, last = finite[0], finite[-1]
     return (
-        f"{line.name}: {number(first[1])} at {number(first[0])}, {number(last[1])} at "
-        f"{number(last[0])}; from {number(least)} to {number(most)}."
+        f"{line.name}: {number(first[1])} at {step_number(first[0])}, "
+        f"{number(last[1])} at {step_number(last[0])}; "
+        f"from {number(least)} to {number(most)}."
     )
 
 
 def _legend(lines: Sequence[Line]) -> Markup:
     items = [
         element("li", join([element("i", cls=f"key k{index}"), line.name]))
-        for index, line in zip(count(), lines, strict=False)
+        for index, line in enumerate(lines)
+        if line.points
     ]
     return element("ul", join(items), cls="legend")
 

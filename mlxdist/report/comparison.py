@@ -17,7 +17,7 @@ MOST_RUNS = 4  # that colors tell apart
 Runs = Mapping[str, Run]  # by the name that the reader knows them by
 
 _CHARTS = (
-    ("Training loss", ("train_loss", "loss"), "loss", False),
+    ("Training loss", sections.TRAINING_LOSS, "loss", False),
     ("Validation loss", ("val_loss",), "loss", False),
     ("Speed", ("tokens_per_second",), "tokens/s", True),
     ("Memory of a rank, mean", ("peak_memory",), "peak memory (GB)", True),
@@ -51,9 +51,20 @@ def comparison_of(runs: Runs) -> str:
 
 def number_rows(runs: Runs) -> Iterator[Sequence[str]]:
     """Yield rows of a label, and a text for each run."""
+    ends = [_end(run) for run in runs.values()]
+    if any(ends):
+        yield ("end of the job", *ends)
     numbers = [sections.numbers(run) for run in runs.values()]
     for label in dict.fromkeys(label for each in numbers for label in each):
         yield (label, *(each.get(label, "") for each in numbers))
+
+
+def _end(run: Run) -> str:
+    """Return how a run ended; "" if that is not known."""
+    code = None if run.outcome is None else run.outcome.get("exit_code")
+    if code is None:
+        return ""
+    return "finished" if code == 0 else f"exit code {code}"
 
 
 def _charts(runs: Runs) -> Iterator[Markup]:
@@ -71,7 +82,7 @@ def _differences(head: Sequence[str], runs: Runs) -> Markup:
     configs = [
         {
             name: value
-            for name, value in flat(run.config or {})
+            for name, value in (flat(run.config) if run.config else ())
             if name not in _OF_EACH_RUN
         }
         for run in runs.values()

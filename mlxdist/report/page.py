@@ -73,7 +73,8 @@ th, td { text-align: left; padding: 4px 14px 4px 0; vertical-align: top;
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .short { white-space: nowrap; }
 .wide td { min-width: 18ch; } .wide td.short { min-width: 0; }
-.facts td { overflow-wrap: anywhere; min-width: 12ch; }
+.facts th { white-space: normal; }
+.facts th, .facts td { overflow-wrap: anywhere; min-width: 12ch; }
 footer { margin-top: 40px; color: var(--soft); font-size: .82rem; }
 """
 

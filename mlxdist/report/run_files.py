@@ -65,9 +65,9 @@ class Metrics:
         point = self.last_finite(name)
         return None if point is None else point[1]
 
-    def last_finite(self, name: str) -> tuple[float, float] | None:
-        """Return the last finite value of a metric, behind its step."""
-        points = self.points(name)
+    def last_finite(self, *names: str) -> tuple[float, float] | None:
+        """Return the last finite value of the first of these names, behind its step."""
+        points = self.points(*names)
         return next((p for p in reversed(points) if math.isfinite(p[1])), None)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from .breakdown import PARTS, Breakdown
-from .charts import Band, Line, bar_chart, drawable, line_chart, number
+from .charts import Band, Line, bar_chart, drawable, line_chart, number, step_number
 from .markup import Markup, element, text
 from .run_files import CONFIG, METRICS, Metrics, Run, flat
 from .words import MEANINGS, duration, sentences, share
 
+TRAINING_LOSS = ("train_loss", "loss")  # names: of RunLog, and of other files
 _MOST_BARS = 64  # ranks
 _LONGEST = 400  # characters of a value of the configuration
 _LONG = 24  # characters from which on a cell of a table may be broken
@@ -32,15 +33,14 @@ def numbers(run: Run) -> dict[str, str]:
     pairs: list[tuple[str, str]] = []
     metrics = run.metrics
     if metrics is not None and metrics.rows:
-        pairs.append(("steps", number(metrics.rows[-1]["step"])))
-        for label, name, unit in (
-            ("training loss", "train_loss", ""),
-            ("training loss", "loss", ""),
-            ("validation loss", "val_loss", ""),
-            ("speed", "tokens_per_second", " tokens/s"),
-            ("peak memory", "peak_memory", " GB"),
+        pairs.append(("steps", step_number(metrics.rows[-1]["step"])))
+        for label, names, unit in (
+            ("training loss", TRAINING_LOSS, ""),
+            ("validation loss", ("val_loss",), ""),
+            ("speed", ("tokens_per_second",), " tokens/s"),
+            ("peak memory", ("peak_memory",), " GB"),
         ):
-            value = _last(metrics, name, unit)
+            value = _last(metrics, names, unit)
             if value:
                 pairs.append((label, value))
     breakdown = run.breakdown
@@ -53,21 +53,23 @@ def numbers(run: Run) -> dict[str, str]:
     return dict(pairs)
 
 
-def _last(metrics: Metrics, name: str, unit: str) -> str:
+def _last(metrics: Metrics, names: Sequence[str], unit: str) -> str:
     """Return the last value of a metric as text; "" without one."""
-    points, finite = metrics.points(name), metrics.last_finite(name)
+    points, finite = metrics.points(*names), metrics.last_finite(*names)
     if finite is None:
         return "not finite" if points else ""
     step, value = finite
     shown = f"{number(value)}{unit}"
-    return shown if finite == points[-1] else f"not finite; {shown} at {number(step)}"
+    if finite == points[-1]:
+        return shown
+    return f"not finite; {shown} at step {step_number(step)}"
 
 
 def charts(metrics: Metrics | None) -> Markup:
     """Losses, speed, memory, and time of a step."""
     if metrics is None:
         return Markup("")
-    train = metrics.points("train_loss", "loss")
+    train = metrics.points(*TRAINING_LOSS)
     validation = metrics.points("val_loss")
     memory, speed = _lines(metrics, "peak_memory"), _lines(metrics, "tokens_per_second")
     times = _lines(metrics, "step_time") + _lines(metrics, "wait_time")

@@ -17,6 +17,7 @@ from ..launcher.private_files import read_text
 
 Event = Mapping[str, object]
 
+_WANTED = "wanted a trace that `mlxdist run --timeline` of this version wrote"
 _ROWS = ("call", "phase", "waiting")
 _PHASES = frozenset("MXbei")
 
@@ -92,12 +93,9 @@ def read_trace(path: Path) -> list[RankTrace]:
     try:
         ranks = _ranks(events)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: an event lacks {error}") from None
+        raise ValueError(f"{path}: an event lacks {error}; {_WANTED}") from None
     if not ranks:
-        raise ValueError(
-            f"{path} names no rank; wanted a trace that `mlxdist run --timeline` of "
-            "this version wrote"
-        )
+        raise ValueError(f"{path} names no rank; {_WANTED}")
     return ranks
 
 

@@ -49,11 +49,11 @@ def sentences(breakdown: Breakdown) -> list[str]:
         )
     if breakdown.starts_only:
         result.append(
-            f"Of {breakdown.starts_only:,} collectives only the start is known: MLX "
-            "runs them (native transport, or parameters that arrive behind the next "
-            "forward pass), or the job ended during them. What MLX waits for inside "
-            "its evaluation counts as computing. A step inside mx.compile is recorded "
-            "once, when it is traced."
+            f"The start alone is known of {breakdown.starts_only:,} of the "
+            "collectives: MLX runs them (native transport, or parameters that arrive "
+            "behind the next forward pass), or the job ended during them. What MLX "
+            "waits for inside its evaluation counts as computing. A step inside "
+            "mx.compile is recorded once, when it is traced."
         )
     cut = [str(rank.rank) for rank in breakdown.ranks if not rank.is_complete]
     if cut:

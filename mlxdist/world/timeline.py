@@ -149,7 +149,8 @@ class _LoneHooks:
         os.write(self._wake_fd, b"\0")
 
     def _on_exception(self, error: BaseException, is_reported: bool) -> None:
-        self._on_end()
+        with contextlib.suppress(OSError):
+            self._on_end()
         if not is_reported:
             sys.__excepthook__(type(error), error, error.__traceback__)
 

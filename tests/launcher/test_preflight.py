@@ -105,7 +105,7 @@ def test_run_with_a_repeated_host_warns(names, times, main, tmp_path, capsys):
         assert captured.err.count(warning) == times - 1
 
 
-def test_report_in_the_place_of_a_pipe_is_refused(tmp_path):
+def test_file_in_the_place_of_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a device or a pipe; name a file"):
-        preflight.check_report(tmp_path / "pipe")
+        preflight.check_file("--report", tmp_path / "pipe")

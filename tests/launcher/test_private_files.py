@@ -54,10 +54,10 @@ def test_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
     private_files.write_atomically(tmp_path / "x", "old")
 
     def fail(*_, **__):
-        raise OSError("full")
+        raise OSError(28, "full", ".x.0123", None, "x")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match=rf"full: '{tmp_path}/x'$"):
         private_files.write_atomically(tmp_path / "x", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_text() == "old"

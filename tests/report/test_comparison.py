@@ -55,7 +55,23 @@ def test_command_compares_runs_and_prints_their_last_values(
     assert (tmp_path / "comparison.html").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "b", "c", "d", "e"]])
+def test_comparison_names_a_run_only_where_it_has_something(folders):
+    (folders[1] / "run.json").unlink()
+    (folders[1] / "failure.json").write_text('{"exit_code": 1}')
+    runs = {name: read_run(f) for name, f in zip("ab", folders, strict=True)}
+    page = Page(comparison_of(runs))
+    first = page.words.index("steps")
+    assert page.words[first - 3 : first] == ["b", "end of the job", "exit code 1"]
+    legends = [
+        value for name, value in page.attributes if value in ("key k0", "key k1")
+    ]
+    assert legends == ["key k0", "key k1", "key k1"]  # a has a loss, and no memory
+    differences = page.words[page.words.index("What differs") :]
+    assert differences[3:5] == ["ranks", "2"]
+    assert "{}" not in differences
+
+
+@pytest.mark.parametrize("names", [["a", "b/../a"], ["a", "b", "c", "d", "e"]])
 def test_command_refuses_equal_folders_and_too_many(names, tmp_path, capsys):
     assert cli.main(["report", *(str(tmp_path / name) for name in names)]) == 2
     assert "wanted up to 4 different ones" in capsys.readouterr().err

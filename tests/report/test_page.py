@@ -1,6 +1,7 @@
 """The HTML page of a run, also in a real browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,7 +9,9 @@ import subprocess
 import pytest
 
 from mlxdist import cli
-from mlxdist.report import page_of, read_run
+from mlxdist.report import Run, page_of, read_run
+from mlxdist.report.run_files import parse_metrics
+from mlxdist.report.sections import numbers
 from tests.support.html import HOSTILE, Page
 from tests.support.traces import chrome_events
 
@@ -101,12 +104,18 @@ def test_page_of_a_diverged_run_that_was_ended_says_so(tmp_path):
     outcome = {"exit_code": 143, "message": "ended by SIGTERM; rank 0 did not finish."}
     (tmp_path / "failure.json").write_text(json.dumps(outcome))
     page = Page(page_of(read_run(tmp_path)))
-    assert "not finite; 2.5 at 1" in page.words
+    assert "not finite; 2.5 at step 1" in page.words
     assert "The job was ended by SIGTERM; rank 0 did not finish." in page.words
 
 
+def test_numbers_are_those_of_the_charts():
+    metrics = parse_metrics('{"step": 12345678, "train_loss": 2.5, "loss": 9}')
+    figures = numbers(Run("x", metrics))
+    assert figures == {"steps": "12,345,678", "training loss": "2.5"}
+
+
 def test_colors_have_a_contrast_to_the_page():
-    html = page_of(read_run_of_nothing())
+    html = page_of(Run("x"))
     light, dark = re.findall(r":root \{[^}]*--page[^}]*\}", html)
     for scheme in (light, dark):
         colors = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
@@ -115,12 +124,6 @@ def test_colors_have_a_contrast_to_the_page():
                 assert contrast(colors[name], colors[ground]) >= least, name
         for index in range(5):
             assert contrast(colors[f"c{index}"], colors["page"]) >= 3, index
-
-
-def read_run_of_nothing():
-    from mlxdist.report import Run
-
-    return Run("x")
 
 
 def contrast(first, second):
@@ -172,9 +175,15 @@ def test_command_refuses_what_is_no_run(arguments, problem, tmp_path, capsys):
     assert problem in capsys.readouterr().err
 
 
-def test_command_refuses_a_folder_as_the_page(folder, tmp_path, capsys):
-    assert cli.main(["report", str(folder), "--output", str(tmp_path)]) == 2
-    assert "is a folder; name a file" in capsys.readouterr().err
+def test_command_refuses_what_is_no_file_as_the_page(folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for path, problem in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "is a device"),
+    ):
+        assert cli.main(["report", str(folder), "--output", str(path)]) == 2
+        assert problem in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def browse(path, tmp_path, width=400):

@@ -96,9 +96,7 @@ MUTATIONS = [
     ),
     Mutation("report/charts.py", "ranges = line.band or", "ranges = [] and", CHARTS),
     Mutation("report/run_files.py", "st_mtime < started", "st_mtime > started", FILES),
-    Mutation(
-        "report/sections.py", "if finite == points[-1] else", "if True else", HTML
-    ),
+    Mutation("report/sections.py", "if finite == points[-1]:", "if True:", HTML),
     Mutation("report/page.py", 'message.startswith("ended ")', "False", HTML),
     Mutation(
         "report/comparison.py",

@@ -28,6 +28,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", default=[], metavar="NAME", help="only some"
     )
+    parser.add_argument(
+        "--rate",
+        type=common.rate,
+        metavar="RATE",
+        help="of the links between virtual hosts with one rank each, such as 1gbit; "
+        "otherwise all ranks are on this machine",
+    )
     common.add_rounds(parser, "--turns")
     args = parser.parse_args()
     try:
         args.contenders = step_cases.contenders(args.contenders)
     except ValueError as error:
         parser.error(str(error))
+    if args.rate and not {*args.contenders}.isdisjoint(TORCH):
+        parser.error("PyTorch runs on this machine only: name other --contenders")
     args.cases = step_cases.cases(args.only, quick=args.quick)
     if not args.cases and WORLD_OF_ONE not in args.only:
         parser.error(f"no case has any of {args.only} in its name")
@@ -98,26 +108,41 @@ def measure_cases(
         launches = step_cases.launches(case, args.contenders, args.n, available)
         for number, launch in enumerate(launches, 1):
             name = case.name if number == 1 else f"{case.name}, launch {number}"
-            measured = measure(console, case, launch, args.n)
+            measured = measure(console, case, launch, args.n, args.rate)
             result["cases"][name] = measured
             step_report.print_case(console, name, measured)
             common.write_json(args.json, __doc__, result)
 
 
-def measure(console: Console, case: Case, launch: Launch, ranks: int) -> common.Result:
-    """Return the samples of a launch's contenders, their phases and the bandwidth."""
+def measure(
+    console: Console, case: Case, launch: Launch, ranks: int, rate: str | None
+) -> common.Result:
+    """Return the samples of a launch's contenders, their phases and the bandwidth.
+
+    Args:
+        rate: of the links between virtual hosts; None: all ranks on this machine.
+    """
     load = common.other_load()
-    with_stream = case.nbytes > 100e6 and case.dtype == "float32"
-    with tempfile.TemporaryDirectory(prefix="mlxdist-bench-") as folder:
+    with_stream = case.nbytes > 100e6 and case.dtype == "float32" and rate is None
+    with ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="mlxdist-bench-")
+        folder = Path(stack.enter_context(temporary))
+        cluster = None
+        if rate is not None:
+            from common.cluster_jobs import VirtualCluster
+
+            cluster = stack.enter_context(VirtualCluster(ranks, rate=rate))
         names = [*launch.names, STREAM] if with_stream else launch.names
-        contenders = [step_cases.job(n, case, ranks, Path(folder)) for n in names]
-        with running(contenders) as jobs:
-            launched = LaunchedCase(case, launch, jobs, with_stream=with_stream)
-            launched.take_samples(console)
-            phases = launched.phases()
+        jobs = stack.enter_context(
+            running([step_cases.job(n, case, ranks, folder, cluster) for n in names])
+        )
+        launched = LaunchedCase(case, launch, jobs, with_stream=with_stream)
+        launched.take_samples(console)
+        phases = launched.phases()
     result = {
         "command": common.command(),
         "ranks": ranks,
+        "rate": rate,
         "load_before": load,
         "parameters": case.parameters,
         "bytes": case.nbytes,

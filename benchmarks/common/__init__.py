@@ -16,6 +16,7 @@ from .options import (
     add_rounds,
     make_parser,
     positive,
+    rate,
 )
 from .progress import Progress, show_progress
 from .record import (
@@ -58,6 +59,7 @@ __all__ = [
     "print_table",
     "print_verdict",
     "print_verdicts",
+    "rate",
     "ratio_of",
     "record",
     "round_order",

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ranks.shapes import shapes_of
 
@@ -146,8 +146,13 @@ def memory(case: Case, names: Sequence[str], ranks: int, *, trim: bool) -> int:
     return round(ranks * case.nbytes * total)
 
 
-def job(name: str, case: Case, ranks: int, folder: Path) -> Job:
-    """Return a contender's job; in `folder` PyTorch's ranks find each other."""
+def job(name: str, case: Case, ranks: int, folder: Path, cluster: Any = None) -> Job:
+    """Return a contender's job.
+
+    Args:
+        folder: where PyTorch's ranks find each other.
+        cluster: the VirtualCluster to run on; None: this machine.
+    """
     if name == STREAM:
         return mpi_job(name, ranks, RANK_PROGRAMS / "stream_rank.py")
     if name in TORCH:
@@ -157,7 +162,9 @@ def job(name: str, case: Case, ranks: int, folder: Path) -> Job:
         {} if name in (*MLXDIST, EIGHT_BITS, COMPILED) else upstream_environment()
     )
     script = RANK_PROGRAMS / "step_rank.py"
-    return mpi_job(name, ranks, script, *arguments, environment=environment)
+    return mpi_job(
+        name, ranks, script, *arguments, cluster=cluster, environment=environment
+    )
 
 
 def _torch_job(name: str, case: Case, ranks: int, folder: Path) -> Job:

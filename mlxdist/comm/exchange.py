@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Bytes that a rank receives in a round at most, from all others together. Smaller
 # rounds cost more calls, larger ones more memory.
 ROUND_BYTES = 4 * 2**20
+# Bytes of free receive buffers: what is in flight (see progress.py) is at most half of
+# them, and a buffer has up to twice the bytes of its message.
+MOST_FREE = 8 * ROUND_BYTES
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 64 * 1024
 _FLOAT32 = 4  # bytes
@@ -44,11 +47,14 @@ class ReceiveBuffers:
 
     A buffer is used for smaller messages, too. A message for which all free buffers are
     too small gets a new one in place of one of them, so that there are never more
-    buffers than there were messages at a time. For several threads.
+    buffers than there were messages at a time. While small messages have the large
+    buffers, large ones bring more of them: what is free is bounded. For several
+    threads.
     """
 
     def __init__(self) -> None:
         self._free: list[Raw] = []  # smallest first
+        self._nbytes = 0  # of those
         self._lock = Lock()
 
     def take(self, nbytes: int) -> Raw:
@@ -56,13 +62,22 @@ class ReceiveBuffers:
         with self._lock:
             index = bisect_left(self._free, nbytes, key=_SIZE)
             if index < len(self._free):
-                return self._free.pop(index)
-            del self._free[:1]
+                return self._pop(index)
+            if self._free:
+                self._pop(0)
         return np.empty(1 << (nbytes - 1).bit_length(), np.uint8)
 
     def put_back(self, buffer: Raw) -> None:
         with self._lock:
             insort(self._free, buffer, key=_SIZE)
+            self._nbytes += buffer.nbytes
+            while self._nbytes > MOST_FREE:
+                self._pop(-1)
+
+    def _pop(self, index: int) -> Raw:
+        buffer = self._free.pop(index)
+        self._nbytes -= buffer.nbytes
+        return buffer
 
 
 _SIZE = attrgetter("nbytes")

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxdist.comm.exchange import ReceiveBuffers
+from mlxdist.comm.exchange import MOST_FREE, ROUND_BYTES, ReceiveBuffers
 from tests.support.buckets import flat_bucket, known_weights, values_of
 from tests.support.examples import assert_same_bits
 
@@ -89,3 +89,17 @@ def test_receive_buffers_are_used_for_smaller_messages_and_replaced_by_larger_on
     buffers.put_back(large)
     taken = [buffers.take(100) for _ in range(2)]
     assert [buffer.nbytes for buffer in taken] == [second.nbytes, large.nbytes]
+
+
+def test_free_receive_buffers_are_bounded_where_small_messages_have_the_large_ones():
+    buffers = ReceiveBuffers()
+    for _ in range(12):
+        small = [buffers.take(64) for _ in range(20)]
+        waiting = [buffer for buffer in small if buffer.nbytes > 64]
+        for buffer in small:
+            if buffer.nbytes == 64:
+                buffers.put_back(buffer)
+        for buffer in [*waiting, buffers.take(ROUND_BYTES)]:
+            buffers.put_back(buffer)
+    free = [buffers.take(64).nbytes for _ in range(20)]
+    assert MOST_FREE / 2 < sum(free) <= MOST_FREE + ROUND_BYTES

@@ -60,7 +60,9 @@ MUTATIONS = [
         [
             ("min(first + start, end), min(", "first + start, min("),
             ("longest = bucket.chunk", "longest = bucket.chunk - 1"),
-            ("            del self._free[:1]\n", ""),
+            ("                self._pop(0)\n", "                pass\n"),
+            ("while self._nbytes > MOST_FREE", "while False"),
+            ("self._nbytes -= buffer.nbytes", "pass"),
             (
                 "self._source[self.start + arrived.start :",
                 "self._source[arrived.start :",

@@ -31,6 +31,9 @@ class Target(Protocol):
 class ModelTarget:
     """Replaces a model's parameters, so that there is never a second set of them all.
 
+    Attributes:
+        was_updated: whether a bucket was published.
+
     Raises:
         ValueError: where it is not a model.
     """
@@ -42,13 +45,11 @@ class ModelTarget:
                 "tree of parameters there is apply_gradients()"
             )
         self.parameters: Tree = model
+        self.was_updated = False
         self._slots: dict[KeyPath, Slot] | None = None
 
-    @property
-    def was_updated(self) -> bool:
-        return self._slots is not None
-
     def publish(self, index: TreeIndex, whole: Whole) -> None:
+        self.was_updated = True
         for entry, array in zip(whole.bucket.entries, whole.arrays, strict=True):
             slot = self.slot(index, entry.path)
             if slot is not None:

@@ -42,6 +42,7 @@ def config(world, shared_folder):
         "resume_adapter_file": None,
         "report_to": None,
         "trust_remote_code": True,
+        "clear_cache_threshold": "1GB",
     }
 
 

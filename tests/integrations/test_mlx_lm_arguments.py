@@ -21,6 +21,8 @@ pytestmark = pytest.mark.mpi
         ({"batch_size": 0}, "batch_size=0 is the rows of all ranks together"),
         ({"grad_accumulation_steps": 0}, "grad_accumulation_steps=0, wanted 1 or more"),
         ({"steps_per_report": 0}, "steps_per_report=0, wanted 1 or more"),
+        ({"max_seq_length": 1}, "max_seq_length=1, wanted 2 or more"),
+        ({"iters": -1}, "iters=-1, wanted 0 or more"),
     ],
 )
 def test_train_with_wrong_arguments_is_refused_on_all_ranks(
@@ -29,6 +31,13 @@ def test_train_with_wrong_arguments_is_refused_on_all_ranks(
     args = arguments(shared_folder, **changes)
     with pytest.raises(mlxdist.MismatchError, match=message):
         train(tiny_model(), optim.SGD(0.1), rows(30), args=args)
+
+
+def test_train_of_a_frozen_model_is_refused_on_all_ranks(world, shared_folder):
+    model = tiny_model()
+    model.freeze()
+    with pytest.raises(mlxdist.MismatchError, match="no trainable parameters"):
+        train(model, optim.SGD(0.1), rows(30), args=arguments(shared_folder))
 
 
 @pytest.mark.mpi(min_size=2)

@@ -27,6 +27,7 @@ def test_command_saves_an_adapter_that_mlx_lm_generates_with(
     assert generate(model, tokenizer, "1+1=", max_tokens=2) is not None
     saved = json.loads((shared_folder / "adapters/adapter_config.json").read_text())
     assert (saved["fine_tune_type"], saved["trust_remote_code"]) == (kind, True)
+    assert saved["clear_cache_threshold"] == 10**9
 
 
 def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder):
@@ -60,6 +61,8 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
             "config.yaml: there is no option scala: did you mean scale?",
         ),
         (lambda c: {**c, "checkpoint_every": "9"}, "found '9', wanted a whole number"),
+        (lambda c: {**c, "mask_prompt": "no"}, "found 'no', wanted true or false"),
+        (lambda c: {**c, "clear_cache_threshold": "4 apples"}, "wanted a whole number"),
         (lambda c: {**c, "train": False}, "nothing to do: add --train, --test"),
         (lambda c: {**c, "num_layers": 9}, "the model only has 1 layers"),
         (lambda c: {**c, "adapter_path": c["data"] + "/train.jsonl"}, "File exists"),
@@ -71,8 +74,8 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
     ],
     ids=[
         *("shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"),
-        *("list", "dashes", "unknown", "section", "text", "nothing", "layers", "path"),
-        *("Muon", "untrained"),
+        *("list", "dashes", "unknown", "section", "text", "quotes", "size"),
+        *("nothing", "layers", "path", "Muon", "untrained"),
     ],
 )
 def test_command_with_a_mistake_ends_all_ranks_with_one_message(

@@ -7,19 +7,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx import nn
+from mlx.utils import tree_flatten
+
 from ...arrays.trees import all_parameters
-from ...arrays.types import Tree
 from ...comm.agreement import MismatchError, agree
 from ...layout.entries import fingerprint
 from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .upstream import TrainingArgs
 
-_COUNTS = (
-    "grad_accumulation_steps",
-    "steps_per_report",
-    "steps_per_eval",
-    "steps_per_save",
+_LEAST = {
+    "grad_accumulation_steps": 1,
+    "steps_per_report": 1,
+    "steps_per_eval": 1,
+    "steps_per_save": 1,
+    "max_seq_length": 2,  # a token, and the next one
+    "iters": 0,
+    "checkpoint_every": 0,
+}
+_NOTHING_TO_TRAIN = (
+    "the model has no trainable parameters: with LoRA, lora_parameters: keys must name "
+    "layers of the model; in Python, unfreeze some"
 )
 
 
@@ -86,13 +95,15 @@ class Arguments:
         count: int = self.upstream.grad_accumulation_steps
         return -(-self.checkpoint_every // count) * count
 
-    def agree(self, world: World, model: Tree, optimizer: DistributedOptimizer) -> None:
+    def agree(
+        self, world: World, model: nn.Module, optimizer: DistributedOptimizer
+    ) -> None:
         """Compare the arguments over the ranks.
 
         Raises:
             MismatchError: on all ranks, where they differ or can't work.
         """
-        problem = next(self._problems(world, optimizer), None)
+        problem = next(self._problems(world, model, optimizer), None)
         given = dict(vars(self.upstream))
         if not (self.checkpoint_every or self.resume):
             del given["adapter_file"]  # which rank 0 alone writes
@@ -112,8 +123,12 @@ class Arguments:
             remedy="Give all ranks the same model, data and options",
         )
 
-    def _problems(self, world: World, optimizer: DistributedOptimizer) -> Iterator[str]:
+    def _problems(
+        self, world: World, model: nn.Module, optimizer: DistributedOptimizer
+    ) -> Iterator[str]:
         args = self.upstream
+        if not tree_flatten(model.trainable_parameters()):
+            yield _NOTHING_TO_TRAIN
         sets = [("train", self.training), ("valid", self.validation)]
         for problem in (
             rows_problem(args.batch_size, world.size),
@@ -121,11 +136,10 @@ class Arguments:
         ):
             if problem is not None:
                 yield problem
-        for name in _COUNTS:
-            if getattr(args, name) < 1:
-                yield f"{name}={getattr(args, name)}, wanted 1 or more"
-        if self.checkpoint_every < 0:
-            yield f"checkpoint_every={self.checkpoint_every}, wanted 0 or more"
+        given = {**vars(args), "checkpoint_every": self.checkpoint_every}
+        for name, least in _LEAST.items():
+            if given[name] < least:
+                yield f"{name}={given[name]}, wanted {least} or more"
         if self.checkpoint_every and not self.resume and any_files(self.checkpoints):
             yield (
                 f"{self.checkpoints} has checkpoints of an earlier training: resume "

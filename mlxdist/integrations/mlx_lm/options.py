@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mlx.optimizers import Optimizer
 from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .arguments import rows_problem
-from .upstream import SECTIONS, known_options, lora
+from .upstream import SECTIONS, known_options, lora, size_in_bytes
 
 _SHARDS = {"auto": True, "none": False}
 _MASTERS = {"float32": mx.float32}
@@ -26,12 +27,11 @@ DEFAULTS = {
     "checkpoint_every": 0,
     "resume": False,
 }
+_KINDS = {int: "a whole number", bool: "true or false"}
 _VALUES: dict[str, tuple[object, ...]] = {
     "shard": ("auto", "elements", "tensors", "none"),
     "state_dtype": (None, "int8"),
     "master_dtype": (None, "float32", "24bit"),
-    "compiled": (True, False),
-    "resume": (True, False),
 }
 
 
@@ -76,6 +76,9 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     """Raise ValueError on options that can't work."""
     if isinstance(args.shard, bool):  # YAML
         args.shard = "auto" if args.shard else "none"
+    if isinstance(args.clear_cache_threshold, str):
+        with suppress(ArithmeticError, LookupError):  # what is no size is a problem
+            args.clear_cache_threshold = size_in_bytes(args.clear_cache_threshold)
     problem = next(_problems(args, ranks), None)
     if problem is not None:
         raise ValueError(problem)
@@ -85,8 +88,8 @@ def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
     yield from _unknown(args)
     for name, default in {**lora.CONFIG_DEFAULTS, **DEFAULTS}.items():
         value = getattr(args, name)
-        if type(default) is int and type(value) is not int:
-            yield f"{name}: found {value!r}, wanted a whole number"
+        if type(default) in _KINDS and type(value) is not type(default):
+            yield f"{name}: found {value!r}, wanted {_KINDS[type(default)]}"
     for name, values in _VALUES.items():
         if getattr(args, name) not in values:
             listed = ", ".join(map(str, values))

@@ -50,6 +50,7 @@ __all__ = [
     "maybe_set_recommended_wired_limit",
     "replaced",
     "rprint",
+    "size_in_bytes",
 ]
 
 # Names in sections of the YAML file.
@@ -68,6 +69,12 @@ def known_options() -> set[str]:
     """Return all names that mlx-lm's YAML file may have: defaults, flags and others."""
     flags = vars(lora.build_parser().parse_args([]))
     return {*lora.CONFIG_DEFAULTS, *flags, "hf_dataset", *_FEATURES}
+
+
+def size_in_bytes(text: str) -> int:
+    """Return a size such as 4GB as mlx-lm's flag reads it, in bytes."""
+    options = lora.build_parser().parse_args(["--clear-cache-threshold", text])
+    return int(options.clear_cache_threshold)
 
 
 def fitting_output() -> AbstractContextManager[None]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..comm.flight_recorder import MAX_TIMELINE_RECORDS
 from ..launcher.private_files import make_folder, read_text, write_atomically
 from .clocks import Alignment, first_ranks, measure, same_clock
-from .hooks import ExceptionHook, SigtermHook
+from .hooks import ExceptionHook, SigtermHook, log
 from .trace_events import Event, Process
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Timeline:
         if comm is not None:
             self._origin = _least(comm, self._alignment.on_rank_0(self._start))
         if self._rank == 0:
-            with contextlib.suppress(OSError):  # at the end it is an error
+            with contextlib.suppress(OSError):  # of which the end tells
                 write_atomically(self._path, _START + _END)
         atexit.register(self._write)
         recorder.on_failure(self._add_last_events)
@@ -91,7 +91,15 @@ class Timeline:
         if self._rank == 0:
             # Each part is a JSON list; join their contents.
             text = ",".join(part[1:-1].decode() for part in parts)
-            write_atomically(self._path, _START + text + _END)
+            self._save(_START + text + _END)
+
+    def _save(self, text: str) -> None:
+        """Write the file. An error ends nothing: the job has done its work."""
+        try:
+            write_atomically(self._path, text)
+        except OSError as error:
+            reason = f"{self._path} can't be written: {error.strerror}"
+            log(f"mlxdist: error: the timeline {reason}\n")
 
     def close(self) -> None:
         """Write the file now, on all ranks, and not at exit."""

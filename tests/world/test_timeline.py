@@ -133,6 +133,15 @@ def test_timeline_of_one_rank_is_written_at_its_end(end, mpi_job, tmp_path):
     assert pids(tmp_path / "t.json") == {0}
 
 
+def test_timeline_that_cannot_be_written_is_one_line_of_an_error(mpi_job):
+    script = 'import mlxdist, os; mlxdist.init(); os.remove("t.json")\n'
+    script += 'os.mkdir("t.json"); raise ValueError("x")'
+    result = mpi_job(1, script, env={"MLXDIST_TIMELINE": "t.json"})
+    assert result.stderr.count("Traceback") == 1, result.stderr
+    assert "\nValueError: x\n" in result.stderr
+    assert "mlxdist: error: the timeline t.json can't be written" in result.stderr
+
+
 def test_add_events_of_several_processes_makes_one_trace(tmp_path):
     path = tmp_path / "new" / "trace.json"
     parts = [[{"pid": rank, "ts": i} for i in range(500)] for rank in range(8)]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,7 @@ class JsonLines:
         path: of the file. Its folder is made.
         done: steps that the run has taken. Lines of later steps are dropped, and so is
             half a line that a killed job has left. 0 begins a new file, and moves what
-            an earlier run has left to `PATH.old`.
+            an earlier run has left to `PATH.old`, or PATH.old2 and so on.
 
     Attributes:
         earlier: the lines that were kept.
@@ -43,7 +44,7 @@ class JsonLines:
         if done:
             write_atomically(path, _text(self.earlier))
         elif path.exists() and path.stat().st_size:
-            path.replace(path.with_name(path.name + ".old"))
+            path.replace(_free_name(path))
         # Not through a link, which another user may have put there.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o666)
@@ -84,6 +85,12 @@ class JsonLines:
                 os.ftruncate(self._file, size)
             raise
         self._unwritten = b""
+
+
+def _free_name(path: Path) -> Path:
+    """Return a path for an earlier file that no other one has."""
+    names = (f"{path.name}.old{number if number > 1 else ''}" for number in count(1))
+    return next(x for x in map(path.with_name, names) if not os.path.lexists(x))
 
 
 def _lines_up_to(path: Path, done: int) -> list[Entry]:

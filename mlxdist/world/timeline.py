@@ -98,8 +98,10 @@ class Timeline:
         try:
             write_atomically(self._path, text)
         except OSError as error:
-            reason = f"{self._path} can't be written: {error.strerror}"
-            log(f"mlxdist: error: the timeline {reason}\n")
+            log(
+                f"mlxdist: error: the timeline {self._path} can't be written: "
+                f"{error.strerror}\n"
+            )
 
     def close(self) -> None:
         """Write the file now, on all ranks, and not at exit."""

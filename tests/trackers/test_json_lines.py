@@ -88,6 +88,13 @@ def test_resumed_run_without_a_file_begins_one(path):
     assert (lines.earlier, steps_of(path)) == ([], [6])
 
 
+def test_new_runs_leave_all_earlier_files(path):
+    for step in (1, 2, 3):
+        JsonLines(path).log(step, {})
+    earlier = [path.with_name(f"{path.name}.old{number}") for number in ("", "2")]
+    assert [steps_of(each) for each in (*earlier, path)] == [[1], [2], [3]]
+
+
 def test_link_in_the_place_of_the_file_is_not_followed(path, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("")

@@ -96,7 +96,9 @@ def _show_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*map(plain, head), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in head:  # whole: long names may differ at their end
+        table.add_column(plain(name), overflow="fold")
     for row in rows:
         table.add_row(*map(plain, row))
     Console(highlight=False).print(table)

@@ -71,6 +71,17 @@ def test_comparison_names_a_run_only_where_it_has_something(folders):
     assert "{}" not in differences
 
 
+def test_command_prints_long_names_whole(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"{'x' * 40}{end}" for end in "ab"]
+    for name in names:
+        make_run(tmp_path / name, {}, train_loss=1.0)
+    assert cli.main(["report", *names]) == 0
+    printed = capsys.readouterr().out
+    assert ("a" in printed.split("steps")[0], "…" in printed) == (True, False)
+
+
 @pytest.mark.parametrize("names", [["a", "b/../a"], ["a", "b", "c", "d", "e"]])
 def test_command_refuses_equal_folders_and_too_many(names, tmp_path, capsys):
     assert cli.main(["report", *(str(tmp_path / name) for name in names)]) == 2

@@ -105,4 +105,5 @@ MUTATIONS = [
         COMPARISON,
     ),
     Mutation("report/comparison.py", "if name not in _OF_EACH_RUN", "", COMPARISON),
+    Mutation("report/charts.py", "        if line.points", "", COMPARISON),
 ]

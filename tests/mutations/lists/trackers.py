@@ -11,6 +11,7 @@ SERVICES = ("tests/trackers/test_services.py",)
 MUTATIONS = [
     Mutation("trackers/json_lines.py", "os.ftruncate(self._file, size)", "pass", JSON),
     Mutation("trackers/json_lines.py", "<= done]", "< done]", JSON),
+    Mutation("trackers/json_lines.py", "if not os.path.lexists(x)", "", JSON),
     Mutation("trackers/json_lines.py", "| os.O_NOFOLLOW", "", JSON),
     Mutation("trackers/json_lines.py", "value if is_finite else None", "value", JSON),
     Mutation(

@@ -16,7 +16,8 @@ class Report(NamedTuple):
     """What a window adds up to.
 
     Attributes:
-        loss: the mean over its steps of each step's mean over the tokens of all ranks.
+        loss: the mean over its steps of each step's mean over the tokens of all ranks;
+            steps without tokens don't count, and without any it is nan.
         tokens: of all ranks.
     """
 
@@ -47,8 +48,9 @@ class Window:
         """Return what there is, and begin anew. Called by all ranks."""
         rows = self.rows()
         seconds, self.seconds, self._known = self.seconds, 0.0, np.zeros((0, 2))
-        losses = rows[:, 0] / np.maximum(rows[:, 1], 1)
-        return Report(losses.mean(), int(rows[:, 1].sum()), len(rows), seconds)
+        counted = rows[rows[:, 1] > 0]
+        loss = np.mean(counted[:, 0] / counted[:, 1]) if len(counted) else np.nan
+        return Report(float(loss), int(rows[:, 1].sum()), len(rows), seconds)
 
     def rows(self) -> NDArray[np.float64]:
         """Return a row of loss and tokens for each micro-batch, summed over the ranks.

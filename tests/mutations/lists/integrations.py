@@ -77,6 +77,13 @@ MUTATIONS = [
         (1,),
     ),
     Mutation(
+        FOLDER + "window.py",
+        "counted = rows[rows[:, 1] > 0]",
+        "counted = np.maximum(rows, [-np.inf, 1])",
+        ("tests/integrations/test_mlx_lm_window.py",),
+        (1,),
+    ),
+    Mutation(
         FOLDER + "options.py",
         "if isinstance(args.clear_cache_threshold, str):",
         "if 0:",

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
@@ -28,6 +29,27 @@ def test_background_save_has_the_state_at_the_call(world, shared_folder):
     assert_same_bits(restored, wanted)
     assert_same_bits(other.gather_state(), state)
     world.barrier()
+
+
+@pytest.mark.mpi
+def test_background_save_has_the_arrays_of_the_user_at_the_call(
+    world, shared_folder, monkeypatch
+):
+    params, optimizer = make_run(world)
+    counts, changed = np.arange(5), threading.Event()
+    write = Writer.write
+
+    def late_write(*arguments):
+        changed.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(Writer, "write", late_write)
+    extra = {"counts": counts}
+    save_checkpoint(shared_folder, 1, params, optimizer, extra, background=True)
+    counts[:] = -1
+    changed.set()
+    loaded = load_checkpoint(shared_folder, params, optimizer)
+    assert loaded.extra["counts"].tolist() == [0, 1, 2, 3, 4]
 
 
 def delay_commits(monkeypatch):

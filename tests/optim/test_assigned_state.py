@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from mlxdist.optim.state_values import SHARD_KEY
 from tests.support.examples import (
     apply_steps,
     assert_same_bits,
@@ -46,6 +47,7 @@ def test_full_state_is_cut_and_not_changed(shard, before_init, world):
     assert other.step.item() == 2
     if not before_init:
         assert_same_bits(given, full)
+    assert (SHARD_KEY in other.state) == (bool(shard) and world.size > 1)
 
 
 @before_and_after_init

@@ -51,6 +51,20 @@ def test_state_of_something_else_is_refused_and_the_one_before_is_back(shard, wo
 
 
 @pytest.mark.mpi(min_size=2)
+@each_shard
+def test_scalars_that_differ_over_the_ranks_are_refused(shard, world):
+    tree = {"w": mx.arange(12.0).reshape(3, 4)}
+    optimizer = trained(world, tree, optim.SGD(0.1, momentum=0.9), shard=shard)
+    before = optimizer.gather_state()
+    step = partial(optimizer.apply_gradients, gradients(tree, 0, 0), tree)
+    rate = mx.array(0.1 + 0.1 * world.rank)
+    optimizer.state = {**optimizer.state, "learning_rate": rate}
+    with pytest.raises(MismatchError, match="learning_rate"):
+        step()
+    assert_same_bits(optimizer.gather_state(), before)
+
+
+@pytest.mark.mpi(min_size=2)
 def test_state_of_rank_0_on_all_ranks_is_refused(world):
     tree = {"w": mx.arange(8.0 * world.size).reshape(8, world.size)}
     optimizer = trained(world, tree, shard="elements")

@@ -1,6 +1,6 @@
 """Mistakes in which checkpoint is loaded, into what, and who is told of an error."""
 
-from tests.mutations.mutation import mistakes
+from tests.mutations.mutation import Mutation, mistakes
 
 API = "tests/checkpoint/test_api.py"
 LOAD = "tests/checkpoint/test_load.py"
@@ -8,11 +8,12 @@ NAMES = "tests/checkpoint/test_names.py"
 HOSTILE = "tests/checkpoint/test_hostile.py"
 FORMAT = "tests/checkpoint/test_format.py"
 READER = "tests/checkpoint/test_reader.py"
+TARGETS = "tests/checkpoint/test_load_targets.py"
 
 MUTATIONS = [
     *mistakes(
         "checkpoint/open_checkpoint.py",
-        (LOAD, API),
+        (LOAD, API, TARGETS),
         [
             ("return sorted(saves, reverse=True)", "return sorted(saves)"),
             ("if step not in (None, save.step):", "if False:"),
@@ -31,7 +32,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "checkpoint/targets.py",
-        (LOAD, NAMES, FORMAT),
+        (LOAD, NAMES, FORMAT, TARGETS),
         [
             ("        _check_sampler(contents.manifest, into.sampler)", "        pass"),
             (
@@ -40,14 +41,22 @@ MUTATIONS = [
             ),
             ("and len(set(map(_class_name, pair))) > 1:", "and False:"),
             ("_refuse_accumulated(contents.manifest)", "pass"),
-            ("and counts[path.dotted] == 1", ""),
             ("if not is_replaceable(model, path):", "if False:"),
             ("problem is not None and (shape or not may_be_number(saved))", "False"),
         ],
     ),
+    Mutation(
+        "checkpoint/targets.py",
+        "and counts[path.dotted] == 1",
+        "",
+        (LOAD, NAMES),
+        (2,),
+        equivalent="one saved array is too few for two parameters, so that one of them "
+        "is missing in either case",
+    ),
     *mistakes(
         "checkpoint/targets.py",
-        (HOSTILE, "tests/checkpoint/test_arguments.py", API, LOAD),
+        (HOSTILE, "tests/checkpoint/test_arguments.py", API, TARGETS),
         [("if sampler.state_dict() != before:", "if False:")],
     ),
     *mistakes(

@@ -226,3 +226,37 @@ def test_random_numbers_of_the_owner_count_where_tensors_are_dealt_out(world):
     tree = apply_steps(optimizer, tree, [0])
     assert world.identical(tree)
     assert optimizer.step.item() == 1
+
+
+class Whole(optim.SGD):
+    """Steps whole trees, and returns them in another shape or dtype."""
+
+    def __init__(self, change=lambda new: new):
+        super().__init__(1.0)
+        self.change = change
+
+    def apply_gradients(self, gradients, parameters):
+        new = super().apply_gradients(gradients, parameters)
+        return tree_map(self.change, new)
+
+
+def step_whole(world, optimizer, **options):
+    wrapped = mlxdist.DistributedOptimizer(optimizer, world=world, **options)
+    tree = {"w": mx.array([8.0, 8.0], mx.bfloat16)}
+    wrapped.init(tree)
+    return wrapped.apply_gradients({"w": mx.array([3.0, 4.0], mx.bfloat16)}, tree)
+
+
+def test_gradients_of_whole_trees_are_clipped(world):
+    new = step_whole(world, Whole(), max_norm=2.5)
+    assert new["w"].tolist() == [6.5, 6.0]
+
+
+def test_whole_trees_come_back_in_their_dtype(world):
+    new = step_whole(world, Whole(lambda new: new.astype(mx.float32)))
+    assert new["w"].dtype == mx.bfloat16
+
+
+def test_whole_trees_of_another_shape_are_refused(world):
+    with pytest.raises(ValueError, match=r"Whole returned \[2, 1\] as the new w"):
+        step_whole(world, Whole(lambda new: new[:, None]))

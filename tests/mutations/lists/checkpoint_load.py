@@ -85,7 +85,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "checkpoint/collective.py",
-        ("tests/checkpoint/test_collective.py", "tests/checkpoint/test_save.py"),
+        ("tests/checkpoint/test_collective.py", "tests/checkpoint/test_faults.py"),
         [
             ("    if any(problems):", "    if problem:"),
             ("    except Exception as error:", "    except ValueError as error:"),
@@ -94,7 +94,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "checkpoint/api.py",
-        ("tests/checkpoint/test_async_save.py", LOAD),
+        ("tests/checkpoint/test_async_save.py", LOAD, HOSTILE),
         [
             ("async_save.wait_for_all()", "pass"),
             ("        job.copy_data()\n", "        pass\n"),

@@ -87,7 +87,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "optim/quantized_state.py",
-        ("tests/optim/test_quantized_state.py",),
+        ("tests/optim/test_quantized_state.py", "tests/optim/test_quantized_step.py"),
         [
             ("return 1 if self.dtype is None else BLOCK", "return 1"),
             ('optim.Adamax: {"m": "signed", "v": "signed"}', "optim.Adamax: {}"),
@@ -206,6 +206,7 @@ MUTATIONS = [
             "tests/optim/test_buffers.py",
             "tests/optim/test_accumulation.py",
             "tests/optim/test_ema.py",
+            "tests/optim/test_overrides.py",
         ),
         [
             ("self.buffers.sync(target.parameters, self._steps.weight)", "pass"),

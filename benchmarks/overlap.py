@@ -66,7 +66,7 @@ def main() -> None:
         result["cases"][name] = measure(console, name, rate, args)
         show(console, name, result["cases"][name])
         common.write_json(args.json, __doc__, result)
-    common.draw_beside(args.json, draw, result["cases"])
+    common.draw_result(args.json, draw, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:

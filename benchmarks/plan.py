@@ -64,7 +64,7 @@ def main() -> None:
             result["cases"][name] = case
             show(console, name, case)
         common.write_json(args.json, __doc__, result)
-        common.draw_beside(args.json, draw, result["cases"])
+        common.draw_result(args.json, draw, result["cases"])
 
 
 def parse_arguments() -> argparse.Namespace:

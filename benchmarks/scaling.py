@@ -45,7 +45,7 @@ def main() -> None:
     }
     show(console, result)
     common.write_json(args.json, __doc__, result)
-    common.draw_beside(args.json, draw, result)
+    common.draw_result(args.json, draw, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -223,9 +223,9 @@ def draw_panel(
     names = {"o": "measured", "x": "more ranks than cores: shows no speed"}
     line = "-" if marker == "o" else ""
     axes.plot(ranks, values, marker + line, color=color, label=names[marker])
-    place = {"textcoords": "offset points", "xytext": (0, offset), "ha": "center"}
+    options = {"textcoords": "offset points", "xytext": (0, offset), "ha": "center"}
     for number, value in zip(ranks, values, strict=True):
-        axes.annotate(short(value), (number, value), color=color, **place)
+        axes.annotate(short(value), (number, value), color=color, **options)
 
 
 def draw_ideal(axes: Any, ranks: list[int], values: list[float]) -> None:

@@ -62,7 +62,7 @@ def main() -> None:
         }
         show(console, result)
         common.write_json(args.json, __doc__, result, world.size)
-        common.draw_beside(args.json, draw, every_rank, args.warmup)
+        common.draw_result(args.json, draw, every_rank, args.warmup)
 
 
 def parse_arguments() -> argparse.Namespace:

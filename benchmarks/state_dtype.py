@@ -121,7 +121,7 @@ def main() -> None:
         result = summarize(runs, folder)
     show(console, result)
     common.write_json(args.json, __doc__, result)
-    common.draw_beside(args.json, loss_plot.draw, result, MOST_DIFFERENCE)
+    common.draw_result(args.json, loss_plot.draw, result, MOST_DIFFERENCE)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -68,7 +68,7 @@ def main() -> None:
         show(console, place, case)
         common.write_json(args.json, __doc__, result)
     if result["places"]:
-        common.draw_beside(args.json, draw, result["places"])
+        common.draw_result(args.json, draw, result["places"])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from .options import (
 from .progress import Progress, show_progress
 from .record import (
     Result,
-    draw_beside,
+    draw_result,
     format_ratio,
     make_console,
     print_table,
@@ -48,7 +48,7 @@ __all__ = [
     "available_memory",
     "bound_text",
     "command",
-    "draw_beside",
+    "draw_result",
     "environment",
     "format_ratio",
     "interleave",

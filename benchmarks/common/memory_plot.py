@@ -91,8 +91,8 @@ def draw_peaks(path: Path, measured: list[Result], tensors: str) -> None:
             axes.plot([*peaks], [*peaks.values()], "o-", color=color, linewidth=2)
             y = min(peaks[max(peaks)], below)
             below = y - 50
-            place = {"va": "center", "fontsize": 11}
-            axes.annotate(PEAK_LABELS[name], (8.8, y), color=color, **place)
+            options = {"va": "center", "fontsize": 11}
+            axes.annotate(PEAK_LABELS[name], (8.8, y), color=color, **options)
         axes.set_xscale("log", base=2)
         axes.set_xticks(*[RANKS] * 2)
         axes.set(xlabel="ranks", ylabel="MB", ylim=(0, None), xlim=(0.9, 27))

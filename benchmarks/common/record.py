@@ -110,10 +110,10 @@ def write_json(
     write_atomically(path, _dump(document) + "\n", mode=0o666)
 
 
-def draw_beside(
+def draw_result(
     path: Path | None, draw: Callable[..., object], *arguments: object
 ) -> None:
-    """Draw a figure beside a result, if that is written and matplotlib is installed.
+    """Draw a result that is written to a file, if matplotlib is installed.
 
     Args:
         draw: takes the path of the result, and the arguments.

@@ -71,7 +71,7 @@ class Chunk:
     consumer asks for the form that it works on; the other one is made then.
 
     Attributes:
-        is_owned: whether the arrays' memory may be reused once the chunk is dropped. A
+        is_reusable: whether the arrays' memory may be reused once they are dropped. A
             flat vector is the result of a collective; pieces may be a user's arrays.
     """
 
@@ -81,7 +81,7 @@ class Chunk:
         self._split = split
         self._flat = flat
         self._pieces = pieces
-        self.is_owned = pieces is None
+        self.is_reusable = pieces is None
 
     def like(self, arrays: Pieces) -> Chunk:
         """Return other values, in the form of `arrays`."""
@@ -98,10 +98,9 @@ class Chunk:
         """Return one vector, joined by `join` where there are pieces."""
         return self._flat if self._pieces is None else join(self._pieces)
 
-    def give_up(self) -> bool:
-        """Drop all arrays; return whether the caller may reuse the memory."""
+    def drop(self) -> None:
+        """Drop all arrays."""
         self._flat, self._pieces = None, []
-        return self.is_owned
 
     def pieces(self) -> Pieces:
         """Return the pieces in their shapes."""

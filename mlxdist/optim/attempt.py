@@ -155,7 +155,7 @@ class Attempt:
     def _take(self, index: int) -> Chunk:
         assert self._means is not None
         mean = self._means.take(index)
-        mean.is_owned = mean.is_owned or self.gradients.is_owned
+        mean.is_reusable = mean.is_reusable or self.gradients.is_reusable
         self._taken.add(index)
         return mean
 

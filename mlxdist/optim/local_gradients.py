@@ -22,7 +22,8 @@ class LocalGradients:
         loss: that they are gradients of, where it is known.
 
     Attributes:
-        is_owned: whether nobody else holds them.
+        is_reusable: whether nobody else refers to them, so that their memory may be
+            reused.
         kept: all of them until the step is taken, or none.
         earlier: sums of micro-batches of which these are the last one.
     """
@@ -36,7 +37,7 @@ class LocalGradients:
         loss: Array = None,
     ):
         self.unsent, self.loss = unsent, loss
-        self.is_owned = not keeps
+        self.is_reusable = not keeps
         self.earlier: ShareSums | None = None
         self.kept: Flat = dict(unsent) if keeps else {}
         self._dtype = dtype

@@ -135,7 +135,8 @@ class PartStep:
         if _layout(waiting[0].state) != _layout(state):
             return None
         parameters.clear()
-        is_free = mean.give_up() or is_copy
+        mean.drop()
+        is_free = mean.is_reusable or is_copy
         new: Slot = slot or (gradients, "mean")
         if slot is None and (gradients["mean"].dtype != local.dtype or not is_free):
             new = _slot_of(uninitialized(self._size, local.dtype))

@@ -164,7 +164,7 @@ MUTATIONS = [
         "optim/attempt.py",
         ("tests/optim/test_part_step.py",),
         [
-            ("mean.is_owned or self.gradients.is_owned", "mean.is_owned"),
+            ("mean.is_reusable or self.gradients.is_reusable", "mean.is_reusable"),
             ("self._take(index), self._slot(index)", "self._take(index), None"),
         ],
         (1,),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import mlx.core as mx
 
 from .concat import join
 from .types import Array, Dtype, Pieces, Tree
+
+_ERRORS_DROPPED = 8  # of a stream, at most
 
 
 def on_cpu() -> bool:
@@ -111,11 +113,26 @@ def settle(*streams: mx.Stream) -> None:
     """Wait for what is queued on the default and other streams, and drop its errors.
 
     MLX keeps one error in each stream that it went through, and raises it in whatever
-    is evaluated next.
+    is queued next: a synchronization that raises it has not waited.
     """
     for stream in (mx.default_stream(mx.default_device()), *streams):
-        with suppress(RuntimeError):
-            mx.synchronize(stream)
+        for _ in range(_ERRORS_DROPPED):
+            with suppress(RuntimeError):
+                mx.synchronize(stream)
+                break
+
+
+def queue_apart(arrays: Iterable[object]) -> None:
+    """Queue what others are computed from, so that an error of theirs can't reach it.
+
+    An error of a CPU's stream is raised where MLX queues the next operation. Where that
+    is the event at the end of `mx.async_eval`, the event never comes, and whoever waits
+    for one of the arrays that were queued with it waits for ever. After
+    `nn.value_and_grad` a model has lazy copies of its parameters, which would be queued
+    with the gradients. Does nothing while `mx.compile` traces.
+    """
+    if on_cpu():
+        start_evaluation([a for a in arrays if isinstance(a, mx.array)])
 
 
 def start_evaluation(arrays: list[Array]) -> bool:

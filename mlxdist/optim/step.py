@@ -176,6 +176,7 @@ class DistributedStep:
         """Choose how to run a step; initialize at the first one."""
         first = list(self._first_gradients(batch.gradients).values())
         try:
+            device.queue_apart(batch.parameters.values())
             eager = device.start_evaluation(
                 [*batch.outputs, *first] or self._inner.scalars()
             )

@@ -36,3 +36,26 @@ def test_may_be_tracing_is_true_inside_a_transformation_alone(transform):
     transform(traced)(lazy)
     assert seen == [True]
     assert not device.may_be_tracing()
+
+
+def test_settle_waits_although_an_error_of_the_stream_comes_first(monkeypatch):
+    """MLX raises it before it waits."""
+    errors = [RuntimeError("of the stream"), RuntimeError("of what was queued")]
+    finished = []
+
+    def synchronize(stream):
+        if errors:
+            raise errors.pop()
+        finished.append(stream)
+
+    monkeypatch.setattr(mx, "synchronize", synchronize)
+    device.settle()
+    assert finished == [mx.default_stream(mx.default_device())]
+
+
+def test_settle_ends_where_a_stream_has_nothing_but_errors(monkeypatch):
+    def synchronize(stream):
+        raise RuntimeError("no such stream")
+
+    monkeypatch.setattr(mx, "synchronize", synchronize)
+    device.settle()

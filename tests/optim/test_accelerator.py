@@ -4,7 +4,6 @@ While it does, the accelerator has nothing to do. MLX is made to say that it com
 an accelerator; what it computes with is a CPU.
 """
 
-import io
 import sys
 
 import mlx.core as mx
@@ -14,6 +13,7 @@ from mlx.utils import tree_flatten
 
 import mlxdist
 from tests.support.examples import assert_same_bits, distributed
+from tests.support.lazy_arrays import is_lazy
 
 pytestmark = pytest.mark.mpi
 
@@ -59,13 +59,6 @@ def waits(monkeypatch):
     monkeypatch.setattr(mx, "eval", counted)
     monkeypatch.setattr(mx, "async_eval", noted)
     return lines
-
-
-def is_lazy(tree):
-    """Return whether an array of a tree is neither evaluated nor queued."""
-    graph = io.StringIO()
-    mx.export_to_dot(graph, tree)
-    return "->" in graph.getvalue()
 
 
 def lazy_gradients(tree, rank):

@@ -16,6 +16,19 @@ MUTATIONS = [
         "or 1 else [join(arrays)]",
         ("tests/arrays/test_device.py",),
     ),
+    Mutation(
+        "arrays/device.py",
+        "_ERRORS_DROPPED = 8",
+        "_ERRORS_DROPPED = 1",
+        ("tests/arrays/test_device.py",),
+    ),
+    Mutation(
+        "optim/step.py",
+        "            device.queue_apart(batch.parameters.values())\n",
+        "",
+        ("tests/optim/test_queued_apart.py",),
+        (1,),
+    ),
     *mistakes(
         "comm/wire.py",
         ("tests/optim/test_accelerator.py",),

@@ -13,9 +13,11 @@ import pytest
 from tests.support import jobs, signal_state
 from tests.support.cases import part_of
 from tests.support.fake_hosts import hosts  # noqa: F401
+from tests.support.hangs import Hangs
 from tests.support.suite import RUNNING_TEST
 
 PLUGIN = pytest.StashKey()
+HANGS = pytest.StashKey()  # a file for the reports of hanging tests, if wanted
 RANK_FOLDER = pytest.StashKey()
 
 # All ranks must try the same examples, else their collectives do not match.
@@ -60,7 +62,10 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("spmd" if under_mpi else "serial")
     path = os.environ.pop(RUNNING_TEST, None)
     if path is not None:
+        config.stash[HANGS] = Path(path).with_suffix(".hangs")
         config.pluginmanager.register(RunningTest(Path(path)), "running")
+    elif given := getattr(config, "workerinput", {}).get("hangs"):
+        config.stash[HANGS] = Path(given)
     if not under_mpi:
         return
     import mlxdist
@@ -72,6 +77,12 @@ def pytest_configure(config):
     # Ranks that shared pytest's folder would delete one another's files.
     config.stash[RANK_FOLDER] = tempfile.mkdtemp(prefix="mlxdist-tests-rank-")
     config.option.basetemp = os.path.join(config.stash[RANK_FOLDER], "tmp")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Give a process of pytest-xdist the file for its reports."""
+    node.workerinput["hangs"] = str(node.config.stash.get(HANGS, ""))
 
 
 class RunningTest:
@@ -122,14 +133,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionstart(session):
-    if session.config.getoption("--with-mpi"):
+    config = session.config
+    hangs = Hangs(config, config.stash.get(HANGS, None))
+    config.pluginmanager.register(hangs, "hangs")
+    if config.getoption("--with-mpi"):
         from mpi4py import MPI
 
         from tests.support.spmd import Spmd
 
-        plugin = Spmd(session.config, MPI.COMM_WORLD.Dup())
-        session.config.stash[PLUGIN] = plugin
-        session.config.pluginmanager.register(plugin, "spmd")
+        plugin = Spmd(config, MPI.COMM_WORLD.Dup(), hangs)
+        config.stash[PLUGIN] = plugin
+        config.pluginmanager.register(plugin, "spmd")
 
 
 def pytest_unconfigure(config):

@@ -68,9 +68,11 @@ def test_suite_pytest_without_matching_tests_is_no_failure(word, failed, tmp_pat
 def test_suite_names_the_test_in_which_pytest_ended_and_runs_the_others(tmp_path):
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "test_x.py").write_text(
-        "import os\n"
         "def test_passes(): pass\n"
-        "def test_ends(): os._exit(1)\n"
+        "import pytest\n"
+        "@pytest.mark.timeout(0.5)\n"
+        "def test_hangs():\n"
+        "    while True: pass\n"
         "def test_fails(): raise ValueError\n"
     )
     arguments = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
@@ -78,8 +80,21 @@ def test_suite_names_the_test_in_which_pytest_ended_and_runs_the_others(tmp_path
     stages.pytest("tests", str(tmp_path))
     first, again = stages.stages
     assert (first.failed, again.passed, again.failed) == (1, 1, 1)
-    assert first.detail == "ended without a report, in test_x.py::test_ends"
+    assert first.detail == "ended without a report, in test_x.py::test_hangs"
     assert again.name == "tests again"
+    lines = suite.repeated(stages.stages)
+    assert "== tests: rank 0: test_x.py::test_hangs did not end within 0.5 s" in lines
+    assert f"  {tmp_path}/test_x.py:5 test_hangs" in lines
+    assert "== tests again: test_x::test_fails" in lines
+    assert f"{tmp_path}/test_x.py:6: ValueError" in lines
+
+
+def test_suite_repeats_only_the_beginning_of_many_failures():
+    stage = suite.Stage("tests", 0, 200, 1.0, "", ["a failure"] * 200)
+    lines = suite.repeated([stage, stage])
+    assert lines[:2] == ["", "== tests: a failure"]
+    assert len(lines) == suite.MAX_FAILURES + 1
+    assert lines[-1] == f"... and {800 - suite.MAX_FAILURES} lines"
 
 
 def test_parts_have_every_case_once():

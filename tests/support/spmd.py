@@ -7,9 +7,10 @@ order. After each test they exchange their outcomes, so that
 - all ranks start the next test together, and its collectives find their partners;
 - a skip on some ranks only is an error.
 
-Only rank 0 prints, and its exit code is that of the run. pytest-timeout ends a rank
-that hangs. A rank that fails while another waits for it in a collective prints its
-failure and ends the job after `spmd_grace` seconds; mpirun then ends the other ranks.
+Only rank 0 prints, and its exit code is that of the run. A rank that hangs ends the
+job, and prints what every rank was doing (hangs.py). So does a rank that fails while
+another waits for it in a collective, after `spmd_grace` seconds; it prints its failure,
+too.
 
 The existing plugins do not fit. pytest-mpi adds the marks and options used here, but
 does not combine outcomes. mpi-pytest and pytest-isolate-mpi start one mpirun per test:
@@ -24,9 +25,7 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -38,7 +37,9 @@ from _pytest.config import create_terminal_writer
 from _pytest.runner import runtestprotocol
 from mpi4py import MPI
 
+from tests.support.hangs import Hangs
 from tests.support.outcomes import MAX_TEXT, Outcome, combine, outcome_of, ranks_text
+from tests.support.stacks import Process
 
 COLLECTION_TIMEOUT = 120.0  # seconds
 
@@ -96,36 +97,21 @@ class Channel:
 
 
 class MutedTerminal(io.TextIOBase):
-    """Terminal of the ranks other than 0. Only the report of a timeout is printed."""
-
-    def __init__(self, rank: int):
-        self._rank = rank
-        self._has_printed = False
+    """Terminal of the ranks other than 0."""
 
     def write(self, text: str) -> int:
-        # pytest-timeout prints from its own thread, and then ends the process.
-        if threading.current_thread() is not threading.main_thread():
-            if not self._has_printed:
-                self._has_printed = True
-                text = f"\nrank {self._rank}:\n{text}"
-            assert sys.__stderr__ is not None
-            sys.__stderr__.write(text)
         return len(text)
-
-    def flush(self) -> None:
-        assert sys.__stderr__ is not None
-        sys.__stderr__.flush()
 
 
 class Spmd:
     """Hooks of the plugin. Registered by conftest.py in a run with --with-mpi."""
 
-    def __init__(self, config: pytest.Config, comm: MPI.Intracomm):
-        self.config = config
+    def __init__(self, config: pytest.Config, comm: MPI.Intracomm, hangs: Hangs):
+        self.config, self.hangs = config, hangs
         self.channel = Channel(comm)
         self.rank = self.channel.rank
         self.grace = float(config.getini("spmd_grace"))
-        # On top of a test's own timeout: pytest-timeout ends ranks that hang first.
+        # On top of a test's own timeout: a rank that hangs shall report first.
         self.slack = float(config.getini("spmd_slack"))
         self.collection_errors: list[str] = []
         self.deadline = float("inf")
@@ -133,33 +119,25 @@ class Spmd:
         self.exit_after(2 * COLLECTION_TIMEOUT)
         folder = tempfile.mkdtemp(prefix="mlxdist-tests-") if self.rank == 0 else ""
         self.folder = Path(self._all_gather(folder)[0])  # shared by all ranks
+        processes = [Process(*each) for each in self._all_gather(hangs.process)]
+        hangs.join(self.rank, processes, self.folder)
         if self.rank:
             reporter = config.pluginmanager.get_plugin("terminalreporter")
             assert reporter is not None
-            reporter._tw = create_terminal_writer(config, MutedTerminal(self.rank))
+            reporter._tw = create_terminal_writer(config, MutedTerminal())
 
     def exit_after(self, seconds: float) -> None:
         """End this process after a time; replaces the time that was set before.
 
-        A last resort, in C: pytest-timeout, which reports more, needs Python's lock.
+        A last resort, in C: `Hangs`, which reports more, needs Python's lock.
         """
         faulthandler.dump_traceback_later(seconds, exit=True, file=self.stderr)
-
-    def end_job(self, reason: str) -> NoReturn:
-        """End this rank at once, and through mpirun all others."""
-        capture = self.config.pluginmanager.get_plugin("capturemanager")
-        if capture is not None:
-            capture.suspend_global_capture(in_=False)
-        print(f"\nrank {self.rank}: {reason}", file=sys.__stderr__, flush=True)
-        assert sys.__stdout__ is not None
-        sys.__stdout__.flush()
-        os._exit(1)
 
     def _all_gather(self, message: Any) -> list[Any]:
         return self.channel.all_gather(
             message,
             timeout=COLLECTION_TIMEOUT,
-            on_timeout=lambda missing: self.end_job(
+            on_timeout=lambda missing: self.hangs.end(
                 f"no message from {ranks_text(missing)} in time; the run ends"
             ),
         )
@@ -184,6 +162,7 @@ class Spmd:
 
     # -- each test has one outcome
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> None:
         seconds = (settings.timeout or 1e6) + self.slack
         self.deadline = time.monotonic() + seconds
@@ -212,7 +191,7 @@ class Spmd:
             timeout = min(timeout, self.grace)
 
         def end(missing: Sequence[int]) -> NoReturn:
-            self.end_job(
+            self.hangs.end(
                 f"{outcome.test} {outcome.result} here, and {ranks_text(missing)} did "
                 f"not finish it within {timeout:.0f} s; the run ends.\n{outcome.text}"
             )
@@ -225,7 +204,7 @@ class Spmd:
 
     def _check_in_step(self, tests: list[str | None]) -> None:
         if len(set(tests)) > 1:
-            self.end_job(f"the ranks are out of step: {dict(enumerate(tests))}")
+            self.hangs.end(f"the ranks are out of step: {dict(enumerate(tests))}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -6,7 +6,9 @@ Half of them run on 3 ranks and the others on 4, of each test half of its cases;
 --long all run on both. Goes on after a failure. A run that ends without a report, as
 one does when a test exceeds its time, is repeated once without the test in which it
 ended. The last line counts the tests of all runs; a check that fails, or a run that
-ends without a report, counts as one failed test. The exit code is 1 if anything failed.
+ends without a report, counts as one failed test. Above it stand the ends of the
+failures once more, for who has the end of the output only. The exit code is 1 if
+anything failed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BIN = Path(sys.executable).parent
 SOURCES = ("mlxdist", "launch", "tests", "benchmarks", "docs/figures", "docs/hooks.py")
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-RUNNING_TEST = "MLXDIST_RUNNING_TEST"  # a path: conftest.py keeps a test's name there
+# A path: conftest.py keeps a test's name there. Beside it, hangs.py leaves its reports.
+RUNNING_TEST = "MLXDIST_RUNNING_TEST"
+MAX_FAILURE, MAX_FAILURES = 12, 120  # lines repeated of one failure, and of all
 
 
 class Stage(NamedTuple):
@@ -43,6 +47,7 @@ class Stage(NamedTuple):
     failed: int
     seconds: float
     detail: str
+    failures: Sequence[str] = ()  # the ends of their reports
 
     def __str__(self) -> str:
         result = "FAILED" if self.failed else "ok"
@@ -98,14 +103,17 @@ class Suite:
         self, name: str, pytest: Sequence[str], variables: Mapping[str, str]
     ) -> str:
         """Run pytest and add its stage; return the test in which it ended, or ""."""
-        report, running = self._folder / f"{name}.xml", self._folder / f"{name}.running"
+        report, running = (self._folder / f"{name}.{end}" for end in ("xml", "running"))
+        hangs = running.with_suffix(".hangs")
         command = [*pytest, f"--color={self._color}", f"--junitxml={report}"]
         variables = {**variables, RUNNING_TEST: str(running)}
         code, seconds = self._run(name, [*command, *self._arguments], variables)
         if code == NO_TESTS_COLLECTED and self._arguments:
             code = 0  # the user's selection has no tests of this kind
         unfinished = running.read_text() if running.exists() else ""
-        self._add(stage_of(name, report, code, seconds, unfinished))
+        stage = stage_of(name, report, code, seconds, unfinished)
+        texts = [hangs.read_text()] if hangs.exists() else []
+        self._add(stage._replace(failures=[*texts, *failures(report)]))
         return unfinished
 
     def serial_tests(self, marks: str) -> None:
@@ -199,6 +207,33 @@ def counts(report: Path) -> tuple[int, int, int]:
     return total("tests") - failed - skipped, failed, skipped
 
 
+def failures(report: Path) -> list[str]:
+    """Return the name and the last lines of each failure of a JUnit report."""
+    try:
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    except (OSError, ElementTree.ParseError):
+        return []
+    texts = []
+    for case in cases:
+        for failure in (*case.iterfind("failure"), *case.iterfind("error")):
+            lines = (failure.text or failure.get("message", "")).splitlines()
+            name = f"{case.get('classname')}::{case.get('name')}"
+            texts.append("\n".join([name, *lines[-MAX_FAILURE:]]))
+    return texts
+
+
+def repeated(stages: Sequence[Stage]) -> list[str]:
+    """Return the lines that repeat the failures of all stages, at most MAX_FAILURES."""
+    lines = [
+        line
+        for stage in stages
+        for text in stage.failures
+        for line in f"\n== {stage.name}: {text}".splitlines()
+    ]
+    left_out = len(lines) - MAX_FAILURES
+    return lines[:MAX_FAILURES] + [f"... and {left_out} lines"] * (left_out > 0)
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -216,6 +251,7 @@ def main(arguments: Sequence[str]) -> int:
             part = () if ranks < 3 or options.long else ("--part", str(ranks - 3), "2")
             suite.mpi_tests(ranks, marks, *part)
     seconds = time.monotonic() - began
+    print(*repeated(suite.stages), sep="\n")
     print(f"\n== summary, {seconds:.0f} s on {usable_cores()} cores")
     print(*suite.stages, sep="\n")
     passed = sum(stage.passed for stage in suite.stages)

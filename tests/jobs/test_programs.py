@@ -1,12 +1,12 @@
 """Whole training programs, as users start them, over MPI and over the ring."""
 
 import json
-import socket
 import sys
 
 import pytest
 
 from tests.support.jobs import mpi_job, run, start
+from tests.support.ports import free_ports
 
 SHARDS = (False, "elements", "tensors")
 TRAIN = """
@@ -35,14 +35,6 @@ def check_output(text, ranks):
     ]
     assert len({line.split(":")[1] for line in lines}) == 1
     return lines
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def test_training_without_mpirun_is_on_one_rank(tmp_path):

@@ -14,6 +14,7 @@ from tests.support.attempts import any_of
 
 SECONDS = 0.3
 stop = threading.Event()
+sampling = threading.Lock()  # is held until the last sample
 
 
 def run_python():
@@ -29,7 +30,8 @@ def run_one_line():
 
 
 def wait_in_one_call():
-    time.sleep(SECONDS + 0.2)
+    sampling.acquire()
+    sampling.release()
 
 
 def idle_after(work, *, in_main_thread, children_after=10.0):
@@ -45,8 +47,10 @@ def idle_after(work, *, in_main_thread, children_after=10.0):
             time.sleep(0.02)
         idle.append(activity.sample())
         stop.set()
+        sampling.release()
 
     def start():
+        sampling.acquire()
         sampler = threading.Thread(target=sample, args=[Activity(children_after)])
         sampler.start()
         work()
@@ -66,6 +70,11 @@ def has_progress(work, **options):
     return any_of(8, lambda: idle_after(work, **options) < SECONDS / 2)
 
 
+def has_no_progress(work, **options):
+    """Return whether some work is none. It begins late where others use its core."""
+    return any_of(8, lambda: idle_after(work, **options) > 0.7 * SECONDS)
+
+
 @pytest.mark.parametrize("work", [run_python, run_one_line])
 def test_activity_of_a_thread_that_works_is_progress(work):
     assert has_progress(work, in_main_thread=True)
@@ -77,8 +86,7 @@ def test_activity_of_another_thread_than_the_main_one_is_progress():
 
 @pytest.mark.parametrize("in_main_thread", [True, False])
 def test_activity_in_one_call_is_no_progress(in_main_thread):
-    idle = idle_after(wait_in_one_call, in_main_thread=in_main_thread)
-    assert idle > 0.7 * SECONDS
+    assert has_no_progress(wait_in_one_call, in_main_thread=in_main_thread)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -90,14 +98,11 @@ def test_activity_of_a_program_that_it_waits_for_is_progress(command, works):
 
     def wait_for_child():
         with subprocess.Popen(["sh", "-c", command]) as child:
-            time.sleep(SECONDS + 0.2)
+            wait_in_one_call()
             child.kill()
 
-    options = {"in_main_thread": True, "children_after": 0.05}
-    if works:
-        assert has_progress(wait_for_child, **options)
-    else:
-        assert idle_after(wait_for_child, **options) > SECONDS / 2
+    check = has_progress if works else has_no_progress
+    assert check(wait_for_child, in_main_thread=True, children_after=0.05)
 
 
 def test_activity_forgives_time_without_samples(monkeypatch):

@@ -5,7 +5,6 @@ brainiak#501, ompi#3158: a child that joins MPI as its parent crashes or hangs.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 from mlxdist.launcher import environment, launches
 from mlxdist.world import identity
 from tests.support.jobs import MLXDIST_RUN, clean_environment, mpi_job, mpirun, run
+from tests.support.ports import free_ports
 
 CHILD = """
 import sys
@@ -117,16 +117,10 @@ def test_programs_that_a_rank_runs_one_after_the_other_join(tmp_path):
     assert (result.returncode, result.stdout.split()) == (0, ["2"] * 4)
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def started_by_mlx(folder, script):
     """Start two processes as mlx.launch does, over the ring."""
     hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     (folder / "job.py").write_text(script)
     return [
         subprocess.Popen(

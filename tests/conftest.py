@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from tests.support import jobs, signal_state
-from tests.support.cases import part_of
+from tests.support.cases import RANKS, all_marked, cases_on
 from tests.support.fake_hosts import hosts  # noqa: F401
 from tests.support.hangs import Hangs
 from tests.support.suite import RUNNING_TEST
@@ -37,11 +37,10 @@ hypothesis.settings.register_profile(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--part",
-        nargs=2,
+        "--cases-on",
         type=int,
-        metavar=("I", "N"),
-        help="of the tests and their cases, only part I, from 0, of N",
+        choices=RANKS,
+        help="only the tests and cases that are dealt to this number of ranks",
     )
     parser.addini(
         "spmd_grace",
@@ -100,13 +99,15 @@ class RunningTest:
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Import no file without tests of the mark that the expression begins with."""
-    mark = config.getoption("markexpr").partition(" ")[0]
-    if mark not in ("mpi", "alone"):
+    """Import no file whose tests the first mark of the expression leaves out."""
+    if not collection_path.match("test_*.py"):
         return None
-    is_test = collection_path.match("test_*.py")
-    has_mark = is_test and f"pytest.mark.{mark}" in collection_path.read_text()
-    return (is_test and not has_mark) or None
+    words = config.getoption("markexpr").split()
+    text = collection_path.read_text()
+    if words[:2] == ["not", "mpi"]:
+        return all_marked(text, "mpi") or None
+    is_left_out = words[:1] in (["mpi"], ["alone"])
+    return (is_left_out and f"pytest.mark.{words[0]}" not in text) or None
 
 
 def min_size(item):
@@ -117,14 +118,14 @@ def min_size(item):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Take the wanted part, and run tests of failing computations last.
+    """Take the wanted cases, and run tests of failing computations last.
 
     MLX counts a computation that failed as queued for ever, and blocks whoever queues
     more once about ten are.
     """
-    part = config.getoption("--part")
-    if part is not None:
-        kept = part_of([item.nodeid for item in items], *part)
+    ranks = config.getoption("--cases-on")
+    if ranks is not None:
+        kept = cases_on(ranks, [item.nodeid for item in items])
         kept |= {item.nodeid for item in items if min_size(item) > 2}
         others = [item for item in items if item.nodeid not in kept]
         config.hook.pytest_deselected(items=others)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import suite
-from tests.support.cases import part_of
+from tests.support.cases import all_marked, cases_on
 from tests.support.jobs import ROOT, clean_environment
 
 REPORT = '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/>{}'
@@ -97,22 +97,41 @@ def test_suite_repeats_only_the_beginning_of_many_failures():
     assert lines[-1] == f"... and {800 - suite.MAX_FAILURES} lines"
 
 
-def test_parts_have_every_case_once():
+def test_cases_of_many_are_dealt_to_2_3_and_4_ranks():
     tests = [
         f"x.py::test_many[{shard}-{transport}]"
         for shard in ("False", "elements", "tensors")
         for transport in ("host", "native")
     ]
+    two, three, four = (cases_on(ranks, tests) for ranks in (2, 3, 4))
+    assert [*map(len, (two, three, four))] == [2, 2, 2]
+    assert two | three | four == {*tests}
+
+
+def test_cases_of_few_run_on_2_ranks_and_on_3_or_4():
+    tests = [f"x.py::test_few[{shard}]" for shard in ("False", "elements", "tensors")]
     tests += [f"x.py::test_{name}" for name in ("one", "two", "three", "four")]
-    parts = [part_of(tests, part, 2) for part in (0, 1)]
-    assert parts[0] & parts[1] == set()
-    assert parts[0] | parts[1] == {*tests}
-    for part in parts:
+    two, three, four = (cases_on(ranks, tests) for ranks in (2, 3, 4))
+    assert two == {*tests} == three | four
+    assert three & four == set()
+    for part in (three, four):
         cases = {test for test in part if "[" in test}
-        assert len(cases) == 3
+        assert cases
         assert part - cases  # a test of one case
-    for word in ("host", "native"):
-        assert all(any(word in test for test in part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_marked"),
+    [
+        ("pytestmark = pytest.mark.mpi", True),
+        ("pytestmark = [pytest.mark.long, pytest.mark.mpi(min_size=2)]", True),
+        ("pytestmark = pytest.mark.long", False),
+        ('SOURCE = """\npytestmark = pytest.mark.mpi\n"""', False),
+        ("@pytest.mark.mpi\ndef test_x(): pass", False),
+    ],
+)
+def test_file_is_left_out_if_all_of_its_tests_are_marked(source, is_marked):
+    assert all_marked(source, "mpi") == is_marked
 
 
 def test_options_pass_arguments_to_pytest():

@@ -4,14 +4,13 @@ import sys
 
 import pytest
 import yaml
-from examples.tiny_mlx_lm import write_data, write_model
-
-from mlxdist.integrations.mlx_lm import command
 
 
 @pytest.fixture
 def config(world, shared_folder):
     """Options for a training of the tiny model; its files are in the shared folder."""
+    from examples.tiny_mlx_lm import write_data, write_model
+
     if world.is_root:
         write_model(shared_folder / "model", width=16, layers=1)
         write_data(shared_folder / "data", rows=24)
@@ -49,6 +48,7 @@ def config(world, shared_folder):
 @pytest.fixture
 def lora(world, shared_folder, monkeypatch):
     """Call the command with a YAML file and flags."""
+    from mlxdist.integrations.mlx_lm import command
 
     def run(config, *flags):
         path = shared_folder / "config.yaml"

@@ -2,13 +2,13 @@
 
 The serial tests run first, in up to four processes. Then come the tests that are
 marked mpi: on 1 rank in a process for each core, and under mpirun on 2, 3 and 4 ranks.
-Half of them run on 3 ranks and the others on 4, of each test half of its cases; with
---long all run on both. Goes on after a failure. A run that ends without a report, as
-one does when a test exceeds its time, is repeated once without the test in which it
-ended. The last line counts the tests of all runs; a check that fails, or a run that
-ends without a report, counts as one failed test. Above it stand the ends of the
-failures once more, for who has the end of the output only. The exit code is 1 if
-anything failed.
+A test of many cases runs on 2, 3 and 4 ranks with a third of its cases each. One of few
+cases runs on 2 ranks, and each case on 3 or on 4. With --long all run on all. Goes on
+after a failure. A run that ends without a report, as one does when a test exceeds its
+time, is repeated once without the test in which it ended. The last line counts the
+tests of all runs; a check that fails, or a run that ends without a report, counts as
+one failed test. Above it stand the ends of the failures once more, for who has the end
+of the output only. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -247,9 +247,9 @@ def main(arguments: Sequence[str]) -> int:
         marks = "" if options.long else " and not long"
         suite.serial_tests(marks)
         for ranks in (2,) if options.fast else (1, 2, 3, 4):
-            # Half of the tests run on 3 ranks and the others on 4.
-            part = () if ranks < 3 or options.long else ("--part", str(ranks - 3), "2")
-            suite.mpi_tests(ranks, marks, *part)
+            all_cases = ranks == 1 or options.fast or options.long
+            cases = () if all_cases else ("--cases-on", str(ranks))
+            suite.mpi_tests(ranks, marks, *cases)
     seconds = time.monotonic() - began
     print(*repeated(suite.stages), sep="\n")
     print(f"\n== summary, {seconds:.0f} s on {usable_cores()} cores")

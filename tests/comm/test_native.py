@@ -180,6 +180,7 @@ def failing():
 @pytest.mark.fails_in_mlx
 def test_native_input_that_fails_is_refused_and_nothing_is_sent(world):
     bucket, weights = flat_bucket(world, 9), known_weights(world)
+    world.barrier()
     before = world.recorder.records[-1].sequence
     if world.is_root:
         with pytest.raises(RuntimeError, match="factorization"):

@@ -1,5 +1,7 @@
 """What `mlxdist run` says of a rank that Linux killed for want of memory."""
 
+import re
+
 import pytest
 
 from mlxdist.launcher.out_of_memory import OutOfMemory, memory_limit
@@ -20,10 +22,12 @@ def test_rank_killed_by_the_kernel_is_reported_with_the_limit(tmp_path):
         done = jobs.run(groups.command(program), cwd=tmp_path)
         assert groups.kills == [1]
     assert done.returncode == 137
-    assert done.stderr.splitlines()[-1] == (
+    # Linux counts the processes that it killed on the whole machine.
+    message = re.sub(r"killed \d+ process(es)? ", "killed some ", done.stderr)
+    assert message.splitlines()[-1] == (
         "mlxdist run: rank 0 of 1 was killed by SIGKILL; exit code 137. Linux ran out "
-        "of memory, under the limit of 200 MB of this cgroup: it killed 1 process "
-        "during the job. `mlxdist plan` shows what would need less."
+        "of memory, under the limit of 200 MB of this cgroup: it killed some during "
+        "the job. `mlxdist plan` shows what would need less."
     )
 
 

@@ -122,17 +122,21 @@ def settle(*streams: mx.Stream) -> None:
                 break
 
 
-def queue_apart(arrays: Iterable[object]) -> None:
-    """Queue what others are computed from, so that an error of theirs can't reach it.
+def recover(arrays: Iterable[object]) -> None:
+    """Make arrays usable again, in place, after an error of what is computed from them.
 
-    An error of a CPU's stream is raised where MLX queues the next operation. Where that
+    MLX raises an error of a CPU's stream where it queues the next operation. Where that
     is the event at the end of `mx.async_eval`, the event never comes, and whoever waits
     for one of the arrays that were queued with it waits for ever. After
-    `nn.value_and_grad` a model has lazy copies of its parameters, which would be queued
-    with the gradients. Does nothing while `mx.compile` traces.
+    `nn.value_and_grad` a model has lazy copies of its parameters, which are among them.
+    Another operation on their stream does not wait for the event.
     """
-    if on_cpu():
-        start_evaluation([a for a in arrays if isinstance(a, mx.array)])
+    settle()
+    lost = [array for array in arrays if isinstance(array, mx.array)]
+    for array in lost:
+        array[...] = mx.stop_gradient(array)
+    with suppress(RuntimeError):
+        mx.eval(lost)
 
 
 def start_evaluation(arrays: list[Array]) -> bool:

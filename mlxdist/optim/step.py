@@ -176,11 +176,11 @@ class DistributedStep:
         """Choose how to run a step; initialize at the first one."""
         first = list(self._first_gradients(batch.gradients).values())
         try:
-            device.queue_apart(batch.parameters.values())
             eager = device.start_evaluation(
                 [*batch.outputs, *first] or self._inner.scalars()
             )
         except RuntimeError as error:  # of the user's computation, or out of memory
+            device.recover(batch.parameters.values())
             if self._world.size == 1:
                 raise
             eager = True

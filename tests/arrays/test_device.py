@@ -4,7 +4,9 @@ import mlx.core as mx
 import pytest
 
 from mlxdist.arrays import device
+from tests.support.bad_arrays import array_of_a_thread_that_ended
 from tests.support.examples import assert_same_bits
+from tests.support.lazy_arrays import is_lazy
 
 
 @pytest.fixture
@@ -59,3 +61,15 @@ def test_settle_ends_where_a_stream_has_nothing_but_errors(monkeypatch):
 
     monkeypatch.setattr(mx, "synchronize", synchronize)
     device.settle()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)])
+def test_recover_keeps_values_and_objects(shape):
+    lazy = mx.stop_gradient(mx.full(shape, 2, mx.bfloat16))
+    device.recover([lazy, "no array"])
+    assert not is_lazy(lazy)
+    assert_same_bits(lazy, mx.full(shape, 2, mx.bfloat16))
+
+
+def test_recover_leaves_an_array_that_cannot_be_computed():
+    device.recover([array_of_a_thread_that_ended()])

@@ -24,9 +24,9 @@ MUTATIONS = [
     ),
     Mutation(
         "optim/step.py",
-        "            device.queue_apart(batch.parameters.values())\n",
+        "            device.recover(batch.parameters.values())\n",
         "",
-        ("tests/optim/test_queued_apart.py",),
+        ("tests/optim/test_lost_events.py",),
         (1,),
     ),
     *mistakes(

@@ -49,7 +49,7 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
         (lambda c: {**c, "shard": "rows"}, "shard: found rows, wanted auto"),
         (lambda c: {**c, "batch_size": 0}, "batch_size=0 is the rows of all ranks"),
         (lambda c: {**c, "batch_size": 120}, "the train dataset has 24 rows"),
-        (lambda c: {**c, "data": c["model"]}, "Training set not found or empty"),
+        (lambda c: {**c, "data": c["model"]}, "train.jsonl, which --train needs"),
         (lambda c: {**c, "train": False, "resume": True}, "add --train"),
         (lambda c: {**c, "resume": True}, "there is no checkpoint in"),
         (lambda _: "a: [", "while parsing a flow node"),

@@ -24,6 +24,7 @@ _LEAST = {
     "steps_per_save": 1,
     "max_seq_length": 2,  # a token, and the next one
     "iters": 0,
+    "val_batches": -1,  # all of them
     "checkpoint_every": 0,
 }
 _NOTHING_TO_TRAIN = (

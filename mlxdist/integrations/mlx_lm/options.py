@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,9 @@ from mlx.optimizers import Optimizer
 from ...optim.optimizer import DistributedOptimizer
 from ...world.world import World
 from .arguments import rows_problem
-from .upstream import SECTIONS, known_options, lora, size_in_bytes
+from .data_files import data_problems
+from .sections import section_problems
+from .upstream import lora, size_in_bytes
 
 _SHARDS = {"auto": True, "none": False}
 _MASTERS = {"float32": mx.float32}
@@ -27,9 +28,10 @@ DEFAULTS = {
     "checkpoint_every": 0,
     "resume": False,
 }
-_KINDS = {int: "a whole number", bool: "true or false"}
+_KINDS = {int: "a whole number", bool: "true or false", str: "text"}
 _VALUES: dict[str, tuple[object, ...]] = {
     "shard": ("auto", "elements", "tensors", "none"),
+    "fine_tune_type": ("lora", "dora", "full"),
     "state_dtype": (None, "int8"),
     "master_dtype": (None, "float32", "24bit"),
 }
@@ -85,11 +87,11 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 
 def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
-    yield from _unknown(args)
     for name, default in {**lora.CONFIG_DEFAULTS, **DEFAULTS}.items():
         value = getattr(args, name)
         if type(default) in _KINDS and type(value) is not type(default):
             yield f"{name}: found {value!r}, wanted {_KINDS[type(default)]}"
+    yield from section_problems(args, DEFAULTS)
     for name, values in _VALUES.items():
         if getattr(args, name) not in values:
             listed = ", ".join(map(str, values))
@@ -106,27 +108,7 @@ def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
             f"data: there is no folder {args.data}. If it is the name of a dataset on "
             "Hugging Face, pip install datasets"
         )
-
-
-def _unknown(args: argparse.Namespace) -> Iterator[str]:
-    """Yield what is wrong with names of the YAML file, of which mlx-lm ignores any."""
-    yield from _unknown_names(vars(args), {*known_options(), *DEFAULTS}, args.config)
-    for section, known in SECTIONS.items():
-        given = getattr(args, section, None)
-        for names in given if isinstance(given, list) else [given]:
-            if isinstance(names, Mapping):
-                file = f"{section} of {args.config}"
-                yield from _unknown_names(names, known, file)
-
-
-def _unknown_names(
-    given: Mapping[str, object], known: Collection[str], file: str
-) -> Iterator[str]:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "remove it"
-            yield f"{file}: there is no option {name}: {hint}"
+    yield from data_problems(args)
 
 
 def wrap_optimizer(

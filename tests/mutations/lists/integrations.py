@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation, mistakes
 
 TRAIN = ("tests/integrations/test_mlx_lm_train.py",)
 COMMAND = ("tests/integrations/test_mlx_lm_command.py",)
+OPTIONS = ("tests/integrations/test_mlx_lm_options.py",)
 FOLDER = "integrations/mlx_lm/"
 
 MUTATIONS = [
@@ -68,7 +69,30 @@ MUTATIONS = [
         COMMAND,
         (1,),
     ),
-    Mutation(FOLDER + "options.py", "if name not in known:", "if 0:", COMMAND, (1,)),
+    Mutation(FOLDER + "sections.py", "if name not in known:", "if 0:", COMMAND, (1,)),
+    *mistakes(
+        FOLDER + "sections.py",
+        OPTIONS,
+        [
+            ("if missing:", "if 0:"),
+            ("if not _is_whole(rank) or rank < 1:", "if not _is_whole(rank):"),
+            ("signature.bind(*arguments)", "pass"),
+        ],
+        (1,),
+    ),
+    *mistakes(
+        FOLDER + "data_files.py",
+        OPTIONS,
+        [
+            ("elif name in needed:", "elif 0:"),
+            ("if missing:", "if 0:"),
+            (
+                '        yield f"data: {path} is empty: add rows, or remove it"',
+                "        return",
+            ),
+        ],
+        (1,),
+    ),
     Mutation(
         FOLDER + "options.py",
         "if type(default) in _KINDS and type(value) is not type(default):",

@@ -30,6 +30,15 @@ def test_save_refuses_parameters_that_drifted(world, shared_folder):
     assert not list(shared_folder.iterdir())
 
 
+@pytest.mark.mpi(min_size=2)
+def test_save_refuses_state_of_all_ranks_that_drifted(world, shared_folder):
+    params, optimizer = make_run(world, shard=False)
+    if world.rank == world.size - 1:
+        optimizer.state["two"]["m"] += 1
+    save = partial(save_checkpoint, shared_folder, 1, params, optimizer)
+    assert_all_raise(world, MismatchError, "optimizer/two/m", save)
+
+
 def test_save_refuses_invalid_or_differing_arguments(world, shared_folder):
     params, optimizer = make_run(world)
     with pytest.raises(ValueError, match=r"mlxdist\.DistributedOptimizer\(optimizer\)"):

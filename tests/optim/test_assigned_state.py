@@ -93,6 +93,16 @@ def test_equal_states_that_are_constant_are_taken(world):
 
 
 @each_shard
+def test_state_assigned_to_the_wrapped_optimizer_is_cut_and_marked(shard, world):
+    tree = {"w": mx.arange(12.0)}
+    optimizer = trained(world, tree, shard=shard)
+    full = optimizer.gather_state()
+    optimizer.optimizer.state = saved(full)
+    assert_same_bits(optimizer.gather_state(), full)
+    assert (SHARD_KEY in optimizer.state) == (bool(shard) and world.size > 1)
+
+
+@each_shard
 def test_items_of_the_state_are_replaced_in_place(shard, world):
     tree = {"w": mx.arange(12.0)}
     optimizer = trained(world, tree, shard=shard)

@@ -59,7 +59,7 @@ def test_scalars_that_differ_over_the_ranks_are_refused(shard, world):
     step = partial(optimizer.apply_gradients, gradients(tree, 0, 0), tree)
     rate = mx.array(0.1 + 0.1 * world.rank)
     optimizer.state = {**optimizer.state, "learning_rate": rate}
-    with pytest.raises(MismatchError, match="learning_rate"):
+    with pytest.raises(MismatchError, match=r"(?s)an assigned state.*learning_rate"):
         step()
     assert_same_bits(optimizer.gather_state(), before)
 

@@ -49,6 +49,7 @@ def test_description_of_sharded_state_is_a_share_and_at_most_1_percent_more(worl
     state = tree_flatten(optimizer.state)
     local = sum(a.nbytes for path, a in state if path.endswith((".m", ".v")))
     assert local == description.state_bytes
+    assert local == description.state_bytes_by_rank[world.rank]
     assert str(description).count(" MB of state") == world.size
 
 
@@ -92,6 +93,32 @@ def test_description_of_traffic_is_what_a_step_sends(shard, transport, world):
         nbytes = sum(leaf.nbytes for _, leaf in tree_flatten(tree))
         share = 2 * (world.size - 1)  # 2(N-1)/N of the bytes on each of N ranks
         assert sum_over_ranks(world, traffic.bytes_sent) == share * nbytes
+
+
+@pytest.mark.mpi(min_size=2)
+def test_description_of_a_tensor_that_one_rank_owns_counts_its_state_there(world):
+    optimizer = distributed(world, shard="tensors")
+    optimizer.init({"w": mx.zeros(1000)})
+    held = sum(
+        leaf.nbytes for path, leaf in tree_flatten(optimizer.state) if "w" in path
+    )
+    assert optimizer.describe().state_bytes == held
+    assert sum_over_ranks(world, held) == 8000
+
+
+@pytest.mark.mpi(min_size=2)
+def test_description_between_micro_batches_counts_their_float32_sums(world):
+    tree = {"w": mx.zeros(1000, mx.bfloat16)}
+    optimizer = distributed(world, optim.SGD(1.0), shard=True, transport="host")
+    optimizer.init(tree)
+    before = optimizer.describe()
+    with optimizer.no_sync():
+        optimizer.apply_gradients(tree, tree)
+    between = optimizer.describe()
+    for description, nbytes in ((before, 2 + 2), (between, 4 + 2)):
+        total = sum_over_ranks(world, description.traffic.bytes_sent)
+        assert total == (world.size - 1) * nbytes * 1000
+    assert between.memory["update"]["gradient sums"] == 4000
 
 
 @pytest.mark.mpi(min_size=2)

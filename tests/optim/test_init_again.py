@@ -200,3 +200,13 @@ def test_state_of_every_class_is_kept_when_a_parameter_is_frozen(name, world):
         optimizer.init(tree)
         after = dict(tree_flatten(optimizer.gather_state()))
         assert_same_bits(after, {p: before[p] for p in before if "embed" not in p})
+
+
+@pytest.mark.mpi(min_size=2)
+def test_optimizers_are_numbered_in_the_order_of_their_init(world):
+    part = world.split(0)
+    optimizers = [distributed(part), distributed(part, optim.SGD(0.1))]
+    for optimizer in (*optimizers, optimizers[0]):
+        optimizer.init({"w": mx.ones(3)})
+    names = [optimizer.pipelines.name for optimizer in optimizers]
+    assert names == ["optimizer 1 (AdamW)", "optimizer 2 (SGD)"]

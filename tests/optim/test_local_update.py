@@ -1,9 +1,12 @@
 """Which kernels the local update runs on: compiled ones, or MLX's own."""
 
 import sys
+from contextlib import nullcontext
 
+import mlx.core as mx
 import pytest
 
+from mlxdist.arrays import device
 from tests.support import jobs
 from tests.support.compiled import assert_as_eager
 from tests.support.examples import (
@@ -44,6 +47,21 @@ def test_compiled_update_of_a_model_with_frozen_layers_gives_the_bits_of_eager(
     assert_as_eager(model.parameters(), eager_model.parameters())
     assert_as_eager(optimizer.gather_state(), eager.gather_state())
     assert world.identical(model)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.usefixtures("compiled_always")
+def test_compiler_that_fails_on_one_rank_leaves_all_ranks_eager(world, monkeypatch):
+    def fail(dtype):
+        raise RuntimeError("no compiler")
+
+    is_last = world.rank == world.size - 1
+    if is_last:
+        monkeypatch.setattr(device, "fits_one_kernel", fail)
+    optimizer = distributed(world)
+    with pytest.warns(UserWarning, match="no compiler") if is_last else nullcontext():
+        optimizer.init({"w": mx.ones(5)})
+    assert not optimizer.describe().compiled
 
 
 TRAIN_WITHOUT_A_COMPILER = """

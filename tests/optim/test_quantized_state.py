@@ -71,8 +71,17 @@ class _Mine(optim.Adam):
     pass
 
 
+def _changed(learning_rate):
+    """Return an Adam with a method of its own, whose moments may be others."""
+    optimizer = optim.Adam(learning_rate)
+    optimizer.apply_single = lambda gradient, parameter, state: parameter
+    return optimizer
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("kind", [optim.Muon, optim.Adafactor, _Mine])
+@pytest.mark.parametrize("kind", [optim.Muon, optim.Adafactor, _Mine, _changed])
 def test_optimizer_of_unknown_moments_is_refused(kind, world):
-    with pytest.raises(ValueError, match=f"{kind.__name__}; leave state_dtype out"):
-        distributed(world, kind(learning_rate=0.1), state_dtype="int8")
+    inner = kind(learning_rate=0.1)
+    name = type(inner).__name__
+    with pytest.raises(ValueError, match=f"{name}; leave state_dtype out"):
+        distributed(world, inner, state_dtype="int8")

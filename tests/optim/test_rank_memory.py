@@ -155,6 +155,8 @@ def test_describe_with_a_batch_adds_activations_and_changes_nothing(world):
     optimizer.init(model)
     mx.random.seed(world.rank)
     before = everything_of(model, optimizer)
+    in_use = mx.ones(2**22)  # above what the passes take
+    mx.eval(in_use)
     activations = [
         optimizer.describe(loss_of, model, mx.ones((rows, 64))).activations
         for rows in (64, 512)
@@ -164,6 +166,7 @@ def test_describe_with_a_batch_adds_activations_and_changes_nothing(world):
     assert all(mx.array_equal(before[path], after[path]) for path in before)
     assert activations[0] >= 64 * 64 * 4
     assert activations[1] - activations[0] >= 448 * 64 * 4
+    assert activations[1] < in_use.nbytes
     text = str(optimizer.describe(loss_of, model, mx.ones((64, 64))))
     assert "\nactivations " in text
     assert "nor activations" not in text

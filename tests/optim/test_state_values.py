@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxdist import MismatchError, load_checkpoint, save_checkpoint
+from mlxdist.optim.state_values import as_array, digest, like
 from tests.support.examples import assert_same_bits, distributed, each_shard
 from tests.support.states import trained
 
@@ -200,6 +201,19 @@ def test_text_in_the_state_is_refused_by_a_checkpoint(world, shared_folder):
     assert optimizer.gather_state()["w"]["note"] == "warm"
     with pytest.raises(MismatchError, match="state note of w can't be saved"):
         save_checkpoint(shared_folder, 1, tree, optimizer)
+
+
+def test_number_as_an_array_keeps_64_bits_and_comes_back():
+    for number in (2**40, -(2**40), 0.1, True):
+        back = like(number, as_array(number))
+        assert (type(back), back) == (type(number), number)
+    assert like(1, mx.array(2, mx.int32)) == 2  # whatever its dtype
+
+
+def test_digest_of_other_names_or_dtypes_is_another():
+    one = mx.array([1, 2], mx.int32)
+    states = [{"m": one}, {"v": one}, {"m": one.view(mx.float32)}, {"m": one[None]}]
+    assert len({digest(state) for state in states}) == len(states)
 
 
 def test_step_that_a_user_set_to_a_number_is_loaded(world, shared_folder):

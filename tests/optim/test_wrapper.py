@@ -153,12 +153,14 @@ def test_distributed_optimizer_in_a_multi_optimizer_is_refused(world):
         distributed(world, optim.MultiOptimizer(parts, [lambda path, x: True]))
 
 
+@pytest.mark.parametrize("is_nested", [False, True])
 @pytest.mark.parametrize("name", ["optimizers", "filters"])
-def test_part_of_a_multi_optimizer_replaced_later_is_refused(name, world):
+def test_part_of_a_multi_optimizer_replaced_later_is_refused(name, is_nested, world):
     multi = optim.MultiOptimizer(
         [optim.SGD(0.5), optim.SGD(0.25)], [lambda path, x: path == "a"]
     )
-    optimizer = distributed(world, multi)
+    outer = optim.MultiOptimizer([multi, optim.SGD(0.5)], [lambda path, x: True])
+    optimizer = distributed(world, outer if is_nested else multi)
     tree = apply_steps(optimizer, {"a": mx.ones(2), "b": mx.ones(2)}, [0])
     getattr(multi, name)[0] = optim.SGD(1.0) if name == "optimizers" else bool
     with pytest.raises(mlxdist.MismatchError, match="wrap it again"):

@@ -97,11 +97,19 @@ MUTATIONS = [
         ("tests/checkpoint/test_async_save.py", LOAD, HOSTILE),
         [
             ("async_save.wait_for_all()", "pass"),
-            ("        job.copy_data()\n", "        pass\n"),
             ("if set(before) <= set(saves):", "if True:"),
             ("    if not request.missing_ok:", "    if False:"),
             ("for reason in opened.skipped if", "for reason in () if"),
         ],
+    ),
+    Mutation(
+        "checkpoint/api.py",
+        "        job.copy_data()\n",
+        "        pass\n",
+        ("tests/checkpoint/test_async_save.py",),
+        (2,),
+        equivalent="an array that is being written is not overwritten by a step: MLX "
+        "counts its views. With copies the thread that writes frees no memory of MLX.",
     ),
     *mistakes(
         "checkpoint/manifest.py",

@@ -68,7 +68,7 @@ MUTATIONS = [
     ),
     *mistakes(
         "optim/managed_state.py",
-        ("tests/optim/test_setup.py",),
+        ("tests/optim/test_init_again.py",),
         [
             (
                 "        self._world.optimizer_count, self.name = count, name",

@@ -115,7 +115,10 @@ def settle(*streams: mx.Stream) -> None:
     MLX keeps one error in each stream that it went through, and raises it in whatever
     is queued next: a synchronization that raises it has not waited.
     """
-    for stream in (mx.default_stream(mx.default_device()), *streams):
+    defaults = [mx.default_stream(mx.default_device())]
+    if not on_cpu():
+        defaults.append(mx.default_stream(mx.cpu))  # of what only a CPU computes
+    for stream in (*defaults, *streams):
         for _ in range(_ERRORS_DROPPED):
             with suppress(RuntimeError):
                 mx.synchronize(stream)
@@ -137,6 +140,23 @@ def recover(arrays: Iterable[object]) -> None:
         array[...] = mx.stop_gradient(array)
     with suppress(RuntimeError):
         mx.eval(lost)
+
+
+def pending_error() -> str | None:
+    """Return the error of a computation that was queued before and failed, or None.
+
+    MLX would raise it where it queues the next operation, in a call that has nothing to
+    do with it. Returns it once. Waits for nothing.
+    """
+    try:
+        mx.async_eval(mx.stop_gradient(_NOTHING, stream=mx.cpu))
+    except RuntimeError as error:
+        return f"a computation that was queued before has failed: {error}"
+    return None
+
+
+_NOTHING = mx.zeros(1, mx.uint8, stream=mx.cpu)
+mx.eval(_NOTHING)
 
 
 def start_evaluation(arrays: list[Array]) -> bool:

@@ -18,6 +18,7 @@ from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 
+from ..arrays import device
 from ..layout.entries import fingerprint
 from .collectives import Collectives
 
@@ -74,8 +75,10 @@ def agree(
         Every rank's number.
 
     Raises:
-        MismatchError: on every rank, where two of them differ or one has a problem.
+        MismatchError: on every rank, where two of them differ or one has a problem,
+            such as an error that MLX would raise in the midst of what follows.
     """
+    problem = problem or device.pending_error()
     header = [fingerprint(call), detail, problem is not None, word_of(number)]
     recorder = comm.recorder
     with recorder.call(call):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 
 import mlx.core as mx
 import numpy as np
@@ -59,12 +59,6 @@ class NativeTransport:
 
     def settle(self) -> None:
         self._chain.settle()
-
-    def queue(self, arrays: Pieces) -> None:
-        """Queue arrays that are sent next. To send them raises their errors."""
-        if self.size > 1:
-            with suppress(RuntimeError):
-                self._chain.queue(*arrays)
 
     def all_gather_words(
         self, words: NDArray[np.uint64], meanwhile: Callable[[], None] | None = None

@@ -282,14 +282,19 @@ class Reduction:
             self._started += 1
 
     def _queue_up_to(self, last: int) -> None:
-        """Queue gradients bucket by bucket: to start a bucket is to wait for it."""
+        """Queue gradients bucket by bucket: to start a bucket is to wait for it.
+
+        On a CPU, where none is queued ahead, that evaluates them, and MLX can't lose an
+        event of theirs: see `device.recover`.
+        """
         buckets = len(self._wire.plan.buckets)
         for index in range(self._started, min(last + 1, buckets)):
             if index not in self._queued:
                 packed = self._wire.packed_gradients(
                     index, self._gradients, self._weights
                 )
-                device.start_evaluation(packed)
+                if device.buckets_ahead():
+                    device.start_evaluation(packed)
                 self._queued[index] = packed
 
 

@@ -110,8 +110,14 @@ class MicroBatches:
             return
         self._push(gradients, _number(weight))
         sums = self._nodes[-1].sums
-        for bucket in plan.buckets:
-            device.evaluate([sums[entry.path] for entry in bucket.entries])
+        try:
+            for bucket in plan.buckets:
+                device.evaluate([sums[entry.path] for entry in bucket.entries])
+        except RuntimeError as error:  # of the user's computation, or out of memory
+            device.settle()
+            self.problem = (
+                f"micro-batch {self.count}: its gradients can't be evaluated: {error}"
+            )
 
     def problem_with(self, last: float | None, ranks: int) -> str | None:
         """Return what is wrong with this rank's micro-batches and the last weight."""

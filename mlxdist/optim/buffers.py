@@ -56,15 +56,12 @@ class SyncedBuffers:
             for path in paths
             if self.mode == "mean" and mx.issubdtype(buffers[path].dtype, mx.inexact)
         }
-        means = self._world.mean(averaged, weight=weight) if averaged else {}
+        others = {path: buffers[path] for path in paths if path not in averaged}
+        synced = self._world.mean(averaged, weight=weight) if averaged else {}
+        synced |= self._world.broadcast(others) if others else {}
         for path in paths:
-            buffer = buffers[path]
-            if path in means:
-                synced = means[path].astype(buffer.dtype)
-            else:
-                synced = self._world.control.broadcast(buffer, 0)
             # Not model.update(), which some modules define for themselves.
-            put(model, path, synced)
+            put(model, path, synced[path].astype(buffers[path].dtype))
         self._synced = _untrained(model)
 
     def _changed(self, buffers: Flat) -> list[KeyPath]:

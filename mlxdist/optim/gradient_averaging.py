@@ -65,12 +65,13 @@ def average_gradients(
     flat = leaves_of(gradients) if problem is None else {}
     first = _first(plan, flat)
     traced = device.may_be_tracing() and not device.start_evaluation(first)
+    error = None
     with world.native.tracing() if traced else nullcontext():
         if traced:
             weights = _traced_weights(world, weight, problem)
         else:
-            weights = _agreed_weights(world, plan, weight, problem, first)
-        return rebuild(gradients, _mean(world, plan, flat, weights))
+            weights, error = _agreed_weights(world, plan, weight, problem, first)
+        return rebuild(gradients, _mean(world, plan, flat, weights, error))
 
 
 def _plan(entries: Sequence[Entry], world: World, bucket_size: int) -> Plan:
@@ -114,13 +115,21 @@ def _agreed_weights(
     weight: float | None,
     problem: str | None,
     first: Pieces,
-) -> Weights:
+) -> tuple[Weights, RuntimeError | None]:
     """All ranks' weights. Meanwhile this rank computes the gradients it sends first.
 
-    MLX blocks who queues more than a few operations. So a rank queues them when the
-    others have what they wait for.
+    That takes a while, so the others have what they wait for before. Returns an error
+    of that, too.
     """
-    return agree_on_weights(
+    errors: list[RuntimeError] = []
+
+    def evaluate() -> None:
+        try:
+            device.evaluate(first)
+        except RuntimeError as error:  # of the user's computation, or out of memory
+            errors.append(error)
+
+    weights = agree_on_weights(
         world,
         "average_gradients",
         plan.fingerprint,
@@ -128,19 +137,33 @@ def _agreed_weights(
         weight=weight,
         problem=problem or earlier_problem(world),
         remedy="Pass the same tree and the same bucket_size on all ranks.",
-        meanwhile=lambda: world.native.queue(first),
+        meanwhile=evaluate if world.size > 1 else None,
     )
+    return weights, next(iter(errors), None)
 
 
-def _mean(world: World, plan: Plan, flat: Flat, weights: Weights) -> Flat:
+def _mean(
+    world: World,
+    plan: Plan,
+    flat: Flat,
+    weights: Weights,
+    error: RuntimeError | None,
+) -> Flat:
+    """Return the means by path.
+
+    Args:
+        error: of this rank's gradients, which it sends zeros for.
+    """
     wire = Wire(plan, world.native, wire_dtype=mx.float32)
     dtypes = {path: array.dtype for path, array in flat.items()}
     means: Flat = {}
     reduction = wire.reduce(dict(flat), weights)
     try:
+        if error is not None:
+            raise error
         reduction.collect()
-    except RuntimeError as error:  # of the user's computation, or out of memory
-        world.background_errors.append(f"average_gradients ended with {error}")
+    except RuntimeError as failure:  # of the user's computation, or out of memory
+        world.background_errors.append(f"average_gradients ended with {failure}")
         wire.comm.settle()
         zeros = {path: mx.zeros_like(array) for path, array in flat.items()}
         reduction.replace_gradients(zeros)

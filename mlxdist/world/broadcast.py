@@ -25,11 +25,13 @@ def broadcast_tree(comm: Collectives, tree: Tree, root: int) -> Tree:
 
     Raises:
         MismatchError: on all ranks, where paths, the shapes of a module's parameters,
-            or `root` differ or are wrong.
+            or `root` differ or are wrong, or the root can't evaluate its arrays.
     """
     is_module = isinstance(tree, Module)
     arrays = tree.parameters() if is_module else tree
     entries, problem = result_or_problem(entries_of, arrays)
+    if problem is None and comm.rank == root:  # an error now is one of all ranks
+        _, problem = result_or_problem(mx.eval, arrays)
     if not (isinstance(root, int | np.integer) and 0 <= root < comm.size):
         problem = f"root is {root!r}; the ranks go from 0 to {comm.size - 1}"
     texts = [str(e) if is_module else f"{e.path}" for e in entries or ()]

@@ -1,10 +1,13 @@
 """What the device that MLX computes on makes different."""
 
+import time
+from contextlib import suppress
+
 import mlx.core as mx
 import pytest
 
 from mlxdist.arrays import device
-from tests.support.bad_arrays import array_of_a_thread_that_ended
+from tests.support.bad_arrays import array_of_a_thread_that_ended, inverse_of_zeros
 from tests.support.examples import assert_same_bits
 from tests.support.lazy_arrays import is_lazy
 
@@ -73,3 +76,14 @@ def test_recover_keeps_values_and_objects(shape):
 
 def test_recover_leaves_an_array_that_cannot_be_computed():
     device.recover([array_of_a_thread_that_ended()])
+
+
+@pytest.mark.fails_in_mlx
+def test_pending_error_of_earlier_work_is_returned_once():
+    with suppress(RuntimeError):  # at once, where the computation is fast
+        mx.async_eval(inverse_of_zeros())
+        time.sleep(0.1)
+        error = device.pending_error()
+        assert error is not None
+        assert "before has failed: [Inverse::eval_cpu] LU factorization" in error
+    assert device.pending_error() is None

@@ -8,6 +8,7 @@ import pytest
 
 import mlxdist
 from mlxdist import MismatchError
+from mlxdist.arrays import device
 from mlxdist.comm import agree
 from mlxdist.comm.agreement import weight_problem
 from tests.support.examples import distributed
@@ -51,6 +52,14 @@ def test_weight_problem_of_a_weight_in_range_is_none(weight):
 )
 def test_weight_problem_of_another_weight_names_it(weight):
     assert "it must be 0, or a number from" in weight_problem(weight)
+
+
+def test_agree_refuses_a_call_while_mlx_keeps_an_error_of_one_rank(monkeypatch, world):
+    """MLX would raise it in the midst of the call, and other ranks would wait."""
+    error = "out of memory" if is_last(world) else None
+    monkeypatch.setattr(device, "pending_error", lambda: error)
+    with pytest.raises(MismatchError, match=f"rank {world.size - 1}: out of memory"):
+        world.barrier()
 
 
 def test_agree_in_another_call_names_both_calls(world):

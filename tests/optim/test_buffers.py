@@ -6,6 +6,7 @@ import mlx.optimizers as optim
 import pytest
 
 import mlxdist
+from tests.support.bad_arrays import array_of_a_thread_that_ended
 from tests.support.batch_norm import (
     BatchNormNet,
     build,
@@ -156,4 +157,18 @@ def test_buffers_are_synchronized_after_the_last_micro_batch(world):
     train(model, optimizer, world, range(1))
     assert world.identical(model) == (world.size == 1)
     train(model, optimizer, world, range(1, 2))
+    assert world.identical(model)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("mode", ["mean", "root"])
+def test_buffer_of_the_root_that_cannot_be_evaluated_raises_on_all_ranks(mode, world):
+    model, optimizer = build(world, sync_buffers=mode)
+    _, grads = loss_and_gradients(model, rows(0, world.rank))
+    if world.is_root:
+        model.norm.running_mean = array_of_a_thread_that_ended()
+    with pytest.raises(mlxdist.MismatchError, match=r"rank 0: .*There is no Stream"):
+        optimizer.update(model, grads)
+    model.norm.running_mean = mx.zeros(6)
+    train(model, optimizer, world, range(1))
     assert world.identical(model)

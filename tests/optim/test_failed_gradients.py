@@ -15,7 +15,9 @@ from tests.support.examples import (
     distributed,
     each_transport,
     gradients,
+    gradients_of_ranks,
     linear_layers,
+    mean_of,
 )
 
 pytestmark = [pytest.mark.mpi, pytest.mark.fails_in_mlx]
@@ -89,6 +91,24 @@ def test_first_gradients_that_cannot_be_evaluated_are_refused_on_all_ranks(
     assert optimizer.step.item() == 1
 
 
+@pytest.mark.mpi(min_size=2)
+def test_micro_batch_that_cannot_be_evaluated_refuses_its_step_on_all_ranks(world):
+    optimizer = distributed(world, optim.SGD(0.5), accumulate=2, bucket_size=8)
+    model = linear_layers()
+    before = model.parameters()
+    optimizer.init(model)
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    bad = with_a_failing_weight(grads, array_of_a_thread_that_ended)
+    optimizer.update(model, bad if world.is_root else grads)
+    with pytest.raises(mlxdist.MismatchError, match=r"rank 0: micro-batch 1: .*Stream"):
+        optimizer.update(model, grads)
+    assert_same_bits(model.parameters(), before)
+    for _ in range(2):
+        optimizer.update(model, grads)
+    assert world.identical(model)
+    assert optimizer.step.item() == 1
+
+
 class FailingLazily(optim.SGD):
     """Returns parameters that can't be evaluated, where it fails."""
 
@@ -133,19 +153,24 @@ def test_new_parameters_that_cannot_be_evaluated_leave_no_rank_behind(
     ("failing", "bucket_size", "error"),
     [
         (inverse_of_zeros, 8, "factorization"),
+        (inverse_of_zeros, 2**20, "factorization"),
         (array_of_a_thread_that_ended, 2**20, "Stream"),
     ],
 )
 def test_average_gradients_that_cannot_be_evaluated_leaves_no_rank_behind(
     failing, bucket_size, error, world
 ):
-    grads = gradients(linear_layers().trainable_parameters(), 0, world.rank)
+    """Zeros stand for them, and not what MLX leaves in their memory."""
+    every = gradients_of_ranks(linear_layers().trainable_parameters(), 0, world.size)
+    grads = every[world.rank]
     average = partial(mlxdist.average_gradients, world=world, bucket_size=bucket_size)
     if world.is_root:
         with pytest.raises(RuntimeError, match=error):
             average(with_a_failing_weight(grads, failing))
     else:
-        mx.eval(average(grads))
+        every[0]["layers"][0]["weight"] = mx.zeros((3, 3))
+        failed = average(grads)["layers"][0]["weight"]
+        assert_same_bits(failed, mean_of(every)["layers"][0]["weight"])
     with pytest.raises(mlxdist.MismatchError, match=rf"ended with .*{error}"):
         average(grads)
     mx.eval(average(grads))

@@ -14,6 +14,7 @@ import mlxdist
 from mlxdist import MismatchError
 from mlxdist.comm import Recorder
 from mlxdist.world import World
+from tests.support.bad_arrays import array_of_a_thread_that_ended
 from tests.support.examples import Net, assert_same_bits
 
 pytestmark = pytest.mark.mpi
@@ -90,6 +91,15 @@ def test_broadcast_from_another_root_on_one_rank_raises_on_all(make, world):
     """Each would wait for the other, or take another model."""
     with pytest.raises(MismatchError, match="rank 0: root 1"):
         world.broadcast(make(), root=int(world.rank == 0))
+    world.barrier()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_broadcast_of_an_array_that_cannot_be_evaluated_raises_on_all_ranks(world):
+    root = world.size - 1
+    bad = array_of_a_thread_that_ended() if world.rank == root else mx.ones((3, 3))
+    with pytest.raises(MismatchError, match=f"rank {root}: RuntimeError: There is no"):
+        world.broadcast([mx.ones(2), bad], root=root)
     world.barrier()
 
 

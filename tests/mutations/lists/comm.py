@@ -220,6 +220,7 @@ MUTATIONS = [
         AGREEMENT,
         [
             (" and not headers[:, 2].any()", ""),
+            ("problem or device.pending_error()", "problem"),
             (
                 "(headers[:, :2] == headers[0, :2])",
                 "(headers[:, :1] == headers[0, :1])",

@@ -32,6 +32,7 @@ MUTATIONS = [
         ("tests/optim/test_gradient_averaging.py", *FAILED),
         [
             ("traced = device.may_be_tracing() and not device", "traced = not device"),
+            ("            errors.append(error)\n", "            pass\n"),
         ],
     ),
     Mutation(
@@ -40,13 +41,6 @@ MUTATIONS = [
         "        if meanwhile:\n            meanwhile()\n"
         "        request = self._comm.Iallgather(words, gathered)\n",
         ("tests/optim/test_gradient_averaging.py",),
-        (2,),
-    ),
-    Mutation(
-        "comm/native.py",
-        "with suppress(RuntimeError):",
-        "if True:",
-        FAILED,
         (2,),
     ),
 ]

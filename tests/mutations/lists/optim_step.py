@@ -281,9 +281,9 @@ MUTATIONS = [
         ("tests/optim/test_buffers.py",),
         [
             ("self._world.mean(averaged, weight=weight)", "self._world.mean(averaged)"),
-            ("synced = means[path].astype(buffer.dtype)", "synced = means[path]"),
+            ("synced[path].astype(buffers[path].dtype)", "synced[path]"),
             ("np.bitwise_or.reduce(gathered", "np.bitwise_and.reduce(gathered"),
-            ("self._world.control.broadcast(buffer, 0)", "buffer"),
+            ("self._world.broadcast(others)", "others"),
             ('if self.mode == "mean" and mx', "if mx"),
             ("mx.issubdtype(buffers[path].dtype, mx.inexact)", "True"),
         ],

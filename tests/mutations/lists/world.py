@@ -23,6 +23,13 @@ CLAIMED = (
 
 MUTATIONS = [
     # The world's collectives
+    Mutation(
+        "world/broadcast.py",
+        "_, problem = result_or_problem(mx.eval, arrays)",
+        "pass",
+        WORLD,
+        (2,),
+    ),
     Mutation("world/world.py", "[seed, self.rank]", "[seed]", WORLD, (3,)),
     Mutation(
         "world/world.py",

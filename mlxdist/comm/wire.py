@@ -282,18 +282,14 @@ class Reduction:
             self._started += 1
 
     def _queue_up_to(self, last: int) -> None:
-        """Queue gradients bucket by bucket: to start a bucket is to wait for it.
-
-        On a CPU, where none is queued ahead, that evaluates them, and MLX can't lose an
-        event of theirs: see `device.recover`.
-        """
+        """Queue gradients bucket by bucket: to start a bucket is to wait for it."""
         buckets = len(self._wire.plan.buckets)
         for index in range(self._started, min(last + 1, buckets)):
             if index not in self._queued:
                 packed = self._wire.packed_gradients(
                     index, self._gradients, self._weights
                 )
-                if device.buckets_ahead():
+                if device.buckets_ahead():  # else MLX may lose them: device.recover
                     device.start_evaluation(packed)
                 self._queued[index] = packed
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..arrays import device
+from ..arrays.trees import leaves_of
 from ..arrays.types import Flat, Tree
 from ..comm.agreement import MismatchError, OnAllRanks
 from ..comm.reduction import Weights
@@ -180,7 +181,7 @@ class DistributedStep:
                 [*batch.outputs, *first] or self._inner.scalars()
             )
         except RuntimeError as error:  # of the user's computation, or out of memory
-            device.recover(batch.parameters.values())
+            device.recover(leaves_of(target.parameters).values())
             if self._world.size == 1:
                 raise
             eager = True

@@ -24,7 +24,7 @@ MUTATIONS = [
     ),
     Mutation(
         "optim/step.py",
-        "            device.recover(batch.parameters.values())\n",
+        "            device.recover(leaves_of(target.parameters).values())\n",
         "",
         ("tests/optim/test_lost_events.py",),
         (1,),

@@ -77,7 +77,10 @@ def describe(
     """Return the sentence that names the ranks that failed, died and were ended."""
     if all(rank.state == "finished" for rank in ranks):
         return "the rank finished" if len(ranks) == 1 else "all ranks finished"
-    parts = [f"lost touch with {host}" for host in lost_hosts]
+    # A host whose rank reported its failure was lost after that, as its daemon
+    # may be while mpirun ends the job.
+    reported = {rank.host for rank in ranks if rank.state == "failed" or rank.signal}
+    parts = [f"lost touch with {host}" for host in lost_hosts if host not in reported]
     failures = list(_group(ranks, "failed", lambda rank: rank.reason).values())
     for failed in failures[:_MOST_REASONS]:
         names = _names(failed, len(ranks), name_hosts)

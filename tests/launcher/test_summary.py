@@ -110,5 +110,25 @@ def test_conclude_of_a_lost_host_succeeds_if_its_ranks_had_finished(
     assert outcome.message.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (EXIT, "rank 2 of 3 failed (exit 3); ranks 0 and 1 were ended with it; exit"),
+        (
+            {"state": "killed", "signal": "SIGKILL"},
+            "rank 2 of 3 was killed by SIGKILL; ranks 0 and 1 were ended with it; exit",
+        ),
+    ],
+)
+def test_conclude_of_a_host_lost_after_its_rank_failed_names_the_rank(first, message):
+    """Its daemon may be lost while mpirun ends the job."""
+    ranks = outcomes("ended", "ended", first)
+    outcome = conclude(3, ranks, lost_hosts=["h1"])
+    assert outcome.message.startswith(message)
+    assert outcome.lost_hosts == ("h1",)
+    message = conclude(3, ranks, lost_hosts=["h0"]).message
+    assert message.startswith("lost touch with h0; rank 2 of 3 ")
+
+
 def test_conclude_of_finished_ranks_has_nothing_to_say_of_a_host_if_mpirun_has_not():
     assert conclude(0, outcomes("finished"), lost_hosts=["h0"]).message == ""

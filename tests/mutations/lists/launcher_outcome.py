@@ -86,6 +86,8 @@ MUTATIONS = [
         "launcher/summary.py", "exit_code=128 + received", "exit_code=received", SUMMARY
     ),
     Mutation("launcher/summary.py", "if code and lost_hosts", "if lost_hosts", SUMMARY),
+    Mutation("launcher/summary.py", "if host not in reported]", "]", SUMMARY),
+    Mutation("launcher/summary.py", '"failed" or rank.signal', '"failed"', SUMMARY),
     Mutation("launcher/summary.py", "exit_code=TIMED_OUT", "exit_code=code", SUMMARY),
     Mutation("launcher/summary.py", "runs[-1][-1] + 1", "runs[-1][-1]", SUMMARY),
     # Ranks

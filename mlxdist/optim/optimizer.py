@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.nn import Module
 
 from ..arrays.types import Array, Dtype, Tree
+from ..comm.agreement import error_text
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
 from ..world import process
 from ..world.join import current
@@ -118,12 +119,16 @@ class DistributedOptimizer(OptimizerWrapper):
                 parameters' paths, shapes or dtypes differ, or a tree's values do, or a
                 parameter can't be trained.
         """
-        made = self._made
-        if made and traced_setup.is_repeated(self._inner, made.layout.plan, parameters):
-            return
+        made, problem = self._made, None
+        try:
+            plan = made.layout.plan if made else None
+            if plan and traced_setup.is_repeated(self._inner, plan, parameters):
+                return
+        except RuntimeError as error:  # of parameters: the other ranks wait
+            problem = error_text(error)
         self._steps.counts.refuse_broken()
-        in_place = self._updates.ema.problem_in_place("call init")
-        self._made = self._managed.initialize(parameters, in_place)
+        problem = problem or self._updates.ema.problem_in_place("call init")
+        self._made = self._managed.initialize(parameters, problem)
         self._steps.use(self._made)
         self._updates.buffers.remember(parameters)
         process.return_freed_memory()

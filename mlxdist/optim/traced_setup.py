@@ -35,10 +35,18 @@ _WARNING = (
 
 
 def is_traced(inner: InnerOptimizer, tree: Tree) -> bool:
-    """Return whether a tree or the optimizer's own scalars have no values yet."""
+    """Return whether a tree or the optimizer's own scalars have no values yet.
+
+    Raises:
+        RuntimeError: where one of them can't be evaluated. The others can be used.
+    """
     leaves = [*leaves_of(trainable(tree)).values(), *inner.scalars()]
     arrays = [leaf for leaf in leaves if isinstance(leaf, mx.array)]
-    return not device.start_evaluation(arrays)
+    try:
+        return not device.start_evaluation(arrays)
+    except RuntimeError:
+        device.recover(arrays)
+        raise
 
 
 def initialize(

@@ -109,6 +109,21 @@ def test_micro_batch_that_cannot_be_evaluated_refuses_its_step_on_all_ranks(worl
     assert optimizer.step.item() == 1
 
 
+@pytest.mark.mpi(min_size=2)
+def test_parameter_that_cannot_be_evaluated_refuses_a_repeated_init_on_all_ranks(world):
+    optimizer = distributed(world, optim.SGD(0.5))
+    model = linear_layers()
+    optimizer.init(model)
+    weight = model.layers[0].weight
+    if world.is_root:
+        model.layers[0].weight = array_of_a_thread_that_ended()
+    with pytest.raises(mlxdist.MismatchError, match=r"rank 0: RuntimeError: .*Stream"):
+        optimizer.init(model)
+    model.layers[0].weight = weight
+    optimizer.init(model)
+    assert world.identical(model)
+
+
 class FailingLazily(optim.SGD):
     """Returns parameters that can't be evaluated, where it fails."""
 

@@ -173,6 +173,21 @@ def start_evaluation(arrays: list[Array]) -> bool:
     return True
 
 
+def have_values(arrays: list[Array]) -> bool:
+    """Return whether arrays have values, which they lack while `mx.compile` traces.
+
+    Queues them for evaluation.
+
+    Raises:
+        RuntimeError: where one of them can't be evaluated. The others can be used.
+    """
+    try:
+        return start_evaluation(arrays)
+    except RuntimeError:
+        recover(arrays)
+        raise
+
+
 def may_be_tracing() -> bool:
     """Return whether this thread may be inside `mx.compile` or `mx.grad`; is cheap.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..arrays.device import start_evaluation
+from ..arrays.device import have_values
 from ..arrays.types import Array
 from ..comm.agreement import (
     MismatchError,
@@ -75,7 +75,7 @@ def find_assigned(
 
 def _evaluate(arrays: list[Array]) -> bool:
     """Return whether arrays have values, which they lack while mx.compile traces."""
-    if not start_evaluation(arrays):
+    if not have_values(arrays):
         return False
     mx.eval(arrays)
     return True

@@ -87,3 +87,15 @@ def test_pending_error_of_earlier_work_is_returned_once():
         assert error is not None
         assert "before has failed: [Inverse::eval_cpu] LU factorization" in error
     assert device.pending_error() is None
+
+
+def test_have_values_keeps_arrays_usable_beside_one_that_cannot_be_evaluated(
+    monkeypatch,
+):
+    """MLX may lose the event of each array that it queues with that one."""
+    lazy, recovered = mx.ones(3) + 1, []
+    monkeypatch.setattr(device, "recover", recovered.extend)
+    with pytest.raises(RuntimeError, match="There is no Stream"):
+        device.have_values([lazy, array_of_a_thread_that_ended()])
+    assert recovered[0] is lazy
+    assert device.have_values([lazy])

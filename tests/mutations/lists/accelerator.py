@@ -23,6 +23,12 @@ MUTATIONS = [
         ("tests/arrays/test_device.py",),
     ),
     Mutation(
+        "arrays/device.py",
+        "        recover(arrays)\n",
+        "",
+        ("tests/arrays/test_device.py",),
+    ),
+    Mutation(
         "optim/step.py",
         "            device.recover(leaves_of(target.parameters).values())\n",
         "",

@@ -197,7 +197,6 @@ MUTATIONS = [
             ("    return not any(failures)", "    return error is None"),
             ("    except RuntimeError as error:", "    except KeyError as error:"),
         ],
-        ranks=(),
     ),
     *mistakes(
         "optim/updates.py",

@@ -95,8 +95,12 @@ MUTATIONS = [
             ("mx.array(sum(every.tolist())", "mx.array(max(every.tolist())"),
             ("self.traffic.add(0, collectives=2)", "self.traffic.add(0)"),
             ("self.traffic.add(part.nbytes, collectives=0)", "pass"),
-            ("dtype if dtype.size > mx.float32.size else", "dtype if False else"),
         ],
+    ),
+    *mistakes(
+        "comm/mpi.py",
+        ("tests/comm/test_exchange.py",),
+        [("dtype if dtype.size > mx.float32.size else", "dtype if False else")],
     ),
     *mistakes(
         "comm/progress.py",

@@ -1,7 +1,7 @@
 """Memory for results that are written by numpy, cut from large blocks.
 
 MLX has no `empty`: a small array costs a zero-filling or a copy, and a hand-over to the
-stream's thread. A large one has neither (see `uninitialized`), so small ones share it.
+stream's thread. For a large one that is little (see `uninitialized`); small ones share.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from .types import Array, Dtype, Raw
 
 # Bytes of a block. It lives as long as any array that was cut from it. So an arena is
 # for arrays that live equally long, and larger ones have memory of their own.
-BLOCK_BYTES = 4 * 2**20
-ALONE_FROM = 2**19  # bytes
+BLOCK_BYTES = 2**20
+ALONE_FROM = 2**18  # bytes
 _ALIGNMENT = 64  # elements
 
 

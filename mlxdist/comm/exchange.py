@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 # Bytes that a rank receives in a round at most, from all others together. Smaller
 # rounds cost more calls, larger ones more memory.
 ROUND_BYTES = 4 * 2**20
-# Bytes of free receive buffers: what is in flight (see progress.py) is at most half of
-# them, and a buffer has up to twice the bytes of its message.
-MOST_FREE = 8 * ROUND_BYTES
+# Bytes of free receive buffers: as many as are in flight, see progress.py.
+MOST_FREE = 4 * ROUND_BYTES
 # Elements that are added at once: the sum of a block stays in the second-level cache.
 BLOCK = 64 * 1024
 _FLOAT32 = 4  # bytes
@@ -65,7 +64,7 @@ class ReceiveBuffers:
                 return self._pop(index)
             if self._free:
                 self._pop(0)
-        return np.empty(1 << (nbytes - 1).bit_length(), np.uint8)
+        return np.empty(nbytes, np.uint8)
 
     def put_back(self, buffer: Raw) -> None:
         with self._lock:

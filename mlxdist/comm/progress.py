@@ -17,6 +17,8 @@ from .flight_recorder import Recorder
 # Bytes of rounds under way from which on no more are started: enough to keep the wire
 # busy while one round is added up. They bound the receive buffers.
 ENOUGH_IN_FLIGHT = 12 * 2**20
+# The same where ranks compute and communicate in turn, so that no wire is kept busy.
+ENOUGH_IN_TURN = 4 * 2**20
 # Seconds without a call of the main thread after which the thread takes over. Each
 # hand-over costs two switches of threads, and the main thread may be back at once.
 PATIENCE = 0.001
@@ -42,6 +44,7 @@ class Progress:
         self._waiting: deque[Exchange] = deque()  # with rounds to post
         self._in_flight: deque[tuple[Exchange, Round]] = deque()
         self._bytes_in_flight = 0
+        self._enough = ENOUGH_IN_FLIGHT if overlaps else ENOUGH_IN_TURN
         self._deferred: Exchange | None = None
         self._work = threading.Condition(threading.Lock())  # and lock of the queues
         self._driver = threading.Lock()  # of the thread that completes rounds
@@ -138,7 +141,7 @@ class Progress:
 
     def _post(self) -> None:
         """Start the rounds that fit. The caller has the lock of the queues."""
-        while self._waiting and self._bytes_in_flight < ENOUGH_IN_FLIGHT:
+        while self._waiting and self._bytes_in_flight < self._enough:
             exchange = self._waiting[0]
             if not exchange.ready:  # rounds that it depends on are in flight
                 break

@@ -91,6 +91,27 @@ class NativeTransport:
     ) -> Pending:
         return self._mean(parts, bucket, weights)
 
+    def reduces_whole(self, bucket: Bucket) -> bool:
+        """Whether `start_reduce_scatter` all-reduces the bucket, and cuts it then."""
+        is_cut = self._ring_of(bucket, pairwise=False) is not None
+        return not is_cut and not self._reduces_by_scatter(bucket, pairwise=False)
+
+    def start_with_weight(
+        self, packed: Array, bucket: Bucket, *, sharded: bool
+    ) -> tuple[Array, Lazy]:
+        """All-reduce a bucket and the weights behind it.
+
+        Returns:
+            The sum of the weights, and this rank's span of the mean, or all of it.
+        """
+        self.traffic.add(
+            self.all_reduce_bytes(bucket, packed.itemsize, 0, pairwise=False)
+        )
+        summed = self._chain.all_sum(packed)
+        total = summed.finish()[-1]
+        start, stop = bucket.span(self.rank) if sharded else (0, bucket.size)
+        return total, summed.then(lambda sum: sum[start:stop] / total)
+
     def start_reduce_scatter(
         self,
         parts: Sequence[Array],

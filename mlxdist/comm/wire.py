@@ -86,9 +86,6 @@ class Wire:
             This rank's span of each bucket, or the whole bucket for replicated state.
             `expected` gives the bytes on the wire.
         """
-        if self.has_peers and weights.every is None:
-            first = [gradients[entry.path] for entry in self.plan.buckets[0].entries]
-            weights = weights.summed(self.comm.sum_scalar, behind=first)
         return Reduction(self, gradients, weights, earlier)
 
     @property
@@ -199,6 +196,7 @@ class Reduction:
     drops it. `collect` waits for all buckets first.
 
     Attributes:
+        weights: each rank's.
         squares: after `collect`, the sum of squares of this rank's spans; inf where it
             is not finite, None where the transport did not measure it.
     """
@@ -208,17 +206,21 @@ class Reduction:
         wire: Wire,
         gradients: Flat,
         weights: Weights,
-        earlier: ShareSums | None,
+        earlier: ShareSums | None = None,
+        first: Pending | None = None,  # of the first bucket, if it was started
     ):
         self._wire, self._earlier = wire, earlier
         self._gradients = gradients
-        self._weights = weights
+        self.weights = weights
         self._window = Window(wire.plan.buckets, overlaps=wire.comm.overlaps)
         self._queued: dict[int, Pieces] = {}  # packed, and not started
         self._started = 0  # buckets whose collective was started
         self._finished = 0
         self._collected: dict[int, Chunk] = {}
         self._squares: list[float] = []
+        if first is not None:
+            self._window.push(0, first)
+            self._started = 1
         if not wire.has_peers:
             self.collect()
 
@@ -276,7 +278,7 @@ class Reduction:
         while self._started < len(self._wire.plan.buckets) and not self._window.is_full:
             index = self._started
             self._queue_up_to(index + device.buckets_ahead())
-            packed, weights = self._queued[index], self._weights
+            packed, weights = self._queued[index], self.weights
             self._window.push(index, self._wire.start_reduce(index, packed, weights))
             del self._queued[index]
             self._started += 1
@@ -287,7 +289,7 @@ class Reduction:
         for index in range(self._started, min(last + 1, buckets)):
             if index not in self._queued:
                 packed = self._wire.packed_gradients(
-                    index, self._gradients, self._weights
+                    index, self._gradients, self.weights
                 )
                 if device.buckets_ahead():  # else MLX may lose them: device.recover
                     device.start_evaluation(packed)

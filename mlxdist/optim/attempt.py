@@ -82,6 +82,7 @@ class Attempt:
             self._means = self._run.wire.reduce(
                 local.unsent, self.weights, local.earlier
             )
+        self.weights = self._means.weights
         kept = self.gradients.kept
         self._norm = self._run.norm.measure(self._means, kept, self.weights)
         return self._norm

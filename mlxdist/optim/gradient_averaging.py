@@ -13,7 +13,7 @@ from ..arrays.trees import FLOATS, entries_of, leaves_of, rebuild
 from ..arrays.types import Flat, Pieces, Tree
 from ..comm.agreement import result_or_problem
 from ..comm.reduction import Weights
-from ..comm.wire import Wire
+from ..comm.traced_wire import TracedWire
 from ..layout.buckets import DEFAULT_BUCKET_SIZE
 from ..layout.entries import Entry
 from ..layout.sharding import Plan, make_plan
@@ -154,7 +154,7 @@ def _mean(
     Args:
         error: of this rank's gradients, which it sends zeros for.
     """
-    wire = Wire(plan, world.native, wire_dtype=mx.float32)
+    wire = TracedWire(plan, world.native, wire_dtype=mx.float32)
     dtypes = {path: array.dtype for path, array in flat.items()}
     means: Flat = {}
     reduction = wire.reduce(dict(flat), weights)

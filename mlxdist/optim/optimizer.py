@@ -225,6 +225,15 @@ class DistributedOptimizer(OptimizerWrapper):
         """Factor for float32 losses before gradients are taken: a float32 scalar."""
         return mx.array(self._steps.scale.loss_scale.value)
 
+    @property
+    def total_weight(self) -> Array:
+        """Sum of all ranks' weights in the last step: a number, or None before it.
+
+        In a function that `mx.compile` traces it is one more of its outputs. Where it
+        is 0 the new parameters are nan; outside, such a step is refused.
+        """
+        return self._steps.total_weight
+
     def no_sync(self) -> AbstractContextManager[None]:
         """While in it, updates add up their gradients and send nothing.
 

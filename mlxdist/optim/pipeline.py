@@ -14,6 +14,7 @@ from ..arrays import device
 from ..arrays.types import Pieces
 from ..comm.collectives import Collectives
 from ..comm.deferred_gather import DeferredGathers
+from ..comm.traced_wire import TracedWire
 from ..comm.wire import Wire
 from ..layout.sharding import Plan
 from ..world.world import World
@@ -165,7 +166,7 @@ class Pipelines:
 
     def _make_traced(self) -> Pipeline:
         options, world = self._options, self._world
-        wire = Wire(self.plan, world.native, wire_dtype=options.reduce_dtype)
+        wire = TracedWire(self.plan, world.native, wire_dtype=options.reduce_dtype)
         norm: NormPolicy = grad_norm.Unmeasured()
         if options.max_norm is not None:
             norm = grad_norm.TracedNorm(wire)

@@ -7,7 +7,7 @@ from functools import partial
 
 from ..arrays import device
 from ..arrays.trees import leaves_of
-from ..arrays.types import Flat, Tree
+from ..arrays.types import Array, Flat, Tree
 from ..comm.agreement import MismatchError, OnAllRanks
 from ..comm.reduction import Weights
 from ..world.world import World
@@ -48,7 +48,7 @@ class DistributedStep:
         layout: of this rank's state.
         index: of the gradients' and the parameters' trees.
         scale: of losses and gradients.
-        weight: this rank's in the last step.
+        weight, total_weight: this rank's in the last step, and the sum over the ranks.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class DistributedStep:
         self.is_planned = False
         self.index: TreeIndexes | None = None
         self.weight: float = 1.0
+        self.total_weight: Array = None
         self._gradients_compared = False
 
     def use(self, made: setup.Initialized) -> None:
@@ -155,6 +156,7 @@ class DistributedStep:
                 end_attempt(attempt, self.counts, error, skip)
             raise
         self.counts.ended = None
+        self.total_weight = attempt.weights.total
         if is_taken:
             self.counts.steps += 1
             self.scale.loss_scale.stepped()

@@ -150,6 +150,27 @@ def test_train_with_ranks_whose_rows_have_no_tokens_gives_the_losses_of_one_proc
     assert_same_losses(reports, alone)
 
 
+class Prompts(Rows):
+    """Rows of which no token counts."""
+
+    def process(self, row):
+        return row, len(row) + 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_train_without_any_token_ends_all_ranks_before_anything_is_saved(
+    world, shared_folder, compiled, count
+):
+    changes = {"grad_accumulation_steps": count, "steps_per_save": 1, "iters": 4}
+    args = arguments(shared_folder, **changes)
+    data = CacheDataset(Prompts(30))
+    with pytest.raises(mlxdist.MismatchError, match="every rank has weight 0"):
+        train_together(world, args, compiled=compiled, sets=(data, None))
+    world.barrier()
+    assert len(list(shared_folder.iterdir())) == 2 * (count - 1)
+
+
 @pytest.mark.parametrize(
     "count",
     [pytest.param(1, marks=pytest.mark.long, id="plain"), 2],

@@ -18,11 +18,16 @@ from mlx.utils import tree_flatten, tree_map
 
 from ...arrays.types import Array, Tree
 from ...checkpoint.user_data import random_key, set_random_key
-from ...comm.agreement import agree
+from ...comm.agreement import MismatchError, agree
 from ...optim.optimizer import DistributedOptimizer
 from .batches import Batch
 
 Loss = Callable[..., tuple[Array, Array]]
+_NO_TOKENS = (
+    "mlx_lm.train: every rank has weight 0: no token of a step counts, since all are "
+    "masked or beyond max_seq_length. The step was compiled, so that parameters of it "
+    "may be nan: go on from the last file or checkpoint that was saved"
+)
 
 
 class Measured(NamedTuple):
@@ -80,37 +85,46 @@ class CompiledStep:
         self._state = [model.state, optimizer.state, mx.random.state]
         self._compiled = mx.compile(self._traced, self._state, self._state)
         self._sum: Tree = None
+        self._tokens = 0.0  # of all ranks, since the last step
 
     def __call__(self, batch: Batch, *, is_last: bool) -> Measured:
-        measured, self._sum = self._compiled(batch, self._sum, is_last)
-        mx.eval(self._state, measured, self._sum)
+        measured, total, self._sum = self._compiled(batch, self._sum, is_last)
+        mx.eval(self._state, measured, total, self._sum)
+        self._tokens += float(total.item())
+        if is_last:
+            if not self._tokens:
+                raise MismatchError(_NO_TOKENS)
+            self._tokens = 0.0
         return Measured(*measured)
 
     def _traced(
         self, batch: Batch, before: Tree, is_last: bool
-    ) -> tuple[Measured, Tree]:
+    ) -> tuple[Measured, Array, Tree]:
+        """Return this rank's loss, the tokens of all ranks, and sums of gradients."""
         (mean, tokens), gradients = self._loss_and_gradients(self._model, *batch)
         weight = tokens
         if self._count > 1:
             leaves = [gradient for _, gradient in tree_flatten(gradients)]
             # Not sent while this rank computes: MPI polls.
-            counted = mx.depends([tokens], leaves)[0]
-            weight, scale = None, self._scale(counted)
+            counted = mx.depends([tokens], leaves)[0].astype(mx.float32)
+            weight, total = None, self._total(counted)
+            size = self._optimizer.world.size
+            scale = counted * size / (mx.maximum(total, 1) * self._count)
             gradients = tree_map(partial(_scaled, scale), gradients)
         if before is not None:
             gradients = tree_map(mx.add, gradients, before)
         if is_last:
             self._optimizer.update(self._model, gradients, weight=weight)
             gradients = None
-        return Measured.of(mean, tokens), gradients
+            if self._count == 1:
+                total = self._optimizer.total_weight
+        return Measured.of(mean, tokens), total, gradients
 
-    def _scale(self, tokens: Array) -> Array:
-        """What a micro-batch's gradients count in the mean over ranks."""
-        world = self._optimizer.world
-        tokens = tokens.astype(mx.float32)
-        with world.native.tracing():
-            total = world.native.sum_scalar(tokens) if world.size > 1 else tokens
-        return tokens * world.size / (mx.maximum(total, 1) * self._count)
+    def _total(self, tokens: Array) -> Array:
+        """The tokens of a micro-batch on all ranks."""
+        native = self._optimizer.world.native
+        with native.tracing():
+            return native.sum_scalar(tokens) if native.size > 1 else tokens
 
 
 def _scaled(scale: Array, gradient: Array) -> Array:

@@ -186,10 +186,11 @@ MUTATIONS = [
         ],
     ),
     *mistakes(
-        "comm/wire.py",
-        ("tests/comm/test_wire.py", "tests/optim/test_pipeline.py"),
+        "comm/traced_wire.py",
+        ("tests/comm/test_traced_wire.py",),
         [
             ("weights.summed(self.comm.sum_scalar,", "weights.summed(lambda x: x,"),
+            ("len(first) > 1 and is_float32 and is_whole", "False"),
         ],
     ),
     *mistakes(

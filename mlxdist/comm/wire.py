@@ -196,7 +196,6 @@ class Reduction:
     drops it. `collect` waits for all buckets first.
 
     Attributes:
-        weights: each rank's.
         squares: after `collect`, the sum of squares of this rank's spans; inf where it
             is not finite, None where the transport did not measure it.
     """

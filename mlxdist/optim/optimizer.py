@@ -227,11 +227,7 @@ class DistributedOptimizer(OptimizerWrapper):
 
     @property
     def total_weight(self) -> Array:
-        """Sum of all ranks' weights in the last step: a number, or None before it.
-
-        In a function that `mx.compile` traces it is one more of its outputs. Where it
-        is 0 the new parameters are nan; outside, such a step is refused.
-        """
+        """Sum of all ranks' weights in the last step; where 0, a compiled one is nan."""
         return self._steps.total_weight
 
     def no_sync(self) -> AbstractContextManager[None]:

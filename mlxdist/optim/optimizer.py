@@ -216,8 +216,7 @@ class DistributedOptimizer(OptimizerWrapper):
     def grad_norm(self) -> Array:
         """Global norm of the last averaged gradient before clipping, float32 scalar.
 
-        Not finite where that step was skipped. ValueError without `max_norm`.
-        """
+        Not finite where that step was skipped. ValueError without `max_norm`."""
         return self._steps.scale.require_norm()
 
     @property
@@ -227,7 +226,7 @@ class DistributedOptimizer(OptimizerWrapper):
 
     @property
     def total_weight(self) -> Array:
-        """Sum of all ranks' weights in the last step; where 0, a compiled one is nan."""
+        """Sum of all ranks' weights in the last step; a compiled one is nan at 0."""
         return self._steps.total_weight
 
     def no_sync(self) -> AbstractContextManager[None]:

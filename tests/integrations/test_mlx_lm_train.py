@@ -218,3 +218,22 @@ def test_train_resumed_draws_the_dropout_of_an_undisturbed_run(world, shared_fol
         )
     _, resumed = train_together(world, args, "lora", dropout=0.5, resume=True)
     assert resumed.losses == undisturbed.losses[-3:]
+
+
+def test_train_of_lora_with_8_bit_state_resumes_as_an_undisturbed_run(
+    world, shared_folder
+):
+    def options():
+        optimizer = mlxdist.DistributedOptimizer(
+            optim.AdamW(1e-2), shard=True, state_dtype="int8", world=world
+        )
+        return {"optimizer": optimizer}
+
+    args = arguments(shared_folder, iters=5)
+    _, undisturbed = train_together(world, args, "lora", **options())
+    stops = {"reports": StopsAt(3), "checkpoint_every": 2}
+    with pytest.raises(Stopped):
+        train_together(world, args, "lora", **options(), **stops)
+    _, resumed = train_together(world, args, "lora", **options(), resume=True)
+    assert resumed.losses == undisturbed.losses[-3:]
+    assert undisturbed.losses[-1] < undisturbed.losses[0]

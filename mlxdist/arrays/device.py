@@ -12,7 +12,8 @@ import mlx.core as mx
 from .concat import join
 from .types import Array, Dtype, Pieces, Tree
 
-_ERRORS_DROPPED = 8  # of a stream, at most
+_MOST_ERRORS = 8  # that one call takes from MLX
+_errors: list[str] = []  # that MLX raised in `clear_cache`
 
 
 def on_cpu() -> bool:
@@ -119,7 +120,7 @@ def settle(*streams: mx.Stream) -> None:
     if not on_cpu():
         defaults.append(mx.default_stream(mx.cpu))  # of what only a CPU computes
     for stream in (*defaults, *streams):
-        for _ in range(_ERRORS_DROPPED):
+        for _ in range(_MOST_ERRORS):
             with suppress(RuntimeError):
                 mx.synchronize(stream)
                 break
@@ -143,16 +144,34 @@ def recover(arrays: Iterable[object]) -> None:
 
 
 def pending_error() -> str | None:
-    """Return the error of a computation that was queued before and failed, or None.
+    """Return the errors of computations that were queued before and failed, or None.
 
-    MLX would raise it where it queues the next operation, in a call that has nothing to
-    do with it. Returns it once. Waits for nothing.
+    MLX would raise one where it queues the next operation, in a call that has nothing
+    to do with it. Returns each once. Waits for nothing.
     """
     try:
         mx.async_eval(mx.stop_gradient(_NOTHING, stream=mx.cpu))
     except RuntimeError as error:
-        return f"a computation that was queued before has failed: {error}"
-    return None
+        _errors.append(str(error))
+    if not _errors:
+        return None
+    texts = "; ".join(dict.fromkeys(_errors))
+    _errors.clear()
+    return f"a computation that was queued before has failed: {texts}"
+
+
+def clear_cache() -> None:
+    """Free the memory that MLX keeps for new arrays. Waits for all streams of a CPU.
+
+    MLX raises their errors here, on one rank, in a call that may have succeeded on all.
+    They are kept for `pending_error`.
+    """
+    for _ in range(_MOST_ERRORS):
+        try:
+            mx.clear_cache()
+            break
+        except RuntimeError as error:
+            _errors.append(str(error))
 
 
 _NOTHING = mx.zeros(1, mx.uint8, stream=mx.cpu)

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import mlx.core as mx
-
+from ..arrays import device
 from ..arrays.types import Tree
 from ..comm.agreement import agree
 from ..optim.optimizer import DistributedOptimizer
@@ -54,7 +53,7 @@ class Loaded(NamedTuple):
 def _clearing_cache() -> Iterator[None]:
     """Clear MLX's cache in the end: no step asks for arrays of the sizes of copies."""
     yield
-    mx.clear_cache()
+    device.clear_cache()
 
 
 def save_checkpoint(

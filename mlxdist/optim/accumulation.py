@@ -100,24 +100,29 @@ class MicroBatches:
     ) -> None:
         """Add a micro-batch that is not the last one. Evaluates its gradients.
 
-        Bucket by bucket, and drops them from the dict. A problem is kept until the
-        step's last micro-batch, when all ranks meet.
+        Bucket by bucket, and drops them from the dict. The first problem is kept until
+        the step's last micro-batch, when all ranks meet; what is added after it isn't.
         """
-        problem = problem or weight_problem(weight)
-        if problem is not None:
-            self.problem = self.problem or f"micro-batch {self.count + 1}: {problem}"
+        problem = self.problem or problem or weight_problem(weight)
+        if problem is None:
+            self._push(gradients, _number(weight))
+            problem = self._evaluate(plan)
+        else:
             self.count += 1
-            return
-        self._push(gradients, _number(weight))
+        if problem is not None and self.problem is None:
+            self.problem = f"micro-batch {self.count}: {problem}"
+            self._nodes = []
+
+    def _evaluate(self, plan: Plan) -> str | None:
+        """Evaluate the last sums. Returns why they can't be."""
         sums = self._nodes[-1].sums
         try:
             for bucket in plan.buckets:
                 device.evaluate([sums[entry.path] for entry in bucket.entries])
         except RuntimeError as error:  # of the user's computation, or out of memory
             device.settle()
-            self.problem = (
-                f"micro-batch {self.count}: its gradients can't be evaluated: {error}"
-            )
+            return f"its gradients can't be evaluated: {error}"
+        return None
 
     def problem_with(self, last: float | None, ranks: int) -> str | None:
         """Return what is wrong with this rank's micro-batches and the last weight."""

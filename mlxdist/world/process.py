@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from ..arrays import device
 from ..launcher import cores, environment, kernel_folder
 from ..launcher.openmpi import INSTALL_HINT, find_libmpi
 from .finalize import finalize_at_exit
@@ -196,6 +197,6 @@ def _limit_cache() -> None:
 
 def return_freed_memory() -> None:
     """Return the memory that is free now to the kernel: MLX's cache, and malloc's."""
-    mx.clear_cache()
+    device.clear_cache()
     if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)

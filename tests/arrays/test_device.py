@@ -89,6 +89,20 @@ def test_pending_error_of_earlier_work_is_returned_once():
     assert device.pending_error() is None
 
 
+def test_errors_that_clear_cache_raises_are_pending(monkeypatch):
+    raised = ["of a stream", "of another", "of another"]
+
+    def clear_cache():
+        if raised:
+            raise RuntimeError(raised.pop(0))
+
+    monkeypatch.setattr(mx, "clear_cache", clear_cache)
+    device.clear_cache()
+    error = device.pending_error()
+    assert error.endswith("has failed: of a stream; of another")
+    assert (raised, device.pending_error()) == ([], None)
+
+
 def test_have_values_keeps_arrays_usable_beside_one_that_cannot_be_evaluated(
     monkeypatch,
 ):

@@ -93,17 +93,18 @@ def test_first_gradients_that_cannot_be_evaluated_are_refused_on_all_ranks(
 
 @pytest.mark.mpi(min_size=2)
 def test_micro_batch_that_cannot_be_evaluated_refuses_its_step_on_all_ranks(world):
-    optimizer = distributed(world, optim.SGD(0.5), accumulate=2, bucket_size=8)
+    optimizer = distributed(world, optim.SGD(0.5), accumulate=3, bucket_size=8)
     model = linear_layers()
     before = model.parameters()
     optimizer.init(model)
     grads = gradients(model.trainable_parameters(), 0, world.rank)
     bad = with_a_failing_weight(grads, array_of_a_thread_that_ended)
     optimizer.update(model, bad if world.is_root else grads)
+    optimizer.update(model, grads)
     with pytest.raises(mlxdist.MismatchError, match=r"rank 0: micro-batch 1: .*Stream"):
         optimizer.update(model, grads)
     assert_same_bits(model.parameters(), before)
-    for _ in range(2):
+    for _ in range(3):
         optimizer.update(model, grads)
     assert world.identical(model)
     assert optimizer.step.item() == 1
@@ -121,6 +122,25 @@ def test_parameter_that_cannot_be_evaluated_refuses_a_repeated_init_on_all_ranks
         optimizer.init(model)
     model.layers[0].weight = weight
     optimizer.init(model)
+    assert world.identical(model)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_error_of_another_stream_is_refused_on_all_ranks_after_init(world, monkeypatch):
+    """MLX raises it where init returns freed memory, when it has succeeded."""
+    optimizer, model = distributed(world, optim.SGD(0.5)), linear_layers()
+
+    def clear_cache():
+        monkeypatch.undo()
+        raise RuntimeError("of another stream")
+
+    if world.is_root:
+        monkeypatch.setattr(mx, "clear_cache", clear_cache)
+    optimizer.init(model)
+    grads = gradients(model.trainable_parameters(), 0, world.rank)
+    with pytest.raises(mlxdist.MismatchError, match=r"rank 0: .*of another stream"):
+        optimizer.update(model, grads)
+    optimizer.update(model, grads)
     assert world.identical(model)
 
 

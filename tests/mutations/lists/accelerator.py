@@ -18,13 +18,19 @@ MUTATIONS = [
     ),
     Mutation(
         "arrays/device.py",
-        "_ERRORS_DROPPED = 8",
-        "_ERRORS_DROPPED = 1",
+        "_MOST_ERRORS = 8",
+        "_MOST_ERRORS = 1",
         ("tests/arrays/test_device.py",),
     ),
     Mutation(
         "arrays/device.py",
         "        recover(arrays)\n",
+        "",
+        ("tests/arrays/test_device.py",),
+    ),
+    Mutation(
+        "arrays/device.py",
+        "    _errors.clear()\n",
         "",
         ("tests/arrays/test_device.py",),
     ),

@@ -59,7 +59,7 @@ MUTATIONS = [
     ),
     Mutation(
         "world/process.py",
-        "    mx.clear_cache()",
+        "    device.clear_cache()",
         "    pass",
         ("tests/checkpoint/test_api.py",),
         (1,),

@@ -1,6 +1,6 @@
 """Mistakes in minimize(), and in sums of micro-batches that are kept as shares."""
 
-from tests.mutations.mutation import mistakes
+from tests.mutations.mutation import Mutation, mistakes
 
 SHARDED = ("tests/optim/test_sharded_accumulation.py",)
 MINIMIZE = ("tests/optim/test_minimize.py", "tests/optim/test_minimize_memory.py")
@@ -18,6 +18,13 @@ MUTATIONS = [
             ("earlier.pop(0) + array", "array"),
             ("array / self.weight for", "array for"),
         ],
+    ),
+    Mutation(
+        "optim/accumulation.py",
+        "if problem is not None and self.problem is None:",
+        "if problem is not None:",
+        ("tests/optim/test_failed_gradients.py",),
+        (2,),
     ),
     *mistakes(
         "optim/accumulation.py",

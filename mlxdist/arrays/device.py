@@ -12,6 +12,7 @@ import mlx.core as mx
 from .concat import join
 from .types import Array, Dtype, Pieces, Tree
 
+_FAILED_BEFORE = "a computation that was queued before has failed"
 _MOST_ERRORS = 8  # that one call takes from MLX
 _errors: list[str] = []  # that MLX raised in `clear_cache`
 
@@ -157,14 +158,14 @@ def pending_error() -> str | None:
         return None
     texts = "; ".join(dict.fromkeys(_errors))
     _errors.clear()
-    return f"a computation that was queued before has failed: {texts}"
+    return f"{_FAILED_BEFORE}: {texts}"
 
 
 def clear_cache() -> None:
     """Free the memory that MLX keeps for new arrays. Waits for all streams of a CPU.
 
     MLX raises their errors here, on one rank, in a call that may have succeeded on all.
-    They are kept for `pending_error`.
+    They are kept for `pending_error`, and printed: no call may follow.
     """
     for _ in range(_MOST_ERRORS):
         try:
@@ -172,6 +173,7 @@ def clear_cache() -> None:
             break
         except RuntimeError as error:
             _errors.append(str(error))
+            print(f"mlxdist: {_FAILED_BEFORE}: {error}", file=sys.stderr)
 
 
 _NOTHING = mx.zeros(1, mx.uint8, stream=mx.cpu)

@@ -89,7 +89,7 @@ def test_pending_error_of_earlier_work_is_returned_once():
     assert device.pending_error() is None
 
 
-def test_errors_that_clear_cache_raises_are_pending(monkeypatch):
+def test_errors_that_clear_cache_raises_are_printed_and_pending(monkeypatch, capsys):
     raised = ["of a stream", "of another", "of another"]
 
     def clear_cache():
@@ -98,6 +98,7 @@ def test_errors_that_clear_cache_raises_are_pending(monkeypatch):
 
     monkeypatch.setattr(mx, "clear_cache", clear_cache)
     device.clear_cache()
+    assert "queued before has failed: of another\n" in capsys.readouterr().err
     error = device.pending_error()
     assert error.endswith("has failed: of a stream; of another")
     assert (raised, device.pending_error()) == ([], None)

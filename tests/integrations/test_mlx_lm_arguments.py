@@ -33,6 +33,13 @@ def test_train_with_wrong_arguments_is_refused_on_all_ranks(
         train(tiny_model(), optim.SGD(0.1), rows(30), args=args)
 
 
+def test_train_without_validation_rows_accepts_no_interval_of_validations(
+    world, shared_folder
+):
+    args = arguments(shared_folder, iters=0, steps_per_eval=0)
+    train(tiny_model(), optim.SGD(0.1), rows(30), args=args)
+
+
 def test_train_of_a_frozen_model_is_refused_on_all_ranks(world, shared_folder):
     model = tiny_model()
     model.freeze()

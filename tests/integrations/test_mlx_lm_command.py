@@ -64,6 +64,10 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
         (lambda c: {**c, "mask_prompt": "no"}, "found 'no', wanted true or false"),
         (lambda c: {**c, "clear_cache_threshold": "4 apples"}, "wanted a whole number"),
         (lambda c: {**c, "train": False}, "nothing to do: add --train, --test"),
+        (
+            lambda c: {**c, "prompt_feature": "text", "completion_feature": "text"},
+            "a row that can't be tokenized: {'text': ",
+        ),
         (lambda c: {**c, "num_layers": 9}, "the model only has 1 layers"),
         (lambda c: {**c, "adapter_path": c["data"] + "/train.jsonl"}, "File exists"),
         (lambda c: {**c, "optimizer": "muon", "shard": "elements"}, "need them whole"),
@@ -75,7 +79,7 @@ def test_command_resumes_from_its_checkpoint(world, lora, config, shared_folder)
     ids=[
         *("shard", "rows", "few rows", "no data", "resume", "no checkpoint", "YAML"),
         *("list", "dashes", "unknown", "section", "text", "quotes", "size"),
-        *("nothing", "layers", "path", "Muon", "untrained"),
+        *("nothing", "template", "layers", "path", "Muon", "untrained"),
     ],
 )
 def test_command_with_a_mistake_ends_all_ranks_with_one_message(

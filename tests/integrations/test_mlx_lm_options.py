@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import types
 
 import pytest
 from mlx_lm import lora
+from mlx_lm.tuner.datasets import TextDataset
 
+from mlxdist.integrations.mlx_lm.data_files import Rows
 from mlxdist.integrations.mlx_lm.options import DEFAULTS, check
 
 pytestmark = pytest.mark.mpi
@@ -34,6 +37,9 @@ def folder(tmp_path):
         {"fine_tune_type": "full", "lora_parameters": None},
         {"lora_parameters": {**LORA, "rank": 1, "keys": ["self_attn.q_proj"]}},
         {"lr_schedule": {**COSINE, "warmup": 2, "warmup_init": 0}},
+        {"lr_schedule": {**COSINE, "warmup": 1e2}},
+        {"lr_schedule": {**COSINE, "warmup": None, "warmup_init": None}},
+        {"iters": 1e3, "save_every": 1e2, "train": 1, "grad_checkpoint": 0},
         {"optimizer": "AdamW", "optimizer_config": {"adamw": {"betas": [0.9, 0.9]}}},
     ],
 )
@@ -45,6 +51,8 @@ def test_options_of_mlx_lm_are_accepted(folder, changes):
     ("changes", "message"),
     [
         ({"model": 5}, "model: found 5, wanted text"),
+        ({"clear_cache_threshold": "-4GB"}, "threshold: found '-4GB', wanted a whole"),
+        ({"train": "yes"}, "train: found 'yes', wanted true or false"),
         ({"seed": -1}, "seed: found -1, wanted 0 to 4294967295"),
         ({"fine_tune_type": "loar"}, "fine_tune_type: found loar, wanted lora, dora"),
         ({"resume_adapter_file": "/none"}, "resume_adapter_file: there is no file"),
@@ -62,8 +70,11 @@ def test_options_of_mlx_lm_are_accepted(folder, changes):
         ({"lr_schedule": {"name": "cosin"}}, "name: found 'cosin', wanted expo"),
         ({"lr_schedule": {**COSINE, "arguments": 1}}, "arguments: found 1, wanted a l"),
         ({"lr_schedule": {**COSINE, "arguments": [1]}}, "cosine_decay are init, decay"),
-        ({"lr_schedule": {**COSINE, "warmup": "2"}}, "warmup: found '2', wanted a who"),
-        ({"lr_schedule": {**COSINE, "warmup_init": "0"}}, "warmup_init: found '0', w"),
+        ({"lr_schedule": {**COSINE, "warmup": "2"}}, "warmup: found '2', wanted a num"),
+        (
+            {"lr_schedule": {**COSINE, "warmup": 1, "warmup_init": "0"}},
+            "lr_schedule: warmup_init: found '0', wanted a number",
+        ),
     ],
 )
 def test_option_that_cannot_work_is_refused_by_name(folder, changes, message):
@@ -77,11 +88,13 @@ def test_option_that_cannot_work_is_refused_by_name(folder, changes, message):
         ("train", [], "train.jsonl is empty: add rows, or remove it"),
         ("valid", [], "valid.jsonl is empty: add rows, or remove it"),
         ("train", [*TEXTS, "{x"], "line 4 of .*train.jsonl is no JSON: Expecting"),
-        ("train", [*TEXTS, b"\xff"], "line 4 of .*train.jsonl is no JSON: 'utf-8'"),
+        ("train", [*TEXTS, b"\xff"], "line 4 of .*train.jsonl is no text in UTF-8"),
+        ("train", ["\ufeff" + TEXTS[0]], "line 1 of .*train.jsonl is no JSON: Unexpec"),
         ("train", [*TEXTS, "", *TEXTS], "line 4 of .*train.jsonl is empty"),
         ("train", ["[1]"], "line 1 of .*train.jsonl is no object of JSON"),
         ("train", ['{"txt": ""}'], "line 1 .* has txt, wanted prompt and completion, "),
         ("train", [*TEXTS, '{"txt": ""}'], "line 4 .* has no text, which the first"),
+        ("test", ['{"txt": ""}'], "line 1 .*test.jsonl has txt, wanted prompt and"),
     ],
 )
 def test_file_of_data_that_cannot_be_read_is_refused_by_line(
@@ -91,6 +104,20 @@ def test_file_of_data_that_cannot_be_read_is_refused_by_line(
     (folder / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     with pytest.raises(ValueError, match=message):
         check(options(folder), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train", "\r".join(TEXTS)),
+        ("valid", "\r\n".join(TEXTS)),
+        ("valid", json.dumps({"text": "a\u2028\x85b"}, ensure_ascii=False)),
+        ("test", TEXTS[0] + '\n{"txt": ""}\n[]'),  # unused
+    ],
+)
+def test_files_of_data_that_mlx_lm_reads_are_accepted(folder, name, text):
+    (folder / f"{name}.jsonl").write_bytes(text.encode())
+    check(options(folder), 1)
 
 
 def test_missing_file_of_data_is_named_with_the_flag(folder):
@@ -104,3 +131,13 @@ def test_other_names_of_features_are_looked_for(folder):
     text = json.dumps({"body": "a"})
     (folder / "train.jsonl").write_text(text)
     check(options(folder, text_feature="body"), 1)
+
+
+def test_row_that_cannot_be_tokenized_is_named():
+    tokenizer = types.SimpleNamespace(encode=list, eos_token_id=0)
+    rows = Rows("valid", TextDataset([{"text": "a"}, {"text": ""}], tokenizer))
+    assert rows.process(rows[0]) == (["a", 0], 0)
+    with pytest.raises(
+        ValueError, match=r"valid dataset .* {'text': ''}: IndexError: list index"
+    ):
+        rows.process(rows[1])

@@ -138,8 +138,10 @@ class Arguments:
             if problem is not None:
                 yield problem
         given = {**vars(args), "checkpoint_every": self.checkpoint_every}
+        if self.validation is None:  # and 0 is as good as any
+            del given["steps_per_eval"]
         for name, least in _LEAST.items():
-            if given[name] < least:
+            if given.get(name, least) < least:
                 yield f"{name}={given[name]}, wanted {least} or more"
         if self.checkpoint_every and not self.resume and any_files(self.checkpoints):
             yield (

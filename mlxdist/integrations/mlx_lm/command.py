@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial, wraps
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...world.world import World
 from .arguments import RefusedError, dataset_problem, refusing
 from .batches import Batches
 from .callbacks import Callback, Logged
+from .data_files import Rows
 from .options import DEFAULTS, add_options, check, wrap_optimizer
 from .step import finite
 from .trainer import train
@@ -161,17 +163,18 @@ class OnAllRanks:
         return call
 
     def _checked(self, load_dataset: Function) -> Function:
-        """mlx-lm's function, which refuses sets that are smaller than a batch."""
+        """mlx-lm's function, which refuses datasets that can't be trained on."""
 
         @wraps(load_dataset)
         def load(*arguments: object) -> object:
-            train, valid, test = sets = load_dataset(*arguments)
-            used = [("train", train), ("valid", valid)] if self._args.train else []
-            used += [("test", test)] if self._args.test else []
-            for name, rows in used:
-                problem = dataset_problem(name, len(rows), self._args.batch_size)
-                if rows and problem is not None:
+            names = ("train", "valid", "test")
+            sets = list(map(Rows, names, load_dataset(*arguments)))
+            is_used = (self._args.train, self._args.train, self._args.test)
+            for rows in filter(len, compress(sets, is_used)):
+                problem = dataset_problem(rows.name, len(rows), self._args.batch_size)
+                if problem is not None:
                     raise ValueError(problem)
+                rows.process(rows[0])  # fails where chats have no template
             return sets
 
         return load

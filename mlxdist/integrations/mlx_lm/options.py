@@ -81,13 +81,31 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     if isinstance(args.clear_cache_threshold, str):
         with suppress(ArithmeticError, LookupError):  # what is no size is a problem
             args.clear_cache_threshold = size_in_bytes(args.clear_cache_threshold)
+    for name, default in _defaults().items():
+        setattr(args, name, _converted(getattr(args, name), default))
     problem = next(_problems(args, ranks), None)
     if problem is not None:
         raise ValueError(problem)
 
 
+def _converted(value: object, default: object) -> object:
+    """Return a value of the YAML file in its default's type, if it is as good as one.
+
+    mlx-lm takes 1e2, which is a float in YAML, for 100, and 1 for true.
+    """
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(default) is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    return value
+
+
+def _defaults() -> dict[str, object]:
+    return {**lora.CONFIG_DEFAULTS, **DEFAULTS}
+
+
 def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
-    for name, default in {**lora.CONFIG_DEFAULTS, **DEFAULTS}.items():
+    for name, default in _defaults().items():
         value = getattr(args, name)
         if type(default) in _KINDS and type(value) is not type(default):
             yield f"{name}: found {value!r}, wanted {_KINDS[type(default)]}"

@@ -132,10 +132,10 @@ def _schedule_problems(args: Namespace) -> Iterator[str]:
     except TypeError as error:
         names = ", ".join(signature.parameters)
         yield f"lr_schedule: arguments of {name} are {names}: {error}"
-    warmup = given.get("warmup", 0)
-    if not _is_whole(warmup) or warmup < 0:
-        yield _wanted("lr_schedule: warmup", warmup, "a whole number of 0 or more")
-    if not _is_number(given.get("warmup_init", 0.0)):
+    warmup = given.get("warmup") or 0
+    if not _is_number(warmup) or 0 != warmup < 1:
+        yield _wanted("lr_schedule: warmup", warmup, "a number of steps, or 0 for none")
+    if warmup and not _is_number(given.get("warmup_init", 0.0)):
         yield _wanted("lr_schedule: warmup_init", given["warmup_init"], "a number")
 
 

@@ -73,7 +73,7 @@ def known_options() -> set[str]:
 
 def size_in_bytes(text: str) -> int:
     """Return a size such as 4GB as mlx-lm's flag reads it, in bytes."""
-    options = lora.build_parser().parse_args(["--clear-cache-threshold", text])
+    options = lora.build_parser().parse_args([f"--clear-cache-threshold={text}"])
     return int(options.clear_cache_threshold)
 
 

@@ -80,11 +80,19 @@ MUTATIONS = [
         ],
         (1,),
     ),
+    Mutation(
+        FOLDER + "command.py",
+        "rows.process(rows[0])  # fails where chats have no template",
+        "pass",
+        COMMAND,
+        (1,),
+    ),
     *mistakes(
         FOLDER + "data_files.py",
         OPTIONS,
         [
-            ("elif name in needed:", "elif 0:"),
+            ('elif is_used and name != "valid":', "elif 0:"),
+            ("if wanted and not is_used:", "if 0:"),
             ("if missing:", "if 0:"),
             (
                 '        yield f"data: {path} is empty: add rows, or remove it"',
@@ -116,8 +124,8 @@ MUTATIONS = [
     ),
     Mutation(
         FOLDER + "arguments.py",
-        "if given[name] < least:",
-        "if given[name] < 0:",
+        "if given.get(name, least) < least:",
+        "if given.get(name, least) < 0:",
         ("tests/integrations/test_mlx_lm_arguments.py",),
         (1,),
     ),

@@ -112,8 +112,9 @@ def test_file_of_data_that_cannot_be_read_is_refused_by_line(
         ("train", "\r".join(TEXTS)),
         ("valid", "\r\n".join(TEXTS)),
         ("valid", json.dumps({"text": "a\u2028\x85b"}, ensure_ascii=False)),
-        ("test", TEXTS[0] + '\n{"txt": ""}\n[]'),  # unused
+        ("test", TEXTS[0] + '\n{"txt": ""}\n[]'),
     ],
+    ids=["CR", "CRLF", "separators", "unused"],
 )
 def test_files_of_data_that_mlx_lm_reads_are_accepted(folder, name, text):
     (folder / f"{name}.jsonl").write_bytes(text.encode())

@@ -3,6 +3,7 @@
 import argparse
 import json
 import types
+from importlib.util import find_spec
 
 import pytest
 from mlx_lm import lora
@@ -126,6 +127,19 @@ def test_missing_file_of_data_is_named_with_the_flag(folder):
         ValueError, match=r"there is no .*test.jsonl, which --test needs"
     ):
         check(options(folder, test=True), 1)
+
+
+@pytest.mark.skipif(find_spec("datasets") is not None, reason="datasets is installed")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hf_dataset": {"path": "a/b"}}, "^hf_dataset: pip install datasets"),
+        ({"data": "a/b"}, "data: there is no folder a/b. If it is the name"),
+    ],
+)
+def test_dataset_of_hugging_face_without_its_package_names_it(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(options(folder, **changes), 1)
 
 
 def test_other_names_of_features_are_looked_for(folder):

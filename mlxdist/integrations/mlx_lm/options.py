@@ -121,11 +121,14 @@ def _problems(args: argparse.Namespace, ranks: int) -> Iterator[str]:
         yield "nothing to do: add --train, --test or both"
     if args.resume and not args.train:
         yield "--resume continues a training: add --train"
-    if not Path(args.data).exists() and find_spec("datasets") is None:
-        yield (
-            f"data: there is no folder {args.data}. If it is the name of a dataset on "
-            "Hugging Face, pip install datasets"
-        )
+    if find_spec("datasets") is None:
+        if getattr(args, "hf_dataset", None):
+            yield "hf_dataset: pip install datasets"
+        elif not Path(args.data).exists():
+            yield (
+                f"data: there is no folder {args.data}. If it is the name of a dataset "
+                "on Hugging Face, pip install datasets"
+            )
     yield from data_problems(args)
 
 

@@ -117,7 +117,7 @@ class RunLog:
             weight: how much `loss` counts: `tokens`, or else 1, where it is None. 0
                 leaves it out, even nan.
             values: others, the last ones of which are averaged over the ranks. "step",
-                "time" and "left_out" are the report's own.
+                "time", "left_out" and the names above are the report's own.
 
         Returns:
             A report, the same on all ranks, or None where none was due.

@@ -101,7 +101,7 @@ class MicroBatches:
         """Add a micro-batch that is not the last one. Evaluates its gradients.
 
         Bucket by bucket, and drops them from the dict. The first problem is kept until
-        the step's last micro-batch, when all ranks meet; what is added after it isn't.
+        the step's last micro-batch, when all ranks meet; those between are not added.
         """
         problem = self.problem or problem or weight_problem(weight)
         if problem is None:

@@ -59,7 +59,7 @@ def prepare_mpi() -> bool:
     """Make MLX load mpi4py's libmpi, and MPI end with the process.
 
     Returns:
-        Whether there is an MPI on this machine. It is not started yet.
+        Whether there is an MPI that MLX can start. It is not started yet.
 
     Raises:
         RuntimeError: MPI was started already, or it is not Open MPI.
@@ -86,6 +86,8 @@ def prepare_mpi() -> bool:
     )
     parameters = _MCA_PARAMETERS | (_NAP_PARAMETERS if naps else {})
     environment.use_libmpi(library, parameters=parameters)
+    if not mx.distributed.is_available("mpi"):
+        return False  # MLX has looked for a libmpi before, and will start none
     finalize_at_exit(library)
     _prepared.append(library)
     return True

@@ -1,10 +1,11 @@
 """The end of the process: MPI_Finalize of ranks and of their forked children."""
 
 import signal
+import sys
 
 import pytest
 
-from tests.support.jobs import mpi_job
+from tests.support.jobs import mpi_job, run
 
 # Groups and splits are alive at exit, and one collective has not been evaluated.
 PENDING_COLLECTIVES = """
@@ -47,6 +48,13 @@ time.sleep(0.6)
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_exit_with_pending_collectives_has_exit_code_0(ranks, tmp_path):
     result = mpi_job(ranks, PENDING_COLLECTIVES, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_exit_after_mlx_has_joined_without_mpi_has_exit_code_0():
+    """MLX looks for a libmpi once, and there is no MPI to finalize."""
+    first = "import mlx.core as mx\nmx.distributed.init()\n"
+    result = run([sys.executable, "-c", first + PENDING_COLLECTIVES])
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -163,6 +163,12 @@ MUTATIONS = [
         HOOKS,
     ),
     Mutation(
+        "world/process.py",
+        'if not mx.distributed.is_available("mpi"):',
+        "if 0:",
+        FINALIZE,
+    ),
+    Mutation(
         "world/finalize.py",
         "os.register_at_fork(after_in_child=_skip_inherited_handlers)",
         "pass",

@@ -33,7 +33,9 @@ PATH = KeyPath(("w",))
 
 def attempt_of(calls, measure):
     """Return an attempt on one gradient of ones, which records what it calls."""
-    means = SimpleNamespace(replace_gradients=lambda g: calls.append(("replace", g)))
+    means = SimpleNamespace(
+        weights=None, replace_gradients=lambda g: calls.append(("replace", g))
+    )
 
     def reduce(gradients, weights, earlier):
         assert earlier is None

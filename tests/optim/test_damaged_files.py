@@ -32,13 +32,13 @@ def damaged(world, tmp_path):
 def test_init_refuses_weights_that_one_rank_can_not_read(damaged, world):
     model = nn.Module()
     model.w = damaged
-    with pytest.raises(MismatchError, match="RuntimeError"):
+    with pytest.raises(MismatchError, match=r"\[read\]"):
         distributed(world).init(model)
 
 
 @pytest.mark.mpi(min_size=2)
 def test_init_refuses_a_tree_that_one_rank_can_not_read(damaged, world):
-    with pytest.raises(MismatchError, match="RuntimeError"):
+    with pytest.raises(MismatchError, match=r"\[read\]"):
         distributed(world).init({"w": damaged})
 
 
@@ -57,7 +57,7 @@ def test_state_that_one_rank_can_not_read_is_refused_on_all(call, damaged, world
     else:
         other.init(tree)
         refused = partial(other.load_state, given)
-    with pytest.raises(MismatchError, match="RuntimeError"):
+    with pytest.raises(MismatchError, match=r"\[read\]"):
         refused()
 
 
@@ -66,6 +66,6 @@ def test_save_refuses_an_array_that_one_rank_can_not_read(
 ):
     tree = {"w": mx.arange(5.0)}
     save = partial(save_checkpoint, shared_folder, 1, tree, trained(world, tree))
-    with pytest.raises(MismatchError, match="RuntimeError"):
+    with pytest.raises(MismatchError, match=r"\[read\]"):
         save({"array": damaged})
     assert save().exists()

@@ -119,10 +119,9 @@ class DistributedOptimizer(OptimizerWrapper):
                 parameters' paths, shapes or dtypes differ, or a tree's values do, or a
                 parameter can't be trained.
         """
-        made, problem = self._made, None
+        made, inner, problem = self._made, self._inner, None
         try:
-            plan = made.layout.plan if made else None
-            if plan and traced_setup.is_repeated(self._inner, plan, parameters):
+            if made and traced_setup.is_repeated(inner, made.layout.plan, parameters):
                 return
         except RuntimeError as error:  # of parameters: the other ranks wait
             problem = error_text(error)
@@ -216,7 +215,8 @@ class DistributedOptimizer(OptimizerWrapper):
     def grad_norm(self) -> Array:
         """Global norm of the last averaged gradient before clipping, float32 scalar.
 
-        Not finite where that step was skipped. ValueError without `max_norm`."""
+        Not finite where that step was skipped. ValueError without `max_norm`.
+        """
         return self._steps.scale.require_norm()
 
     @property

@@ -29,14 +29,14 @@ _LORA = ("rank", "dropout", "scale")
 _GIVEN = {"learning_rate"}  # by another option
 
 
-def section_problems(args: Namespace, own: Collection[str]) -> Iterator[str]:
+def section_problems(args: Namespace, options: Collection[str]) -> Iterator[str]:
     """Yield what is wrong with names and with the sections of a training.
 
     Args:
         args: of the command, after the YAML file was read.
-        own: names of mlxdist's options.
+        options: names of mlxdist's options.
     """
-    yield from _unknown_names(vars(args), {*known_options(), *own}, args.config)
+    yield from _unknown_names(vars(args), {*known_options(), *options}, args.config)
     for section, known in SECTIONS.items():
         given = getattr(args, section, None)
         for names in given if isinstance(given, list) else [given]:
